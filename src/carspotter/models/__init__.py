@@ -1,0 +1,1 @@
+"""From arrays to runs: experiments, three sibling frameworks, metrics, recorded runs."""

@@ -1,0 +1,101 @@
+"""Where things are: on a laptop, in CI, on Kaggle. The only file that knows Kaggle's mounts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+KAGGLE_INPUT = Path("/kaggle/input")
+KAGGLE_WORKING = Path("/kaggle/working")
+
+
+def home() -> Path:
+    """Give the folder that holds `data/` and `results/`.
+
+    `CARSPOTTER_HOME` when set; else the nearest folder, from the working folder upwards, that is a Carspotter
+    checkout; else Kaggle's working folder; else the working folder. A notebook in `notebooks/` therefore finds
+    the repository's data, and `make demo` can send everything into `demo/`.
+    """
+    if chosen := os.environ.get("CARSPOTTER_HOME"):
+        return Path(chosen).resolve()
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        if (folder / "src" / "carspotter" / "paths.py").is_file():
+            return folder
+    return KAGGLE_WORKING if KAGGLE_WORKING.is_dir() else here
+
+
+def real_photos() -> Path | None:
+    """Give the folder of real photos named by `CARSPOTTER_REAL_PHOTOS`, or None when there is none."""
+    folder = os.environ.get("CARSPOTTER_REAL_PHOTOS")
+    return Path(folder) if folder and Path(folder).is_dir() else None
+
+
+def find_kaggle_dataset(owner: str, slug: str, mount: Path = KAGGLE_INPUT) -> Path | None:
+    """Give the folder where Kaggle mounted the data set `owner/slug`, or None; all three layouts are looked at."""
+    candidates = (mount / slug, mount / "datasets" / owner / slug, mount / owner / slug)
+    return next((folder for folder in candidates if folder.is_dir()), None)
+
+
+@dataclass(frozen=True)
+class Study:
+    """The files of one study: a set of classes and photos with its split and its runs.
+
+    `data` is shared by all studies (photos, journal, curation); `results` holds one folder per study and is in git.
+    """
+
+    name: str
+    data: Path
+    results: Path
+
+    @classmethod
+    def open(cls, name: str = "sample", data: str | os.PathLike | None = None) -> Study:
+        """Give the study `name`; `data` defaults to `data/` in `home()`, results are always in `home()/results`."""
+        if not name or name != Path(name).name or name.startswith("."):
+            raise ValueError(f"study name {name!r} cannot be a folder name; use letters, digits and _, as in swift_wagonr")
+        return cls(name, Path(data).resolve() if data else home() / "data", home() / "results")
+
+    @property
+    def raw(self) -> Path:
+        return self.data / "raw"
+
+    @property
+    def reviews(self) -> Path:
+        return self.data / "reviews.jsonl"
+
+    @property
+    def curation(self) -> Path:
+        return self.data / "curation.csv"
+
+    @property
+    def sealed(self) -> Path:
+        return self.data / "sealed" / f"{self.name}.csv"
+
+    @property
+    def images(self) -> Path:
+        return self.data / "images"
+
+    @property
+    def folder(self) -> Path:
+        return self.results / self.name
+
+    @property
+    def splits(self) -> Path:
+        return self.folder / "splits.csv"
+
+    @property
+    def runs(self) -> Path:
+        return self.folder / "runs"
+
+    @property
+    def runs_table(self) -> Path:
+        return self.folder / "runs.csv"
+
+    @property
+    def test_ledger(self) -> Path:
+        return self.folder / "test_ledger.jsonl"
+
+    @property
+    def figures(self) -> Path:
+        return self.folder / "figures"

@@ -1,0 +1,1 @@
+"""From files to arrays: table, curation, split, sealed test, images, augmentation."""

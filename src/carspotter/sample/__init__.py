@@ -1,0 +1,1 @@
+"""The embedded default: rendered listing photos and a local used-car site."""
