@@ -1,0 +1,105 @@
+"""Draws one fused affine + colour change per photo, in numpy, for all frameworks.
+
+The draws are made here and only here; Keras, PyTorch and TensorFlow apply the same matrices, so that one seed gives
+the same augmented photos in all three. `warp_images` is the plain reference that their warps are held against.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+# ITU-R BT.601 luma: what "grey" means when saturation changes.
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+@dataclass(frozen=True)
+class AugmentationRanges:
+    """How far a photo may be changed; the defaults are those of the original study."""
+
+    rotation: float = 40.0  # ± degrees
+    shift: float = 0.2  # ± share of the side, each axis on its own
+    shear: float = 0.2  # ± degrees: Keras' ImageDataGenerator reads the original's .2 as degrees
+    zoom: tuple[float, float] = (0.8, 1.2)  # each axis on its own; below 1 magnifies
+    flip: float = 0.5  # probability of a horizontal mirror image
+    brightness: float = 0.0  # ± share of white added
+    contrast: float = 0.0  # ± share, about middle grey
+    saturation: float = 0.0  # ± share, about the pixel's own grey
+
+
+def draw_affine(
+    rng: np.random.Generator,
+    count: int,
+    size: int,
+    ranges: AugmentationRanges = AugmentationRanges(),
+) -> np.ndarray:
+    """Draw one geometric change per photo: float64, (count, 3, 3), output pixel (x, y, 1) -> input pixel.
+
+    Pixel centres lie at whole numbers, 0 … size - 1, x to the right and y down; the change turns about the centre
+    (size - 1) / 2. Order as in Keras' ImageDataGenerator: rotation · shift · shear · zoom, then the mirror image.
+    """
+    # One row of draws per photo: the first n photos are the same whatever the batch size.
+    draws = rng.random((count, 7))
+    angle = np.deg2rad(ranges.rotation) * (2 * draws[:, 0] - 1)
+    shift_x, shift_y = (ranges.shift * size * (2 * draws[:, k] - 1) for k in (1, 2))
+    shear = np.deg2rad(ranges.shear) * (2 * draws[:, 3] - 1)
+    low, high = ranges.zoom
+    zoom_x, zoom_y = (low + (high - low) * draws[:, k] for k in (4, 5))
+    mirror = np.where(draws[:, 6] < ranges.flip, -1.0, 1.0)
+
+    rotation = _identities(count)
+    rotation[:, 0, 0] = rotation[:, 1, 1] = np.cos(angle)
+    rotation[:, 1, 0] = np.sin(angle)
+    rotation[:, 0, 1] = -np.sin(angle)
+    shifting = _identities(count)
+    shifting[:, 0, 2], shifting[:, 1, 2] = shift_x, shift_y
+    shearing = _identities(count)
+    shearing[:, 0, 1], shearing[:, 1, 1] = -np.sin(shear), np.cos(shear)
+    zooming = _identities(count)
+    zooming[:, 0, 0], zooming[:, 1, 1] = zoom_x * mirror, zoom_y
+
+    to_centre, back = _identities(1), _identities(1)
+    to_centre[:, :2, 2] = -(size - 1) / 2
+    back[:, :2, 2] = (size - 1) / 2
+    return back @ rotation @ shifting @ shearing @ zooming @ to_centre
+
+
+def draw_colour(rng: np.random.Generator, count: int, ranges: AugmentationRanges) -> np.ndarray:
+    """Draw one colour change per photo: float64, (count, 3, 4), to be multiplied with (R, G, B, 1), values 0 … 1.
+
+    Saturation, then contrast, then brightness, fused into one matrix; the caller clips to 0 … 1.
+    """
+    draws = 2 * rng.random((count, 3)) - 1
+    saturation = 1 + ranges.saturation * draws[:, 0, None, None]
+    contrast = 1 + ranges.contrast * draws[:, 1, None, None]
+    brightness = ranges.brightness * draws[:, 2, None, None]
+    grey = np.broadcast_to(LUMA, (3, 3))
+    linear = contrast * (saturation * np.eye(3) + (1 - saturation) * grey)
+    offset = np.broadcast_to(0.5 * (1 - contrast) + brightness, (count, 3, 1))
+    return np.concatenate([linear, offset], axis=2)
+
+
+def warp_images(images: np.ndarray, matrices: np.ndarray) -> np.ndarray:
+    """Apply `draw_affine` matrices (N, 3, 3) to images (N, S, S, 3); give float32, same shape and scale.
+
+    Bilinear; the nearest border pixel repeats. The reference for the frameworks' own warps, and enough for a figure; not fast.
+    """
+    count, height, width, _ = images.shape
+    y, x = np.mgrid[0:height, 0:width]
+    output = np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
+    source = matrices @ output
+    # Clipping the coordinates repeats the border: beyond the last pixel both neighbours are that pixel.
+    source_x = np.clip(source[:, 0], 0, width - 1).reshape(count, height, width)
+    source_y = np.clip(source[:, 1], 0, height - 1).reshape(count, height, width)
+    left, top = np.floor(source_x).astype(int), np.floor(source_y).astype(int)
+    right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
+    share_x, share_y = (source_x - left)[..., None], (source_y - top)[..., None]
+    photo = np.arange(count)[:, None, None]
+    upper = images[photo, top, left] * (1 - share_x) + images[photo, top, right] * share_x
+    lower = images[photo, bottom, left] * (1 - share_x) + images[photo, bottom, right] * share_x
+    return (upper * (1 - share_y) + lower * share_y).astype(np.float32)
+
+
+def _identities(count: int) -> np.ndarray:
+    return np.tile(np.eye(3), (count, 1, 1))
