@@ -26,6 +26,17 @@ def home() -> Path:
     return KAGGLE_WORKING if KAGGLE_WORKING.is_dir() else here
 
 
+def checkout() -> Path:
+    """Give the repository's folder, which holds the notebooks and the scraper.
+
+    Raises FileNotFoundError when the package is installed without one, as from a wheel.
+    """
+    folder = Path(__file__).resolve().parents[2]
+    if not (folder / "notebooks").is_dir():
+        raise FileNotFoundError("this needs a checkout of the Carspotter repository: clone it and run `make setup` there")
+    return folder
+
+
 def real_photos() -> Path | None:
     """Give the folder of real photos named by `CARSPOTTER_REAL_PHOTOS`, or None when there is none."""
     folder = os.environ.get("CARSPOTTER_REAL_PHOTOS")

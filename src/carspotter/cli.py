@@ -1,0 +1,232 @@
+"""`python -m carspotter VERB`: one verb per stage, each a thin call into the package."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from carspotter import __version__
+from carspotter.paths import Study
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one verb; give the exit code: 0 done, 1 the verb's own "no", 2 bad input, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.verb(options) or 0
+    except KeyboardInterrupt:
+        print("\nInterrupted. Everything finished so far is kept; run the same command again to go on.", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"carspotter: {error}", file=sys.stderr)
+        return 2
+
+
+def sample_photos(options) -> int:
+    from carspotter.sample.world import write_photos
+
+    write_photos(options.out, listings=options.listings, seed=options.seed)
+    print(f"Wrote {options.listings} listings to {options.out}")
+    return 0
+
+
+def sample_serve(options) -> int:
+    from carspotter.sample.site import SampleSite
+
+    with SampleSite(options.out, listings=options.listings, seed=options.seed, port=options.port) as site:
+        print(f"Serving the sample site on {site.base_url} (Ctrl-C stops it)", flush=True)
+        site.wait()
+    return 0
+
+
+def import_photos(options) -> int:
+    from carspotter.photos.table import import_folder
+
+    report = import_folder(_study(options).data, options.folder, classes=options.classes)
+    print(report)
+    return 0
+
+
+def curate_photos(options) -> int:
+    from carspotter.photos import curation
+
+    study = _study(options)
+    table = curation.curate_study(study)
+    print(curation.summary(table))
+    if options.score:
+        print(curation.score_curation(table, options.score))
+    return 0
+
+
+def forget_photo(options) -> int:
+    from carspotter.photos.table import forget
+
+    forget(_study(options).data, options.sha256)
+    print(f"Forgot {options.sha256}: its bytes are gone, its hash stays so that it is never fetched again")
+    return 0
+
+
+def split_photos(options) -> int:
+    from carspotter.photos import splitting
+
+    study = _study(options)
+    if options.verify:
+        report = splitting.verify_split(study)
+        print(report)
+        return 0 if report.ok else 1
+    print(splitting.split_study(study, classes=options.classes, shifted_sites=options.shifted))
+    return 0
+
+
+def train_model(options) -> int:
+    from carspotter.models import experiments, runs
+
+    run = runs.load_or_train(
+        _study(options),
+        experiments.SERIES[options.experiment],
+        framework=options.framework,
+        seed=options.seed,
+        quick=options.quick,
+        epochs=options.epochs,
+    )
+    row = run.row
+    print(
+        f"{run.id}: validation accuracy {row['best_validation_accuracy']:.3f} at its best epoch ({row['best_epoch']}), "
+        f"{row['last_validation_accuracy']:.3f} at the last; training {row['last_train_accuracy']:.3f}"
+    )
+    return 0
+
+
+def report_runs(options) -> int:
+    from carspotter.evidence.report import runs_report, to_markdown
+
+    study = _study(options)
+    text = to_markdown(runs_report(study))
+    (study.folder / "report.md").write_text(text, encoding="utf-8")
+    print(text, end="")
+    return 0
+
+
+def check_photos(options) -> int:
+    from carspotter.check.photo_check import PhotoCheck
+
+    check = PhotoCheck.load(_study(options), options.run)
+    missing = [path for path in options.photos if not path.exists()]
+    if missing:
+        raise FileNotFoundError(f"{missing[0]} does not exist; give photos or folders of photos")
+    folders_opened = (sorted(path.rglob("*")) if path.is_dir() else [path] for path in options.photos)
+    for file in (file for files in folders_opened for file in files if file.is_file()):
+        answer = check.check(file, options.claim)
+        print(json.dumps(vars(answer)) if options.json else answer, flush=True)
+    return 0
+
+
+def run_demo(options) -> int:
+    from carspotter.journey import run_demo
+
+    page = run_demo(options.out, listings=options.listings, seed=options.seed, epochs=options.epochs)
+    print(f"Open this page in a browser: {page}")
+    return 0
+
+
+def run_study(options) -> int:
+    from carspotter.evidence.report import runs_report, to_markdown
+    from carspotter.journey import run_study
+
+    name = options.study or "_".join(options.classes) or "swift_wagonr"
+    study = Study.open(name, options.data)
+    page = run_study(study, study.data / "reports" / name, options.photos, options.classes, options.epochs)
+    print(to_markdown(runs_report(study)), end="")
+    print(f"Open this page in a browser: {page}")
+    return 0
+
+
+def _study(options) -> Study:
+    return Study.open(options.study, options.data)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="carspotter", description="Is this the car model that it is said to be?")
+    parser.add_argument("--version", action="version", version=__version__)
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+
+    sample = verbs.add_parser("sample", help="rendered listing photos and the sample site")
+    parts = sample.add_subparsers(required=True, metavar="photos|serve")
+    photos = parts.add_parser("photos", help="write class folders of rendered photos, with truth.csv beside them")
+    serve = parts.add_parser("serve", help="serve the sample used-car site on loopback")
+    for part, verb in ((photos, sample_photos), (serve, sample_serve)):
+        part.add_argument("--listings", type=_positive, default=120, help="cars on sale (default %(default)s)")
+        part.add_argument("--seed", type=int, default=0, help="another seed, another town (default %(default)s)")
+        part.set_defaults(verb=verb)
+    photos.add_argument("--out", type=Path, required=True, metavar="DIR")
+    serve.add_argument("--out", type=Path, default=Path("demo/site"), metavar="DIR", help="where its photos are kept")
+    serve.add_argument("--port", type=int, default=8765, help="0 takes a free one (default %(default)s)")
+
+    importing = _verb(verbs, "import", import_photos, "take in a folder of photos: one sub-folder per class")
+    importing.add_argument("folder", type=Path)
+    importing.add_argument("--classes", nargs="+", metavar="CLASS", help="only these sub-folders")
+
+    curating = _verb(verbs, "curate", curate_photos, "find duplicates and bad photos -> data/curation.csv")
+    curating.add_argument("--score", type=Path, metavar="TRUTH", help="compare with the truth.csv of rendered photos")
+
+    forgetting = _verb(verbs, "forget", forget_photo, "delete a photo on request; its hash stays as a tombstone")
+    forgetting.add_argument("sha256")
+
+    splitting = _verb(verbs, "split", split_photos, "train / validation / sealed test -> results/STUDY/splits.csv")
+    splitting.add_argument("--classes", nargs="+", metavar="CLASS", help="the study's classes (default: all with photos)")
+    splitting.add_argument("--shifted", nargs="+", default=(), metavar="SITE", help="sites kept apart as a shifted test set")
+    splitting.add_argument("--verify", action="store_true", help="prove that no group or near-duplicate crosses")
+
+    training = _verb(verbs, "train", train_model, "train and record one run (or find it recorded)")
+    training.add_argument("experiment", choices=_series(), metavar="EXPERIMENT", help=", ".join(_series()))
+    training.add_argument("--framework", default="keras", choices=("keras", "torch", "tensorflow"))
+    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--quick", action="store_true", help="48 photos, 64 px, 2 epochs: does it run?")
+    training.add_argument("--epochs", type=_positive, help="default: the experiment's own")
+
+    _verb(verbs, "report", report_runs, "print the table of recorded runs and write it to results/STUDY/report.md")
+
+    checking = _verb(verbs, "check", check_photos, "name the model on photos, or check what a listing claims")
+    checking.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files, or folders of them")
+    checking.add_argument("--claim", help="the class that the listing claims")
+    checking.add_argument("--run", help="run id (default: the study's best on validation)")
+    checking.add_argument("--json", action="store_true", help="one JSON object per line")
+
+    demo = verbs.add_parser("demo", help="the whole road on the sample site, into demo/")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
+    demo.add_argument("--listings", type=_positive, default=100)
+    demo.add_argument("--seed", type=int, default=0)
+    demo.add_argument("--epochs", type=_positive, default=12)
+    demo.set_defaults(verb=run_demo)
+
+    study = verbs.add_parser("study", help="the whole road on a folder of photos")
+    study.add_argument("photos", nargs="?", type=Path, metavar="FOLDER", help="class folders (default: what data/ holds)")
+    study.add_argument("--classes", nargs="+", default=[], metavar="CLASS")
+    study.add_argument("--study", metavar="NAME", help="default: the classes joined by _")
+    study.add_argument("--data", type=Path, metavar="DIR")
+    study.add_argument("--epochs", type=_positive, help="default: the experiments' own")
+    study.set_defaults(verb=run_study)
+    return parser
+
+
+def _verb(verbs, name: str, verb, text: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(name, help=text, description=text)
+    parser.add_argument("--data", type=Path, metavar="DIR", help="photos and tables (default: data)")
+    parser.add_argument("--study", default="sample", metavar="NAME", help="default: %(default)s")
+    parser.set_defaults(verb=verb)
+    return parser
+
+
+def _series() -> list[str]:
+    from carspotter.models.experiments import SERIES
+
+    return list(SERIES)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
