@@ -104,7 +104,9 @@ def execute_notebook(source: Path, target: Path, **parameters) -> None:
         client.execute()
     except Exception as error:
         message = str(error).strip().splitlines()
-        raise RuntimeError(f"notebook {source.name} failed: {message[-1] if message else error!r}; see {target}") from error
+        raise RuntimeError(
+            f"notebook {source.name} failed: {message[-1] if message else error!r}; see {target}"
+        ) from error
     finally:
         nbformat.write(notebook, target)
     body, _ = HTMLExporter().from_notebook_node(notebook)
@@ -166,7 +168,8 @@ def _page(study: Study, notebooks: list[Path], answers: list[str]) -> str:
         notebook = nbformat.read(path, as_version=4)
         title = notebook.cells[0].source.splitlines()[0].lstrip("# ")
         figures = "".join(
-            f'<img alt="{html.escape(title)}" src="data:image/png;base64,{picture}">' for picture in _main_figures(notebook)
+            f'<img alt="{html.escape(title)}" src="data:image/png;base64,{picture}">'
+            for picture in _main_figures(notebook)
         )
         link = f"notebooks/{path.with_suffix('.html').name}"
         sections.append(f'<section><h2><a href="{link}">{html.escape(title)}</a></h2>{figures}</section>')

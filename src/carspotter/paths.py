@@ -33,7 +33,9 @@ def checkout() -> Path:
     """
     folder = Path(__file__).resolve().parents[2]
     if not (folder / "notebooks").is_dir():
-        raise FileNotFoundError("this needs a checkout of the Carspotter repository: clone it and run `make setup` there")
+        raise FileNotFoundError(
+            "this needs a checkout of the Carspotter repository: clone it and run `make setup` there"
+        )
     return folder
 
 
@@ -64,7 +66,9 @@ class Study:
     def open(cls, name: str = "sample", data: str | os.PathLike | None = None) -> Study:
         """Give the study `name`; `data` defaults to `data/` in `home()`, results are always in `home()/results`."""
         if not name or name != Path(name).name or name.startswith("."):
-            raise ValueError(f"study name {name!r} cannot be a folder name; use letters, digits and _, as in swift_wagonr")
+            raise ValueError(
+                f"study name {name!r} cannot be a folder name; use letters, digits and _, as in swift_wagonr"
+            )
         return cls(name, Path(data).resolve() if data else home() / "data", home() / "results")
 
     @property

@@ -77,7 +77,9 @@ def _ratio_interval(values: np.ndarray, groups, level: float, seed: int) -> Inte
     """The mean of `values` with a BCa interval over groups: a ratio of two sums, both resampled by group."""
     groups = np.asarray(groups)
     if values.ndim != 1 or len(values) == 0 or len(groups) != len(values):
-        raise ValueError(f"need one value and one group per photo, found {values.shape} values and {len(groups)} groups")
+        raise ValueError(
+            f"need one value and one group per photo, found {values.shape} values and {len(groups)} groups"
+        )
     _, index = np.unique(groups, return_inverse=True)
     sums, sizes = np.bincount(index, values), np.bincount(index).astype(float)
     count, estimate = len(sums), float(values.mean())
@@ -103,4 +105,6 @@ def _exact_interval(estimate: float, count: int, level: float) -> tuple[float, f
     interval = stats.binomtest(round(abs(estimate) * count), count).proportion_ci(level, method="exact")
     if estimate == 0:
         return -float(interval.high), float(interval.high)
-    return (-float(interval.high), -float(interval.low)) if estimate < 0 else (float(interval.low), float(interval.high))
+    return (
+        (-float(interval.high), -float(interval.low)) if estimate < 0 else (float(interval.low), float(interval.high))
+    )

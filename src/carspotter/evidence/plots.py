@@ -57,7 +57,9 @@ def photo_grid(
 
 def count_bars(counts: pd.DataFrame, title: str = "", unit: str = "photos") -> Figure:
     """Draw horizontal stacked bars: one bar per row of `counts`, one colour per column, numbers written in."""
-    colours = [SPLIT_COLOURS.get(name, (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)[i % 6]) for i, name in enumerate(counts)]
+    colours = [
+        SPLIT_COLOURS.get(name, (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)[i % 6]) for i, name in enumerate(counts)
+    ]
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(8, 0.9 + 0.42 * len(counts)))
         left = np.zeros(len(counts))
@@ -126,7 +128,9 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
         for row, interval in enumerate(intervals.values()):
             axis.plot([interval.low, interval.high], [row, row], color=BLUE, linewidth=2)
             axis.plot(interval.estimate, row, "o", color=BLUE)
-            axis.annotate(str(interval), (interval.high, row), (6, 0), textcoords="offset points", va="center", fontsize=9)
+            axis.annotate(
+                str(interval), (interval.high, row), (6, 0), textcoords="offset points", va="center", fontsize=9
+            )
         axis.set_yticks(range(len(intervals)), list(intervals))
         axis.set_ylim(len(intervals) - 0.5, -0.5)
         axis.margins(x=0.35)

@@ -1,0 +1,117 @@
+"""The walls of the house: who may import whom, who may open what."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "src" / "carspotter"
+WINGS = ["photos", "models", "evidence", "check"]  # each imports only from wings above it
+FRAMEWORKS = {"keras", "torch", "tensorflow"}
+MAY_IMPORT_A_FRAMEWORK = {"keras_models", "torch_models", "tf_models", "explain", "export", "features"}
+
+
+def python_files(*folders):
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports_of(path):
+    """All modules that a file imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_a_wing_imports_only_from_wings_above_it(wing):
+    below = WINGS[WINGS.index(wing) + 1 :] + ["sample", "cli", "journey"]
+    offences = [
+        f"{name_of(path)} imports {module}"
+        for path in python_files(f"src/carspotter/{wing}")
+        for module in imports_of(path)
+        if any(module.startswith(f"carspotter.{other}") for other in below)
+    ]
+    assert offences == []
+
+
+def test_scraper_and_carspotter_do_not_know_each_other():
+    offences = [
+        f"{name_of(path)} imports {module}"
+        for folder, other in (("scraper", "carspotter"), ("src", "scraper"))
+        for path in python_files(folder)
+        for module in imports_of(path)
+        if module.split(".")[0] == other
+    ]
+    assert offences == []
+
+
+def test_framework_files_import_their_own_framework_and_no_sibling():
+    for path in python_files("src/carspotter"):
+        modules = imports_of(path)
+        frameworks = FRAMEWORKS & {module.split(".")[0] for module in modules}
+        if path.stem not in MAY_IMPORT_A_FRAMEWORK:
+            assert not frameworks, f"{name_of(path)} imports {frameworks}"
+        if path.stem.endswith("_models"):
+            siblings = {m for m in modules if m.startswith("carspotter.models.") and m.endswith("_models")}
+            assert not siblings, f"{name_of(path)} imports {siblings}"
+
+
+def test_only_the_split_writes_and_only_the_sealed_test_reads_the_sealed_file():
+    allowed = {"paths.py", "splitting.py", "sealed_test.py"}
+    offences = [
+        f"{name_of(path)}: {line.strip()}"
+        for path in python_files("src/carspotter")
+        if path.name not in allowed
+        for line in path.read_text().splitlines()
+        if re.search(r"\.sealed\b|[\"']sealed[\"'/]", line)
+    ]
+    assert offences == []
+
+
+def test_only_paths_knows_where_kaggle_mounts_things():
+    offences = [name_of(path) for path in python_files("src", "scraper") if "/kaggle/" in path.read_text()]
+    assert offences == ["src/carspotter/paths.py"]
+
+
+def test_importing_the_package_loads_no_framework():
+    light = "carspotter, carspotter.cli, carspotter.journey, carspotter.models.runs, carspotter.evidence.report"
+    code = f"""
+import sys, {light}, carspotter.evidence.plots, carspotter.check.photo_check, carspotter.photos.curation
+carspotter.cli._parser()
+print(sorted({FRAMEWORKS!r} & set(sys.modules)))
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "src")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout.strip() == "[]"
+
+
+def test_every_requirement_is_pinned_exactly():
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] not in "#"]
+    assert lines and all(re.fullmatch(r"[A-Za-z0-9_.\-]+==[0-9][0-9A-Za-z.]*", line) for line in lines), lines
+
+
+def test_no_tracked_file_holds_a_path_of_a_machine():
+    tracked = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT, check=True).stdout.split()
+    suffixes = {".py", ".md", ".toml", ".ipynb", ".txt", ".csv", ".json", ".jsonl", ".yaml", ""}
+    homes = [str(ROOT) + "/", str(Path.home()) + "/"]
+    offences = [
+        name
+        for name in tracked
+        if Path(name).suffix in suffixes and (ROOT / name).is_file()
+        for home in homes
+        if home in (ROOT / name).read_text(encoding="utf-8")
+    ]
+    assert offences == []
