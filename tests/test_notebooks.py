@@ -31,19 +31,10 @@ def test_runs_top_to_bottom_in_quick_mode(path, home):
     execute_notebook(path, target, QUICK=True)
     assert path.read_bytes() == before, "the source notebook was written to"
     executed = nbformat.read(target, as_version=4)
-    noise = [
-        output.get("text", "")
-        for cell in executed.cells
-        for output in cell.get("outputs", [])
-        if output.get("name") == "stderr"
-    ]
-    assert noise == []
-    figures = [
-        cell
-        for cell in executed.cells
-        if "main-figure" in cell.metadata.get("tags", []) and "image/png" in json.dumps(cell)
-    ]
-    assert figures, "no cell tagged main-figure drew one"
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    assert [output.text for output in outputs if output.get("name") == "stderr"] == []
+    figures = [cell for cell in executed.cells if "main-figure" in cell.metadata.get("tags", [])]
+    assert any("image/png" in json.dumps(cell) for cell in figures), "no cell tagged main-figure drew one"
 
 
 @BY_NAME

@@ -17,9 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.verb(options) or 0
     except KeyboardInterrupt:
-        print(
-            "\nInterrupted. Everything finished so far is kept; run the same command again to go on.", file=sys.stderr
-        )
+        print("\nInterrupted. What is finished is kept; run the same command again to go on.", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         print(f"carspotter: {error}", file=sys.stderr)
@@ -177,12 +175,8 @@ def _parser() -> argparse.ArgumentParser:
     forgetting.add_argument("sha256")
 
     splitting = _verb(verbs, "split", split_photos, "train / validation / sealed test -> results/STUDY/splits.csv")
-    splitting.add_argument(
-        "--classes", nargs="+", metavar="CLASS", help="the study's classes (default: all with photos)"
-    )
-    splitting.add_argument(
-        "--shifted", nargs="+", default=(), metavar="SITE", help="sites kept apart as a shifted test set"
-    )
+    splitting.add_argument("--classes", nargs="+", metavar="CLASS", help="the study's classes (default: all)")
+    splitting.add_argument("--shifted", nargs="+", default=(), metavar="SITE", help="sites of the shifted test set")
     splitting.add_argument("--verify", action="store_true", help="prove that no group or near-duplicate crosses")
 
     training = _verb(verbs, "train", train_model, "train and record one run (or find it recorded)")
@@ -208,9 +202,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(verb=run_demo)
 
     study = verbs.add_parser("study", help="the whole road on a folder of photos")
-    study.add_argument(
-        "photos", nargs="?", type=Path, metavar="FOLDER", help="class folders (default: what data/ holds)"
-    )
+    study.add_argument("photos", nargs="?", type=Path, metavar="FOLDER", help="class folders (default: data/)")
     study.add_argument("--classes", nargs="+", default=[], metavar="CLASS")
     study.add_argument("--study", metavar="NAME", help="default: the classes joined by _")
     study.add_argument("--data", type=Path, metavar="DIR")

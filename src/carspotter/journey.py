@@ -18,7 +18,11 @@ import nbformat
 from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 
+from carspotter.evidence.report import runs_report
 from carspotter.paths import Study, checkout
+from carspotter.photos.splitting import read_splits
+from carspotter.photos.table import read_photos
+from carspotter.sample.site import SampleSite
 
 MAIN_FIGURE = "main-figure"  # tag of the cell whose figure stands for its notebook on the page
 
@@ -29,8 +33,6 @@ def run_demo(folder: Path, listings: int, seed: int, epochs: int) -> Path:
     Everything is written below `folder`. `listings` and `seed` shape the sample site; `epochs` is the length of the two
     trainings. Raises RuntimeError naming the stage that failed.
     """
-    from carspotter.sample.site import SampleSite
-
     folder = folder.resolve()
     _keep_inside(folder)
     study = Study.open("sample")
@@ -45,8 +47,8 @@ def run_demo(folder: Path, listings: int, seed: int, epochs: int) -> Path:
 def run_study(name: str, folder: Path, photos: Path | None, classes: list[str], epochs: int | None) -> Path:
     """Import a folder of photos (or take what `data/` holds), run the notebooks on them; give the page's path.
 
-    Executed notebooks and the page go to `folder`, which is not in git: they show the photos. Raises RuntimeError naming
-    the stage that failed.
+    Executed notebooks and the page go to `folder`, which is not in git: they show the photos. Raises RuntimeError
+    naming the stage that failed.
     """
     study = Study.open(name)
     started = time.monotonic()
@@ -103,10 +105,8 @@ def execute_notebook(source: Path, target: Path, **parameters) -> None:
     try:
         client.execute()
     except Exception as error:
-        message = str(error).strip().splitlines()
-        raise RuntimeError(
-            f"notebook {source.name} failed: {message[-1] if message else error!r}; see {target}"
-        ) from error
+        last_line = (str(error).strip().splitlines() or [repr(error)])[-1]
+        raise RuntimeError(f"notebook {source.name} failed: {last_line}; see {target}") from error
     finally:
         nbformat.write(notebook, target)
     body, _ = HTMLExporter().from_notebook_node(notebook)
@@ -115,9 +115,6 @@ def execute_notebook(source: Path, target: Path, **parameters) -> None:
 
 def _check_three_photos(study: Study) -> list[str]:
     """Two validation photos with a true claim and one with a false one, through the product's own command."""
-    from carspotter.photos.splitting import read_splits
-    from carspotter.photos.table import read_photos
-
     splits = read_splits(study)
     validation = splits[splits["split"] == "validation"].merge(read_photos(study.data)[["sha256", "path"]], on="sha256")
     first, second = sorted(validation["label"].unique())[:2]
@@ -161,16 +158,13 @@ def _say(started: float, what: str) -> None:
 
 
 def _page(study: Study, notebooks: list[Path], answers: list[str]) -> str:
-    from carspotter.evidence.report import runs_report
-
     sections = []
     for path in notebooks:
         notebook = nbformat.read(path, as_version=4)
         title = notebook.cells[0].source.splitlines()[0].lstrip("# ")
-        figures = "".join(
-            f'<img alt="{html.escape(title)}" src="data:image/png;base64,{picture}">'
-            for picture in _main_figures(notebook)
-        )
+        alt = html.escape(title)
+        pictures = _main_figures(notebook)
+        figures = "".join(f'<img alt="{alt}" src="data:image/png;base64,{picture}">' for picture in pictures)
         link = f"notebooks/{path.with_suffix('.html').name}"
         sections.append(f'<section><h2><a href="{link}">{html.escape(title)}</a></h2>{figures}</section>')
     table = runs_report(study).to_html(index=False, border=0, escape=True)

@@ -47,10 +47,7 @@ class PhotoCheck:
         if run_id is not None:
             return cls(runs.load_run(study, run_id))
         recorded = runs.read_runs(study)
-        ranked = (
-            recorded.sort_values("best_validation_accuracy", ascending=False, kind="stable") if len(recorded) else []
-        )
-        for candidate in ranked["run"] if len(ranked) else ():
+        for candidate in recorded.sort_values("best_validation_accuracy", ascending=False, kind="stable")["run"]:
             run = runs.load_run(study, candidate)
             if run.has_checkpoint:
                 return cls(run)

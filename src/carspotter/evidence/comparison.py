@@ -45,8 +45,8 @@ def accuracy_interval(correct, groups, level: float = 0.95, seed: int = 0) -> In
 def paired_difference(correct_a, correct_b, groups, level: float = 0.95, seed: int = 0) -> Interval:
     """Give accuracy of B minus accuracy of A on the same photos, with its paired group-bootstrap interval.
 
-    `correct_a`, `correct_b`: bool (N,), or float (N,) means over seeds, for the same photos in the same order; `groups` as in `accuracy_interval`, with
-    the same errors and method.
+    `correct_a`, `correct_b`: bool (N,), or float (N,) means over seeds, for the same photos in the same order; `groups`,
+    errors and method as in `accuracy_interval`.
     """
     correct_a, correct_b = np.asarray(correct_a, float), np.asarray(correct_b, float)
     if correct_a.shape != correct_b.shape:
@@ -103,8 +103,7 @@ def _ratio_interval(values: np.ndarray, groups, level: float, seed: int) -> Inte
 def _exact_interval(estimate: float, count: int, level: float) -> tuple[float, float]:
     """The binomial interval when all groups agree, each group counted as one photo; differences are signed."""
     interval = stats.binomtest(round(abs(estimate) * count), count).proportion_ci(level, method="exact")
+    low, high = float(interval.low), float(interval.high)
     if estimate == 0:
-        return -float(interval.high), float(interval.high)
-    return (
-        (-float(interval.high), -float(interval.low)) if estimate < 0 else (float(interval.low), float(interval.high))
-    )
+        return -high, high
+    return (-high, -low) if estimate < 0 else (low, high)

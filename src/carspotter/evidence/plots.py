@@ -82,8 +82,8 @@ def count_bars(counts: pd.DataFrame, title: str = "", unit: str = "photos") -> F
 def learning_curves(histories: dict[str, pd.DataFrame], title: str = "") -> Figure:
     """Draw accuracy and loss by epoch, training dashed and validation solid, one colour per run.
 
-    `histories`: name -> table with epoch, train_accuracy, validation_accuracy, train_loss, validation_loss. The dot marks
-    the epoch with the best validation accuracy, which is the optimistic one.
+    `histories`: name -> table with epoch, train_accuracy, validation_accuracy, train_loss, validation_loss. The dot
+    marks the epoch with the best validation accuracy, which is the optimistic one.
     """
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))

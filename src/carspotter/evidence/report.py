@@ -11,7 +11,7 @@ from carspotter.photos.splitting import read_splits
 
 
 def correct_by_photo(study: Study, run: Run) -> pd.DataFrame:
-    """Give one row per validation photo of a run: sha256, group, label, predicted, correct (best epoch on validation)."""
+    """Give one row per validation photo of a run: sha256, group, label, predicted, correct (best epoch)."""
     table = run.validation.merge(read_splits(study)[["sha256", "group"]], on="sha256", validate="one_to_one")
     predicted = table[run.class_names].idxmax(axis=1)
     return table[["sha256", "group", "label"]].assign(predicted=predicted, correct=predicted == table["label"])
