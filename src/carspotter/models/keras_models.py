@@ -1,0 +1,229 @@
+"""The experiments in Keras 3: a functional model, `fit` and callbacks; on any Keras backend (`KERAS_BACKEND`).
+
+What to see here: the model is a graph of layers that carries its own preprocessing, training is declared (`compile`,
+`fit`), and what happens between epochs hangs on a callback. Siblings: torch_models.py, tf_models.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from itertools import count
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is imported: its banner is not ours
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from carspotter.models.experiments import Experiment, draw_epoch, feature_side
+from carspotter.models.metrics import probabilities_from_logits
+
+CHECKPOINT = "checkpoint{}.weights.h5"
+RESUME = "resume.npz"
+logging.getLogger("tensorflow").setLevel(logging.ERROR)  # a last, smaller batch makes it warn of retracing
+
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float64": "float64"}
+
+
+class PhotoDataset(keras.utils.PyDataset):
+    """Batches in the order of `draw_epoch`: ((images uint8, transforms float32 (B, 8)), labels float32 (B, 1)).
+
+    The images stay uint8 until they are on the device; the layer `Warp` applies the transforms there.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, experiment: Experiment, seed: int, training: bool):
+        super().__init__()
+        self.images, self.labels, self.experiment, self.seed, self.training = images, labels, experiment, seed, training
+        self.epoch = 1
+        self.draw = lru_cache(maxsize=2)(self._draw)
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.experiment.batch_size)
+
+    def __getitem__(self, index: int):
+        order, matrices = self.draw(self.epoch)
+        batch = slice(index * self.experiment.batch_size, (index + 1) * self.experiment.batch_size)
+        photos = order[batch]
+        inputs = (self.images[photos],)
+        if matrices is not None:
+            inputs += (matrices[batch].reshape(-1, 9)[:, :8].astype(np.float32),)
+        return inputs, self.labels[photos, None].astype(np.float32)
+
+    def on_epoch_end(self) -> None:
+        self.epoch += 1
+
+    def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+        if not self.training:
+            return np.arange(len(self.images)), None
+        return draw_epoch(self.experiment, self.seed, epoch, len(self.images), self.images.shape[1])
+
+
+class Warp(layers.Layer):
+    """Applies one affine matrix per photo to a batch, in one operation; bilinear, the nearest border pixel repeats."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.supports_jit = keras.backend.backend() != "tensorflow"  # XLA does not know TensorFlow's warp
+
+    def call(self, images, transforms):
+        # A uint8 warp would truncate to whole levels; a copy of the matrices, because Keras on torch changes them.
+        images, transforms = ops.cast(images, "float32"), ops.cast(transforms, "float32") + 0.0
+        return ops.image.affine_transform(images, transforms, interpolation="bilinear", fill_mode="nearest")
+
+    def compute_output_shape(self, images_shape, transforms_shape):
+        return images_shape
+
+
+def make_dataset(
+    images: np.ndarray, labels: np.ndarray, experiment: Experiment, seed: int = 0, training: bool = True
+) -> PhotoDataset:
+    """Make batches of images uint8 (N, S, S, 3) and class numbers (N,).
+
+    Training batches are shuffled and, where the experiment says so, augmented; others keep the order and the pixels.
+    """
+    return PhotoDataset(images, labels, experiment, seed, training)
+
+
+def build_model(
+    experiment: Experiment, classes: int, image_size: int, seed: int = 0, weights: Path | None = None
+) -> keras.Model:
+    """Build the model: images (N, S, S, 3), 0 … 255 → logits, (N, 1) for two classes, (N, classes) for more.
+
+    Fresh weights are a function of `seed`; `weights` names a checkpoint to load instead. Raises ValueError when the
+    images are too small for the blocks.
+    """
+    feature_side(experiment, image_size)
+    dtype = keras.DTypePolicy(POLICIES[experiment.dtype])
+    seeds = count(1000 * seed)
+
+    def initial():  # Glorot & Bengio 2010; zeros for biases. Keras' defaults, written out for the siblings' sake
+        return {
+            "kernel_initializer": keras.initializers.GlorotUniform(seed=next(seeds)),
+            "bias_initializer": "zeros",
+            "dtype": dtype,
+        }
+
+    def activate(x):
+        if experiment.batch_norm == "before_relu":
+            x = layers.BatchNormalization(momentum=0.9, epsilon=1e-3, dtype=dtype)(x)
+        x = layers.Activation("relu", dtype=dtype)(x)
+        if experiment.batch_norm == "after_relu":
+            x = layers.BatchNormalization(momentum=0.9, epsilon=1e-3, dtype=dtype)(x)
+        return x
+
+    image = keras.Input((image_size, image_size, 3), dtype=dtype.variable_dtype, name="image")
+    x = layers.Rescaling(1 / 255, dtype=dtype)(image)
+    for channels in experiment.conv_channels:
+        x = activate(layers.Conv2D(channels, 3, padding="valid", **initial())(x))
+        x = layers.MaxPooling2D(2, dtype=dtype)(x)
+    x = layers.Flatten(dtype=dtype)(x)
+    if experiment.dropout_rate:
+        x = layers.Dropout(experiment.dropout_rate, seed=next(seeds), dtype=dtype)(x)
+    x = activate(layers.Dense(experiment.dense_units, **initial())(x))
+    # The last sum is not rounded to bfloat16: probabilities near 0 and 1 would clump.
+    last = initial() | {"dtype": dtype.variable_dtype}
+    logits = layers.Dense(1 if classes == 2 else classes, name="logits", **last)(x)
+    model = keras.Model(image, logits, name=experiment.name)
+    if weights:
+        model.load_weights(weights)
+    return model
+
+
+def train(
+    model: keras.Model,
+    dataset: PhotoDataset,
+    validation_images: np.ndarray,
+    epochs: int,
+    folder: Path,
+    on_epoch: Callable[[int, float, float, np.ndarray], bool],
+    on_batch: Callable[[int], None] = lambda photos: None,
+) -> None:
+    """Train up to epoch `epochs`, going on from `folder/resume.npz` where a killed run left one.
+
+    After each epoch: `on_epoch(epoch, training loss, training accuracy, validation probabilities)`; when it answers
+    True, the weights are kept as the checkpoint of that epoch. The training figures are running means over the epoch,
+    augmentation and dropout included. `on_batch(photos)` reports progress.
+    """
+    experiment = dataset.experiment
+    inputs = [keras.Input(model.input_shape[1:], dtype="uint8", name="photo")]
+    if experiment.augment:
+        inputs.append(keras.Input((8,), dtype="float32", name="transform"))
+        warped = Warp(dtype="float32")(*inputs)
+    else:
+        warped = inputs[0]
+    trained = keras.Model(inputs, model(warped))
+    if model.output_shape[1] == 1:
+        loss, metric = keras.losses.BinaryCrossentropy(from_logits=True), keras.metrics.BinaryAccuracy(threshold=0.0)
+    else:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        metric = keras.metrics.SparseCategoricalAccuracy()
+    metric.name = "accuracy"
+    optimizer = keras.optimizers.RMSprop(experiment.learning_rate, rho=0.9, epsilon=1e-7)
+    # XLA on the CPU forgoes oneDNN's convolutions and is several times slower; JAX has nothing else.
+    trained.compile(optimizer, loss, metrics=[metric], jit_compile=keras.backend.backend() == "jax")
+    optimizer.build(trained.trainable_variables)
+
+    finished = _load_state(folder / RESUME, trained, optimizer)
+    dataset.epoch = finished + 1
+    epoch_end = _EpochEnd(model, dataset, validation_images, folder, on_epoch, on_batch)
+    trained.fit(dataset, initial_epoch=finished, epochs=epochs, shuffle=False, verbose=0, callbacks=[epoch_end])
+
+
+def predict_probabilities(model: keras.Model, images: np.ndarray, batch_size: int = 100) -> np.ndarray:
+    """Give the class probabilities of images uint8 (N, S, S, 3): float32 (N, classes)."""
+    starts = range(0, len(images), batch_size)
+    logits = [model.predict_on_batch(np.asarray(images[start : start + batch_size])) for start in starts]
+    return probabilities_from_logits(np.concatenate(logits))
+
+
+def describe(model: keras.Model) -> dict:
+    """Give what a run records about its model and machine: parameters (learned ones), device, versions."""
+    backend = keras.backend.backend()
+    library = import_module(backend)
+    placed = str(getattr(model.trainable_variables[0].value, "device", "")).lower()
+    return {
+        "parameters": sum(int(np.prod(variable.shape)) for variable in model.trainable_variables),
+        "device": "GPU" if "gpu" in placed or "cuda" in placed else f"CPU, {os.cpu_count()} cores",
+        "versions": f"keras {keras.__version__} on {backend} {library.__version__}",
+    }
+
+
+class _EpochEnd(keras.callbacks.Callback):
+    """Validates, reports, keeps the best weights and leaves the state from which a killed run goes on."""
+
+    def __init__(self, core, dataset, validation_images, folder, on_epoch, on_batch):
+        super().__init__()
+        self.core, self.dataset, self.validation_images = core, dataset, validation_images
+        self.folder, self.on_epoch, self.on_batch = folder, on_epoch, on_batch
+
+    def on_train_batch_end(self, batch, logs=None):
+        size = self.dataset.experiment.batch_size
+        self.on_batch(min(size, len(self.dataset.images) - batch * size))
+
+    def on_epoch_end(self, epoch, logs=None):
+        epoch += 1  # Keras counts from 0
+        probabilities = predict_probabilities(self.core, self.validation_images)
+        if self.on_epoch(epoch, logs["loss"], logs["accuracy"], probabilities):
+            self.core.save_weights(self.folder / CHECKPOINT.format(f"_{epoch:04}"))
+        _save_state(self.folder / RESUME, self.model, self.model.optimizer, epoch)
+
+
+def _save_state(path: Path, model: keras.Model, optimizer: keras.Optimizer, epoch: int) -> None:
+    variables = [*model.variables, *optimizer.variables]  # with the dropout's random state
+    partial = path.with_suffix(".part.npz")
+    np.savez(partial, epoch=epoch, **{str(n): ops.convert_to_numpy(v) for n, v in enumerate(variables)})
+    os.replace(partial, path)
+
+
+def _load_state(path: Path, model: keras.Model, optimizer: keras.Optimizer) -> int:
+    if not path.exists():
+        return 0
+    with np.load(path) as state:
+        for number, variable in enumerate([*model.variables, *optimizer.variables]):
+            variable.assign(state[str(number)])
+        return int(state["epoch"])

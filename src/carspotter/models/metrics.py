@@ -1,0 +1,59 @@
+"""Accuracy, confusion, log loss: the one metric code of all frameworks, in numpy.
+
+`labels` are class numbers, integer (N,); `probabilities` are float (N, classes), columns in the order of the classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def predicted_classes(probabilities: np.ndarray) -> np.ndarray:
+    """Give the most probable class of each photo, int64 (N,); a tie goes to the lower number."""
+    return np.argmax(probabilities, axis=1)
+
+
+def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Give the share of photos, 0 … 1, whose most probable class is their label; raises ValueError without photos."""
+    labels, probabilities = _checked(labels, probabilities)
+    return float(np.mean(predicted_classes(probabilities) == labels))
+
+
+def confusion(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Count photos by class: int64 (classes, classes), rows are labels, columns are predictions."""
+    labels, probabilities = _checked(labels, probabilities)
+    counts = np.zeros((probabilities.shape[1],) * 2, dtype=np.int64)
+    np.add.at(counts, (labels, predicted_classes(probabilities)), 1)
+    return counts
+
+
+def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
+    """Give the mean negative log-likelihood in nats; a probability of 0 counts as 1e-30, so that the mean stays finite.
+
+    The binary and the categorical cross-entropy of the frameworks are the same number.
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return float(-np.mean(np.log(np.maximum(of_label, 1e-30))))
+
+
+def probabilities_from_logits(logits: np.ndarray) -> np.ndarray:
+    """Turn logits into float32 probabilities (N, classes): one column is a sigmoid for two classes, more are a softmax.
+
+    Both sides of the sigmoid are computed from the logit: 1 - p would round to 0 where the model is sure.
+    """
+    logits = np.asarray(logits, dtype=np.float64)
+    if logits.shape[1] == 1:
+        logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    if len(labels) == 0 or probabilities.ndim != 2 or len(labels) != len(probabilities):
+        raise ValueError(
+            f"labels of shape {labels.shape} and probabilities of shape {probabilities.shape}: "
+            "one label and one row of probabilities per photo are needed, and at least one photo"
+        )
+    return labels, probabilities

@@ -1,0 +1,458 @@
+"""One experiment, one framework, one seed: one recorded run.
+
+A run is named by what it is (spec, epochs, framework, seed, split …), so that asking twice trains once, and a killed
+run goes on where it was. Importing this module imports no framework, and recorded runs need neither one nor photos.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from carspotter.models.experiments import Experiment
+from carspotter.models.metrics import accuracy, log_loss
+from carspotter.paths import Study
+from carspotter.photos.images import load_images
+from carspotter.photos.splitting import read_splits
+from carspotter.photos.table import read_photos
+
+# Raise this by hand when training changes meaning: runs recorded before are then no longer taken for the same.
+RECIPE_VERSION = 1
+
+FRAMEWORKS = {"keras": "keras_models", "torch": "torch_models", "tensorflow": "tf_models"}
+COLUMNS = [
+    "run", "experiment", "framework", "seed", "epochs", "quick", "image_size", "dtype", "split_version",
+    "recipe_version", "classes", "train_photos", "validation_photos", "parameters", "best_epoch",
+    "best_validation_accuracy", "best_validation_loss", "last_train_accuracy", "last_validation_accuracy",
+    "mean_last_five_validation_accuracy", "seconds", "photos_per_second", "device", "commit", "versions",
+    "finished_time",
+]  # fmt: skip
+HISTORY = ["epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds"]
+QUICK_PHOTOS, QUICK_SIZE, QUICK_EPOCHS = 48, 64, 2  # 36 for training and 12 for validation: about 15 s a notebook
+
+
+class TrainingDiverged(ArithmeticError):
+    """The loss is no longer a finite number; the message says in which run and epoch, and what to change."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as recorded; the checkpoint, which is not in git, may be missing."""
+
+    id: str
+    folder: Path
+    spec: dict[str, Any]  # spec.json
+    row: dict[str, Any]  # as in runs.csv
+    history: pd.DataFrame  # one row per epoch: the columns HISTORY; losses in nats, accuracies 0 … 1
+    validation: pd.DataFrame  # at the best epoch: sha256, label, one column of probabilities per class
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.spec["class_names"]
+
+    @property
+    def experiment(self) -> Experiment:
+        fields = self.spec["experiment"]
+        return Experiment(**fields | {"conv_channels": tuple(fields["conv_channels"])})
+
+    @cached_property
+    def model(self) -> Any:
+        """The trained model, in its own framework; raises FileNotFoundError where the checkpoint is missing."""
+        weights = next(iter(sorted(self.folder.glob("checkpoint.*"))), None)
+        if weights is None:
+            raise FileNotFoundError(
+                f"{self.folder}: no checkpoint (weights are not in git); carspotter.models.runs.train_run with this "
+                f"run's experiment, framework and seed trains it again"
+            )
+        framework = import_framework(self.spec["framework"])
+        return framework.build_model(self.experiment, len(self.class_names), self.spec["image_size"], weights=weights)
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Give the class probabilities of images uint8 (N, S, S, 3): float32 (N, classes), as `class_names`.
+
+        S is the run's image size (`photos.images.decode_image` makes such arrays). Raises ValueError for other shapes
+        or types, FileNotFoundError where the checkpoint is missing.
+        """
+        size = self.spec["image_size"]
+        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"{self.id} wants images uint8 (N, {size}, {size}, 3), not {images.dtype} {images.shape}; "
+                "make them with carspotter.photos.images.decode_image"
+            )
+        return import_framework(self.spec["framework"]).predict_probabilities(self.model, images)
+
+
+def load_or_train(
+    study: Study,
+    experiment: Experiment,
+    framework: str = "keras",
+    seed: int = 0,
+    *,
+    quick: bool = False,
+    epochs: int | None = None,
+    image_size: int = 150,
+    show_progress: bool = True,
+) -> Run:
+    """Give the recorded run of these arguments; where there is none, train it (`train_run`)."""
+    spec = _specify(study, experiment, framework, seed, quick, epochs, image_size)
+    if spec["run"] in set(read_runs(study)["run"]):
+        return load_run(study, spec["run"])
+    return train_run(
+        study, experiment, framework, seed, quick=quick, epochs=epochs, image_size=image_size,
+        show_progress=show_progress,
+    )  # fmt: skip
+
+
+def train_run(
+    study: Study,
+    experiment: Experiment,
+    framework: str = "keras",
+    seed: int = 0,
+    *,
+    quick: bool = False,
+    epochs: int | None = None,
+    image_size: int = 150,
+    show_progress: bool = True,
+) -> Run:
+    """Train `experiment` on the study's split in `framework` and record the run; it replaces a recorded one.
+
+    `epochs` and `image_size` (pixels) override the spec; `quick` is for trying things out: 48 photos of 64 px, 2
+    epochs. Killed and called again, it goes on after the last epoch that was finished. Only training and validation
+    labels are read. Raises TrainingDiverged, MemoryError with advice, and RuntimeError when another process is already
+    training this run.
+    """
+    spec = _specify(study, experiment, framework, seed, quick, epochs, image_size)
+    folder = study.runs / spec["run"]
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder, f"{spec['run']} is being trained by another process; wait for it or end it"):
+        siblings = import_framework(framework)
+        training, validation = _read_photos(study, quick)
+        spec["class_names"] = sorted(training["label"].unique())
+        if not set(validation["label"]) <= set(spec["class_names"]) or len(spec["class_names"]) < 2:
+            raise ValueError(
+                f"{study.splits}: training has the classes {', '.join(spec['class_names'])}, validation has "
+                f"{', '.join(sorted(validation['label'].unique()))}; both need the same two or more: split again"
+            )
+        _write(folder / "spec.json", json.dumps(spec, indent=2) + "\n")
+        size = spec["image_size"]
+        training_images, validation_images = (
+            load_images(study.data, photos, size, show_progress) for photos in (training, validation)
+        )
+        numbers = {name: number for number, name in enumerate(spec["class_names"])}
+        training_labels, validation_labels = (
+            photos["label"].map(numbers).to_numpy() for photos in (training, validation)
+        )
+        with _explained(spec):
+            dataset = siblings.make_dataset(training_images, training_labels, experiment, seed)
+            model = siblings.build_model(experiment, len(numbers), size, seed)
+            facts = siblings.describe(model)
+            with _Watch(spec, folder, facts["device"], len(training), validation_labels, show_progress) as watch:
+                siblings.train(
+                    model, dataset, validation_images, spec["epochs"], folder, watch.on_epoch, watch.on_batch
+                )
+            best = int(watch.best()["epoch"])
+            checkpoint = _keep_checkpoint(folder, best)
+            model = siblings.build_model(experiment, len(numbers), size, weights=checkpoint)
+            probabilities = siblings.predict_probabilities(model, validation_images)
+        predictions = validation[["sha256", "label"]].reset_index(drop=True)
+        predictions[spec["class_names"]] = probabilities
+        _write(folder / "validation.csv", predictions.to_csv(index=False, float_format="%.6g"))
+        _append_row(study, _summarise(spec, facts, watch.history, len(training), len(validation)))
+        for state in folder.glob("resume*"):
+            state.unlink()
+    return load_run(study, spec["run"])
+
+
+def read_runs(study: Study) -> pd.DataFrame:
+    """Give the study's finished runs, one row each, with the columns COLUMNS; no rows where nothing was trained yet."""
+    if not study.runs_table.exists():
+        return pd.DataFrame(columns=COLUMNS)
+    return pd.read_csv(study.runs_table, keep_default_na=False, dtype={"commit": str, "split_version": str})
+
+
+def load_run(study: Study, run_id: str) -> Run:
+    """Give the recorded run `run_id`; raises KeyError where the study has none of that name."""
+    rows = read_runs(study)
+    row = rows[rows["run"] == run_id]
+    if row.empty:
+        known = ", ".join(rows["run"]) or "none yet"
+        raise KeyError(f"{study.runs_table}: no run {run_id!r}; recorded: {known}")
+    folder = study.runs / run_id
+    return Run(
+        id=run_id,
+        folder=folder,
+        spec=json.loads((folder / "spec.json").read_text()),
+        row=row.iloc[0].to_dict(),
+        history=pd.read_csv(folder / "history.csv"),
+        validation=pd.read_csv(folder / "validation.csv", dtype={"label": str}),
+    )
+
+
+def import_framework(framework: str) -> ModuleType:
+    """Import the sibling that speaks `framework`; raises ValueError for an unknown name, ImportError with advice."""
+    if framework not in FRAMEWORKS:
+        raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(FRAMEWORKS)}")
+    try:
+        with _without_banner():
+            return importlib.import_module(f"carspotter.models.{FRAMEWORKS[framework]}")
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error}; install it with: pip install 'carspotter[{framework}]'") from error
+
+
+def _specify(
+    study: Study, experiment: Experiment, framework: str, seed: int, quick: bool, epochs: int | None, image_size: int
+) -> dict[str, Any]:
+    """Give everything that makes a run this run and no other, with its name."""
+    if framework not in FRAMEWORKS:
+        raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(FRAMEWORKS)}")
+    if not study.splits.exists():
+        raise FileNotFoundError(f"{study.splits} is missing; make it with: python -m carspotter split")
+    if epochs is not None and epochs < 1:
+        raise ValueError(f"epochs is {epochs}; at least one is needed")
+    spec = {
+        "experiment": asdict(experiment),
+        "framework": framework,
+        "seed": seed,
+        "epochs": epochs or (QUICK_EPOCHS if quick else experiment.epochs),
+        "quick": quick,
+        "image_size": min(image_size, QUICK_SIZE) if quick else image_size,
+        "dtype": experiment.dtype,
+        "split_version": hashlib.sha256(study.splits.read_bytes()).hexdigest()[:12],
+        "recipe_version": RECIPE_VERSION,
+    }
+    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
+    quickly = "-quick" if quick else ""
+    return {"run": f"{experiment.name}-{framework}-s{seed}{quickly}-{digest}"} | spec
+
+
+def _read_photos(study: Study, quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Give the training and the validation photos (sha256, label, path), ordered by hash."""
+    splits = read_splits(study)
+    splits = splits[splits["split"].isin(["train", "validation"])].sort_values("sha256")
+    photos = splits.merge(read_photos(study.data)[["sha256", "path"]], on="sha256", how="left")
+    missing = photos["path"].isna()
+    if missing.any():
+        raise FileNotFoundError(
+            f"{study.data}: {missing.sum()} of the {len(photos)} photos of {study.splits} are not on this machine, the "
+            f"first is {photos.loc[missing, 'sha256'].iloc[0][:12]}…; scrape or import them, or pass --data"
+        )
+    parts = []
+    for split, share in (("train", 3 / 4), ("validation", 1 / 4)):
+        part = photos[photos["split"] == split]
+        if part.empty:
+            raise ValueError(f"{study.splits}: no {split} photos; collect more, curate and split again")
+        if quick:
+            each = max(1, int(QUICK_PHOTOS * share / part["label"].nunique()))
+            part = part.groupby("label", group_keys=False).head(each)
+        parts.append(part[["sha256", "label", "path"]].reset_index(drop=True))
+    return parts[0], parts[1]
+
+
+class _Watch:
+    """Writes the history, knows the best epoch, shows progress; stops a run that diverges."""
+
+    def __init__(self, spec, folder, device, train_photos, validation_labels, show_progress):
+        self.spec, self.folder, self.train_photos, self.labels = spec, folder, train_photos, validation_labels
+        self.path = folder / "history.csv"
+        self.history = pd.read_csv(self.path) if self.path.exists() else pd.DataFrame(columns=HISTORY)
+        self.show_progress, self.bar, self.started = show_progress, None, time.perf_counter()
+        self.headline = f"{spec['run']}: {train_photos} photos of {spec['image_size']} px, {device}"
+
+    def __enter__(self) -> _Watch:
+        if self.show_progress and sys.stderr.isatty():
+            resumed = len(self.history) if any(self.folder.glob("resume.*")) else 0
+            self.bar = tqdm(
+                total=self.train_photos * self.spec["epochs"], initial=self.train_photos * resumed,
+                desc=self.spec["run"], unit=" photos", smoothing=0.05, dynamic_ncols=True,
+            )  # fmt: skip
+        elif self.show_progress:
+            print(self.headline, file=sys.stderr, flush=True)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def on_batch(self, photos: int) -> None:
+        if self.bar is not None:
+            self.bar.update(photos)
+
+    def on_epoch(self, epoch: int, train_loss: float, train_accuracy: float, probabilities: np.ndarray) -> bool:
+        """Record epoch `epoch`; True when it is the best so far: highest validation accuracy, then lowest loss."""
+        seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
+        if not (np.isfinite(train_loss) and np.isfinite(probabilities).all()):
+            raise TrainingDiverged(
+                f"{self.spec['run']}: the training loss is {train_loss} in epoch {epoch}. Lower learning_rate (it is "
+                f"{self.spec['experiment']['learning_rate']}) or train in float32; the epochs before are in {self.path}"
+            )
+        # What a killed process recorded after its last saved state is repeated, and recorded anew.
+        history = self.history[self.history["epoch"] < epoch]
+        row = [epoch, float(train_loss), float(train_accuracy)]
+        row += [log_loss(self.labels, probabilities), accuracy(self.labels, probabilities), round(seconds, 3)]
+        new = pd.DataFrame([row], columns=HISTORY)
+        self.history = new if history.empty else pd.concat([history, new], ignore_index=True)
+        _write(self.path, self.history.to_csv(index=False, float_format="%.7g"))
+        best = int(self.best()["epoch"])
+        self._drop_checkpoints(keep=best, before=epoch)
+        self._show(epoch, row)
+        return best == epoch
+
+    def best(self) -> pd.Series:
+        return _best(self.history)
+
+    def _drop_checkpoints(self, keep: int, before: int) -> None:
+        # The state of the epoch before is on disk by now, so no resumed run can want an older best one again; the
+        # best one so far stays, in case this epoch is interrupted before its own checkpoint is written.
+        earlier = self.history[self.history["epoch"] < before]
+        if earlier.empty:
+            return
+        kept = {keep, int(_best(earlier)["epoch"])}
+        for path in self.folder.glob("checkpoint_*"):
+            if int(path.name.split("_")[1].split(".")[0]) not in kept:
+                path.unlink()
+
+    def _show(self, epoch: int, row: list[float]) -> None:
+        figures = f"train {row[2]:.3f}, validation {row[4]:.3f}"
+        if self.bar is not None:
+            self.bar.set_postfix_str(figures)
+        elif self.show_progress:
+            left = (self.spec["epochs"] - epoch) * row[5]
+            print(
+                f"epoch {epoch}/{self.spec['epochs']}: {figures}, {self.train_photos / row[5]:.0f} photos/s, "
+                f"{left / 60:.1f} min left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
+def _best(history: pd.DataFrame) -> pd.Series:
+    return history.sort_values(["validation_accuracy", "validation_loss"], ascending=[False, True]).iloc[0]
+
+
+def _keep_checkpoint(folder: Path, best: int) -> Path:
+    """Make the best epoch's weights the run's checkpoint and drop the others."""
+    for path in folder.glob(f"checkpoint_{best:04}.*"):
+        os.replace(path, folder / path.name.replace(f"_{best:04}", ""))
+    for path in folder.glob("checkpoint_*"):
+        path.unlink()
+    return next(iter(folder.glob("checkpoint.*")))
+
+
+def _summarise(
+    spec: dict, facts: dict, history: pd.DataFrame, train_photos: int, validation_photos: int
+) -> dict[str, Any]:
+    best, last, seconds = _best(history), history.iloc[-1], history["seconds"].sum()
+    values = spec | facts | {
+        "experiment": spec["experiment"]["name"],
+        "classes": " ".join(spec["class_names"]),
+        "train_photos": train_photos,
+        "validation_photos": validation_photos,
+        "best_epoch": int(best["epoch"]),
+        "best_validation_accuracy": round(best["validation_accuracy"], 6),
+        "best_validation_loss": round(best["validation_loss"], 6),
+        "last_train_accuracy": round(last["train_accuracy"], 6),
+        "last_validation_accuracy": round(last["validation_accuracy"], 6),
+        "mean_last_five_validation_accuracy": round(history["validation_accuracy"].tail(5).mean(), 6),
+        "seconds": round(seconds, 1),
+        # Whole epochs: validation and saving included.
+        "photos_per_second": round(train_photos * len(history) / seconds, 1),
+        "commit": _commit(),
+        "versions": f"{facts['versions']}, numpy {np.__version__}, python {platform.python_version()}",
+        "finished_time": datetime.now(UTC).isoformat(timespec="seconds"),
+    }  # fmt: skip
+    return {column: values[column] for column in COLUMNS}
+
+
+def _append_row(study: Study, row: dict[str, Any]) -> None:
+    """Append one row to runs.csv, atomically and one process at a time; a row of the same run is replaced."""
+    with _locked(study.folder, wait=True):
+        rows = read_runs(study)
+        rows = rows[rows["run"] != row["run"]]
+        new = pd.DataFrame([row], columns=COLUMNS)
+        table = new if rows.empty else pd.concat([rows, new], ignore_index=True)
+        _write(study.runs_table, table.to_csv(index=False))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, message: str = "", wait: bool = False) -> Iterator[None]:
+    """Hold a folder for this process; the system lets go of it when the process ends, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise RuntimeError(message) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _without_banner() -> Iterator[None]:
+    """Keep TensorFlow's banner out of terminals and notebooks: it is written before its log level is looked at."""
+    sys.stderr.flush()
+    kept, silent = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(silent)
+
+
+@contextlib.contextmanager
+def _explained(spec: dict) -> Iterator[None]:
+    """Turn each framework's own way of running out of memory into one sentence that helps."""
+    try:
+        yield
+    except Exception as error:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if names & {"OutOfMemoryError", "ResourceExhaustedError"} or "not enough memory" in str(error):
+            raise MemoryError(
+                f"{spec['run']}: out of memory with batches of {spec['experiment']['batch_size']} images of "
+                f"{spec['image_size']} px; use a smaller batch_size or image_size, or free the device"
+            ) from error
+        raise
+
+
+def _commit() -> str:
+    """Give the commit of the checkout this file belongs to, "-dirty" when it was changed; "" outside a checkout."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", here.parent, *arguments], capture_output=True, text=True, timeout=30, check=True
+        ).stdout.strip()
+
+    try:
+        if git("ls-files", here.name):
+            return git("describe", "--always", "--dirty", "--abbrev=12")
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return ""
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.part")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -1,0 +1,79 @@
+"""Experiments: each is one change against the one before; the draws are a function of seed and epoch."""
+
+from dataclasses import FrozenInstanceError, replace
+
+import numpy as np
+import pytest
+
+from carspotter.models.experiments import (
+    AUGMENTATION,
+    BASELINE,
+    BATCH_NORM,
+    BATCH_NORM_BEFORE_RELU,
+    DROPOUT,
+    SERIES,
+    Experiment,
+    describe_difference,
+    draw_epoch,
+    feature_side,
+)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "before", "difference"),
+    [
+        (AUGMENTATION, BASELINE, "augment: False → True"),
+        (DROPOUT, AUGMENTATION, "dropout_rate: 0.0 → 0.5"),
+        (BATCH_NORM, DROPOUT, "batch_norm: none → after_relu"),
+        (BATCH_NORM_BEFORE_RELU, BATCH_NORM, "batch_norm: after_relu → before_relu"),
+        (BASELINE, replace(BASELINE, name="renamed"), "no difference"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_each_experiment_is_one_change(experiment, before, difference):
+    assert describe_difference(experiment, before) == difference
+
+
+def test_the_series_is_found_by_name():
+    assert all(name == experiment.name for name, experiment in SERIES.items())
+    with pytest.raises(FrozenInstanceError):
+        SERIES["baseline_cnn"].epochs = 3
+
+
+def test_the_spec_is_the_original_study():
+    assert BASELINE.conv_channels == (32, 64, 128, 128) and BASELINE.dense_units == 512
+    assert (BASELINE.optimizer, BASELINE.learning_rate, BASELINE.batch_size) == ("rmsprop", 1e-4, 20)
+    assert feature_side(BASELINE, 150) == 7
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch_norm": "yes"}, {"dropout_rate": 1.0}, {"dtype": "float16"}, {"epochs": 0}, {"optimizer": "sgd"}],
+    ids=lambda wrong: next(iter(wrong)),
+)
+def test_a_spec_that_means_nothing_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"mine: {next(iter(wrong))}"):
+        Experiment("mine", **wrong)
+
+
+def test_images_too_small_for_the_blocks_are_refused():
+    assert feature_side(BASELINE, 46) == 1
+    with pytest.raises(ValueError, match="45 px"):
+        feature_side(BASELINE, 45)
+
+
+def test_draws_are_a_function_of_seed_and_epoch():
+    order, matrices = draw_epoch(AUGMENTATION, seed=3, epoch=2, count=50, image_size=64)
+    again, matrices_again = draw_epoch(AUGMENTATION, seed=3, epoch=2, count=50, image_size=64)
+    np.testing.assert_array_equal(order, again)
+    np.testing.assert_array_equal(matrices, matrices_again)
+    assert sorted(order) == list(range(50)) and matrices.shape == (50, 3, 3)
+    for other in ({"seed": 4, "epoch": 2}, {"seed": 3, "epoch": 3}):
+        other_order, other_matrices = draw_epoch(AUGMENTATION, count=50, image_size=64, **other)
+        assert (other_order != order).any() and (other_matrices != matrices).any()
+
+
+def test_without_augmentation_the_order_is_the_same_and_nothing_else_is_drawn():
+    order, matrices = draw_epoch(BASELINE, seed=3, epoch=2, count=50, image_size=64)
+    assert matrices is None
+    np.testing.assert_array_equal(order, draw_epoch(AUGMENTATION, 3, 2, 50, 64)[0])

@@ -1,0 +1,281 @@
+"""Runs: recorded once, found again, resumed after a kill, read without photos or frameworks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from carspotter.models import runs
+from carspotter.models.experiments import Experiment
+from carspotter.paths import Study
+
+# Small enough for seconds, with everything that has a state: batch norm, dropout, augmentation.
+TINY = Experiment("tiny", conv_channels=(4, 8), dense_units=8, batch_size=10, epochs=3, learning_rate=1e-3)
+STATEFUL = replace(TINY, name="stateful", augment=True, dropout_rate=0.5, batch_norm="after_relu")
+SIZE = 24
+
+
+def make_study(folder):
+    """A study of 40 photos in two classes that brightness tells apart, with a test row whose label is blank."""
+    study = Study("toy", folder / "data", folder / "results")
+    study.folder.mkdir(parents=True)
+    names = [f"{number:064x}" for number in range(44)]
+    labels = ["bright" if number % 2 else "dark" for number in range(44)]
+    splits = ["train"] * 28 + ["validation"] * 12 + ["test"] * 4
+    rows = pd.DataFrame({"sha256": names, "label": labels, "group": names, "split": splits})
+    rows.loc[rows["split"] == "test", "label"] = ""
+    rows.to_csv(study.splits, index=False)
+    return study
+
+
+def fake_photos(monkeypatch):
+    """Stand in for the photo wing: the photo of a hash is drawn from the hash itself."""
+
+    def load_images(data, photos, size, show_progress=True):
+        rng = np.random.default_rng(0)
+        images = rng.integers(0, 80, (len(photos), size, size, 3), dtype=np.uint8)
+        images[photos["sha256"].map(lambda name: int(name, 16) % 2 == 1)] += 120
+        return images
+
+    monkeypatch.setattr(runs, "load_images", load_images)
+    monkeypatch.setattr(
+        runs,
+        "read_photos",
+        lambda data: pd.DataFrame({"sha256": [f"{n:064x}" for n in range(44)], "path": "photo.jpg"}),
+    )
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    fake_photos(monkeypatch)
+    return make_study(tmp_path)
+
+
+@pytest.fixture(params=["keras", "torch", "tensorflow"])
+def framework(request):
+    module = {"keras": "keras", "torch": "torch", "tensorflow": "tensorflow"}[request.param]
+    pytest.importorskip(module)
+    return request.param
+
+
+def test_a_run_is_recorded_with_spec_history_predictions_and_one_row(study, framework):
+    run = runs.train_run(study, TINY, framework, image_size=SIZE, show_progress=False)
+
+    assert list(run.history.columns) == runs.HISTORY and list(run.history["epoch"]) == [1, 2, 3]
+    assert list(run.validation.columns) == ["sha256", "label", "bright", "dark"]
+    assert len(run.validation) == 12
+    np.testing.assert_allclose(run.validation[["bright", "dark"]].sum(axis=1), 1, atol=1e-5)
+    table = runs.read_runs(study)
+    assert list(table.columns) == runs.COLUMNS and len(table) == 1
+    assert (run.row["train_photos"], run.row["validation_photos"], run.row["classes"]) == (28, 12, "bright dark")
+    recorded = run.validation[["bright", "dark"]].to_numpy().argmax(axis=1) == (run.validation["label"] == "dark")
+    assert run.row["best_validation_accuracy"] == pytest.approx(recorded.mean())
+    assert run.row["best_validation_accuracy"] == pytest.approx(run.history["validation_accuracy"].max())
+    assert json.loads((run.folder / "spec.json").read_text())["class_names"] == ["bright", "dark"]
+    assert not list(run.folder.glob("resume*"))
+    assert len(list(run.folder.glob("checkpoint*"))) == 1
+
+
+def test_the_checkpoint_gives_the_recorded_probabilities(study, framework):
+    run = runs.train_run(study, STATEFUL, framework, image_size=SIZE, show_progress=False)
+    images = runs.load_images(study.data, run.validation, SIZE)
+    np.testing.assert_allclose(run.predict(images), run.validation[["bright", "dark"]], atol=1e-4)
+    with pytest.raises(ValueError, match="24, 24, 3"):
+        run.predict(images.astype(np.float32))
+
+
+def test_asking_twice_trains_once_and_the_second_time_needs_no_photos(study, monkeypatch):
+    first = runs.load_or_train(study, TINY, "keras", image_size=SIZE, show_progress=False)
+
+    def gone(*_, **__):
+        raise AssertionError("photos were asked for")
+
+    monkeypatch.setattr(runs, "load_images", gone)
+    monkeypatch.setattr(runs, "read_photos", gone)
+    monkeypatch.setattr(runs, "import_framework", gone)
+    second = runs.load_or_train(study, TINY, "keras", image_size=SIZE, show_progress=False)
+    assert second.id == first.id
+    pd.testing.assert_frame_equal(second.history, first.history)
+
+
+def test_a_run_is_named_by_all_that_makes_it(study):
+    def name(experiment=TINY, framework="keras", seed=0, quick=False, epochs=None, image_size=SIZE):
+        return runs._specify(study, experiment, framework, seed, quick, epochs, image_size)["run"]
+
+    names = [
+        name(),
+        name(experiment=replace(TINY, dense_units=9)),
+        name(experiment=replace(TINY, dtype="bfloat16")),
+        name(framework="torch"),
+        name(seed=1),
+        name(quick=True),
+        name(epochs=4),
+        name(image_size=32),
+    ]
+    study.splits.write_text(study.splits.read_text() + "\n")
+    names.append(name())
+    assert len(set(names)) == len(names)
+    assert name(epochs=3) == names[-1], "the spec's own number of epochs, given by hand, is the same run"
+
+
+def test_quick_mode_takes_48_photos_of_64_px_and_2_epochs(study, monkeypatch):
+    sizes = []
+    load_images = runs.load_images
+    monkeypatch.setattr(
+        runs,
+        "load_images",
+        lambda data, photos, size, p: (sizes.append((len(photos), size)), load_images(data, photos, size))[1],
+    )
+    run = runs.train_run(study, TINY, "keras", quick=True, show_progress=False)
+    assert sizes == [(28, 64), (12, 64)]  # the toy study has fewer than 36 + 12
+    assert len(run.history) == 2 and run.row["quick"]
+
+
+@pytest.mark.parametrize("when", ["between epochs", "within an epoch"])
+def test_killed_and_resumed_equals_never_killed(tmp_path, framework, when):
+    script = textwrap.dedent(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        import pytest
+        from carspotter.models import runs
+        import test_runs
+        test_runs.fake_photos(pytest.MonkeyPatch())
+        folder, framework, kill = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+        study = test_runs.Study("toy", folder / "data", folder / "results")
+        batches = []
+        def on_batch(self, photos):
+            batches.append(photos)
+            if kill == "within an epoch" and len(batches) == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+        runs._Watch.on_batch = on_batch
+        on_epoch = runs._Watch.on_epoch
+        def on_epoch_then_die(self, epoch, *rest):
+            best = on_epoch(self, epoch, *rest)
+            if kill == "between epochs" and epoch == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return best
+        runs._Watch.on_epoch = on_epoch_then_die
+        runs.train_run(study, test_runs.STATEFUL, framework, image_size=test_runs.SIZE, show_progress=False)
+        print("batches", len(batches))
+        """
+    )
+    one_thread = os.environ | {
+        "PYTHONPATH": os.pathsep.join(["src", "tests", *os.environ.get("PYTHONPATH", "").split(os.pathsep)]),
+        "OMP_NUM_THREADS": "1",
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "TF_NUM_INTEROP_THREADS": "1",
+    }
+
+    def train(folder, kill):
+        command = [sys.executable, "-c", script, str(folder), framework, kill]
+        return subprocess.run(command, env=one_thread, capture_output=True, text=True, timeout=300)
+
+    whole, killed = make_study(tmp_path / "whole"), make_study(tmp_path / "killed")
+    assert train(tmp_path / "whole", "never").returncode == 0
+    assert train(tmp_path / "killed", when).returncode == -signal.SIGKILL
+    assert len(runs.read_runs(killed)) == 0
+    resumed = train(tmp_path / "killed", "never")
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.split() == ["batches", "6"], "one epoch of three batches was finished, two were to go"
+
+    run_id = runs.read_runs(whole)["run"].iloc[0]
+    expected, found = runs.load_run(whole, run_id), runs.load_run(killed, run_id)
+    pd.testing.assert_frame_equal(found.history.drop(columns="seconds"), expected.history.drop(columns="seconds"))
+    pd.testing.assert_frame_equal(found.validation, expected.validation)
+    assert len(list(found.folder.glob("checkpoint*"))) == 1
+
+
+def test_a_run_that_diverges_stops_and_says_what_to_do(study, framework):
+    wild = replace(TINY, name="wild", learning_rate=1e30, epochs=10)
+    with pytest.raises(runs.TrainingDiverged, match=r"wild-.*epoch \d+.*[Ll]ower learning_rate"):
+        runs.train_run(study, wild, framework, image_size=SIZE, show_progress=False)
+    assert len(runs.read_runs(study)) == 0
+
+
+def test_out_of_memory_is_explained(study, monkeypatch):
+    class ResourceExhaustedError(Exception):
+        pass
+
+    keras_models = runs.import_framework("keras")
+
+    def exhausted(*_):
+        raise ResourceExhaustedError("OOM when allocating tensor")
+
+    monkeypatch.setattr(keras_models, "train", exhausted)
+    with pytest.raises(MemoryError, match="smaller batch_size"):
+        runs.train_run(study, TINY, "keras", image_size=SIZE, show_progress=False)
+
+
+def test_one_run_is_trained_by_one_process_at_a_time(study):
+    spec = runs._specify(study, TINY, "keras", 0, False, None, SIZE)
+    folder = study.runs / spec["run"]
+    folder.mkdir(parents=True)
+    with runs._locked(folder), pytest.raises(RuntimeError, match="another process"):
+        runs.train_run(study, TINY, "keras", image_size=SIZE, show_progress=False)
+
+
+def test_rows_written_at_the_same_time_are_all_kept(study):
+    from concurrent.futures import ThreadPoolExecutor
+
+    def append(number):
+        runs._append_row(study, dict.fromkeys(runs.COLUMNS, 0) | {"run": f"run-{number}"})
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(append, range(40)))
+    assert set(runs.read_runs(study)["run"]) == {f"run-{number}" for number in range(40)}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (None, FileNotFoundError, "carspotter split"),
+        (("validation", "excluded"), ValueError, "no validation"),
+        (("bright", "dark"), ValueError, "two or more"),
+    ],
+    ids=["no split", "no validation photos", "one class only"],
+)
+def test_a_study_that_cannot_be_trained_on_says_why(study, change, error, message):
+    if change:
+        study.splits.write_text(study.splits.read_text().replace(*change))
+    else:
+        study.splits.unlink()
+    with pytest.raises(error, match=message):
+        runs.train_run(study, TINY, "keras", image_size=SIZE, show_progress=False)
+
+
+def test_photos_that_are_not_on_this_machine_are_counted(study, monkeypatch):
+    monkeypatch.setattr(runs, "read_photos", lambda data: pd.DataFrame({"sha256": [f"{0:064x}"], "path": ["a.jpg"]}))
+    with pytest.raises(FileNotFoundError, match="39 of the 40 photos"):
+        runs.train_run(study, TINY, "keras", image_size=SIZE, show_progress=False)
+
+
+def test_a_recorded_run_without_its_checkpoint_says_how_to_get_it(study):
+    run = runs.train_run(study, TINY, "keras", image_size=SIZE, show_progress=False)
+    for path in run.folder.glob("checkpoint*"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match="train_run"):
+        runs.load_run(study, run.id).predict(np.zeros((1, SIZE, SIZE, 3), np.uint8))
+    with pytest.raises(KeyError, match="no run 'nothing'"):
+        runs.load_run(study, "nothing")
+
+
+def test_importing_runs_imports_no_framework():
+    code = "import sys, carspotter.models.runs; print({'keras', 'torch', 'tensorflow'} & set(sys.modules))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(["src", os.environ.get("PYTHONPATH", "")])}
+    shown = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == "set()"
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(study, capsys):
+    runs.train_run(study, TINY, "keras", image_size=SIZE, show_progress=True)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 4, lines
+    assert "epoch 2/3" in lines[2] and "photos/s" in lines[2] and "min left" in lines[2]
