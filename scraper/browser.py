@@ -1,0 +1,284 @@
+"""Opens pages in a real browser until everything on them is loaded, and gives back their HTML. Selenium only.
+
+Pictures are not loaded: the downloader fetches each photo once. Their lazy attributes stay in the HTML, which is all
+that is needed. Linux and macOS; elsewhere a remote browser (`--remote-url`) does.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import urllib3
+from selenium import webdriver
+from selenium.common.exceptions import NoSuchDriverException, TimeoutException, WebDriverException
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from scraper.site import Site
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+ATTEMPTS = 2  # a page that crashes two fresh browsers is left alone
+POLL = 0.05  # seconds
+
+# distinct listings: a "load more" that repeats its last page adds elements but no listing
+COUNT_LISTINGS = """
+const [selector, attribute] = arguments;
+const own = card => attribute && card.getAttribute(attribute);
+const key = card => own(card) || card.querySelector("a[href]")?.href || card.innerText;
+return new Set(Array.from(document.querySelectorAll(selector), key)).size;
+"""
+SCROLL_DOWN = "window.scrollTo(0, document.scrollingElement.scrollHeight);"
+# some loaders watch for movement: a step back up before the end is reached again
+SCROLL_AGAIN = "window.scrollBy(0, -window.innerHeight); window.scrollTo(0, document.scrollingElement.scrollHeight);"
+
+
+class BrowserError(Exception):
+    """No browser can be started; the text says how to get one."""
+
+
+class PageFailed(Exception):
+    """A page could not be opened: it hung, crashed or did not answer."""
+
+
+@dataclass(frozen=True)
+class LoadedPage:
+    """A page as the browser shows it in the end, why loading stopped there, and the session's cookies."""
+
+    url: str
+    html: str
+    stopped_by: str  # "end marker" · "nothing new" · "bound" · "single page"
+    cookies: list[dict]
+
+
+class Browser:
+    """A headless Chromium that is gone when the context is left, however that happens.
+
+    `permit(url)` is called before each thing that makes the site work: a page, a scroll, a click. It waits as
+    politeness asks, and raises what it likes to forbid it. Raises BrowserError when no browser starts.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        permit: Callable[[str], None] = lambda url: None,
+        headed: bool = False,
+        remote_url: str | None = None,
+    ):
+        self.site, self.permit, self.headed, self.remote_url = site, permit, headed, remote_url
+        self._driver: webdriver.Remote | None = None
+        self._guard: subprocess.Popen | None = None
+        self._pages = 0
+
+    def __enter__(self) -> Browser:
+        self._start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.quit()
+
+    def load(self, url: str, max_listings: int | None = None) -> Iterator[LoadedPage]:
+        """Yield the pages of one start entry, each with everything loaded, as the site's `[paging]` says.
+
+        A `max_listings` ends the loading early. Raises PageFailed.
+        """
+        paging = self.site.paging
+        most = min(max_listings or paging.max_listings, paging.max_listings)
+        if paging.kind == "numbered":
+            for number in range(paging.first_page, paging.first_page + paging.max_pages):
+                yield self._open(url.replace("{page}", str(number)), lambda: "single page")
+        elif paging.kind == "next":
+            address: str | None = url
+            for _ in range(paging.max_pages):
+                page = self._open(address, lambda: "single page")
+                links = self._driver.find_elements(By.CSS_SELECTOR, paging.next)
+                # read before the page is handed out: the listings' own pages may be opened in between
+                following = links[0].get_attribute("href") if links else None
+                yield page
+                if not following or following == address:
+                    return
+                address = following
+        else:
+            yield self._open(url, lambda: self._load_all(most))
+
+    def open(self, url: str) -> LoadedPage:
+        """Open one page, such as a listing's own. Raises PageFailed."""
+        return self._open(url, lambda: "single page", ready=self.site.detail.photos if self.site.detail else None)
+
+    def _open(self, url: str, expand: Callable[[], str], ready: str | None = None) -> LoadedPage:
+        for attempt in range(ATTEMPTS):
+            if self._driver is None or self._pages >= self.site.politeness.restart_browser_every:
+                self.quit()
+                self._start()
+            self.permit(url)
+            self._pages += 1
+            try:
+                self._driver.get(url)
+                self._wait_for(ready or self.site.selectors.listing)
+                stopped_by = expand()
+                return LoadedPage(self._driver.current_url, self._driver.page_source, stopped_by, self._cookies())
+            except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
+                # whatever it was, the next attempt and the next page get a fresh browser
+                self.quit(at_once=True)
+                if attempt + 1 == ATTEMPTS:
+                    raise PageFailed(_describe(error)) from error
+
+    def _cookies(self) -> list[dict]:
+        return self._driver.get_cookies()
+
+    def _wait_for(self, selector: str) -> None:
+        """Wait until the first listing or a marker is there; a page that shows neither in time is taken as it is."""
+        wanted = ", ".join(filter(None, (selector, self.site.paging.empty, self.site.paging.end)))
+        try:
+            self._until(lambda: self._find(wanted), self.site.paging.patience)
+        except TimeoutException:
+            self._driver.current_url  # noqa: B018 (raises if it is the browser that does not answer)
+
+    def _load_all(self, most: int) -> str:
+        """Scroll or click until the end marker shows, nothing new comes or a bound is reached, and tell which."""
+        paging = self.site.paging
+        for _ in range(paging.max_pages):
+            count = self._count()
+            if paging.kind == "none":
+                return "single page"
+            if self._at_end():
+                return "end marker"
+            if count >= most:
+                return "bound"
+            self.permit(self._driver.current_url)
+            if not self._advance(count):
+                return "end marker" if self._at_end() else "nothing new"
+        return "bound"
+
+    def _advance(self, count: int) -> bool:
+        """Ask for more and tell whether more listings came than `count`."""
+        paging = self.site.paging
+        moves = (SCROLL_DOWN, SCROLL_AGAIN)
+        if paging.kind == "button":
+            buttons = [button for button in self._find(paging.button) if button.is_displayed() and button.is_enabled()]
+            if not buttons:
+                return False
+            # clicked by script: a banner over the button does not matter
+            self._driver.execute_script("arguments[0].scrollIntoView(); arguments[0].click();", buttons[0])
+            moves = ("",)
+        for move in moves:
+            self._driver.execute_script(move)
+            try:
+                self._until(lambda: self._count() > count or self._at_end(), paging.patience / len(moves))
+                return self._count() > count
+            except TimeoutException:
+                continue
+        return False
+
+    def _count(self) -> int:
+        css, _, attribute = (self.site.selectors.id or "").partition("@")
+        own = attribute if not css.strip() else None
+        return self._driver.execute_script(COUNT_LISTINGS, self.site.selectors.listing, own)
+
+    def _at_end(self) -> bool:
+        return bool(self.site.paging.end and self._find(self.site.paging.end))
+
+    def _find(self, selector: str) -> list:
+        return self._driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def _until(self, condition: Callable[[], object], seconds: float) -> None:
+        WebDriverWait(self._driver, seconds, poll_frequency=POLL).until(lambda _: condition())
+
+    def _start(self) -> None:
+        self._pages = 0
+        try:
+            if self.remote_url:
+                self._driver = webdriver.Remote(self.remote_url, options=self._options())
+            else:
+                self._profile = tempfile.mkdtemp(prefix="scraper-browser-")
+                self._guard = _stand_guard(self._profile)
+                self._driver = webdriver.Chrome(*self._local())
+        except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
+            self.quit(at_once=True)
+            raise BrowserError(
+                f"no browser could be started ({_describe(error)}); install Chromium and chromedriver "
+                "(Debian: apt install chromium chromium-driver), or give --remote-url"
+            ) from error
+        except BaseException:
+            self.quit(at_once=True)
+            raise
+        page_timeout = self.site.politeness.page_timeout
+        self._driver.set_page_load_timeout(page_timeout)
+        self._driver.set_script_timeout(page_timeout)
+        # a browser whose page hangs may leave its driver without an answer
+        self._driver.command_executor.client_config.timeout = page_timeout + 30
+
+    def _options(self) -> webdriver.ChromeOptions:
+        options = webdriver.ChromeOptions()
+        options.page_load_strategy = "eager"
+        options.unhandled_prompt_behavior = "dismiss"  # an alert box must not stop a crawl
+        for flag in ("--disable-dev-shm-usage", "--disable-background-networking", "--window-size=1280,1600"):
+            options.add_argument(flag)
+        if not self.headed:
+            options.add_argument("--headless=new")
+        options.add_argument(f"--user-agent={self.site.user_agent}")
+        options.add_experimental_option("prefs", {"profile.managed_default_content_settings.images": 2})
+        return options
+
+    def _local(self) -> tuple[webdriver.ChromeOptions, Service]:
+        """Options and service of a browser on this machine: the system's where there is one, else Selenium's."""
+        options = self._options()
+        if os.geteuid() == 0:
+            options.add_argument("--no-sandbox")
+        options.add_argument(f"--user-data-dir={self._profile}")
+        chromium = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+        driver = shutil.which("chromedriver")
+        if chromium and driver:
+            os.environ.setdefault("SE_OFFLINE", "true")
+            os.environ.setdefault("SE_AVOID_STATS", "true")
+            options.binary_location = chromium
+        # in the guard's process group from birth; out of ours, so that Ctrl-C reaches us alone
+        service = Service(driver if chromium else None, popen_kw={"process_group": self._guard.pid})
+        return options, service
+
+    def quit(self, at_once: bool = False) -> None:
+        """End the browser and all its processes, `at_once` when it no longer answers. May be called twice."""
+        driver, guard = self._driver, self._guard
+        self._driver = self._guard = None
+        try:
+            if at_once and guard is not None:
+                guard.communicate(b"\n")
+            if driver is not None:
+                driver.quit()
+        except (WebDriverException, urllib3.exceptions.HTTPError, OSError):
+            pass  # it crashed or hangs: the guard ends it
+        finally:
+            if guard is not None:
+                if guard.returncode is None:
+                    guard.communicate(b"\n")
+                shutil.rmtree(self._profile, ignore_errors=True)
+
+
+# A scraper killed by SIGKILL can run no code. This shell then sees its input end; it ends all processes of its group,
+# which are the browser's, and removes the browser's profile. A line on its input does the same at once.
+GUARD = """
+if read -r _; then kill -KILL 0; fi
+trap '' TERM
+kill -TERM 0
+sleep 1
+rm -rf "$1"
+kill -KILL 0
+"""
+
+
+def _stand_guard(profile: str) -> subprocess.Popen:
+    return subprocess.Popen(["/bin/sh", "-c", GUARD, "guard", profile], stdin=subprocess.PIPE, process_group=0)
+
+
+def _describe(error: Exception) -> str:
+    if isinstance(error, TimeoutException | urllib3.exceptions.TimeoutError):
+        return "the page hung"
+    if isinstance(error, NoSuchDriverException):
+        return "no driver found"
+    first = (getattr(error, "msg", None) or str(error)).strip().splitlines() or [type(error).__name__]
+    return f"{type(error).__name__}: {first[0][:200]}"

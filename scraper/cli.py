@@ -1,0 +1,212 @@
+"""The command line: crawl a site, check a site file, read archived pages again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from scraper.browser import Browser, BrowserError
+from scraper.crawl import Crawl, CrawlStopped, NoListings, Stats
+from scraper.download import Downloader
+from scraper.journal import Journal, StorageError
+from scraper.reparse import reparse
+from scraper.site import Site, SiteError, load_site
+from scraper.site_check import check_site
+
+DONE, NOTHING_FOUND, USAGE, STOPPED, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+EXIT_CODES = """exit codes: 0 every photo has its final fate · 1 a page gave no listings or could not be opened ·
+2 usage or site file · 3 stopped by the disk, the browser or a site that no longer answers (run again: goes on) ·
+4 some photos failed for now (run again: tries them again) · 130 Ctrl-C (run again: goes on)"""
+
+NOTICE = """
+First crawl of {name} ({hosts}). Before you go on:
+  · Read the site's terms of use; some forbid automated collection, and robots.txt is not the whole of them.
+  · Photos belong to whoever took them. Keep them to study; do not publish them.
+  · People's faces and number plates are personal data; remove a photo when somebody asks.
+You show yourself to the site as: {user_agent}
+{notice}"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and give its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, _interrupt)
+    command = arguments[0] if arguments and arguments[0] in ("check", "reparse") else "crawl"
+    options = _parser(command).parse_args(arguments[command != "crawl" :])
+    try:
+        return {"crawl": _crawl, "check": _check, "reparse": _reparse}[command](_read_site(options), options)
+    except SiteError as error:
+        return _say(USAGE, error)
+    except (StorageError, BrowserError) as error:
+        return _say(STOPPED, error)
+    except KeyboardInterrupt:
+        return _say(INTERRUPTED, "interrupted")
+
+
+def _interrupt(*_) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(code: int, text: object) -> int:
+    print(f"scraper: {text}", file=sys.stderr)
+    return code
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m scraper" + ("" if command == "crawl" else f" {command}"),
+        description={
+            "crawl": "Collect the photos of a site's listings. Other commands: check SITE, reparse SITE.",
+            "check": "Open the first page of a site and show what each selector of its site file finds.",
+            "reparse": "Read the archived pages again, offline, after the site file was mended.",
+        }[command],
+        epilog=EXIT_CODES,
+    )
+    parser.add_argument("site", help="a name in scraper/sites, or the path of a .toml file")
+    if command != "check":
+        parser.add_argument("--out", type=Path, default=Path("data/raw"), help="folder of all sites (default data/raw)")
+        parser.add_argument("--json", action="store_true", help="print the closing figures as JSON on stdout")
+    if command != "reparse":
+        parser.add_argument("--start-url", help="start at this page instead of the site file's")
+        parser.add_argument("--label", help="with --start-url: the class its listings claim, as swift")
+        parser.add_argument("--city", help="with --start-url: the city of its listings")
+        parser.add_argument("--base-url", help="scheme, host and port to use instead of the site file's")
+        parser.add_argument("--headed", action="store_true", help="show the browser")
+        parser.add_argument("--remote-url", help="a WebDriver endpoint (Selenium Grid) instead of a local browser")
+    if command == "crawl":
+        parser.add_argument("--limit", type=_positive, help="stop after this many photos were fetched")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return number
+
+
+def _read_site(options: argparse.Namespace) -> Site:
+    site = load_site(options.site)
+    if getattr(options, "base_url", None):
+        site = site.at(options.base_url)
+    if getattr(options, "start_url", None):
+        site = site.starting_at(options.start_url, options.label, options.city)
+    return site
+
+
+def _crawl(site: Site, options: argparse.Namespace) -> int:
+    downloader = Downloader(site)
+
+    def permit(url: str) -> None:
+        downloader.check(url)
+        downloader.pacer.wait(url)
+
+    with Journal(options.out / site.name) as journal, Progress() as progress:
+        if journal.is_new:
+            hosts = ", ".join(sorted({start.url.split("/")[2] for start in site.starts}))
+            print(
+                NOTICE.format(name=site.name, hosts=hosts, user_agent=site.user_agent, notice=site.notice),
+                file=sys.stderr,
+            )
+        browser = Browser(site, permit, headed=options.headed, remote_url=options.remote_url)
+        crawl = Crawl(site, journal, browser, downloader, options.limit, progress.show)
+        try:
+            with browser:
+                crawl.run()
+            code = DONE
+        except CrawlStopped as stop:
+            code = _say(NOTHING_FOUND if isinstance(stop, NoListings) else STOPPED, stop)
+        except (StorageError, BrowserError) as error:
+            code = _say(STOPPED, error)
+        except KeyboardInterrupt:
+            code = _say(INTERRUPTED, "interrupted; the same command goes on where it stopped")
+        finally:
+            downloader.close()
+    stats = crawl.stats
+    print_table(stats, options.out / site.name)
+    if options.json:
+        print(json.dumps(stats.as_dict(), ensure_ascii=False))
+    if code == DONE and (stats.pages_lost or not stats.listings):
+        code = NOTHING_FOUND
+    if code == DONE and stats.failed:
+        code = INCOMPLETE
+    return code
+
+
+def print_table(stats: Stats, folder: Path) -> None:
+    """Print the closing table on stderr: what was found, what became of it and why."""
+    rows = [("pages", stats.pages), ("listings", stats.listings), ("photos found", stats.found)]
+    rows += [("  known from earlier runs", stats.known), ("  fetched", stats.fetched)]
+    rows += [(f"  refused: {reason}", count) for reason, count in stats.refused.most_common()]
+    rows += [(f"  failed for now: {reason}", count) for reason, count in stats.failed.most_common()]
+    rows += [(f"pages not opened: {reason}", count) for reason, count in stats.pages_lost.most_common()]
+    rate = stats.fetched / stats.seconds if stats.seconds else 0.0
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {count:>8,}" for name, count in rows]
+    lines.append(f"{stats.bytes / 1e6:,.1f} MB in {stats.seconds:,.0f} s, {rate:.1f} photos/s, in {folder}")
+    lines += [f"warning: {text}" for text in stats.warnings]
+    print("\n".join(lines), file=sys.stderr)
+
+
+class Progress:
+    """A bar on a terminal; in a log, plain lines at most every few seconds."""
+
+    every = 5.0  # seconds
+
+    def __init__(self):
+        self._bar = tqdm(unit=" photos", file=sys.stderr) if sys.stderr.isatty() else None
+        self._next_line = 0.0
+
+    def show(self, stats: Stats, text: str) -> None:
+        done = stats.fetched + stats.refused.total() + stats.failed.total()
+        if self._bar is not None:
+            if text:
+                self._bar.write(text, file=sys.stderr)
+            self._bar.update(done - self._bar.n)
+            self._bar.set_postfix(listings=stats.listings, refused=stats.refused.total(), refresh=False)
+        elif text or time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + self.every
+            print(text or f"{done} photos done, {stats.fetched} fetched", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _check(site: Site, options: argparse.Namespace) -> int:
+    downloader = Downloader(site)
+
+    def permit(url: str) -> None:
+        downloader.check(url)
+        downloader.pacer.wait(url)
+
+    one_page = replace(site, paging=replace(site.paging, max_pages=1))
+    with Browser(one_page, permit, headed=options.headed, remote_url=options.remote_url) as browser:
+        report = check_site(one_page, browser)
+    print(report.text)
+    return DONE if report.is_usable else NOTHING_FOUND
+
+
+def _reparse(site: Site, options: argparse.Namespace) -> int:
+    with Journal(options.out / site.name) as journal:
+        counts = reparse(site, journal)
+    text = (
+        "{pages} pages read again: {listings} listings, {photos} photos; {corrected} lines corrected, {new} new photos"
+    )
+    print(text.format(**counts), file=sys.stderr)
+    if counts["new"]:
+        print(f"fetch the new ones with: python -m scraper {site.name} --out {options.out}", file=sys.stderr)
+    if options.json:
+        print(json.dumps(counts))
+    return DONE if counts["listings"] else NOTHING_FOUND

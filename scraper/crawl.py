@@ -1,0 +1,231 @@
+"""One crawl: from start pages to stored photos and a journal that knows what became of every URL."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from scraper.browser import Browser, LoadedPage, PageFailed
+from scraper.download import Downloader
+from scraper.journal import Journal, archive_page, store_photo
+from scraper.pages import Listing, extract_detail, extract_listings, find_refusal, is_empty_search
+from scraper.politeness import Failed, Refused
+from scraper.site import Site, Start, named_selectors
+
+RESULT_KEYS = {"status", "reason", "sha256", "bytes", "width", "height", "final_url", "time"}
+MAX_FAILURES_IN_A_ROW = 20
+
+
+class CrawlStopped(Exception):
+    """The crawl ended before its end because going on would not help; the text says why and what to do."""
+
+
+class NoListings(CrawlStopped):
+    """A page gave nothing: the site changed its layout, or shows something else to robots."""
+
+
+@dataclass
+class Stats:
+    """What a crawl did. Counts; `bytes` of photos, `seconds` of wall clock."""
+
+    pages: int = 0
+    listings: int = 0
+    found: int = 0  # photo URLs seen on pages, each once
+    fetched: int = 0
+    known: int = 0  # had their fate from an earlier run
+    refused: Counter = field(default_factory=Counter)  # reason -> photos
+    failed: Counter = field(default_factory=Counter)
+    pages_lost: Counter = field(default_factory=Counter)
+    warnings: list[str] = field(default_factory=list)
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict:
+        return asdict(self) | {"photos_per_second": round(self.fetched / self.seconds, 2) if self.seconds else 0.0}
+
+
+class _LimitReached(Exception):
+    pass
+
+
+class Crawl:
+    """One crawl of `site` into the folder of `journal`; `report(stats, text)` hears of each photo and page.
+
+    `run()` may be left by StorageError, CrawlStopped, BrowserError or KeyboardInterrupt; `stats` then tells how far
+    it came, and the same crawl started again goes on there. `limit` ends it after that many fetched photos.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        journal: Journal,
+        browser: Browser,
+        downloader: Downloader,
+        limit: int | None = None,
+        report: Callable[[Stats, str], None] = lambda stats, text: None,
+    ):
+        self.site, self.journal, self.browser, self.downloader = site, journal, browser, downloader
+        self.limit, self.report = limit, report
+        self.stats = Stats()
+        self._seen: set[str] = set()
+        self._failures_in_a_row = 0
+        self._misses = dict.fromkeys(site.fields, 0)
+
+    def run(self) -> Stats:
+        """Crawl all start entries, then try again what failed in earlier runs. Raises as the class says."""
+        started = time.monotonic()
+        try:
+            for start in self.site.starts:
+                self._crawl_start(start)
+            self._retry_earlier_failures()
+        except _LimitReached:
+            pass
+        finally:
+            self.stats.seconds = round(time.monotonic() - started, 2)
+            for name, misses in self._misses.items():
+                if misses and misses == self.stats.listings:
+                    self.stats.warnings.append(f"fields.{name} = {self.site.fields[name]!r} found nothing anywhere")
+        return self.stats
+
+    def _crawl_start(self, start: Start) -> None:
+        known: set[str] = set()
+        try:
+            for number, page in enumerate(self.browser.load(start.url, self.limit)):
+                listings = self._read_page(page, start, is_first=number == 0)
+                fresh = [listing for listing in listings if listing.id is None or listing.id not in known]
+                if not fresh:  # past its last page a site shows nothing, or the last page once more
+                    return
+                known.update(listing.id for listing in fresh if listing.id)
+                self._count(fresh, page)
+                for listing in fresh:
+                    self._collect(listing, page, start)
+            if number + 1 == self.site.paging.max_pages:
+                self.stats.warnings.append(f"{start.url}: stopped after paging.max_pages, there may be more")
+        except (Refused, Failed, PageFailed) as error:
+            self._lose_page(start.url, error)
+
+    def _count(self, listings: list[Listing], page: LoadedPage) -> None:
+        self.stats.pages += 1
+        self.stats.listings += len(listings)
+        for name in self._misses:
+            self._misses[name] += sum(name not in listing.fields for listing in listings)
+        if page.stopped_by == "bound" and not self.limit:
+            self.stats.warnings.append(f"{page.url}: stopped at a bound of [paging], there may be more")
+        self.report(self.stats, f"{page.url}: {len(listings)} listings ({page.stopped_by})")
+
+    def _lose_page(self, url: str, error: Exception) -> None:
+        self.stats.pages_lost[kind_of(error)] += 1
+        status = "refused" if isinstance(error, Refused) else "failed"
+        self.journal.append_page({"url": url, "status": status, "reason": str(error)})
+        self.report(self.stats, f"{url}: not opened: {error}")
+
+    def _archive(self, page: LoadedPage, start: Start, link: str | None = None) -> Path:
+        """Keep the page before anything is read from it. Raises Refused if the browser was led where it may not go."""
+        self.downloader.check(page.url)
+        self.downloader.use_cookies(page.cookies)
+        archived = archive_page(self.journal.folder, page.html)
+        line = {"url": page.url, "status": "loaded", "reason": page.stopped_by, "archive": archived.name}
+        self.journal.append_page(line | {"start": asdict(start), "listing_link": link})
+        return archived
+
+    def _read_page(self, page: LoadedPage, start: Start, is_first: bool) -> list[Listing]:
+        archived = self._archive(page, start)
+        listings = extract_listings(page.html, page.url, self.site)
+        name = "selectors.photos" if listings else "selectors.listing"
+        is_rotten = is_first and not listings and not is_empty_search(page.html, self.site)
+        if listings and not self.site.detail:
+            is_rotten = not any(listing.photos for listing in listings)
+        if is_rotten:
+            raise NoListings(
+                f"{page.url} gave nothing: {name} = {named_selectors(self.site)[name]!r} finds nothing on it. The page "
+                f"as we got it is in {archived}; look at it (zcat), mend the site file, and see what each selector "
+                f"finds with: python -m scraper check {self.site.name}"
+            )
+        return listings
+
+    def _collect(self, listing: Listing, page: LoadedPage, start: Start) -> None:
+        """Fetch the photos of one listing, from its own page where the site file says so."""
+        if not (self.site.detail and listing.link):
+            self._fetch_all(listing, page, start)
+            return
+        if listing.link in self.journal.collected:
+            return
+        try:
+            own_page = self.browser.open(listing.link)
+            self._archive(own_page, start, listing.link)
+        except (Refused, Failed, PageFailed) as error:
+            self._lose_page(listing.link, error)
+            return
+        self.stats.pages += 1
+        listing = extract_detail(own_page.html, own_page.url, self.site, listing)
+        self._fetch_all(listing, own_page, start)
+        if all(self.journal.fates[url].is_final for url in listing.photos):
+            self.journal.append_page({"url": listing.link, "status": "collected"})
+
+    def _fetch_all(self, listing: Listing, page: LoadedPage, start: Start) -> None:
+        word = find_refusal(page.html) if self.site.politeness.respect_noai else None
+        for url in listing.photos:
+            about = {"url": url, "page_url": page.url, "listing": listing.id, "label": start.label, "city": start.city}
+            self._photo(about | listing.fields, f"the page says {word}" if word else None)
+
+    def _photo(self, about: dict, refusal: str | None = None) -> None:
+        """See that one photo URL has its fate: fetched now, known from before, or shown by a second listing."""
+        url = about["url"]
+        fate = self.journal.fates.get(url)
+        is_new_here = url not in self._seen
+        self._seen.add(url)
+        self.stats.found += is_new_here
+        if fate and fate.is_final:
+            self.stats.known += is_new_here
+            if fate.line["status"] == "fetched" and (about["listing"], about["label"]) not in fate.shown_by:
+                self.journal.append({**fate.line, **about, "reason": "shown by another listing too"})
+            return
+        if not is_new_here:
+            return  # it failed a moment ago
+        try:
+            if refusal:
+                raise Refused(refusal)
+            photo = self.downloader.fetch(url, about["page_url"])
+            if photo.sha256 in self.journal.forgotten:
+                raise Refused("forgotten: somebody asked for this photo to be removed")
+        except (Refused, Failed) as error:
+            self._record_loss(about, error)
+            return
+        # bytes first: after a kill between the two, the same bytes come to the same name once more
+        store_photo(self.journal.folder, photo.sha256, photo.extension, photo.content)
+        moved = {"final_url": photo.final_url} if photo.final_url != url else {}
+        size = {"bytes": len(photo.content), "width": photo.width, "height": photo.height}
+        self.journal.append(about | {"status": "fetched", "reason": None, "sha256": photo.sha256} | size | moved)
+        self._failures_in_a_row = 0
+        self.stats.fetched += 1
+        self.stats.bytes += len(photo.content)
+        self.report(self.stats, "")
+        if self.limit and self.stats.fetched >= self.limit:
+            raise _LimitReached
+
+    def _record_loss(self, about: dict, error: Refused | Failed) -> None:
+        is_final = isinstance(error, Refused)
+        nothing = {"sha256": None, "bytes": None, "width": None, "height": None}
+        self.journal.append(about | {"status": "refused" if is_final else "failed", "reason": str(error)} | nothing)
+        (self.stats.refused if is_final else self.stats.failed)[kind_of(error)] += 1
+        self.report(self.stats, "")
+        self._failures_in_a_row = 0 if is_final else self._failures_in_a_row + 1
+        if self._failures_in_a_row >= MAX_FAILURES_IN_A_ROW:
+            raise CrawlStopped(
+                f"{MAX_FAILURES_IN_A_ROW} photos in a row could not be had, the last because: {error}. The site may "
+                "be down or have had enough of us; run the same command again later, it goes on where it stopped"
+            )
+
+    def _retry_earlier_failures(self) -> None:
+        """Pages change: what failed in an earlier run may no longer be shown anywhere."""
+        left = [fate.line for url, fate in self.journal.fates.items() if not fate.is_final and url not in self._seen]
+        for line in left:
+            self._photo({key: value for key, value in line.items() if key not in RESULT_KEYS})
+
+
+def kind_of(error: Exception) -> str:
+    """Give what a reason has in common with others of its kind: the part before the colon."""
+    return str(error).partition(":")[0]

@@ -1,0 +1,337 @@
+"""Fetches one photo politely, and believes nothing that the server says about it."""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import hashlib
+import io
+import ipaddress
+import random
+import socket
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urldefrag, urljoin, urlsplit
+
+import requests
+import urllib3
+from PIL import Image
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from scraper.pages import AI_REFUSALS
+from scraper.politeness import LONGEST_WAIT, Failed, Pacer, Refused, Robots
+from scraper.site import ROBOT_NAME, Site
+
+MAX_PIXELS = 25_000_000
+MAX_REDIRECTS = 5
+# AVIF is left out: not every decoder that reads these photos later knows it
+FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
+TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A fetched and verified photo: original bytes, SHA-256, file extension, pixel size before EXIF rotation."""
+
+    content: bytes
+    sha256: str
+    extension: str
+    width: int
+    height: int
+    final_url: str
+
+
+class Downloader:
+    """Fetches the photos of one site, one at a time, through one session.
+
+    Time is handed in (`sleep`, `clock` in seconds, `wall_clock` in Unix seconds), and so is name resolution, so that
+    tests need neither patience nor a network.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        resolve: Callable[..., list] = socket.getaddrinfo,
+        rng: random.Random | None = None,
+    ):
+        self.site, self.politeness = site, site.politeness
+        self.pacer = Pacer(site.politeness, sleep, clock, rng)
+        self.robots = Robots(self._get_robots, self.pacer)
+        self.wall_clock, self.resolve = wall_clock, resolve
+        self._private = [ipaddress.ip_network(text) for text in site.politeness.allow_private]
+        self._public_hosts: set[tuple[str, int]] = set()
+        self._session = requests.Session()
+        self._session.trust_env = False  # no passwords from ~/.netrc to photo hosts
+        self._session.headers = {
+            "User-Agent": site.user_agent,
+            "Accept": "image/jpeg,image/png,image/webp,image/*;q=0.8",
+            "Accept-Encoding": "identity",
+        }
+        self._adapter = _DeadlineAdapter()
+        self._session.mount("http://", self._adapter)
+        self._session.mount("https://", self._adapter)
+
+    def close(self) -> None:
+        self._session.close()
+
+    def use_cookies(self, cookies: list[dict]) -> None:
+        """Take over the browser's cookies, given as Selenium gives them, so that photos come from the same session."""
+        for cookie in cookies:
+            self._session.cookies.set(cookie["name"], cookie["value"], domain=cookie["domain"], path=cookie["path"])
+
+    def check(self, url: str) -> None:
+        """Return if `url` may be asked for. Raises Refused (scheme, private address, robots.txt) or Failed."""
+        self._check_address(url)
+        self.robots.check(url)
+
+    def fetch(self, url: str, referer: str | None = None) -> Photo:
+        """Fetch and verify one photo. Raises Refused (final) or Failed (after all attempts)."""
+        headers = {"Referer": referer} if referer else {}
+        return self._attempt(url, lambda: self._follow(url, headers, self.check, self._read_photo))
+
+    def _attempt(self, url: str, fetch: Callable):
+        """Try, with growing pauses, until there is an answer, a refusal or no attempt left."""
+        for attempt in range(self.politeness.attempts):
+            try:
+                return fetch()
+            except _Transient as error:
+                self.pacer.overloaded(error.url, attempt, error.retry_after)
+                last = error
+                if error.retry_after is not None and error.retry_after > LONGEST_WAIT:
+                    break
+        raise Failed(str(last))
+
+    def _follow(self, url: str, headers: dict, check: Callable[[str], None], read: Callable):
+        """Follow redirects by hand: each address on the way is checked like the first."""
+        seen = {url}
+        for _ in range(MAX_REDIRECTS + 1):
+            check(url)
+            self.pacer.wait(url)
+            status, result = self._ask(url, headers, read)
+            if status not in (301, 302, 303, 307, 308):
+                return result
+            if not result:
+                raise Refused(f"redirect without an address: status {status}")
+            url = urldefrag(urljoin(url, result)).url
+            if url in seen:
+                raise Refused("redirect loop")
+            seen.add(url)
+        raise Refused(f"too many redirects: more than {MAX_REDIRECTS}")
+
+    def _ask(self, url: str, headers: dict, read: Callable) -> tuple[int, object]:
+        started = self.pacer.clock()
+        try:
+            with (
+                self._adapter.deadline(self.politeness.total_timeout) as deadline,
+                self._session.get(
+                    url,
+                    headers=headers,
+                    stream=True,
+                    allow_redirects=False,
+                    timeout=self.politeness.timeout,
+                    proxies=requests.utils.get_environ_proxies(url),
+                ) as response,
+            ):
+                latency = self.pacer.clock() - started
+                status = response.status_code
+                if status in TRANSIENT:
+                    raise _Transient(f"status {status}", url, self._retry_after(response))
+                location = response.headers.get("Location", "") if response.is_redirect else ""
+                result = location if 300 <= status < 400 else read(url, response)
+            if deadline.passed:  # a body without a length ends well when its socket is shut down
+                raise OSError("deadline")
+        except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError) as error:
+            raise Refused(f"not a usable address: {error}") from error
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            if deadline.passed:
+                raise _Transient(f"took longer than {self.politeness.total_timeout:g} s", url) from error
+            raise _Transient(_describe(error), url) from error
+        self.pacer.answered(url, latency)
+        return status, result
+
+    def _read_photo(self, url: str, response: requests.Response) -> Photo:
+        status = response.status_code
+        if status != 200:
+            raise Refused(f"status {status}")
+        if self.politeness.respect_noai and (word := _forbidding_header(response)):
+            raise Refused(f"X-Robots-Tag: {word}")
+        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if kind and (kind == "image/svg+xml" or not kind.startswith(("image/", "application/octet-stream", "binary/"))):
+            raise Refused(f"not a photo: {kind}")
+        declared = response.headers.get("Content-Length", "")
+        if declared.isdigit() and int(declared) > self.politeness.max_bytes:
+            raise Refused(f"too many bytes: {int(declared):,} declared")
+        content = _read_body(response, self.politeness.max_bytes)
+        if len(content) > self.politeness.max_bytes:
+            raise Refused(f"too many bytes: more than {self.politeness.max_bytes:,}")
+        if not content:
+            raise Refused("empty body")
+        try:
+            extension, width, height = verify_photo(content)
+        except Refused as error:
+            length_known = "Content-Length" in response.headers or response.raw.chunked
+            if length_known or not str(error).startswith("cannot be decoded"):
+                raise
+            # closing the connection was the only end of the body: it may have been cut short
+            raise _Transient(str(error), url) from error
+        return Photo(content, hashlib.sha256(content).hexdigest(), extension, width, height, url)
+
+    def _get_robots(self, url: str, limit: int) -> tuple[int, bytes]:
+        def read(_, response: requests.Response) -> tuple[int, bytes]:
+            return response.status_code, _read_body(response, limit)[:limit]
+
+        return self._attempt(url, lambda: self._follow(url, {"Accept": "text/plain"}, self._check_address, read))
+
+    def _check_address(self, url: str) -> None:
+        """Raises Refused unless `url` is http(s) and all addresses of its host are public or allowed by the site file."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https"):
+            raise Refused(f"not http: {parts.scheme or 'no scheme'}")
+        if not parts.hostname:
+            raise Refused("not a usable address: no host")
+        host = (parts.hostname, parts.port or 0)
+        if host in self._public_hosts:
+            return
+        try:
+            found = {entry[4][0] for entry in self.resolve(*host, type=socket.SOCK_STREAM)}
+        except (OSError, UnicodeError) as error:
+            if requests.utils.get_environ_proxies(url):
+                return  # behind a proxy, names are the proxy's business
+            raise Failed(f"host not found: {parts.hostname} ({error})") from error
+        for text in found:
+            address = ipaddress.ip_address(text.partition("%")[0])
+            address = getattr(address, "ipv4_mapped", None) or address
+            if not address.is_global and not any(address in network for network in self._private):
+                raise Refused(f"private address: {text}; a site file may allow it with politeness.allow_private")
+        self._public_hosts.add(host)
+
+    def _retry_after(self, response: requests.Response) -> float | None:
+        """Give the seconds that `Retry-After` asks for, written as seconds or as a date; None when it says nothing."""
+        text = response.headers.get("Retry-After", "").strip()
+        if text.isdigit():
+            return float(text)
+        try:
+            return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - self.wall_clock())
+        except (ValueError, TypeError):
+            return None
+
+
+def verify_photo(content: bytes) -> tuple[str, int, int]:
+    """Decode a photo whole and give (file extension, width, height). Raises Refused.
+
+    The size is judged before anything is decoded, so that a bomb costs nothing.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # our own limit is below the one that Pillow warns at
+            image = Image.open(io.BytesIO(content), formats=[name for name in FORMATS if name != "MPO"])
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise Refused(f"too many pixels: {width} × {height}")
+            image.load()
+    except Image.DecompressionBombError as error:
+        raise Refused(f"too many pixels: {error}") from error
+    except Refused:
+        raise
+    except Exception as error:  # decoders raise whatever they like on broken bytes
+        raise Refused(f"cannot be decoded: {error}") from error
+    return FORMATS[image.format], width, height
+
+
+def _read_body(response: requests.Response, limit: int) -> bytes:
+    """Read at most `limit` + 1 bytes, so that the caller sees when there were more."""
+    content = bytearray()
+    for part in response.raw.stream(65536, decode_content=True):
+        content += part
+        if len(content) > limit:
+            break
+    return bytes(content[: limit + 1])
+
+
+def _forbidding_header(response: requests.Response) -> str | None:
+    """Give the word of an `X-Robots-Tag` that keeps this photo out of data sets; tags for other robots are skipped."""
+    for value in response.raw.headers.getlist("X-Robots-Tag"):
+        robot, colon, rest = value.partition(":")
+        named = colon and "," not in robot and robot.strip().lower() != "unavailable_after"
+        if named and robot.strip().lower() != ROBOT_NAME.lower():
+            continue
+        words = {word.strip().lower() for word in (rest if named else value).split(",")}
+        if refused := words & AI_REFUSALS:
+            return min(refused)
+    return None
+
+
+def _describe(error: Exception) -> str:
+    text = str(error)
+    if isinstance(error, requests.exceptions.ConnectTimeout | requests.exceptions.ReadTimeout) or "timed out" in text:
+        return "no answer in time"
+    if "IncompleteRead" in text or "InvalidChunkLength" in text:
+        return "body ended early"
+    if "refused" in text.lower():
+        return "connection refused"
+    if "reset" in text or "aborted" in text:
+        return "connection broken"
+    return f"{type(error).__name__}"
+
+
+class _Transient(Exception):
+    def __init__(self, reason: str, url: str, retry_after: float | None = None):
+        super().__init__(reason)
+        self.url, self.retry_after = url, retry_after
+
+
+class _DeadlineAdapter(HTTPAdapter):
+    """Ends an exchange after a total time: a server that sends a byte now and then never trips a read timeout.
+
+    At the deadline the connections' sockets are shut down, wherever the exchange is, headers included.
+    """
+
+    def init_poolmanager(self, *args, **kwargs) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self._sockets = sockets = weakref.WeakSet()
+
+        class Watched:
+            def connect(self) -> None:
+                super().connect()
+                sockets.add(self.sock)
+
+        class Http(Watched, HTTPConnection):
+            pass
+
+        class Https(Watched, HTTPSConnection):
+            pass
+
+        http = type("HttpPool", (urllib3.HTTPConnectionPool,), {"ConnectionCls": Http})
+        https = type("HttpsPool", (urllib3.HTTPSConnectionPool,), {"ConnectionCls": Https})
+        self.poolmanager.pool_classes_by_scheme = {"http": http, "https": https}
+
+    def deadline(self, seconds: float) -> _Until:
+        return _Until(self._sockets, seconds)
+
+
+class _Until:
+    def __init__(self, sockets: weakref.WeakSet, seconds: float):
+        self.sockets, self.passed = sockets, False
+        self._timer = threading.Timer(seconds, self._pass)
+        self._timer.daemon = True
+
+    def _pass(self) -> None:
+        self.passed = True
+        for connection in list(self.sockets):
+            with contextlib.suppress(OSError):  # closed by itself in the meantime
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> _Until:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._timer.cancel()

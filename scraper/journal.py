@@ -1,0 +1,201 @@
+"""What stays: the journal of every URL's fate, files written whole or not at all, one scraper per folder."""
+
+from __future__ import annotations
+
+import fcntl
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+
+class StorageError(Exception):
+    """The folder cannot be written (full, read-only) or is in use; the text says what to do. Nothing is lost."""
+
+
+class Lines:
+    """An append-only file of JSON lines, each on the disk when `append` returns.
+
+    Opening cuts off a torn last line, as a kill or a full disk leaves it. Raises StorageError when the file cannot be
+    written, or when a line before the last is not JSON.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        with storage_errors(path):
+            # unbuffered: after a full disk no half-written buffer waits to be written again
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+
+    def replay(self) -> Iterator[dict]:
+        """Yield every line that was written whole."""
+        whole = 0
+        with open(self.path, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.endswith(b"\n"):
+                    self._file.truncate(whole)
+                    return
+                whole += len(line)
+                try:
+                    content = json.loads(line)
+                except ValueError as error:
+                    raise StorageError(
+                        f"{self.path}, line {number}: not JSON ({line[:60]!r}…); mend or delete it, then start again"
+                    ) from error
+                yield content
+
+    def append(self, line: dict) -> dict:
+        """Write one line with the time (UTC) added, see it onto the disk and give it back."""
+        line = {**line, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        rest = memoryview(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        with storage_errors(self.path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        return line
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass
+class Fate:
+    """What the journal knows of one URL: its newest line, and the newest for each (listing, label) that showed it."""
+
+    line: dict
+    shown_by: dict[tuple[str | None, str | None], dict] = field(default_factory=dict)
+
+    @property
+    def is_final(self) -> bool:
+        return self.line["status"] != "failed"
+
+
+class Journal:
+    """The record of one site folder, held open and locked: each photo URL's fate, and the pages that were read.
+
+    `journal.jsonl` has a line per photo URL; `pages.jsonl` has a line per page, with its archived HTML. Both are
+    replayed at the start. Raises StorageError if another scraper holds the folder or it cannot be written.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.fates: dict[str, Fate] = {}
+        self.forgotten: set[str] = set()  # hashes of photos that somebody asked to be removed
+        self.collected: set[str] = set()  # listings' own pages whose photos all have their fate
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = open(folder / ".lock", "a")  # noqa: SIM115 (held as long as the journal is)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.is_new = not (folder / "journal.jsonl").exists()
+            self._photos = Lines(folder / "journal.jsonl")
+            self._pages = Lines(folder / "pages.jsonl")
+            for line in self._photos.replay():
+                self._remember(line)
+            for line in self._pages.replay():
+                if line.get("status") == "collected":
+                    self.collected.add(line["url"])
+            with storage_errors(folder):
+                for leftover in folder.glob("**/*.part"):  # of a kill between writing and renaming
+                    leftover.unlink()
+        except BlockingIOError:
+            self._lock.close()
+            raise StorageError(f"another scraper is at work in {folder}; wait for it, or give another --out") from None
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _remember(self, line: dict) -> None:
+        if line.get("status") == "forgotten":
+            self.forgotten.add(line["sha256"])
+        if url := line.get("url"):
+            fate = self.fates.setdefault(url, Fate(line))
+            fate.line = line
+            fate.shown_by[line.get("listing"), line.get("label")] = line
+
+    def append(self, line: dict) -> None:
+        """Record the fate of a photo URL."""
+        self._remember(self._photos.append(line))
+
+    def append_page(self, line: dict) -> None:
+        """Record what became of a page."""
+        self._pages.append(line)
+        if line["status"] == "collected":
+            self.collected.add(line["url"])
+
+    def read_pages(self) -> Iterator[dict]:
+        """Yield the lines of `pages.jsonl` from the first on."""
+        return self._pages.replay()
+
+    def close(self) -> None:
+        self._photos.close()
+        self._pages.close()
+        self._lock.close()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the disk into a StorageError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"cannot write {error.filename or path}: {error.strerror or error}; make room or give --out another "
+            "folder, then run the same command again: it goes on where it stopped"
+        ) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that a kill or a power cut leaves either the whole file or none.
+
+    A temporary file in the same folder, synced, renamed, and the folder synced. Raises StorageError.
+    """
+    with storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".part")
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def store_photo(folder: Path, sha256: str, extension: str, content: bytes) -> Path:
+    """Keep a photo's original bytes as `<sha256[:2]>/<sha256>.<ext>`; the same bytes are kept once."""
+    path = folder / sha256[:2] / f"{sha256}.{extension}"
+    if not path.exists():
+        write_atomically(path, content)
+    return path
+
+
+def archive_page(folder: Path, html: str) -> Path:
+    """Keep a page's HTML, compressed, as `pages/<sha256>.html.gz`, so that it can be parsed again offline."""
+    content = html.encode()
+    path = folder / "pages" / f"{hashlib.sha256(content).hexdigest()}.html.gz"
+    if not path.exists():
+        write_atomically(path, gzip.compress(content, mtime=0))
+    return path
+
+
+def read_archived_page(path: Path) -> str:
+    """Give the HTML that `archive_page` kept."""
+    return gzip.decompress(path.read_bytes()).decode()

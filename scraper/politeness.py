@@ -1,0 +1,143 @@
+"""How often a host may be asked, and what its robots.txt allows."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from protego import Protego
+
+from scraper.site import ROBOT_NAME, Politeness
+
+ROBOTS_LIMIT = 500 * 1024  # bytes; RFC 9309 asks for at least this much to be parsed
+ROBOTS_LIFETIME = 24 * 3600.0  # seconds; RFC 9309, 2.4
+LONGEST_WAIT = 300.0  # seconds; a host that asks for more is left alone in this run
+LONGEST_SLOWDOWN = 60.0
+
+
+class Refused(Exception):
+    """A URL's final fate: asking again would not help, or is not allowed."""
+
+
+class Failed(Exception):
+    """A URL could not be had now; a later run tries again."""
+
+
+@dataclass
+class _Host:
+    next_time: float = 0.0
+    crawl_delay: float = 0.0
+    slowdown: float = 0.0  # seconds on top, after 429 and server errors
+    usual_latency: float | None = None
+    latency: float = 0.0
+
+
+class Pacer:
+    """Keeps the requests to one host apart: the site file's delay or robots.txt's, whichever is longer, with jitter.
+
+    The delay grows with the host's latency, against the quickest it has shown, up to tenfold; it doubles from one
+    second upwards at each sign of overload and shrinks again with each good answer. All times are in seconds.
+    """
+
+    def __init__(
+        self,
+        politeness: Politeness,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ):
+        self.politeness, self.sleep, self.clock = politeness, sleep, clock
+        self.rng = rng or random.Random()
+        self._hosts: dict[str, _Host] = {}
+
+    def _host(self, url: str) -> _Host:
+        return self._hosts.setdefault(urlsplit(url).netloc.lower(), _Host())
+
+    def delay(self, url: str) -> float:
+        """Give the seconds that now lie between two requests to the host of `url`, before jitter."""
+        host = self._host(url)
+        base = max(self.politeness.delay, host.crawl_delay)
+        strain = min(10.0, max(1.0, host.latency / host.usual_latency)) if host.usual_latency else 1.0
+        return base * strain + host.slowdown
+
+    def wait(self, url: str) -> None:
+        """Wait until the host of `url` may be asked again. Raises Failed if it asked for a longer rest than we wait."""
+        host = self._host(url)
+        rest = host.next_time - self.clock()
+        if rest > LONGEST_WAIT:
+            raise Failed(f"host asked us to wait: {rest:.0f} s more")
+        if rest > 0:
+            self.sleep(rest)
+        self._space(host, url)
+
+    def _space(self, host: _Host, url: str) -> None:
+        pause = self.delay(url) * (1 + self.rng.uniform(0, self.politeness.jitter))
+        host.next_time = max(host.next_time, self.clock() + pause)
+
+    def set_crawl_delay(self, url: str, seconds: float) -> None:
+        """Never ask the host of `url` more often than its robots.txt says."""
+        host = self._host(url)
+        host.crawl_delay = seconds
+        host.next_time = max(host.next_time, self.clock() + seconds)
+
+    def answered(self, url: str, latency: float) -> None:
+        """Note a good answer that began after `latency` seconds."""
+        host = self._host(url)
+        host.latency = latency if host.usual_latency is None else 0.7 * host.latency + 0.3 * latency
+        host.usual_latency = max(0.1, min(host.usual_latency or latency, latency))
+        host.slowdown = host.slowdown * 0.8 if host.slowdown > 0.05 else 0.0
+        self._space(host, url)
+
+    def overloaded(self, url: str, attempt: int, retry_after: float | None) -> None:
+        """Note a failure: the host rests as long as it asked for, or exponentially longer with each `attempt` from 0."""
+        host = self._host(url)
+        host.slowdown = min(LONGEST_SLOWDOWN, max(1.0, 2 * host.slowdown))
+        backoff = min(60.0, 2.0**attempt) * (1 + self.rng.uniform(0, 0.5))
+        rest = max(retry_after, self.delay(url)) if retry_after is not None else max(backoff, self.delay(url))
+        host.next_time = max(host.next_time, self.clock() + rest)
+
+
+class Robots:
+    """Each host's robots.txt by RFC 9309, closed on doubt.
+
+    A 2xx answer is parsed (its first 500 KiB), a 4xx allows everything, and 429, 5xx, network errors and redirects
+    that lead nowhere forbid everything. `fetch(url, limit)` gives (status, content) and raises Failed or Refused.
+    """
+
+    def __init__(self, fetch: Callable[[str, int], tuple[int, bytes]], pacer: Pacer):
+        self.fetch, self.pacer = fetch, pacer
+        self._rules: dict[str, tuple[float, Protego | None, str]] = {}
+
+    def check(self, url: str) -> None:
+        """Return if `url` may be fetched. Raises Refused if robots.txt forbids it, Failed if that cannot be read."""
+        parts = urlsplit(url)
+        origin = f"{parts.scheme}://{parts.netloc}".lower()
+        read_at, rules, trouble = self._rules.get(origin, (0.0, None, ""))
+        if origin not in self._rules or self.pacer.clock() - read_at > ROBOTS_LIFETIME:
+            rules, trouble = self._read(origin)
+            self._rules[origin] = (self.pacer.clock(), rules, trouble)
+        if rules is None:
+            raise Failed(f"robots.txt cannot be read: {trouble}")
+        if not rules.can_fetch(url, ROBOT_NAME):
+            raise Refused("robots.txt forbids it")
+
+    def _read(self, origin: str) -> tuple[Protego | None, str]:
+        try:
+            status, content = self.fetch(f"{origin}/robots.txt", ROBOTS_LIMIT)
+        except (Failed, Refused) as error:
+            return None, str(error)
+        if 400 <= status < 500 and status != 429:
+            return Protego.parse(""), ""
+        if not 200 <= status < 300:
+            return None, f"status {status}"
+        if len(content) >= ROBOTS_LIMIT:
+            content = content[: content.rfind(b"\n") + 1]
+        rules = Protego.parse(content.decode("utf-8-sig", errors="replace"))
+        rate = rules.request_rate(ROBOT_NAME)
+        by_rate = rate.seconds / rate.requests if rate and rate.requests else 0.0
+        if delay := max(rules.crawl_delay(ROBOT_NAME) or 0.0, by_rate):
+            self.pacer.set_crawl_delay(origin, delay)
+        return rules, ""

@@ -1,0 +1,233 @@
+"""A site file: where a site's listings are, what its pages look like, how politely to ask."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from urllib.parse import quote_plus, urlsplit, urlunsplit
+
+import soupsieve
+
+from scraper import __version__
+
+SITES = Path(__file__).parent / "sites"
+PAGING_KINDS = ("none", "scroll", "button", "next", "numbered")
+# these belong to the journal; a site's own field must not write over them
+RESERVED_FIELDS = {
+    *("url", "page_url", "listing", "label", "time", "status", "reason"),
+    *("sha256", "bytes", "width", "height", "final_url"),
+}
+
+
+class SiteError(ValueError):
+    """A site file that cannot be used; the text names the file, the key and what to write instead."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """One page to start from: what its listings claim to be (`label`, a lower-case slug) and where the cars are."""
+
+    url: str
+    label: str
+    city: str | None = None
+
+
+@dataclass(frozen=True)
+class Paging:
+    """How to reach the listings that the first page does not show, and when to stop."""
+
+    kind: str = "none"  # none · scroll · button (a "load more" that is clicked) · next (a link) · numbered ({page})
+    button: str | None = None
+    next: str | None = None
+    end: str | None = None  # present when everything is loaded
+    empty: str | None = None  # present when a search rightly finds nothing
+    first_page: int = 1
+    max_pages: int = 500  # pages, scrolls or clicks per start entry: a page that never ends must end
+    max_listings: int = 20_000  # per page
+    patience: float = 8.0  # seconds without a new listing after which a page counts as complete
+
+
+@dataclass(frozen=True)
+class Selectors:
+    """CSS selectors; `css@attribute` reads an attribute and `@attribute` one of the listing's own element."""
+
+    listing: str
+    photos: str
+    id: str | None = None
+    id_pattern: str | None = None  # a regular expression whose first group is the id
+    link: str | None = None  # the listing's own page
+
+
+@dataclass(frozen=True)
+class Detail:
+    """The listing's own page, for sites that show the gallery only there; selectors look at the whole page."""
+
+    photos: str
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Politeness:
+    """How hard the site may be asked; a site's robots.txt can only make this slower."""
+
+    delay: float = 2.0  # seconds between two requests to one host
+    jitter: float = 0.5  # up to this share of the delay is added at random
+    attempts: int = 4
+    timeout: float = 20.0  # seconds without a byte
+    total_timeout: float = 120.0  # seconds for one photo, however steadily it drips
+    page_timeout: float = 30.0
+    max_bytes: int = 20_000_000
+    allow_private: tuple[str, ...] = ()  # addresses or networks inside a private network that may be asked
+    respect_noai: bool = True  # noai, noimageai, noindex and noimageindex, in headers and in pages
+    restart_browser_every: int = 50  # pages
+
+
+@dataclass(frozen=True)
+class Site:
+    """One site file, checked."""
+
+    name: str
+    contact: str
+    starts: tuple[Start, ...]
+    selectors: Selectors
+    paging: Paging = Paging()
+    detail: Detail | None = None
+    politeness: Politeness = Politeness()
+    fields: dict[str, str] = field(default_factory=dict)
+    notice: str = ""  # what to know about this site's terms, shown before the first crawl
+
+    @property
+    def user_agent(self) -> str:
+        return f"Mozilla/5.0 (compatible; {ROBOT_NAME}/{__version__}; +{self.contact})"
+
+    def at(self, base_url: str) -> Site:
+        """Give the same site served from another scheme, host and port, as when a copy runs on a free local port."""
+        base = urlsplit(base_url)
+        if base.scheme not in ("http", "https") or not base.netloc:
+            raise SiteError(f"--base-url {base_url!r} is no address; write it as http://127.0.0.1:8000")
+
+        def move(url: str) -> str:
+            return urlunsplit((base.scheme, base.netloc, *urlsplit(url)[2:]))
+
+        return replace(self, starts=tuple(replace(start, url=move(start.url)) for start in self.starts))
+
+    def starting_at(self, url: str, label: str | None = None, city: str | None = None) -> Site:
+        """Give the site with `url` as its only start; label and city come from the start entry that it resembles.
+
+        Raises SiteError when no label is given and the site's entries leave more than one possible.
+        """
+        path = urlsplit(url).path
+        kin = [start for start in self.starts if urlsplit(start.url).path == path] or list(self.starts)
+        labels = {start.label for start in kin}
+        if label is None and len(labels) > 1:
+            raise SiteError(f"{url} could be any of {', '.join(sorted(labels))}; say which with --label")
+        cities = {start.city for start in kin if start.url == url}
+        return replace(self, starts=(Start(url, label or labels.pop(), city or (cities.pop() if cities else None)),))
+
+
+ROBOT_NAME = "CarspotterScraper"
+
+
+def load_site(name: str) -> Site:
+    """Read the site file `name`: a name in `sites/` or a path ending in .toml. Raises SiteError."""
+    path = Path(name) if name.endswith(".toml") else SITES / f"{name}.toml"
+    if not path.is_file():
+        known = sorted(file.stem for file in SITES.glob("*.toml"))
+        raise SiteError(f"no site file {path}; known sites are {', '.join(known)}, or give the path of a .toml file")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SiteError(f"{path} is not TOML: {error}") from error
+    return parse_site(content, path)
+
+
+def parse_site(content: dict, path: Path) -> Site:
+    """Check the content of a site file and give the Site. Raises SiteError, naming `path` and the key."""
+    content = dict(content)
+    content.setdefault("name", path.stem)
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", content["name"]):
+        raise SiteError(f"{path}: name {content['name']!r} names a folder; use lower-case letters, digits, _ and -")
+    if "@" not in content.get("contact", "") and "://" not in content.get("contact", ""):
+        raise SiteError(f"{path}: contact must be an e-mail or web address at which the site's owner can reach you")
+    content["starts"] = _read_starts(content.pop("start", []), path)
+    for key, kind in (("paging", Paging), ("selectors", Selectors), ("detail", Detail), ("politeness", Politeness)):
+        if key in content:
+            content[key] = _fill(kind, content[key], path, key)
+    site = _fill(Site, content, path, "the file")
+    _check(site, path)
+    return site
+
+
+def _read_starts(entries: list[dict], path: Path) -> tuple[Start, ...]:
+    """An entry with `cities` stands for one start per city; {city} in its URL is replaced by each."""
+    if not entries:
+        raise SiteError(f"{path} has no [[start]]; give at least one with url and label")
+    starts = []
+    for entry in entries:
+        cities = entry.get("cities") or [entry.get("city")]
+        entry = {key: value for key, value in entry.items() if key not in ("cities", "city")}
+        for city in cities:
+            start = _fill(Start, {**entry, "city": city}, path, "start")
+            url = start.url.replace("{city}", quote_plus(city)) if city else start.url
+            starts.append(replace(start, url=url))
+    return tuple(starts)
+
+
+def _fill(kind: type, values: dict, path: Path, where: str):
+    known = {entry.name: entry for entry in fields(kind)}
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            meant = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+            raise SiteError(f"{path}: unknown key {key!r} in {where}; {meant}")
+    for key, entry in known.items():
+        if key not in values and entry.default is MISSING and entry.default_factory is MISSING:
+            raise SiteError(f"{path}: {where} needs {key!r}")
+    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def _check(site: Site, path: Path) -> None:
+    if site.paging.kind not in PAGING_KINDS:
+        raise SiteError(f"{path}: paging kind {site.paging.kind!r} is none of {', '.join(PAGING_KINDS)}")
+    for kind in ("button", "next"):
+        if site.paging.kind == kind and not getattr(site.paging, kind):
+            raise SiteError(f"{path}: paging kind {kind!r} needs the selector {kind!r} in [paging]")
+    for start in site.starts:
+        if urlsplit(start.url).scheme not in ("http", "https"):
+            raise SiteError(f"{path}: start url {start.url!r} is neither http nor https")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", start.label):
+            raise SiteError(f"{path}: label {start.label!r} becomes a class name; use lower-case letters, digits and _")
+        if site.paging.kind == "numbered" and "{page}" not in start.url:
+            raise SiteError(f"{path}: paging by number needs {{page}} in the start url {start.url!r}")
+    own_fields = site.fields | (site.detail.fields if site.detail else {})
+    if taken := RESERVED_FIELDS.intersection(own_fields):
+        raise SiteError(f"{path}: fields {', '.join(sorted(taken))} belong to the journal; name them otherwise")
+    if site.detail and not site.selectors.link:
+        raise SiteError(f"{path}: [detail] needs the selector 'link' in [selectors], which leads to the listing's page")
+    for name, selector in named_selectors(site).items():
+        css, _, attribute = selector.partition("@")
+        try:
+            soupsieve.compile(css.strip() or "*")
+        except soupsieve.SelectorSyntaxError as error:
+            raise SiteError(f"{path}: selector {name} = {selector!r}: {str(error).splitlines()[0]}") from error
+    if site.selectors.id_pattern:
+        try:
+            groups = re.compile(site.selectors.id_pattern).groups
+        except re.error as error:
+            raise SiteError(f"{path}: id_pattern {site.selectors.id_pattern!r}: {error}") from error
+        if groups != 1:
+            raise SiteError(f"{path}: id_pattern {site.selectors.id_pattern!r} needs exactly one group ( )")
+
+
+def named_selectors(site: Site) -> dict[str, str]:
+    """Give every selector of a site under its name in the site file, as `selectors.listing` or `detail.photos`."""
+    named = {f"selectors.{key}": getattr(site.selectors, key) for key in ("listing", "id", "link", "photos")}
+    named |= {f"paging.{key}": getattr(site.paging, key) for key in ("button", "next", "end", "empty")}
+    named |= {f"fields.{key}": value for key, value in site.fields.items()}
+    if site.detail:
+        named["detail.photos"] = site.detail.photos
+        named |= {f"detail.fields.{key}": value for key, value in site.detail.fields.items()}
+    return {name: selector for name, selector in named.items() if selector}
