@@ -130,15 +130,17 @@ def _crawl(site: Site, options: argparse.Namespace) -> int:
             code = _say(INTERRUPTED, "interrupted; the same command goes on where it stopped")
         finally:
             downloader.close()
-    stats = crawl.stats
-    print_table(stats, options.out / site.name)
+    print_table(crawl.stats, options.out / site.name)
     if options.json:
-        print(json.dumps(stats.as_dict(), ensure_ascii=False))
-    if code == DONE and (stats.pages_lost or not stats.listings):
-        code = NOTHING_FOUND
-    if code == DONE and stats.failed:
-        code = INCOMPLETE
-    return code
+        print(json.dumps(crawl.stats.as_dict(), ensure_ascii=False))
+    return code or exit_code(crawl.stats)
+
+
+def exit_code(stats: Stats) -> int:
+    """Give the exit code of a crawl that came to its end."""
+    if stats.pages_lost:
+        return NOTHING_FOUND
+    return INCOMPLETE if stats.failed else DONE
 
 
 def print_table(stats: Stats, folder: Path) -> None:

@@ -44,7 +44,7 @@ class Stats:
     seconds: float = 0.0
 
     def as_dict(self) -> dict:
-        return asdict(self) | {"photos_per_second": round(self.fetched / self.seconds, 2) if self.seconds else 0.0}
+        return vars(self) | {"photos_per_second": round(self.fetched / self.seconds, 2) if self.seconds else 0.0}
 
 
 class _LimitReached(Exception):

@@ -191,7 +191,7 @@ class Downloader:
         return self._attempt(url, lambda: self._follow(url, {"Accept": "text/plain"}, self._check_address, read))
 
     def _check_address(self, url: str) -> None:
-        """Raises Refused unless `url` is http(s) and all addresses of its host are public or allowed by the site file."""
+        """Raises Refused unless `url` is http(s) and its host's addresses are all public or allowed by the site file."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https"):
             raise Refused(f"not http: {parts.scheme or 'no scheme'}")
