@@ -83,7 +83,8 @@ def draw_colour(rng: np.random.Generator, count: int, ranges: AugmentationRanges
 def warp_images(images: np.ndarray, matrices: np.ndarray) -> np.ndarray:
     """Apply `draw_affine` matrices (N, 3, 3) to images (N, S, S, 3); give float32, same shape and scale.
 
-    Bilinear; the nearest border pixel repeats. The reference for the frameworks' own warps, and enough for a figure; not fast.
+    Bilinear; the nearest border pixel repeats. The reference for the frameworks' own warps and enough for a figure;
+    not fast.
     """
     count, height, width, _ = images.shape
     y, x = np.mgrid[0:height, 0:width]

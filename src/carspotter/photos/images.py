@@ -55,9 +55,7 @@ def open_photo(source: Path | bytes | BinaryIO, at_least: int | None = None) -> 
         if width * height > PIXEL_LIMIT:
             raise UnreadablePhoto(name, f"{width}×{height} pixels are more than the limit of {PIXEL_LIMIT:,}")
         if image.mode == "F":
-            raise UnreadablePhoto(
-                name, "floating-point pixels, whose range is unknown; save it as an 8-bit JPEG or PNG"
-            )
+            raise UnreadablePhoto(name, "floating-point pixels of unknown range; save it as an 8-bit JPEG")
         if at_least and image_format == "JPEG":
             image.draft(None, (2 * at_least, 2 * at_least))
         image.load()
