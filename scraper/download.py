@@ -146,8 +146,12 @@ class Downloader:
                     raise _Transient(f"status {status}", url, self._retry_after(response))
                 location = response.headers.get("Location", "") if response.is_redirect else ""
                 result = location if 300 <= status < 400 else read(url, response)
-            if deadline.passed:  # a body without a length ends well when its socket is shut down
-                raise OSError("deadline")
+            if deadline.passed:
+                raise _Transient("deadline", url)
+        except (Refused, _Transient) as error:
+            if deadline.passed:  # an answer without a length looks whole when its socket is shut down
+                raise _Transient(f"took longer than {self.politeness.total_timeout:g} s", url) from error
+            raise
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError) as error:
             raise Refused(f"not a usable address: {error}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
@@ -191,7 +195,7 @@ class Downloader:
         return self._attempt(url, lambda: self._follow(url, {"Accept": "text/plain"}, self._check_address, read))
 
     def _check_address(self, url: str) -> None:
-        """Raises Refused unless `url` is http(s) and its host's addresses are all public or allowed by the site file."""
+        """Raises Refused unless `url` is http(s) and leads to public addresses or such as the site file allows."""
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https"):
             raise Refused(f"not http: {parts.scheme or 'no scheme'}")

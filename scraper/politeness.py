@@ -92,7 +92,7 @@ class Pacer:
         self._space(host, url)
 
     def overloaded(self, url: str, attempt: int, retry_after: float | None) -> None:
-        """Note a failure: the host rests as long as it asked for, or longer with each `attempt`, which counts from 0."""
+        """Note a failure: the host rests as long as it asked for, or longer with each `attempt` (counted from 0)."""
         host = self._host(url)
         host.slowdown = min(LONGEST_SLOWDOWN, max(1.0, 2 * host.slowdown))
         backoff = min(60.0, 2.0**attempt) * (1 + self.rng.uniform(0, 0.5))

@@ -48,7 +48,8 @@ async function more() {
   busy = true;
   const answer = await (await fetch(`/api/cards?page=${++page}&${query}`)).json();
   document.querySelector("main").insertAdjacentHTML("beforeend", answer.html);
-  if (answer.last) { done = true; if (!query.has("silent")) document.body.insertAdjacentHTML("beforeend", "<p id=end>"); }
+  done = answer.last;
+  if (done && !query.has("silent")) document.body.insertAdjacentHTML("beforeend", "<p id=end>");
   busy = false;
   watch();
 }
@@ -171,10 +172,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send(robots.encode(), "text/plain")
 
     def card(self, number: int, query: dict[str, str]) -> str:
-        if "hostile" in query:
-            photo = f"/{query['hostile']}"
-        else:
-            photo = f"/photos/{query.get('model', 'swift')}-{number}.jpg"
+        photo = f"/photos/{query.get('model', 'swift')}-{number}.jpg"
         gallery = f'<img class="photo" src="{DATA_URI}" data-src="{photo}">'
         if "private" in query and number % 3 == 0:
             gallery += f'<img class="photo" src="{DATA_URI}" data-src="/private/{number}.jpg">'
@@ -280,7 +278,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.start(10**12)
 
     def huge_picture(self, _) -> None:
-        self.send(jpeg("huge", (6000, 5000), "1", "PNG"), "image/png")
+        self.send(png_claiming(6000, 5000), "image/png")
 
     def bomb(self, _) -> None:
         self.send(png_claiming(60_000, 60_000), "image/png")

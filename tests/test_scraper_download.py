@@ -1,0 +1,301 @@
+"""What the downloader does with a server that misbehaves. The table in scraper/README.md is the list of the cases."""
+
+import random
+import re
+import socket
+from pathlib import Path
+
+import pytest
+from misbehaving_site import MisbehavingSite, jpeg, png_claiming
+
+from scraper.browser import LoadedPage
+from scraper.cli import exit_code
+from scraper.crawl import Crawl, CrawlStopped
+from scraper.download import Downloader, verify_photo
+from scraper.journal import Journal
+from scraper.politeness import Failed, Pacer, Refused
+from scraper.site import Politeness, parse_site
+
+README = Path(__file__).parent.parent / "scraper" / "README.md"
+
+
+def table_rows(heading: str) -> list[list[str]]:
+    """Give the cells of the table that follows `heading` in scraper/README.md, code marks removed."""
+    text = README.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]
+    assert rows, f"{README} has no table under {heading!r}"
+    return [[cell.strip().strip("`") for cell in row] for row in rows]
+
+
+class Clock:
+    """A clock that sleeping moves on, so that minutes of waiting take no time."""
+
+    def __init__(self):
+        self.now = 1_000_000.0
+        self.slept: list[float] = []
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def site():
+    with MisbehavingSite() as running:
+        yield running
+
+
+def downloader(clock: Clock, base_url: str = "http://127.0.0.1", **politeness) -> Downloader:
+    settings = {
+        "delay": 0,
+        "allow_private": ["127.0.0.1"],
+        "timeout": 0.4,
+        "total_timeout": 0.8,
+        "max_bytes": 2_000_000,
+    }
+    content = {
+        "contact": "test@example.org",
+        "start": [{"url": f"{base_url}/search", "label": "swift"}],
+        "selectors": {"listing": "article.listing", "id": "@data-listing-id", "photos": "img.photo"},
+        "politeness": settings | politeness,
+    }
+    site = parse_site(content, Path("misbehaving.toml"))
+    return Downloader(site, clock.sleep, clock, clock, rng=random.Random(0))
+
+
+class OnePage:
+    """Stands in for the browser: one page, already loaded."""
+
+    def __init__(self, url: str, *photos: str):
+        images = "".join(f'<img class="photo" src="{photo}">' for photo in photos)
+        html = f'<article class="listing" data-listing-id="1">{images}</article>'
+        self.page = LoadedPage(url, html, "single page", [])
+
+    def load(self, url, max_listings=None):
+        yield self.page
+
+
+def crawl_photos(clock: Clock, site: MisbehavingSite, folder: Path, *photos: str, **politeness):
+    """Crawl one page that shows `photos`; give (exit code, the journal's newest line by photo name)."""
+    fetcher = downloader(clock, site.base_url, **politeness)
+    with Journal(folder) as journal:
+        crawl = Crawl(fetcher.site, journal, OnePage(f"{site.base_url}/search", *photos), fetcher)
+        try:
+            stats = crawl.run()
+        finally:
+            fetcher.close()
+        lines = {url.partition(site.base_url)[2].strip("/"): fate.line for url, fate in journal.fates.items()}
+    return exit_code(stats), lines
+
+
+@pytest.mark.parametrize("row", table_rows("Faults of a photo"), ids=lambda row: row[0])
+def test_photo_fault_ends_as_the_readme_says(row, site, clock, tmp_path):
+    path, _, asked, status, reason, code = row
+    site.now = clock
+    with MisbehavingSite("User-agent: *\nDisallow: /private/\nCrawl-delay: 9\n", host="127.0.0.2") as other:
+        site.other = other.base_url
+        result, lines = crawl_photos(clock, site, tmp_path, f"/{path}", allow_private=["127.0.0.1", "127.0.0.2"])
+    line = lines[path]
+    assert (line["status"], str(result)) == (status, code)
+    assert re.search(reason, line["reason"] or "") if reason else line["reason"] is None
+    assert site.counts[f"/{path}"] == int(asked)
+    stored = [file for file in tmp_path.glob("??/*") if file.stem == line["sha256"]]
+    assert len(stored) == (status == "fetched")
+    assert not list(tmp_path.glob("**/*.part"))
+
+
+def test_every_fault_of_the_site_is_in_the_readme():
+    from misbehaving_site import _Handler
+
+    helpers = {"robots", "card", "cards", "search", "detail", "api_cards", "send", "start", "redirect", "needs_cookie"}
+    own = {
+        name for name, value in vars(_Handler).items() if callable(value) and not name.startswith(("_", "do_", "log_"))
+    }
+    faults = {name.replace("_", "-") for name in own - helpers - {"handle", "loop_back"}}
+    assert faults == {row[0].partition(".")[0] for row in table_rows("Faults of a photo")} - {"private/1"}
+
+
+def test_original_bytes_are_kept_under_their_hash(site, clock, tmp_path):
+    _, lines = crawl_photos(clock, site, tmp_path, "/photos/a.jpg")
+    line = lines["photos/a.jpg"]
+    content = (tmp_path / line["sha256"][:2] / f"{line['sha256']}.jpg").read_bytes()
+    assert content == jpeg("photos/a.jpg")
+    assert (line["bytes"], line["width"], line["height"], line["listing"]) == (len(content), 64, 48, "1")
+
+
+def test_retry_after_in_seconds_is_waited_for(site, clock):
+    fetcher = downloader(clock)
+    fetcher.fetch(f"{site.base_url}/busy-seconds.jpg")
+    assert 7 <= sum(clock.slept) < 8
+
+
+def test_retry_after_as_a_date_is_waited_for(site, clock):
+    site.now = clock
+    downloader(clock).fetch(f"{site.base_url}/busy-date.jpg")
+    assert 10 <= sum(clock.slept) < 12
+
+
+def test_a_host_that_asks_for_a_day_is_left_alone(site, clock):
+    fetcher = downloader(clock)
+    for path in ("busy-for-a-day.jpg", "good.jpg"):
+        with pytest.raises(Failed):
+            fetcher.fetch(f"{site.base_url}/{path}")
+    assert site.counts["/good.jpg"] == 0 and sum(clock.slept) == 0
+
+
+def test_backoff_grows_and_the_host_recovers(site, clock):
+    fetcher = downloader(clock)
+    fetcher.fetch(f"{site.base_url}/error-burst.jpg")
+    assert clock.slept == sorted(clock.slept) and len(clock.slept) == 3 and clock.slept[-1] >= 2 * clock.slept[0]
+    strained = fetcher.pacer.delay(site.base_url)
+    for _ in range(30):
+        fetcher.pacer.answered(site.base_url, 0.01)
+    assert strained > 1 and fetcher.pacer.delay(site.base_url) == 0
+
+
+def test_twenty_failures_in_a_row_stop_the_crawl(site, clock, tmp_path):
+    photos = [f"/error.jpg?{number}" for number in range(30)]
+    with pytest.raises(CrawlStopped, match="20 photos in a row.*status 500"):
+        crawl_photos(clock, site, tmp_path, *photos, attempts=1)
+    assert site.counts["/error.jpg"] == 20
+
+
+def test_requests_keep_their_distance_with_jitter():
+    clock = Clock()
+    pacer = Pacer(Politeness(delay=2.0, jitter=0.5), clock.sleep, clock, random.Random(1))
+    for _ in range(20):
+        pacer.wait("http://a.example/x")
+    pacer.wait("http://b.example/x")
+    assert len(clock.slept) == 19, "another host need not wait"
+    assert all(2 <= pause <= 3 for pause in clock.slept) and len(set(clock.slept)) > 10
+
+
+def test_a_slowing_host_is_asked_less_often():
+    clock = Clock()
+    pacer = Pacer(Politeness(delay=1.0, jitter=0.0), clock.sleep, clock)
+    pacer.answered("http://a.example", 0.2)
+    assert pacer.delay("http://a.example") == 1.0
+    for _ in range(30):
+        pacer.answered("http://a.example", 1.0)
+    assert 4.5 < pacer.delay("http://a.example") <= 5.0
+    for _ in range(30):
+        pacer.answered("http://a.example", 60.0)
+    assert pacer.delay("http://a.example") == 10.0
+
+
+def test_never_faster_than_the_crawl_delay_of_robots_txt(clock):
+    with MisbehavingSite("User-agent: *\nCrawl-delay: 4\n") as site:
+        fetcher = downloader(clock)
+        for number in range(3):
+            fetcher.fetch(f"{site.base_url}/photos/{number}.jpg")
+    assert len(clock.slept) == 3 and all(4 <= pause <= 6 for pause in clock.slept)
+
+
+ROBOTS = {
+    "missing": (404, "allowed"),
+    "forbidden": (403, "allowed"),
+    "too many requests": (429, "failed"),
+    "server error": (503, "failed"),
+    "not implemented": (501, "failed"),
+    "unreachable": ("reset", "failed"),
+    "allows": ("User-agent: *\nAllow: /\n", "allowed"),
+    "forbids all": ("User-agent: *\nDisallow: /\n", "refused"),
+    "forbids us by name": ("User-agent: carspotterscraper\nDisallow: /\n\nUser-agent: *\nAllow: /\n", "refused"),
+    "forbids another": ("User-agent: otherbot\nDisallow: /\n", "allowed"),
+    "longest rule wins": ("User-agent: *\nDisallow: /photos/\nAllow: /photos/a\n", "allowed"),
+    "wild card": ("User-agent: *\nDisallow: /*.jpg$\n", "refused"),
+    "byte order mark": ("\ufeffUser-agent: *\nDisallow: /\n", "refused"),
+    "huge, rule in the first 500 KiB": ("User-agent: *\nDisallow: /photos/\n" + "#" * 1_000_000, "refused"),
+    "huge, rule beyond": ("User-agent: *\n" + "# much ado\n" * 100_000 + "Disallow: /photos/\n", "allowed"),
+    "HTML": ("<html>no such page</html>", "allowed"),
+}
+
+
+@pytest.mark.parametrize("robots, fate", ROBOTS.values(), ids=ROBOTS)
+def test_robots_txt_by_rfc_9309(robots, fate, clock):
+    with MisbehavingSite(robots) as site:
+        fetcher = downloader(clock)
+        for _ in range(2):
+            if fate == "allowed":
+                fetcher.fetch(f"{site.base_url}/photos/a.jpg")
+            else:
+                with pytest.raises(Refused if fate == "refused" else Failed, match="robots.txt"):
+                    fetcher.fetch(f"{site.base_url}/photos/a.jpg")
+        # asked once, or as often as a transient error is tried again; never for each photo
+        assert site.counts["/robots.txt"] == (4 if robots in (429, 503, "reset") else 1)
+        assert site.counts["/photos/a.jpg"] == (2 if fate == "allowed" else 0)
+
+
+def test_a_redirect_leads_to_the_other_hosts_robots_txt_and_pace(site, clock):
+    with MisbehavingSite("User-agent: *\nDisallow: /private/\nCrawl-delay: 9\n", host="127.0.0.2") as other:
+        site.other = other.base_url
+        fetcher = downloader(clock, allow_private=["127.0.0.0/8"])
+        assert fetcher.fetch(f"{site.base_url}/to-other-host.jpg").final_url == f"{other.base_url}/photos/other.jpg"
+        with pytest.raises(Refused, match="robots.txt forbids it"):
+            fetcher.fetch(f"{site.base_url}/to-other-private.jpg")
+        assert other.log == ["/robots.txt", "/photos/other.jpg"] and max(clock.slept) >= 9
+
+
+ADDRESSES = {
+    "loopback": ("127.0.0.1", True),
+    "loopback, other": ("127.8.8.8", True),
+    "private": ("192.168.1.10", True),
+    "cloud metadata": ("169.254.169.254", True),
+    "IPv6 loopback": ("::1", True),
+    "IPv6 that maps a private one": ("::ffff:10.0.0.1", True),
+    "shared": ("100.64.0.1", True),
+    "public": ("93.184.215.14", False),
+}
+
+
+@pytest.mark.parametrize("address, is_refused", ADDRESSES.values(), ids=ADDRESSES)
+def test_private_addresses_are_refused_by_name_too(address, is_refused, clock):
+    fetcher = downloader(clock, allow_private=[])
+    fetcher.resolve = lambda host, port, type: [(socket.AF_INET, type, 0, "", (address, port))]
+    if is_refused:
+        with pytest.raises(Refused, match=re.escape(f"private address: {address}")):
+            fetcher._check_address("http://photos.example/a.jpg")
+    else:
+        fetcher._check_address("http://photos.example/a.jpg")
+
+
+@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.org/a.jpg", "data:image/png,x", "http:///a.jpg"])
+def test_only_http(url, clock):
+    with pytest.raises(Refused, match="not http|not a usable address"):
+        downloader(clock).fetch(url)
+
+
+def test_cookies_of_the_browser_reach_the_photo_host(site, clock):
+    fetcher = downloader(clock)
+    with pytest.raises(Refused, match="status 403"):
+        fetcher.fetch(f"{site.base_url}/needs-cookie.jpg")
+    fetcher.use_cookies([{"name": "visited", "value": "1", "domain": "127.0.0.1", "path": "/"}])
+    assert fetcher.fetch(f"{site.base_url}/needs-cookie.jpg").width == 64
+
+
+def test_we_say_who_we_are_and_where_we_come_from(site, clock):
+    downloader(clock).fetch(f"{site.base_url}/good.jpg", referer="http://example.org/page")
+    sent = site.headers[-1]
+    assert "CarspotterScraper" in sent["User-Agent"] and "test@example.org" in sent["User-Agent"]
+    assert sent["Referer"] == "http://example.org/page" and sent["Accept-Encoding"] == "identity"
+
+
+def test_noai_may_be_overridden_by_the_site_file(site, clock):
+    assert downloader(clock, respect_noai=False).fetch(f"{site.base_url}/noai.jpg").extension == "jpg"
+
+
+def test_verification_reads_sizes_before_pixels():
+    assert verify_photo(jpeg("a", (40, 30), "CMYK")) == ("jpg", 40, 30)
+    assert verify_photo(jpeg("a", (40, 30), kind="WEBP")) == ("webp", 40, 30)
+    with pytest.raises(Refused, match="too many pixels: 60000 × 60000|exceeds limit"):
+        verify_photo(png_claiming(60_000, 60_000))
+    with pytest.raises(Refused, match="cannot be decoded"):
+        verify_photo(jpeg("a", kind="TIFF"))
