@@ -19,8 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. What is finished is kept; run the same command again to go on.", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"carspotter: {error}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError, KeyError, ImportError, ArithmeticError, MemoryError) as error:
+        # str() of a KeyError is the repr of its message
+        print(f"carspotter: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
         return 2
 
 

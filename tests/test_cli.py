@@ -1,0 +1,150 @@
+"""The verbs, one after the other, as a person at a terminal would type them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def carspotter(home):
+    """Run `python -m carspotter …` in a home of its own; give the finished process."""
+    environment = {
+        **os.environ,
+        "CARSPOTTER_HOME": str(home),
+        "PYTHONPATH": str(ROOT / "src"),
+        "CARSPOTTER_REAL_PHOTOS": "",
+    }
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "carspotter", *map(str, arguments)]
+        return subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def photos(home, carspotter):
+    """A class folder tree of rendered photos, with files in it that are no photos."""
+    folder = home / "photos"
+    finished = carspotter("sample", "photos", "--listings", 16, "--seed", 5, "--out", folder)
+    assert finished.returncode == 0, finished.stderr
+    swift = sorted((folder / "swift").iterdir())
+    (folder / "swift" / "empty.jpg").write_bytes(b"")
+    (folder / "swift" / "cut.jpg").write_bytes(swift[0].read_bytes()[:2000])
+    (folder / "swift" / "page.jpg").write_text("<!doctype html><title>Not found</title>")
+    Image.new("1", (6000, 6000)).save(folder / "swift" / "bomb.png")
+    with Image.open(swift[1]) as photo:
+        photo.convert("CMYK").save(folder / "swift" / "cmyk.jpg")
+        photo.quantize(32).save(folder / "swift" / "palette.png")
+        photo.save(folder / "swift" / "animated.gif", save_all=True, append_images=[photo.rotate(90)])
+    return folder
+
+
+def test_the_whole_road_from_a_folder_to_a_checked_photo(home, carspotter, photos):
+    finished = carspotter("import", photos)
+    assert finished.returncode == 0, finished.stderr
+    for name in ("empty.jpg", "cut.jpg", "page.jpg", "bomb.png"):
+        assert f"swift/{name}: " in finished.stdout, "a refused file must be named with its reason"
+    for name in ("cmyk.jpg", "palette.png", "animated.gif"):
+        assert name not in finished.stdout, "a photo in an unusual form is still a photo"
+
+    assert carspotter("curate", "--score", photos / "truth.csv").returncode == 0
+    assert (home / "data" / "curation.csv").is_file()
+
+    finished = carspotter("split", "--classes", "swift", "wagonr")
+    assert finished.returncode == 0, finished.stderr
+    splits = pd.read_csv(home / "results" / "sample" / "splits.csv", keep_default_na=False)
+    assert set(splits.loc[splits["split"] == "test", "label"]) == {""}
+    assert set(splits.loc[splits["split"] == "train", "label"]) == {"swift", "wagonr"}
+    finished = carspotter("split", "--verify")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+
+    finished = carspotter("train", "baseline_cnn", "--quick")
+    assert finished.returncode == 0, finished.stderr
+    assert "validation accuracy" in finished.stdout
+    finished = carspotter("report")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == (home / "results" / "sample" / "report.md").read_text()
+    assert "baseline_cnn" in finished.stdout
+
+    photo = next((photos / "wagonr").iterdir())
+    finished = carspotter("check", photo, photos / "swift" / "empty.jpg", "--claim", "swift", "--json")
+    assert finished.returncode == 0, finished.stderr
+    good, bad = map(json.loads, finished.stdout.splitlines())
+    assert good["photo"] == photo.name
+    assert sum(good["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+    assert bad["verdict"] == "unusable" and "empty" in bad["reason"]
+
+
+def test_importing_again_adds_nothing(home, carspotter, photos):
+    carspotter("import", photos)
+    journal = home / "data" / "raw" / "import" / "journal.jsonl"
+    before = journal.read_text()
+    assert carspotter("import", photos).returncode == 0
+    assert journal.read_text() == before
+
+
+def test_a_split_that_tears_a_group_apart_is_found(home, carspotter, photos):
+    other = home / "torn"
+    shutil.copytree(home / "data", other / "data")
+    shutil.copytree(home / "results", other / "results")
+    path = other / "results" / "sample" / "splits.csv"
+    splits = pd.read_csv(path, keep_default_na=False)
+    training = splits[splits["split"] == "train"]
+    torn = training[training["group"].duplicated(keep=False)].index[0]
+    splits.loc[torn, "split"] = "validation"
+    splits.to_csv(path, index=False)
+    environment = {**os.environ, "CARSPOTTER_HOME": str(other), "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "carspotter", "split", "--verify"]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert finished.returncode == 1, finished.stdout + finished.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("import", "nowhere"), "nowhere"),
+        (("check", "nowhere.jpg"), "nowhere.jpg"),
+        (("report", "--study", "unheard_of"), "train one"),
+        (("train", "baseline_cnn", "--study", "unheard_of"), "carspotter split"),
+        (("split", "--study", "../escape"), "cannot name a folder"),
+        (("forget", "abc"), "abc"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(carspotter, photos, arguments, words):
+    finished = carspotter(*arguments)
+    assert finished.returncode == 2
+    assert words in finished.stderr
+    assert finished.stderr.startswith("carspotter: ") and "Traceback" not in finished.stderr
+
+
+def test_a_real_folder_of_photos_can_be_imported_and_split(tmp_path):
+    folder = os.environ.get("CARSPOTTER_REAL_PHOTOS")
+    if not folder:
+        pytest.skip("CARSPOTTER_REAL_PHOTOS names no folder of real photos")
+    environment = {**os.environ, "CARSPOTTER_HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "src")}
+    classes = sorted(path.name for path in Path(folder).iterdir() if path.is_dir())[:2]
+    for arguments in (
+        ["import", folder, "--classes", *classes],
+        ["curate"],
+        ["split", "--classes", *classes],
+        ["split", "--verify"],
+    ):
+        command = [sys.executable, "-m", "carspotter", *arguments]
+        finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stdout + finished.stderr
