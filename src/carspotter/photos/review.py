@@ -1,0 +1,365 @@
+"""What the review page asks and shows: a reviewer's queue of photos, worst first, and the decisions made on it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import threading
+from collections import Counter
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from carspotter.paths import Study
+from carspotter.photos.curation import read_curation
+from carspotter.photos.decisions import (
+    REASONS,
+    append_line,
+    cohens_kappa,
+    pair_reviewers,
+    read_reviews,
+    standing_lines,
+)
+from carspotter.photos.images import open_photo, to_rgb
+from carspotter.photos.splitting import read_splits
+from carspotter.photos.table import read_journal, read_photos
+
+EDGES = {"thumb": 240, "large": 1600}  # longest side of a preview, pixels
+# What the machine measures is one reason for a person.
+QUALITY = dict.fromkeys(("too small", "too dark", "too bright", "blurred"), "poor quality")
+EXAMPLES = 24  # good photos per class from which those shown for comparison are drawn
+PREVIEWS_KEPT = 500  # about 100 MB at most
+
+
+def draw_audit(study: Study, count: int, seed: int = 0) -> pd.DataFrame:
+    """Draw `count` of the kept photos at random, to be looked at once more: the columns of `read_curation`.
+
+    The draw orders photos by a hash of seed and SHA-256, so it stays the same when other photos come or go; photos
+    that this very audit rejected stay in it. Raises ValueError when nothing is kept.
+    """
+    reviews = standing_lines(_lines_of_audit(study, seed), "verdict")
+    table = read_curation(study)
+    pool = table[(table["verdict"] == "keep") | table["sha256"].isin([sha256 for sha256, _ in reviews])]
+    if pool.empty:
+        raise ValueError(f"{study.curation}: no photo is kept, so there is nothing to audit")
+    order = [hashlib.sha256(f"{seed}:{sha256}".encode()).digest() for sha256 in pool["sha256"]]
+    return pool.iloc[sorted(range(len(pool)), key=order.__getitem__)[:count]].reset_index(drop=True)
+
+
+class Audit(NamedTuple):
+    """What an audit found: `junk` bool and `group` str per audited photo, how many were drawn, and kept in all."""
+
+    junk: np.ndarray
+    group: np.ndarray
+    drawn: int
+    kept: int
+
+
+def read_audit(study: Study, count: int, seed: int = 0) -> Audit:
+    """Give what reviewers said in an audit; junk is what one of them rejected or would keep under another label only.
+
+    A group is a listing, else a duplicate cluster, else the photo itself.
+    """
+    drawn = draw_audit(study, count, seed).set_index("sha256")
+    listing = read_photos(study.data).set_index("sha256")["listings"]
+    found: dict[str, bool] = {}
+    for (sha256, _), line in standing_lines(_lines_of_audit(study, seed), "verdict").items():
+        if sha256 in drawn.index:
+            wrong = line["verdict"] == "reject" or line["label"] != drawn.at[sha256, "label"]
+            found[sha256] = found.get(sha256, False) or wrong
+    cluster = drawn["duplicate_cluster"]
+    groups = [next(iter(listing.get(sha256, ())), None) or cluster.get(sha256) or sha256 for sha256 in found]
+    kept = int((read_curation(study)["verdict"] == "keep").sum())
+    return Audit(np.array(list(found.values()), dtype=bool), np.array(groups, dtype=str), len(drawn), kept)
+
+
+def draw_quiz(study: Study, count: int, seed: int = 0) -> pd.DataFrame:
+    """Draw `count` validation photos (sha256, label, group), the classes in turn, a second one of a group last.
+
+    Test photos are never drawn. Raises ValueError when the split holds no validation photos.
+    """
+    splits = read_splits(study)
+    photos = splits[splits["split"] == "validation"].sort_values("sha256").sample(frac=1, random_state=seed)
+    if photos.empty:
+        raise ValueError(f"{study.splits}: no validation photos to ask about; run `split` first")
+    photos = photos.assign(turn=photos.groupby("group").cumcount()).sort_values("turn", kind="stable")
+    photos = photos.assign(turn=photos.groupby("label").cumcount()).sort_values("turn", kind="stable").head(count)
+    # Once more at random: in strict turn the answer would follow from the one before.
+    return photos[["sha256", "label", "group"]].sample(frac=1, random_state=seed).reset_index(drop=True)
+
+
+def read_quiz(study: Study, reviewer: str | None = None) -> pd.DataFrame:
+    """Give the answers to the quiz about this study: sha256, reviewer, seed, answer, label, group, correct (bool).
+
+    Labels come from the split as it is now; photos that left the validation part are left out.
+    """
+    lines = [line for line in read_journal(_quiz_log(study)) if line["study"] == study.name]
+    answers = pd.DataFrame(
+        list(standing_lines(lines, "answer", "seed").values()), columns=["sha256", "reviewer", "seed", "answer"]
+    )
+    splits = read_splits(study)
+    truth = splits.loc[splits["split"] == "validation", ["sha256", "label", "group"]]
+    answers = answers.merge(truth, on="sha256")
+    if reviewer is not None:
+        answers = answers[answers["reviewer"] == reviewer]
+    return answers.assign(correct=answers["answer"] == answers["label"]).reset_index(drop=True)
+
+
+class Session:
+    """One reviewer's queue and decisions; all answers of the page come from here, as plain JSON values."""
+
+    def __init__(self, study: Study, reviewer: str, quiz=None, audit=None, seed=0, features=None):
+        if not reviewer.strip():
+            raise ValueError("a reviewer needs a name: decisions are kept by name, and two reviewers are compared")
+        self.study, self.reviewer, self.seed = study, reviewer.strip(), seed
+        self.mode = "quiz" if quiz else "audit" if audit else "review"
+        self.count = quiz or audit
+        self.log, self.field = (_quiz_log(study), "answer") if quiz else (study.reviews, "verdict")
+        self.files = read_photos(study.data).set_index("sha256")
+        curated = self._curated() if self.mode != "quiz" else None
+        self.photos = self._drawn(curated)
+        self.row = {sha256: number for number, sha256 in enumerate(self.photos["sha256"])}
+        self.classes = sorted(set((self.photos if quiz else curated)["label"].dropna()))
+        self.decided = {sha256: line for (sha256, *_), line in standing_lines(self._my_lines(), self.field).items()}
+        self.neighbours = _Neighbours(curated, features) if self.mode != "quiz" else None
+        self.lock = threading.Lock()
+        self.preview = functools.lru_cache(PREVIEWS_KEPT)(self._make_preview)
+
+    def _drawn(self, curated: pd.DataFrame) -> pd.DataFrame:
+        """Give the photos of this session in their order; columns that this mode hides are left out."""
+        if self.mode == "review":
+            return curated
+        if self.mode == "quiz":
+            return draw_quiz(self.study, self.count, self.seed)
+        # An auditor who reads what the machine thinks no longer measures what the machine missed.
+        drawn = draw_audit(self.study, self.count, self.seed)["sha256"]
+        return curated.set_index("sha256").loc[drawn].reset_index().assign(kind="", sentence="", score=np.nan)
+
+    def _curated(self) -> pd.DataFrame:
+        """Join curation and files, worst first."""
+        table = read_curation(self.study).sort_values(["score", "sha256"], ascending=[False, True])
+        table = table[table["sha256"].isin(self.files.index)].reset_index(drop=True)
+        # What another person decided must not sway this one: two reviewers are worth something only when independent.
+        by_machine = table["decided_by"] == "machine"
+        reason = table["reason"].where(by_machine, "").str.partition(":")
+        table = table.assign(kind=reason[0].str.strip(), sentence=reason[2].str.strip())
+        table["good"] = (table["verdict"] == "keep") & (~by_machine | (table["kind"] == ""))
+        table["verdict"] = table["verdict"].where(by_machine, "keep")
+        files = self.files.loc[table["sha256"]].reset_index()
+        table["listing"] = [listings[0] if listings else None for listings in files["listings"]]
+        return table.assign(city=files["city"], width=files["width"], height=files["height"])
+
+    def _my_lines(self) -> list[dict]:
+        lines = [line for line in read_journal(self.log) if line["reviewer"] == self.reviewer]
+        if self.mode == "quiz":
+            return [line for line in lines if (line["study"], line["seed"]) == (self.study.name, self.seed)]
+        return [line for line in lines if self.mode == "review" or line.get("audit") == self.seed]
+
+    def state(self) -> dict:
+        """Say who reviews what, and how much is left, in all and per reason and class."""
+        asked = self._asked()
+        total, left = {"kind": Counter(), "label": Counter()}, {"kind": Counter(), "label": Counter()}
+        if self.mode == "review":
+            for sha256, kind, label in zip(asked["sha256"], asked["kind"], asked["label"], strict=True):
+                for column, value in (("kind", kind), ("label", label)):
+                    total[column][value] += 1
+                    left[column][value] += sha256 not in self.decided
+        decided = sum(sha256 in self.decided for sha256 in asked["sha256"])
+        return {
+            "mode": self.mode,
+            "reviewer": self.reviewer,
+            "classes": self.classes,
+            "reasons": list(REASONS.items()),
+            "total": len(asked),
+            "decided": decided,
+            "filters": {
+                column: [[value, left[column][value], count] for value, count in total[column].most_common()]
+                for column in total
+            },
+        }
+
+    def _asked(self) -> pd.DataFrame:
+        """Leave out what the machine rejected by itself: it is certain, and looked at only on demand."""
+        return self.photos if self.mode == "quiz" else self.photos[self.photos["verdict"] != "reject"]
+
+    def list_photos(self, show: str = "left", kind: str | None = None, label: str | None = None) -> list[int]:
+        """Give the numbers of the photos that pass the filters, worst first."""
+        photos = self._asked()
+        if self.mode == "review":
+            photos = self.photos[self.photos["verdict"] == "reject"] if show == "machine" else photos
+            photos = photos[(photos["kind"] == kind) if kind is not None else slice(None)]
+            photos = photos[(photos["label"] == label) if label is not None else slice(None)]
+        wanted = {"left": (False,), "decided": (True,)}.get(show, (False, True))
+        return [
+            n for n, sha256 in zip(photos.index, photos["sha256"], strict=True) if (sha256 in self.decided) in wanted
+        ]
+
+    def describe(self, number: int) -> dict:
+        """Give all that the page shows about one photo."""
+        photo = self.photos.iloc[number]
+        about = {"number": number, "sha256": photo["sha256"], "decision": self.decided.get(photo["sha256"])}
+        if self.mode == "quiz":
+            return about
+        return about | {
+            "label": photo["label"],
+            "listing": _text(photo["listing"]),
+            "city": _text(photo["city"]),
+            "size": f"{photo['width']} × {photo['height']}",
+            "kind": photo["kind"],
+            "sentence": photo["sentence"],
+            "score": None if pd.isna(photo["score"]) else float(photo["score"]),
+            "suggested": QUALITY.get(photo["kind"], photo["kind"]),
+            "near": self.neighbours.of(photo["sha256"]),
+        }
+
+    def decide(self, decision: dict) -> dict:
+        """Write a decision to disk, then answer; raises ValueError for one that makes no sense."""
+        sha256 = decision.get("sha256")
+        if sha256 not in self.row:
+            raise ValueError(f"{sha256!r} is not a photo of this queue")
+        label = decision.get("label")
+        if self.mode == "quiz":
+            line = {"sha256": sha256, "reviewer": self.reviewer, "answer": label, "study": self.study.name}
+            line |= {"seed": self.seed, "count": self.count}
+        else:
+            verdict, reason = decision.get("verdict"), decision.get("reason")
+            if verdict not in ("keep", "reject"):
+                raise ValueError(f"verdict {verdict!r} is neither keep nor reject")
+            if (verdict == "reject") != (reason in REASONS):
+                raise ValueError(f"reason {reason!r} does not go with {verdict}; a reject takes one of {[*REASONS]}")
+            line = {"sha256": sha256, "reviewer": self.reviewer, "verdict": verdict, "label": label, "reason": reason}
+        if label not in self.classes:
+            raise ValueError(f"label {label!r} is not one of {self.classes}")
+        return self._write(line)
+
+    def undo(self) -> dict:
+        """Withdraw the last decision of this reviewer that stands, also one of an earlier session."""
+        with self.lock:
+            mine = [sha256 for sha256 in self.decided if sha256 in self.row]
+            if not mine:
+                return {"undone": None, "state": self.state()}
+            line = self.decided[mine[-1]] | {self.field: None}
+        line |= dict.fromkeys({"label", "reason"} & line.keys())
+        return self._write(line) | {"undone": self.row[mine[-1]]}
+
+    def _write(self, line: dict) -> dict:
+        line |= {"time": datetime.now(UTC).isoformat(timespec="seconds")}
+        if self.mode == "audit":
+            line |= {"audit": self.seed}
+        with self.lock:
+            append_line(self.log, line)
+            self.decided.pop(line["sha256"], None)  # so that the latest one is the last one
+            if line[self.field] is not None:
+                self.decided[line["sha256"]] = line
+            return {"decision": self.decided.get(line["sha256"]), "state": self.state()}
+
+    def summarize(self) -> dict:
+        """Give figures (pairs of text) and sections of photos for the summary page."""
+        if self.mode == "quiz":
+            answers = read_quiz(self.study, self.reviewer)
+            answers = answers[answers["seed"] == self.seed]
+            wrong = answers[~answers["correct"]]
+            captions = [
+                f"{label}, you said {answer}" for label, answer in zip(wrong["label"], wrong["answer"], strict=True)
+            ]
+            done = len(answers) == len(self.photos)  # before that a score would teach while it measures
+            figures = [("answered", f"{len(answers)} of {len(self.photos)}")]
+            figures += [("correct", f"{answers['correct'].mean():.1%}")] if done else []
+            return {"figures": figures, "sections": [_section("mistakes", wrong["sha256"], captions)] if done else []}
+        if self.mode == "audit":
+            found = read_audit(self.study, self.count, self.seed)
+            figures = [("looked at", f"{len(found.junk)} of {found.drawn}"), ("junk", str(found.junk.sum()))]
+            return {"figures": [*figures, ("kept in all", f"{found.kept:,}")], "sections": []}
+        reviews, figures, sections = read_reviews(self.study.data), [], []
+        for reviewer, lines in reviews.groupby("reviewer"):
+            rejected = lines[lines["verdict"] == "reject"].iloc[::-1]
+            figures.append((reviewer, f"{len(lines):,} decided, {len(rejected):,} rejected"))
+            title = f"Rejected by {reviewer}, the latest first"
+            sections.append(_section(title, rejected["sha256"], rejected["reason"]))
+        for first, second, both in pair_reviewers(self.study.data):
+            same = both[first] == both[second]
+            kappa = cohens_kappa(both[first], both[second])
+            agreement = f"agree on {same.sum():,} of {len(both):,} photos; Cohen's kappa {kappa:.2f}"
+            figures.append((f"{first} and {second}", agreement))
+            captions = [f"{first}: {a} · {second}: {b}" for a, b in both[[first, second]].itertuples(index=False)]
+            captions = pd.Series(captions, index=both.index)
+            compared = [
+                _section(f"{first} and {second} disagree: {(~same).sum():,}", both.index[~same], captions[~same]),
+                _section(f"{first} and {second} agree: {same.sum():,}", both.index[same], both.loc[same, first]),
+            ]
+            sections = compared + sections
+        return {"figures": figures, "sections": [section for section in sections if section["photos"]]}
+
+    def _make_preview(self, sha256: str, size: str) -> bytes:
+        """Decode, turn upright, shrink: what is sent carries no EXIF and nothing that a decoder has not seen."""
+        edge = EDGES[size]
+        image, _ = open_photo(self.study.data / self.files.at[sha256, "path"], at_least=edge // 2)
+        image = to_rgb(image)
+        image.thumbnail((edge, edge), Image.Resampling.BILINEAR)
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=88 if size == "large" else 80)
+        return stream.getvalue()
+
+
+class _Neighbours:
+    """Kept photos that help to decide on one: same listing, same duplicate cluster, nearest, good examples."""
+
+    def __init__(self, photos: pd.DataFrame, features: pd.DataFrame | None):
+        self.photos = photos
+        self.row = {sha256: number for number, sha256 in enumerate(photos["sha256"])}
+        self.listings = photos.groupby("listing").groups
+        self.clusters = photos[photos["duplicate_cluster"] != ""].groupby("duplicate_cluster").groups
+        good = photos[photos["good"]].iloc[::-1]
+        self.good = {}
+        for label, part in good.groupby("label"):
+            best = part["sha256"].iloc[: max(EXAMPLES, len(part) // 4)]
+            self.good[label] = best.sample(frac=1, random_state=0).tolist()[:EXAMPLES]
+        self.features = None
+        if features is not None:
+            known = features.reindex(photos["sha256"]).to_numpy(dtype=np.float32)
+            self.features = known / np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-12)
+
+    def of(self, sha256: str) -> list[dict]:
+        """Give rows of photos, each with a title, the most telling first."""
+        number = self.row[sha256]
+        photo = self.photos.iloc[number]
+        rows = [
+            ("look the same", self.clusters.get(photo["duplicate_cluster"], ())),
+            ("same listing", self.listings.get(photo["listing"], ())),
+        ]
+        if self.features is not None and not np.isnan(self.features[number]).any():
+            kept = np.flatnonzero((self.photos["verdict"] == "keep") & (self.photos["label"] == photo["label"]))
+            likeness = np.nan_to_num(self.features[kept] @ self.features[number], nan=-1)
+            rows.append((f"nearest {photo['label']}", kept[np.argsort(-likeness, kind="stable")[:5]]))
+        named = [
+            {"title": title, "photos": [self.photos.at[n, "sha256"] for n in numbers if n != number][:4]}
+            for title, numbers in rows
+        ]
+        # Its own class first: the question is whether it is one of these.
+        rng = np.random.default_rng(number)
+        for label in sorted(self.good, key=lambda label: (label != photo["label"], label))[:3]:
+            others = [sha256 for sha256 in self.good[label] if sha256 != photo["sha256"]]
+            named.append({"title": f"good {label}", "photos": [others[i] for i in rng.permutation(len(others))[:4]]})
+        return [row for row in named if row["photos"]]
+
+
+def _lines_of_audit(study: Study, seed: int) -> list[dict]:
+    return [line for line in read_journal(study.reviews) if line.get("audit") == seed]
+
+
+def _quiz_log(study: Study) -> Path:
+    return study.data / "quiz.jsonl"
+
+
+def _section(title: str, photos: Iterable[str], captions: Iterable[str]) -> dict:
+    return {"title": title, "photos": [list(pair) for pair in zip(photos, captions, strict=True)][:60]}
+
+
+def _text(value) -> str:
+    return "" if value is None or pd.isna(value) else str(value)
