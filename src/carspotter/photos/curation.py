@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 
 from carspotter.paths import Study
+from carspotter.photos.decisions import read_reviews
 from carspotter.photos.fingerprints import find_duplicates, measure_photos
-from carspotter.photos.table import read_journal
+from carspotter.photos.grouping import Groups
+from carspotter.photos.table import read_photos
 
 COLUMNS = ["sha256", "label", "verdict", "reason", "score", "duplicate_cluster", "decided_by"]
 
@@ -42,8 +44,7 @@ def curate(data: Path, photos: pd.DataFrame, show_progress: bool = True) -> pd.D
     table = photos[["sha256", "label"]].copy()
     table["label"] = table["label"].fillna("")
     table["verdict"], table["reason"], table["score"], table["decided_by"] = "keep", "", 0.0, "machine"
-    clusters = pd.Series(_cluster(readable["sha256"].to_numpy(), pairs), index=readable["sha256"], dtype=str)
-    table["duplicate_cluster"] = table["sha256"].map(clusters).fillna("")
+    table["duplicate_cluster"] = table["sha256"].map(_cluster(readable["sha256"].tolist(), pairs)).fillna("")
     table = table.set_index("sha256")
 
     quality = _judge_quality(readable, fingerprints)
@@ -52,20 +53,30 @@ def curate(data: Path, photos: pd.DataFrame, show_progress: bool = True) -> pd.D
     for sha256, labels in zip(photos["sha256"], photos["labels"], strict=True):
         if len(labels) > 1:
             rejects.setdefault(sha256, f"label conflict: the same bytes are listed as {' and '.join(labels)}")
-    reviews = {sha256: review for sha256, review in read_reviews(data).items() if sha256 in table.index}
-    for sha256, review in reviews.items():
-        rejects.pop(sha256, None)
-        table.loc[sha256, "label"] = review.get("label") or table.loc[sha256, "label"]
-        table.loc[sha256, ["verdict", "score", "decided_by"]] = (
-            review["verdict"],
-            float(review["verdict"] == "reject"),
-            review.get("reviewer") or "person",
+    # Of several reviewers the last has the word.
+    reviews = read_reviews(data).drop_duplicates("sha256", keep="last")
+    reviews = reviews[reviews["sha256"].isin(table.index) & ~reviews["sha256"].isin(unreadable)]
+    for review in reviews.itertuples():
+        rejects.pop(review.sha256, None)
+        if review.label:
+            table.loc[review.sha256, "label"] = review.label
+        table.loc[review.sha256, ["verdict", "reason", "score", "decided_by"]] = (
+            review.verdict,
+            f"reviewed: {review.reason or review.verdict}",
+            float(review.verdict == "reject"),
+            review.reviewer,
         )
-        table.loc[sha256, "reason"] = f"reviewed: {review.get('reason') or review['verdict']}"
-    rejects |= _reject_duplicates(table, readable.set_index("sha256"), rejects, reviews)
+    rejects |= _reject_duplicates(table, readable.set_index("sha256"), rejects, set(reviews["sha256"]))
     for sha256, reason in rejects.items():
         table.loc[sha256, ["verdict", "reason", "score"]] = ("reject", reason, 1.0)
     return table.reset_index()[COLUMNS]
+
+
+def curate_study(study: Study, show_progress: bool = True) -> pd.DataFrame:
+    """Curate all photos of the study's data folder and write `data/curation.csv`; give the table."""
+    table = curate(study.data, read_photos(study.data), show_progress)
+    write_curation(study, table)
+    return table
 
 
 def write_curation(study: Study, curation: pd.DataFrame) -> None:
@@ -84,39 +95,19 @@ def read_curation(study: Study) -> pd.DataFrame:
     return table.astype({"score": float})
 
 
-def read_reviews(data: Path) -> dict[str, dict]:
-    """Give the last decision on each reviewed photo, {sha256: line}; a verdict of "undo" takes the one before back."""
-    reviews: dict[str, list[dict]] = {}
-    for line in read_journal(Path(data) / "reviews.jsonl"):
-        decisions = reviews.setdefault(line["sha256"], [])
-        if line["verdict"] == "undo":
-            decisions[-1:] = []
-        elif line["verdict"] in ("keep", "reject"):
-            decisions.append(line)
-        else:
-            raise ValueError(f"{data}/reviews.jsonl: verdict {line['verdict']!r}; keep, reject and undo are known")
-    return {sha256: decisions[-1] for sha256, decisions in reviews.items() if decisions}
-
-
 def kind_of(reason: str) -> str:
     """Give the kind of a reason: what stands before its colon."""
     return reason.partition(":")[0]
 
 
-def _cluster(sha256: np.ndarray, pairs: pd.DataFrame) -> list[str]:
-    """Name each photo's cluster of duplicates, "" for a photo without any; `sha256` must be sorted."""
-    parent = list(range(len(sha256)))
-
-    def root(row: int) -> int:
-        while parent[row] != row:
-            parent[row] = row = parent[parent[row]]
-        return row
-
+def _cluster(sha256: list[str], pairs: pd.DataFrame) -> dict[str, str]:
+    """Name the cluster of each photo that has duplicates, after its lowest hash."""
+    groups = Groups()
+    paired = set()
     for first, second in zip(pairs["first"], pairs["second"], strict=True):
-        low, high = sorted((root(first), root(second)))
-        parent[high] = low
-    paired = {*pairs["first"], *pairs["second"]}
-    return [sha256[root(row)][:12] if row in paired else "" for row in range(len(sha256))]
+        groups.join((sha256[first], sha256[second]))
+        paired |= {sha256[first], sha256[second]}
+    return {sha: groups.root(sha)[:12] for sha in paired}
 
 
 def _judge_quality(photos: pd.DataFrame, fingerprints: np.ndarray) -> pd.DataFrame:
@@ -140,7 +131,7 @@ def _judge_quality(photos: pd.DataFrame, fingerprints: np.ndarray) -> pd.DataFra
     return pd.DataFrame(rows, columns=["reason", "score"], index=photos["sha256"])
 
 
-def _reject_duplicates(table: pd.DataFrame, photos: pd.DataFrame, rejects: dict, reviews: dict) -> dict[str, str]:
+def _reject_duplicates(table: pd.DataFrame, photos: pd.DataFrame, rejects: dict, reviews: set) -> dict[str, str]:
     """Keep one photo of each cluster, the largest or the one a person kept; all go where the labels disagree."""
     reasons = {}
     for _, cluster in table[table["duplicate_cluster"] != ""].groupby("duplicate_cluster"):

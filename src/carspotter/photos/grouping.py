@@ -1,0 +1,67 @@
+"""What hangs together, and which groups add up to an exact number of photos."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+
+class Groups:
+    """Sets of photos, listings and clusters that hang together, each on one side or on none yet (union-find)."""
+
+    def __init__(self):
+        self._parent: dict[str, str] = {}
+        self._side: dict[str, str] = {}
+        # Keys that photos of a second side carry too: a cluster may come to join what was split before it was known.
+        self._torn: dict[str, set[str]] = defaultdict(set)
+
+    def root(self, key: str) -> str:
+        parent = self._parent
+        parent.setdefault(key, key)
+        while parent[key] != key:
+            parent[key] = key = parent[parent[key]]
+        return key
+
+    def side_of(self, key: str) -> str | None:
+        return self._side.get(self.root(key))
+
+    def sides_of(self, keys: Iterable[str]) -> set[str]:
+        return {self.side_of(key) for key in keys}.union(*(self._torn.get(key, ()) for key in keys)) - {None}
+
+    def join(self, keys: Iterable[str], side: str | None = None) -> None:
+        """Join all keys to the first; those that already lie on another side are only marked as torn."""
+        first, *others = keys
+        if side:
+            self._side[self.root(first)] = side
+        for key in others:
+            here, there = self.root(first), self.root(key)
+            sides = {self._side.get(here), self._side.get(there)} - {None}
+            if len(sides) > 1:
+                self._torn[key].add(self._side[here])
+            elif here != there:
+                low, high = sorted((here, there))
+                self._parent[high] = low
+                if sides:
+                    self._side[low] = sides.pop()
+
+
+def pick_sizes(sizes: list[int], wanted: int) -> list[int]:
+    """Choose positions whose sizes add up to `wanted`, or as near as can be, taking early ones where possible."""
+    if wanted <= 0 or not sizes:
+        return []
+    # Bit s of reachable[i] says whether sizes[i:] has a subset of sum s.
+    mask = (1 << (wanted + max(sizes) + 1)) - 1
+    reachable = [1]
+    for size in reversed(sizes):
+        reachable.append((reachable[-1] | reachable[-1] << size) & mask)
+    reachable.reverse()
+    left = min(
+        (total for total in range(wanted + max(sizes) + 1) if reachable[0] >> total & 1),
+        key=lambda total: abs(total - wanted),
+    )
+    picked = []
+    for position, size in enumerate(sizes):
+        if size <= left and reachable[position + 1] >> (left - size) & 1:
+            picked.append(position)
+            left -= size
+    return picked

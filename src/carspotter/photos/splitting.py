@@ -1,0 +1,353 @@
+"""Stratified, grouped, deterministic split and its invariants.
+
+A group is what must stay on one side: photos joined by a listing or by a cluster of duplicates. The split is a
+function of the photos and of the previous split alone: photos are ordered by hashes, never by files or chance.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from carspotter.paths import Study
+from carspotter.photos.curation import kind_of, read_curation
+from carspotter.photos.fingerprints import find_duplicates, measure_photos
+from carspotter.photos.grouping import Groups, pick_sizes
+from carspotter.photos.table import read_forgotten, read_photos
+
+SHARES = {"test": 0.2, "validation": 0.2}  # in the order they are filled; training takes the rest
+STUDIED = ("train", "validation", "test")
+SEALED = ("test", "shifted")
+COLUMNS = ["sha256", "label", "group", "split"]
+
+
+def split_photos(
+    photos: pd.DataFrame,
+    curation: pd.DataFrame,
+    classes: Iterable[str] | None = None,
+    previous: pd.DataFrame | None = None,
+    shifted_sites: Iterable[str] = (),
+    forgotten: Iterable[str] = (),
+    freeze_test: bool = False,
+) -> pd.DataFrame:
+    """Split the kept photos 60/20/20: sha256, label, group, split, sorted by sha256; no label is blank here.
+
+    `photos` as from `read_photos`, `curation` as from `curate`; `classes` default to those of the previous split, else
+    to all labels. split is train, validation, test, shifted (photos of `shifted_sites` alone) or excluded. Photos of
+    `previous` keep their side, or become excluded when curation now rejects them or they were forgotten; with
+    `freeze_test`, test photos stay whatever curation now says. A new photo joins the side of its group, and is excluded
+    if that would link two sides. Raises ValueError for a class without photos or with too few groups, for other classes
+    than before, for an unknown site, and for photos of `previous` that are missing.
+    """
+    previous = pd.DataFrame(columns=COLUMNS) if previous is None else previous
+    table = photos[["sha256", "listings", "sites"]].merge(curation.drop(columns="score"), on="sha256")
+    table = table.sort_values("sha256").set_index("sha256", drop=False)
+    lost = set(previous["sha256"]) - set(table.index) - set(forgotten)
+    if lost:
+        raise ValueError(
+            f"{len(lost)} photos of the previous split are not here, {min(lost)[:12]} first; scrape or import them "
+            f"again and curate, or use another --study"
+        )
+    classes = _choose_classes(table, classes, previous)
+    table["keys"] = [
+        (*listings, *([f"cluster:{cluster}"] if cluster else ()))
+        for listings, cluster in zip(table["listings"], table["duplicate_cluster"], strict=True)
+    ]
+    table["usable"] = (table["verdict"] == "keep") & table["label"].isin(classes)
+
+    groups = Groups()
+    split, label = _keep_sides(groups, table, previous, classes, freeze_test)
+    settled = set(table.loc[[sha for sha, side in split.items() if side != "excluded"], "duplicate_cluster"]) - {""}
+    # A surplus duplicate takes no part, but shows that its listing and that of the kept copy offer the same car.
+    for photo in table[table["reason"].map(kind_of) == "duplicate"].itertuples():
+        if photo.sha256 not in split and len(groups.sides_of(photo.keys)) < 2:
+            groups.join(photo.keys)
+
+    known_sites = set().union(*table["sites"])
+    if unknown := set(shifted_sites) - known_sites:
+        raise ValueError(f"no photos of site {min(unknown)!r}; there are {', '.join(sorted(known_sites))}")
+    # A site once set apart stays apart.
+    away = [site for sha, side in split.items() if side == "shifted" for site in table.at[sha, "sites"]]
+    away_sites = {*shifted_sites, *away}
+    new = table[table["usable"] & ~table.index.isin(split)]
+    is_away = new["sites"].map(away_sites.issuperset)
+    free = []
+    for photo in new[~is_away].itertuples():
+        sides = groups.sides_of(photo.keys)
+        if len(sides) > 1 or "shifted" in sides or photo.duplicate_cluster in settled:
+            split[photo.sha256] = "excluded"
+        else:
+            groups.join((photo.sha256, *photo.keys))
+            free.append(photo.sha256)
+        label[photo.sha256] = photo.label
+    _fill_sides(groups, free, split, label)
+    for photo in new[is_away].itertuples():
+        # What also hangs on the study's own photos would measure memory, not the shift.
+        if groups.sides_of(photo.keys) - {"shifted"} or photo.duplicate_cluster in settled:
+            split[photo.sha256] = "excluded"
+        else:
+            groups.join((photo.sha256, *photo.keys), side="shifted")
+            split[photo.sha256] = "shifted"
+        label[photo.sha256] = photo.label
+
+    names = _name_groups(groups, split, previous)
+    rows = [(sha, label[sha], names.get(sha, ""), split[sha]) for sha in sorted(split)]
+    result = pd.DataFrame(rows, columns=COLUMNS)
+    _check_sides(result, classes)
+    return result
+
+
+def split_study(study: Study, classes: Iterable[str] | None = None, shifted_sites: Iterable[str] = ()) -> pd.DataFrame:
+    """Split the study's photos and write `splits.csv`, with the labels of test and shifted rows sealed apart.
+
+    Gives the counts of photos, label by split. Test photos are frozen once the study has runs. Raises as `split_photos`
+    does, and ValueError when photos were added after the last curation.
+    """
+    photos, curation = read_photos(study.data), read_curation(study)
+    uncurated = set(photos["sha256"]) - set(curation["sha256"])
+    if uncurated:
+        raise ValueError(f"{study.curation}: {len(uncurated)} photos are not curated yet; run `curate` first")
+    splits = split_photos(
+        photos,
+        curation,
+        classes,
+        _read_previous(study),
+        shifted_sites,
+        forgotten=read_forgotten(study.data),
+        freeze_test=study.runs_table.exists(),
+    )
+    # The labels first: a kill between the two writes leaves the old split, whose labels are all still here.
+    _write_csv(study.sealed, splits.loc[splits["split"].isin(SEALED), ["sha256", "label"]])
+    open_rows = splits["split"].isin(("train", "validation"))
+    _write_csv(study.splits, splits.assign(label=splits["label"].where(open_rows, "")))
+    return pd.crosstab(splits["label"], splits["split"])
+
+
+def read_splits(study: Study) -> pd.DataFrame:
+    """Read `splits.csv`: sha256, label, group, split, all text; the label is "" but for train and validation.
+
+    Raises FileNotFoundError when the study has no split yet.
+    """
+    if not study.splits.exists():
+        raise FileNotFoundError(f"{study.splits}: no split yet; run `python -m carspotter split --study {study.name}`")
+    return pd.read_csv(study.splits, dtype=str, keep_default_na=False)
+
+
+def split_version(study: Study) -> str:
+    """Give the split's version: the SHA-256 of `splits.csv`."""
+    read_splits(study)
+    return hashlib.sha256(study.splits.read_bytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What `verify_split` found: photos by label and split, and the problems, none of them if all is well."""
+
+    version: str
+    counts: pd.DataFrame
+    groups: int
+    pairs: int
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def __str__(self) -> str:
+        lines = [f"split {self.version[:12]}: {self.groups} groups", self.counts.to_string()]
+        if self.ok:
+            lines.append(f"no group, no listing and none of {self.pairs} near-duplicate pairs crosses two sides")
+        return "\n".join(lines + [f"PROBLEM {problem}" for problem in self.problems])
+
+
+def verify_split(study: Study, show_progress: bool = True) -> SplitReport:
+    """Prove that nothing crosses the sides of a written split; near-duplicates are searched anew in the photos' pixels.
+
+    Also checks that the sealed file covers exactly the test and shifted photos, that no sealed label is in
+    `splits.csv`, and that the labels are those of the curation. Raises FileNotFoundError when there is no split.
+    """
+    splits = read_splits(study)
+    photos = read_photos(study.data).set_index("sha256", drop=False)
+    problems = []
+    if splits["sha256"].duplicated().any():
+        problems.append(f"{splits['sha256'].duplicated().sum()} photos are listed twice")
+    active = splits[splits["split"] != "excluded"].drop_duplicates("sha256")
+    unknown = set(active["split"]) - {*STUDIED, "shifted"}
+    if unknown:
+        problems.append(f"unknown splits: {', '.join(sorted(unknown))}")
+    missing = set(active["sha256"]) - set(photos.index)
+    if missing:
+        problems.append(f"{len(missing)} photos of the split are not here, {min(missing)[:12]} first")
+    active = active[~active["sha256"].isin(missing)]
+
+    side = active.set_index("sha256")["split"]
+    problems += _find_crossings("group", [(row.group, row.split) for row in active.itertuples()])
+    listed = [(listing, side[sha]) for sha in side.index for listing in photos.at[sha, "listings"]]
+    problems += _find_crossings("listing", listed)
+    rows = photos.loc[side.index].reset_index(drop=True)
+    fingerprints, unreadable = measure_photos(study.data, rows, show_progress)
+    problems += [f"{sha[:12]} is unreadable: {reason}" for sha, reason in unreadable.items()]
+    pairs = find_duplicates(fingerprints, show_progress)
+    names = [sha.decode() for sha in fingerprints["sha256"]]
+    for first, second in ((names[pair.first], names[pair.second]) for pair in pairs.itertuples()):
+        if side[first] != side[second]:
+            problems.append(f"near-duplicates {first[:12]} ({side[first]}) and {second[:12]} ({side[second]}) cross")
+
+    hidden = active["split"].isin(SEALED)
+    if (active.loc[hidden, "label"] != "").any():
+        problems.append(f"{(active.loc[hidden, 'label'] != '').sum()} sealed labels stand open in splits.csv")
+    # Only the hashes: the labels themselves stay shut.
+    sealed = set(pd.read_csv(study.sealed, usecols=["sha256"])["sha256"]) if study.sealed.exists() else set()
+    if sealed != set(active.loc[hidden, "sha256"]):
+        odd = len(sealed ^ set(active.loc[hidden, "sha256"]))
+        problems.append(f"{study.sealed.name} in data/sealed differs from the sealed rows in {odd} photos; split again")
+    curated = read_curation(study).set_index("sha256")["label"]
+    relabelled = [sha for sha, label in zip(active["sha256"], active["label"], strict=True) if label]
+    relabelled = [sha for sha in relabelled if curated.get(sha) != active.set_index("sha256").at[sha, "label"]]
+    if relabelled:
+        problems.append(f"{len(relabelled)} labels differ from curation.csv, {relabelled[0][:12]} first; split again")
+    counts = pd.crosstab(splits["label"].replace("", "(sealed or none)"), splits["split"])
+    return SplitReport(split_version(study), counts, active["group"].nunique(), len(pairs), tuple(problems))
+
+
+def _choose_classes(table: pd.DataFrame, classes: Iterable[str] | None, previous: pd.DataFrame) -> list[str]:
+    before = sorted(set(previous.loc[previous["split"].isin(STUDIED), "label"]) - {""})
+    kept = table.loc[table["verdict"] == "keep", "label"].value_counts()
+    kept = kept[kept.index != ""]
+    classes = sorted(set(classes)) if classes else before or sorted(kept.index)
+    if before and classes != before:
+        raise ValueError(f"this study is split for {', '.join(before)}; take another --study for {', '.join(classes)}")
+    if len(classes) < 2:
+        raise ValueError(
+            f"a study needs two classes or more, found {classes or 'none'}; collect photos of another model"
+        )
+    for name in classes:
+        if not kept.get(name):
+            there = ", ".join(f"{label} ({count})" for label, count in kept.items()) or "none at all"
+            raise ValueError(f"class {name!r} has no kept photos; kept classes: {there}")
+    return classes
+
+
+def _keep_sides(
+    groups: Groups, table: pd.DataFrame, previous: pd.DataFrame, classes: list[str], freeze_test: bool
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Give the photos of the previous split their sides, or exclude those that may no longer take part."""
+    split, label = {}, {}
+    for was in previous.sort_values("sha256").itertuples():
+        now = table.loc[was.sha256] if was.sha256 in table.index else None
+        stays = was.split != "excluded" and now is not None
+        frozen = freeze_test and was.split in SEALED
+        if stays and not frozen:
+            # A larger copy of the same shot that came later does not push the older one out.
+            surplus = kind_of(now["reason"]) == "duplicate" and now["label"] in classes
+            stays = now["usable"] or surplus
+        # The label of a sealed photo may be missing in `previous`, on a machine that never saw the sealed file.
+        label[was.sha256] = was.label if now is None or (frozen and was.label) else now["label"]
+        split[was.sha256] = was.split if stays else "excluded"
+        if stays:
+            groups.join((f"group:{was.group}", was.sha256, *now["keys"]), side=was.split)
+    return split, label
+
+
+def _fill_sides(groups: Groups, free: list[str], split: dict[str, str], label: dict[str, str]) -> None:
+    """Put each free photo on the side of its group; groups that have none yet fill the sides up to their shares."""
+    waiting = defaultdict(list)
+    for sha in free:
+        if side := groups.side_of(sha):
+            split[sha] = side
+        else:
+            waiting[groups.root(sha)].append(sha)
+    # By a hash of the name: a plain name would favour large groups, whose lowest hash is lower.
+    order = sorted(waiting, key=lambda root: hashlib.sha256(min(waiting[root]).encode()).hexdigest())
+    sizes = {root: Counter(label[sha] for sha in waiting[root]) for root in order}
+
+    placed = Counter((side, label[sha]) for sha, side in split.items() if side in STUDIED)
+    total = Counter(label[sha] for sha, side in split.items() if side in STUDIED)
+    total.update(label[sha] for root in order for sha in waiting[root])
+    need = {
+        (side, name): round(share * count) - placed[side, name]
+        for side, share in SHARES.items()
+        for name, count in total.items()
+    }
+    for name, count in total.items():
+        need["train", name] = (
+            count - placed["train", name] - sum(need[side, name] + placed[side, name] for side in SHARES)
+        )
+
+    chosen: dict[str, str] = {}
+    # Groups of several classes first, each to the side that lacks most: no exact sum can be promised for them.
+    for root in (root for root in order if len(sizes[root]) > 1):
+        lack = {side: min(need[side, name] / count for name, count in sizes[root].items()) for side in STUDIED}
+        side = max(STUDIED, key=lack.__getitem__)
+        chosen[root] = side
+        for name, count in sizes[root].items():
+            need[side, name] -= count
+    for name in sorted(total):
+        rest = [root for root in order if root not in chosen and name in sizes[root]]
+        for side in SHARES:
+            picked = pick_sizes([sizes[root][name] for root in rest], need[side, name])
+            chosen |= {rest[position]: side for position in picked}
+            rest = [root for root in rest if root not in chosen]
+        chosen |= {root: "train" for root in rest}
+    for root, side in chosen.items():
+        groups.join((root,), side=side)
+        split |= dict.fromkeys(waiting[root], side)
+
+
+def _name_groups(groups: Groups, split: dict[str, str], previous: pd.DataFrame) -> dict[str, str]:
+    """Name each group by its lowest hash; a group of the previous split keeps its name, the lower one if two merged."""
+    members = defaultdict(list)
+    for sha, side in split.items():
+        if side != "excluded":
+            members[groups.root(sha)].append(sha)
+    before = dict(zip(previous["sha256"], previous["group"], strict=True))
+    names = {}
+    for shas in members.values():
+        inherited = [before[sha] for sha in shas if before.get(sha)]
+        names |= dict.fromkeys(shas, min(inherited) if inherited else min(shas)[:12])
+    return names
+
+
+def _check_sides(splits: pd.DataFrame, classes: list[str]) -> None:
+    studied = splits[splits["split"].isin(STUDIED)]
+    for name in classes:
+        rows = studied[studied["label"] == name]
+        sizes = rows.groupby("group").size()
+        absent = [side for side in STUDIED if side not in set(rows["split"])]
+        if absent:
+            raise ValueError(
+                f"class {name!r} has no {absent[0]} photos: its {len(rows)} photos form {len(sizes)} groups, the "
+                f"largest of {sizes.max() if len(sizes) else 0}; photos of one listing or near-duplicates stay "
+                f"together, so collect photos of more cars (three groups at the very least)"
+            )
+
+
+def _find_crossings(what: str, memberships: list[tuple[str, str]]) -> list[str]:
+    sides = defaultdict(set)
+    for name, side in memberships:
+        sides[name].add(side)
+    return [f"{what} {name!r} lies in {' and '.join(sorted(on))}" for name, on in sorted(sides.items()) if len(on) > 1]
+
+
+def _read_previous(study: Study) -> pd.DataFrame | None:
+    """Read the study's split with the labels of its sealed rows, as far as they are on this machine."""
+    if not study.splits.exists():
+        return None
+    splits = read_splits(study)
+    if study.sealed.exists():
+        sealed = pd.read_csv(study.sealed, dtype=str, keep_default_na=False).set_index("sha256")["label"]
+        splits["label"] = splits["label"].where(splits["label"] != "", splits["sha256"].map(sealed).fillna(""))
+    return splits
+
+
+def _write_csv(file: Path, table: pd.DataFrame) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    table.to_csv(part, index=False, lineterminator="\n")
+    os.replace(part, file)
