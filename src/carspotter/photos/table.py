@@ -9,7 +9,7 @@ import re
 import threading
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -88,6 +88,12 @@ def read_photos(data: Path) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def find_photos(data: Path, hashes: Iterable[str]) -> dict[str, Path]:
+    """Give the files of those photos that are on this machine, by sha256; recorded runs can be read without photos."""
+    stored = {sha256: next(Path(data).glob(f"raw/*/{sha256[:2]}/{sha256}.*"), None) for sha256 in hashes}
+    return {sha256: file for sha256, file in stored.items() if file}
 
 
 def import_folder(
