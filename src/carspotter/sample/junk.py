@@ -1,0 +1,195 @@
+"""Pictures that listings carry beside the car itself: cabin, dashboard, engine, papers. Drawn flat, with light and grain."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+SIDE = (800, 600)
+
+
+def _lit(image: Image.Image, rng: np.random.Generator, strength: float = 0.5) -> Image.Image:
+    """Lay soft light from one side and a mottle of dust over a drawn picture."""
+    spots = Image.fromarray(rng.integers(90, 255, (5, 6), dtype=np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
+    fine = Image.fromarray(rng.integers(200, 255, (150, 200), dtype=np.uint8)).resize(
+        image.size, Image.Resampling.BICUBIC
+    )
+    light = Image.blend(Image.new("L", image.size, 255), ImageChops.multiply(spots, fine), strength)
+    return ImageChops.multiply(image.filter(ImageFilter.GaussianBlur(1.0)), Image.merge("RGB", (light,) * 3))
+
+
+def _tone(rng: np.random.Generator, base: tuple[int, int, int], spread: float = 0.2) -> tuple[int, int, int]:
+    return tuple(int(np.clip(v, 0, 255)) for v in np.array(base) * rng.uniform(1 - spread, 1 + spread))
+
+
+def _shaded(
+    image: Image.Image, mask_of, low: tuple[int, int, int], high: tuple[int, int, int], upright: bool = True
+) -> None:
+    """Fill what `mask_of(draw)` draws with a run of colour from `high` (top or left) to `low`."""
+    mask = Image.new("L", image.size, 0)
+    mask_of(ImageDraw.Draw(mask))
+    box = mask.getbbox()
+    if not box:
+        return
+    size = box[2] - box[0], box[3] - box[1]
+    run = np.linspace(0, 1, size[1] if upright else size[0])
+    ramp = np.array(high)[None] * (1 - run[:, None]) + np.array(low)[None] * run[:, None]
+    picture = np.repeat(ramp[:, None], size[0], 1) if upright else np.repeat(ramp[None], size[1], 0)
+    image.paste(Image.fromarray(picture.astype(np.uint8)), box[:2], mask.crop(box))
+
+
+def _wheel(image: Image.Image, x: float, y: float, r: float, rng: np.random.Generator) -> None:
+    dark, light = (22, 22, 24), (78, 78, 82)
+    ring = Image.new("L", image.size, 0)
+    draw = ImageDraw.Draw(ring)
+    draw.ellipse([x - r, y - r * 0.92, x + r, y + r * 0.92], fill=255)
+    inner = r * 0.82
+    draw.ellipse([x - inner, y - inner * 0.92, x + inner, y + inner * 0.92], fill=0)
+    for angle in rng.choice([0, 8]) + np.array([180, 0, 90]):
+        a = np.radians(angle)
+        draw.line([(x, y), (x + np.cos(a) * r * 0.9, y + np.sin(a) * r * 0.83)], fill=255, width=int(r * 0.22))
+    draw.ellipse([x - r * 0.32, y - r * 0.28, x + r * 0.32, y + r * 0.28], fill=255)
+    ramp = np.linspace(0, 1, image.height)[:, None, None] * np.ones((1, image.width, 1))
+    fill = np.array(light) * (1 - ramp) + np.array(dark) * ramp
+    shadow = ring.filter(ImageFilter.GaussianBlur(14))
+    image.paste(Image.new("RGB", image.size, (8, 8, 8)), (6, 12), shadow.point(lambda v: int(v * 0.6)))
+    image.paste(Image.fromarray(fill.astype(np.uint8)), (0, 0), ring.filter(ImageFilter.GaussianBlur(0.8)))
+    ImageDraw.Draw(image).ellipse([x - r * 0.1, y - r * 0.09, x + r * 0.1, y + r * 0.09], fill=(150, 152, 156))
+
+
+def draw_interior(rng: np.random.Generator, outside: Image.Image) -> Image.Image:
+    """Draw a cabin seen from the back seat: windscreen with what is outside, dashboard, front seats."""
+    image = Image.new("RGB", SIDE, _tone(rng, (120, 112, 100)))
+    view = outside.resize((560, 300)).filter(ImageFilter.GaussianBlur(2)).point(lambda v: min(int(v * 1.25) + 25, 255))
+    glass = Image.new("L", SIDE, 0)
+    ImageDraw.Draw(glass).polygon([(150, 90), (650, 90), (720, 290), (80, 290)], fill=255)
+    layer = Image.new("RGB", SIDE)
+    layer.paste(view, (120, 30))
+    image.paste(layer, (0, 0), glass.filter(ImageFilter.GaussianBlur(1.5)))
+    _shaded(
+        image, lambda d: d.polygon([(40, 270), (760, 270), (800, 470), (0, 470)], fill=255), (28, 28, 30), (80, 78, 76)
+    )
+    beige = _tone(rng, (150, 134, 108) if rng.random() < 0.5 else (62, 62, 66))
+    dim = tuple(v // 2 for v in beige)
+    _shaded(image, lambda d: d.rounded_rectangle([310, 300, 490, 520], 14, fill=255), (16, 16, 18), (60, 60, 62))
+    ImageDraw.Draw(image).rectangle([340, 320, 460, 384], fill=_tone(rng, (24, 40, 60)))
+    _wheel(image, 590, 350, 92, rng)
+    for x in (150, 640):
+        wide = rng.uniform(120, 150)
+        _shaded(
+            image,
+            lambda d, x=x, wide=wide: d.rounded_rectangle([x - wide, 330, x + wide, 640], 60, fill=255),
+            dim,
+            beige,
+            False,
+        )
+        _shaded(image, lambda d, x=x: d.rounded_rectangle([x - 62, 235, x + 62, 335], 34, fill=255), dim, beige)
+        ImageDraw.Draw(image).line([(x - 40, 350), (x - 50, 600)], fill=dim, width=4)
+        ImageDraw.Draw(image).line([(x + 40, 350), (x + 50, 600)], fill=dim, width=4)
+    return _lit(image, rng)
+
+
+def draw_dashboard(rng: np.random.Generator, outside: Image.Image) -> Image.Image:
+    """Draw the dials behind the steering wheel."""
+    image = outside.resize(SIDE).filter(ImageFilter.GaussianBlur(9))
+    _shaded(
+        image, lambda d: d.polygon([(0, 120), (800, 90), (800, 600), (0, 600)], fill=255), (18, 18, 20), (74, 72, 70)
+    )
+    _shaded(image, lambda d: d.rounded_rectangle([150, 150, 650, 400], 90, fill=255), (10, 10, 12), (30, 30, 34))
+    draw = ImageDraw.Draw(image)
+    glow = _tone(rng, (220, 226, 235) if rng.random() < 0.6 else (235, 130, 60))
+    for x, r in ((290, 98), (510, 98)):
+        draw.ellipse([x - r, 275 - r, x + r, 275 + r], outline=(110, 112, 116), width=4, fill=(14, 15, 17))
+        for step in range(11):
+            a = np.radians(140 + step * 26)
+            draw.line(
+                [
+                    (x + np.cos(a) * r * 0.78, 275 + np.sin(a) * r * 0.78),
+                    (x + np.cos(a) * r * 0.92, 275 + np.sin(a) * r * 0.92),
+                ],
+                fill=glow,
+                width=4,
+            )
+            draw.text((x + np.cos(a) * r * 0.6, 275 + np.sin(a) * r * 0.6), str(step * 20), fill=glow, anchor="mm")
+        a = np.radians(rng.uniform(140, 220))
+        draw.line([(x, 275), (x + np.cos(a) * r * 0.8, 275 + np.sin(a) * r * 0.8)], fill=(226, 70, 40), width=5)
+        draw.ellipse([x - 13, 262, x + 13, 288], fill=(40, 40, 42))
+    draw.rectangle([368, 300, 432, 340], fill=_tone(rng, (70, 110, 90)))
+    draw.text((400, 320), str(rng.integers(8_000, 140_000)), fill=(10, 16, 12), anchor="mm")
+    _wheel(image, 400 + rng.normal(0, 30), 470, 300, rng)
+    return _lit(image, rng, 0.6)
+
+
+def draw_engine(rng: np.random.Generator, outside: Image.Image) -> Image.Image:
+    """Draw an engine bay from above: block, battery, air box, hoses, dirt."""
+    image = Image.new("RGB", SIDE, (30, 29, 28))
+    paint = outside.resize((1, 1)).getpixel((0, 0))
+    _shaded(
+        image,
+        lambda d: d.polygon([(0, 0), (800, 0), (760, 90), (40, 90)], fill=255),
+        paint,
+        tuple(min(v + 40, 255) for v in paint),
+    )
+    _shaded(image, lambda d: d.polygon([(0, 560), (800, 540), (800, 600), (0, 600)], fill=255), (20, 20, 20), paint)
+    for _ in range(60):
+        x, y, w, h = rng.uniform(0, 760), rng.uniform(90, 520), rng.uniform(20, 90), rng.uniform(14, 60)
+        grey = int(rng.uniform(20, 110))
+        _shaded(
+            image,
+            lambda d, b=(x, y, x + w, y + h): d.rounded_rectangle(b, 6, fill=255),
+            (grey // 3,) * 3,
+            (grey, grey, min(grey + 6, 255)),
+        )
+    _shaded(image, lambda d: d.rounded_rectangle([250, 200, 530, 400], 24, fill=255), (34, 34, 36), (96, 96, 98))
+    ImageDraw.Draw(image).text((390, 260), "1.2", fill=(190, 192, 190), font_size=52, anchor="mm")
+    _shaded(image, lambda d: d.rounded_rectangle([590, 170, 740, 330], 8, fill=255), (30, 30, 36), (90, 92, 104))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse([612, 176, 642, 200], fill=(170, 60, 50))
+    draw.ellipse([690, 176, 720, 200], fill=(90, 92, 96))
+    for _ in range(13):
+        points = [tuple(rng.uniform((40, 110), (760, 540))) for _ in range(3)]
+        steps = np.linspace(0, 1, 24)[:, None]
+        a, b, c = np.array(points)
+        curve = [tuple(p) for p in (a * (1 - steps) ** 2 + 2 * b * steps * (1 - steps) + c * steps**2)]
+        width = int(rng.uniform(6, 22))
+        draw.line(curve, fill=(16, 16, 17), width=width, joint="curve")
+        draw.line(
+            [(x - width * 0.15, y - width * 0.2) for x, y in curve],
+            fill=(70, 70, 72),
+            width=max(width // 5, 1),
+            joint="curve",
+        )
+    _shaded(image, lambda d: d.ellipse([90, 330, 190, 430], fill=255), (110, 112, 100), (214, 216, 204))
+    return _lit(image, rng, 0.8)
+
+
+def draw_document(rng: np.random.Generator, outside: Image.Image) -> Image.Image:
+    """Draw a registration paper or a price sheet lying on a table; every word is a row of boxes."""
+    paper = Image.new("RGB", (600, 820), _tone(rng, (226, 222, 208), 0.06))
+    draw = ImageDraw.Draw(paper)
+    draw.rectangle([24, 24, 576, 110], fill=_tone(rng, (120, 140, 170)))
+    draw.text((300, 66), "CERTIFICATE OF REGISTRATION", fill=(30, 30, 40), font_size=28, anchor="mm")
+    for row in range(21):
+        y, x = 150 + row * 30, 44
+        while x < 540:
+            wide = rng.uniform(14, 76)
+            if rng.random() < 0.8:
+                draw.rectangle([x, y, min(x + wide, 556), y + 11], fill=(62, 62, 70))
+            x += wide + 9
+    for y in (134, 320, 500):
+        draw.line([(30, y), (570, y)], fill=(120, 120, 130), width=2)
+    draw.ellipse([400, 640, 540, 780], outline=(130, 70, 120), width=7)
+    ground = np.array(_tone(rng, (116, 84, 58), 0.3))
+    grain = np.cumsum(rng.normal(0, 2.5, 600))[:, None, None] + rng.normal(0, 5, (600, 800, 1))
+    table = Image.fromarray(np.clip(ground + grain, 0, 255).astype(np.uint8))
+    turned = paper.convert("RGBA").rotate(rng.uniform(-24, 24), expand=True, resample=Image.Resampling.BICUBIC)
+    scale = rng.uniform(0.55, 0.95)
+    turned = turned.resize((int(turned.width * scale), int(turned.height * scale)), Image.Resampling.BILINEAR)
+    place = int((800 - turned.width) / 2 + rng.normal(0, 40)), int((600 - turned.height) / 2 + rng.normal(0, 30))
+    shadow = turned.getchannel("A").filter(ImageFilter.GaussianBlur(8)).point(lambda v: v // 2)
+    table.paste((16, 12, 8), (place[0] + 8, place[1] + 10), shadow)
+    table.paste(turned, place, turned)
+    return _lit(table, rng, 0.45)
+
+
+DRAWN = {"interior": draw_interior, "dashboard": draw_dashboard, "engine": draw_engine, "document": draw_document}
