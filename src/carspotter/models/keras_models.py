@@ -149,29 +149,34 @@ def train(
     True, the weights are kept as the checkpoint of that epoch. The training figures are running means over the epoch,
     augmentation and dropout included. `on_batch(photos)` reports progress.
     """
-    experiment = dataset.experiment
+    trained = make_trained(model, dataset.experiment)
+    finished = _load_state(folder / RESUME, trained)
+    dataset.epoch = finished + 1
+    epoch_end = _EpochEnd(model, dataset, validation_images, folder, on_epoch, on_batch)
+    trained.fit(dataset, initial_epoch=finished, epochs=epochs, shuffle=False, verbose=0, callbacks=[epoch_end])
+
+
+def make_trained(model: keras.Model, experiment: Experiment) -> keras.Model:
+    """Give the compiled model that `fit` sees: uint8 images, warped on the way where the experiment augments, → logits.
+
+    It shares its weights with `model`, which stays free of augmentation.
+    """
     inputs = [keras.Input(model.input_shape[1:], dtype="uint8", name="photo")]
     if experiment.augment:
         inputs.append(keras.Input((8,), dtype="float32", name="transform"))
-        warped = Warp(dtype="float32")(*inputs)
-    else:
-        warped = inputs[0]
+    warped = Warp(dtype="float32")(*inputs) if experiment.augment else inputs[0]
     trained = keras.Model(inputs, model(warped))
     if model.output_shape[1] == 1:
-        loss, metric = keras.losses.BinaryCrossentropy(from_logits=True), keras.metrics.BinaryAccuracy(threshold=0.0)
+        loss = keras.losses.BinaryCrossentropy(from_logits=True)
+        metric = keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy")
     else:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        metric = keras.metrics.SparseCategoricalAccuracy()
-    metric.name = "accuracy"
+        metric = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
     optimizer = keras.optimizers.RMSprop(experiment.learning_rate, rho=0.9, epsilon=1e-7)
     # XLA on the CPU forgoes oneDNN's convolutions and is several times slower; JAX has nothing else.
     trained.compile(optimizer, loss, metrics=[metric], jit_compile=keras.backend.backend() == "jax")
     optimizer.build(trained.trainable_variables)
-
-    finished = _load_state(folder / RESUME, trained, optimizer)
-    dataset.epoch = finished + 1
-    epoch_end = _EpochEnd(model, dataset, validation_images, folder, on_epoch, on_batch)
-    trained.fit(dataset, initial_epoch=finished, epochs=epochs, shuffle=False, verbose=0, callbacks=[epoch_end])
+    return trained
 
 
 def predict_probabilities(model: keras.Model, images: np.ndarray, batch_size: int = 100) -> np.ndarray:
@@ -210,20 +215,23 @@ class _EpochEnd(keras.callbacks.Callback):
         probabilities = predict_probabilities(self.core, self.validation_images)
         if self.on_epoch(epoch, logs["loss"], logs["accuracy"], probabilities):
             self.core.save_weights(self.folder / CHECKPOINT.format(f"_{epoch:04}"))
-        _save_state(self.folder / RESUME, self.model, self.model.optimizer, epoch)
+        _save_state(self.folder / RESUME, self.model, epoch)
 
 
-def _save_state(path: Path, model: keras.Model, optimizer: keras.Optimizer, epoch: int) -> None:
-    variables = [*model.variables, *optimizer.variables]  # with the dropout's random state
+def _state(model: keras.Model) -> list[keras.Variable]:
+    return [*model.variables, *model.optimizer.variables]  # with the dropout's random state
+
+
+def _save_state(path: Path, model: keras.Model, epoch: int) -> None:
     partial = path.with_suffix(".part.npz")
-    np.savez(partial, epoch=epoch, **{str(n): ops.convert_to_numpy(v) for n, v in enumerate(variables)})
+    np.savez(partial, epoch=epoch, **{str(n): ops.convert_to_numpy(v) for n, v in enumerate(_state(model))})
     os.replace(partial, path)
 
 
-def _load_state(path: Path, model: keras.Model, optimizer: keras.Optimizer) -> int:
+def _load_state(path: Path, model: keras.Model) -> int:
     if not path.exists():
         return 0
     with np.load(path) as state:
-        for number, variable in enumerate([*model.variables, *optimizer.variables]):
+        for number, variable in enumerate(_state(model)):
             variable.assign(state[str(number)])
         return int(state["epoch"])

@@ -1,0 +1,302 @@
+"""The experiments in TensorFlow 2 itself: `tf.data`, `tf.function`, `GradientTape`, a `tf.distribute` strategy.
+
+What to see here: the model is a `tf.Module` of variables and plain operations, a step is traced once into a graph, and
+the same step runs on one device or on several, each with its part of the batch. No Keras. Siblings: keras_models.py,
+torch_models.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is imported: its banner is not ours
+
+import numpy as np
+import tensorflow as tf
+
+from carspotter.models.experiments import Experiment, draw_epoch, feature_side
+from carspotter.models.metrics import probabilities_from_logits
+
+CHECKPOINT = "checkpoint{}.npz"
+RESUME = "resume.npz"
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+# In place of a gradient's mean over replicas each variable takes the same step everywhere.
+ON_EVERY_REPLICA = {"aggregation": tf.VariableAggregation.MEAN, "synchronization": tf.VariableSynchronization.ON_WRITE}
+
+
+class PhotoDataset:
+    """Batches in the order of `draw_epoch`, as a `tf.data.Dataset`: (images, transforms or None), labels.
+
+    The photos are gathered from the memory-mapped array batch by batch, a few batches ahead of the step.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, experiment: Experiment, seed: int, training: bool):
+        self.images, self.labels, self.experiment, self.seed, self.training = images, labels, experiment, seed, training
+
+    def batches(self, epoch: int) -> tf.data.Dataset:
+        """Give one epoch of (images uint8 (B, S, S, 3), transforms float32 (B, 8), labels int64 (B,))."""
+        count, size = self.images.shape[:2]
+        order, matrices = np.arange(count), None
+        if self.training:
+            order, matrices = draw_epoch(self.experiment, self.seed, epoch, count, size)
+        # Eight numbers name an affine change to TensorFlow; no change where there is no augmentation.
+        transforms = np.tile(np.eye(3), (count, 1, 1)) if matrices is None else matrices
+        transforms = transforms.reshape(-1, 9)[:, :8].astype(np.float32)
+
+        def gather(photos):
+            images = tf.numpy_function(lambda photos: self.images[photos], [photos], tf.uint8, stateful=False)
+            return tf.ensure_shape(images, (None, size, size, 3))
+
+        dataset = tf.data.Dataset.from_tensor_slices((order, transforms, self.labels[order].astype(np.int64)))
+        dataset = dataset.batch(self.experiment.batch_size)
+        dataset = dataset.map(lambda photos, moves, labels: (gather(photos), moves, labels))
+        return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def warp(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
+    """Apply one affine change per photo, float32 (B, 8), to a batch in one operation: float32.
+
+    Bilinear; the nearest border pixel repeats. A uint8 warp would truncate to whole levels.
+    """
+    return tf.raw_ops.ImageProjectiveTransformV3(
+        images=tf.cast(images, tf.float32),
+        transforms=transforms,
+        output_shape=tf.shape(images)[1:3],
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="NEAREST",
+    )
+
+
+class CarModel(tf.Module):
+    """Convolution blocks, a dense layer, logits; takes pixels 0 … 255. `weights` are in the order of the layers."""
+
+    def __init__(self, experiment: Experiment, classes: int, image_size: int, seed: int):
+        super().__init__(name=experiment.name)
+        self.experiment, self.image_size = experiment, image_size
+        self.dtype = tf.float64 if experiment.dtype == "float64" else tf.float32
+        self.random = tf.random.Generator.from_seed(seed)
+        channels = (3, *experiment.conv_channels)
+        features = feature_side(experiment, image_size) ** 2 * experiment.conv_channels[-1]
+        self.blocks = [
+            self._layer(number, (3, 3, *channels[number : number + 2])) for number in range(len(channels) - 1)
+        ]
+        self.dense = self._layer(len(self.blocks), (features, experiment.dense_units))
+        outputs = 1 if classes == 2 else classes
+        self.logits = self._layer(len(self.blocks) + 1, (experiment.dense_units, outputs), norm=False)
+
+    @tf.Module.with_name_scope
+    def __call__(self, images: tf.Tensor, training: bool = False, dropout_seed: tf.Tensor | None = None) -> tf.Tensor:
+        compute = tf.bfloat16 if self.experiment.dtype == "bfloat16" else self.dtype
+        x = tf.cast(tf.cast(images, self.dtype) / 255, compute)
+        for layer in self.blocks:
+            x = tf.nn.conv2d(x, tf.cast(layer["kernel"], compute), strides=1, padding="VALID")
+            x = self._activate(tf.nn.bias_add(x, tf.cast(layer["bias"], compute)), layer, training)
+            x = tf.nn.max_pool2d(x, 2, strides=2, padding="VALID")
+        x = tf.reshape(x, (-1, self.dense["kernel"].shape[0]))
+        if training and self.experiment.dropout_rate:
+            x = tf.nn.experimental.stateless_dropout(x, self.experiment.dropout_rate, seed=dropout_seed)
+        x = tf.matmul(x, tf.cast(self.dense["kernel"], compute)) + tf.cast(self.dense["bias"], compute)
+        x = self._activate(x, self.dense, training)
+        # The last sum is not rounded to bfloat16: probabilities near 0 and 1 would clump.
+        return tf.matmul(tf.cast(x, self.dtype), self.logits["kernel"]) + self.logits["bias"]
+
+    @property
+    def weights(self) -> list[tf.Variable]:
+        layers = [*self.blocks, self.dense, self.logits]
+        return [layer[name] for layer in layers for name in layer]
+
+    def _layer(self, number: int, shape: tuple[int, ...], norm: bool = True) -> dict[str, tf.Variable]:
+        # Glorot & Bengio 2010, uniform; a convolution's fans count its 3×3 window.
+        window = int(np.prod(shape[:-2]))
+        limit = (6 / (window * (shape[-2] + shape[-1]))) ** 0.5
+
+        def variable(value, name, trainable=True):
+            return tf.Variable(tf.cast(value, self.dtype), trainable=trainable, name=name, **ON_EVERY_REPLICA)
+
+        layer = {
+            "kernel": variable(self.random.uniform(shape, -limit, limit), f"kernel_{number}"),
+            "bias": variable(tf.zeros(shape[-1]), f"bias_{number}"),
+        }
+        if norm and self.experiment.batch_norm != "none":
+            layer |= {
+                "scale": variable(tf.ones(shape[-1]), f"scale_{number}"),
+                "shift": variable(tf.zeros(shape[-1]), f"shift_{number}"),
+                "mean": variable(tf.zeros(shape[-1]), f"mean_{number}", trainable=False),
+                "variance": variable(tf.ones(shape[-1]), f"variance_{number}", trainable=False),
+            }
+        return layer
+
+    def _activate(self, x: tf.Tensor, layer: dict[str, tf.Variable], training: bool) -> tf.Tensor:
+        if self.experiment.batch_norm == "before_relu":
+            x = self._normalise(x, layer, training)
+        x = tf.nn.relu(x)
+        return self._normalise(x, layer, training) if self.experiment.batch_norm == "after_relu" else x
+
+    def _normalise(self, x: tf.Tensor, layer: dict[str, tf.Variable], training: bool) -> tf.Tensor:
+        """Batch normalisation over all axes but the channels, Ioffe & Szegedy 2015; momentum .9, ε 1e-3."""
+        mean, variance = layer["mean"], layer["variance"]
+        if training:
+            # bfloat16 has too few digits for a variance.
+            mean, variance = tf.nn.moments(tf.cast(x, self.dtype), axes=list(range(x.shape.rank - 1)))
+            for running, batch in ((layer["mean"], mean), (layer["variance"], variance)):
+                running.assign(running * 0.9 + batch * 0.1)
+        scale = layer["scale"] * tf.math.rsqrt(variance + 1e-3)
+        return x * tf.cast(scale, x.dtype) + tf.cast(layer["shift"] - mean * scale, x.dtype)
+
+
+def make_dataset(
+    images: np.ndarray, labels: np.ndarray, experiment: Experiment, seed: int = 0, training: bool = True
+) -> PhotoDataset:
+    """Make batches of images uint8 (N, S, S, 3) and class numbers (N,).
+
+    Training batches are shuffled and, where the experiment says so, augmented; others keep the order and the pixels.
+    """
+    return PhotoDataset(images, labels, experiment, seed, training)
+
+
+def build_model(
+    experiment: Experiment, classes: int, image_size: int, seed: int = 0, weights: Path | None = None
+) -> CarModel:
+    """Build the model: images (N, S, S, 3), 0 … 255 → logits, (N, 1) for two classes, (N, classes) for more.
+
+    Fresh weights are a function of `seed`; `weights` names a checkpoint to load instead. With several GPUs the
+    variables are mirrored on all of them. Raises ValueError when the images are too small for the blocks.
+    """
+    strategy = tf.distribute.get_strategy()
+    if not tf.distribute.has_strategy() and len(tf.config.list_logical_devices("GPU")) > 1:
+        strategy = tf.distribute.MirroredStrategy()
+    with strategy.scope():
+        model = CarModel(experiment, classes, image_size, seed)
+    model.strategy = strategy
+    if weights:
+        _load(weights, model.weights)
+    # Predicting is traced once for batches of any size.
+    signature = tf.TensorSpec((None, image_size, image_size, 3), tf.uint8, name="images")
+    model.predict = tf.function(model.__call__, input_signature=[signature])
+    return model
+
+
+def train(
+    model: CarModel,
+    dataset: PhotoDataset,
+    validation_images: np.ndarray,
+    epochs: int,
+    folder: Path,
+    on_epoch: Callable[[int, float, float, np.ndarray], bool],
+    on_batch: Callable[[int], None] = lambda photos: None,
+) -> None:
+    """Train up to epoch `epochs`, going on from `folder/resume.npz` where a killed run left one.
+
+    After each epoch: `on_epoch(epoch, training loss, training accuracy, validation probabilities)`; when it answers
+    True, the weights are kept as the checkpoint of that epoch. The training figures are running means over the epoch,
+    augmentation and dropout included. `on_batch(photos)` reports progress.
+    """
+    with model.strategy.scope():
+        optimizer = RMSprop(model.trainable_variables, dataset.experiment.learning_rate)
+    finished = 0
+    if (folder / RESUME).exists():
+        finished = _load(folder / RESUME, [*model.weights, *optimizer.squares])
+    step = make_step(model, optimizer, dataset.experiment)
+
+    count = len(dataset.images)
+    for epoch in range(finished + 1, epochs + 1):
+        total_loss, correct = tf.zeros((), tf.float64), tf.zeros((), tf.int64)
+        batches = dataset.batches(epoch)
+        for number, batch in enumerate(model.strategy.experimental_distribute_dataset(batches)):
+            seed = tf.constant([dataset.seed * 1_000_003 + epoch, number])
+            loss, hits = step(batch, seed)
+            total_loss += loss
+            correct += hits
+            on_batch(min(dataset.experiment.batch_size, count - number * dataset.experiment.batch_size))
+        probabilities = predict_probabilities(model, validation_images)
+        if on_epoch(epoch, float(total_loss) / count, int(correct) / count, probabilities):
+            _save(folder / CHECKPOINT.format(f"_{epoch:04}"), model.weights, epoch)
+        _save(folder / RESUME, [*model.weights, *optimizer.squares], epoch)
+
+
+def make_step(model: CarModel, optimizer: RMSprop, experiment: Experiment) -> Callable:
+    """Trace one step: (a batch, dropout seed (2,)) → the sum of its losses and the number of photos it got right."""
+
+    def on_one_replica(batch, seed, photos):
+        images, transforms, labels = batch
+        if experiment.augment:
+            images = warp(images, transforms)
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        with tf.GradientTape() as tape:
+            logits = model(images, training=True, dropout_seed=seed + [0, 1_000_000] * replica)
+            if logits.shape[1] == 1:
+                targets = tf.cast(labels[:, None], logits.dtype)
+                losses = tf.nn.sigmoid_cross_entropy_with_logits(targets, logits)[:, 0]
+                predicted = tf.cast(logits[:, 0] > 0, labels.dtype)
+            else:
+                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+                predicted = tf.argmax(logits, axis=1, output_type=labels.dtype)
+            # The mean over the whole batch, of which a replica holds a part.
+            loss = tf.reduce_sum(losses) / tf.cast(photos, losses.dtype)
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients))
+        hits = tf.reduce_sum(tf.cast(predicted == labels, tf.int64))
+        return tf.cast(tf.reduce_sum(losses), tf.float64), hits
+
+    strategy = model.strategy
+
+    @tf.function(reduce_retracing=True)
+    def step(batch, seed):
+        parts = strategy.experimental_local_results(batch[2])
+        photos = tf.add_n([tf.shape(part)[0] for part in parts])
+        loss, hits = strategy.run(on_one_replica, args=(batch, seed, photos))
+        total = tf.distribute.ReduceOp.SUM
+        return strategy.reduce(total, loss, axis=None), strategy.reduce(total, hits, axis=None)
+
+    return step
+
+
+class RMSprop(tf.Module):
+    """RMSprop as Keras has it, Hinton's lecture 6e: v ← ρ·v + (1 - ρ)·g², w ← w - rate · g / √(v + ε)."""
+
+    def __init__(self, variables: list[tf.Variable], rate: float, rho: float = 0.9, epsilon: float = 1e-7):
+        super().__init__()
+        self.targets, self.rate, self.rho, self.epsilon = variables, rate, rho, epsilon
+        self.squares = [tf.Variable(tf.zeros_like(v), trainable=False, **ON_EVERY_REPLICA) for v in variables]
+
+    def apply(self, gradients: list[tf.Tensor]) -> None:
+        for variable, square, gradient in zip(self.targets, self.squares, gradients, strict=True):
+            mean = self.rho * square + (1 - self.rho) * tf.square(gradient)
+            square.assign(mean)
+            variable.assign(variable - self.rate * gradient / tf.sqrt(mean + self.epsilon))
+
+
+def predict_probabilities(model: CarModel, images: np.ndarray, batch_size: int = 100) -> np.ndarray:
+    """Give the class probabilities of images uint8 (N, S, S, 3): float32 (N, classes)."""
+    starts = range(0, len(images), batch_size)
+    logits = [model.predict(tf.constant(images[start : start + batch_size])).numpy() for start in starts]
+    return probabilities_from_logits(np.concatenate(logits))
+
+
+def describe(model: CarModel) -> dict:
+    """Give what a run records about its model and machine: parameters (learned ones), device, versions."""
+    gpus = tf.config.list_physical_devices("GPU")
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
+    return {
+        "parameters": sum(int(np.prod(variable.shape)) for variable in model.trainable_variables),
+        "device": ", ".join(names) or f"CPU, {os.cpu_count()} cores",
+        "versions": f"tensorflow {tf.__version__}",
+    }
+
+
+def _save(path: Path, variables: list[tf.Variable], epoch: int) -> None:
+    partial = path.with_suffix(".part.npz")
+    np.savez(partial, epoch=epoch, **{str(number): variable.numpy() for number, variable in enumerate(variables)})
+    os.replace(partial, path)
+
+
+def _load(path: Path, variables: list[tf.Variable]) -> int:
+    with np.load(path) as state:
+        for number, variable in enumerate(variables):
+            variable.assign(state[str(number)])
+        return int(state["epoch"])

@@ -1,0 +1,279 @@
+"""The experiments in PyTorch: an `nn.Module` and an explicit loop.
+
+What to see here: the model is a class whose `forward` is plain Python, and nothing about training is hidden: the loop
+zeroes gradients, goes back through the loss and steps. Siblings: keras_models.py, tf_models.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from carspotter.models.experiments import Experiment, draw_epoch, feature_side
+from carspotter.models.metrics import probabilities_from_logits
+
+CHECKPOINT = "checkpoint{}.pt"
+RESUME = "resume.pt"
+DEVICE_SHARE = 0.5  # of the free memory of a GPU that the photos may take; beyond it they travel batch by batch
+
+
+class PhotoDataset:
+    """Batches in the order of `draw_epoch`, on the device: images (B, 3, S, S) 0 … 255, labels (B,).
+
+    The images stay uint8, and on the GPU altogether where they fit; a batch is gathered and warped there.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, experiment: Experiment, seed: int, training: bool):
+        self.experiment, self.seed, self.training = experiment, seed, training
+        self.device = _device()
+        # A memory-mapped array is read-only, which torch warns of; nothing here writes to it.
+        self.images = images
+        self.labels = torch.as_tensor(np.asarray(labels), device=self.device)
+        if self.device.type == "cuda" and images.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info()[0]:
+            self.images = torch.from_numpy(np.array(images)).to(self.device)
+
+    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        order, matrices = np.arange(len(self.images)), None
+        if self.training:
+            order, matrices = draw_epoch(self.experiment, self.seed, epoch, len(order), self.images.shape[1])
+        for start in range(0, len(order), self.experiment.batch_size):
+            batch = slice(start, start + self.experiment.batch_size)
+            photos = order[batch]
+            if isinstance(self.images, torch.Tensor):
+                photos = torch.from_numpy(photos).to(self.device)
+                images = self.images[photos]
+            else:
+                images = torch.from_numpy(self.images[photos]).to(self.device)
+            images = images.permute(0, 3, 1, 2)  # a view: the memory stays channels-last
+            if matrices is not None:
+                images = warp(images, torch.from_numpy(matrices[batch]).to(self.device))
+            yield images, self.labels[photos]
+
+
+def warp(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
+    """Apply matrices (B, 3, 3), output pixel → input pixel, to images (B, 3, S, S) in one operation: float32.
+
+    Bilinear; the nearest border pixel repeats. `grid_sample` counts from -1 to 1 instead of from 0 to S - 1.
+    """
+    size = images.shape[-1]
+    to_unit = torch.tensor(
+        [[2 / (size - 1), 0, -1], [0, 2 / (size - 1), -1], [0, 0, 1]], dtype=torch.float64, device=images.device
+    )
+    theta = (to_unit @ matrices @ torch.linalg.inv(to_unit))[:, :2].float()
+    grid = functional.affine_grid(theta, images.shape, align_corners=True)
+    pixels = images.float().contiguous(memory_format=torch.channels_last)
+    return functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
+class CarModel(nn.Module):
+    """Convolution blocks, a dense layer, logits; takes pixels 0 … 255."""
+
+    def __init__(self, experiment: Experiment, classes: int, image_size: int):
+        super().__init__()
+        self.experiment = experiment
+        inputs = (3, *experiment.conv_channels[:-1])
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(before, after, 3) for before, after in zip(inputs, experiment.conv_channels, strict=True)
+        )
+        features = feature_side(experiment, image_size) ** 2 * experiment.conv_channels[-1]
+        self.dense = nn.Linear(features, experiment.dense_units)
+        self.logits = nn.Linear(experiment.dense_units, 1 if classes == 2 else classes)
+        if experiment.batch_norm != "none":
+            # PyTorch's momentum is the weight of the new batch: .1 is what others call .9.
+            self.norms = nn.ModuleList(BatchNorm(n, eps=1e-3, momentum=0.1) for n in experiment.conv_channels)
+            self.dense_norm = BatchNorm(experiment.dense_units, eps=1e-3, momentum=0.1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        bfloat16 = self.experiment.dtype == "bfloat16"
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            x = images.to(self.logits.weight.dtype) / 255
+            for block, convolution in enumerate(self.convolutions):
+                norm = self.norms[block] if self.experiment.batch_norm != "none" else None
+                x = functional.max_pool2d(self._activate(convolution(x), norm), 2)
+            # Rows, columns, channels, as the siblings flatten: dense weights can be copied across.
+            x = x.permute(0, 2, 3, 1).flatten(1)
+            x = functional.dropout(x, self.experiment.dropout_rate, self.training)
+            x = self._activate(self.dense(x), self.dense_norm if self.experiment.batch_norm != "none" else None)
+        # The last sum is not rounded to bfloat16: probabilities near 0 and 1 would clump.
+        return self.logits(x.to(self.logits.weight.dtype))
+
+    def _activate(self, x: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
+        if self.experiment.batch_norm == "before_relu":
+            x = norm(x)
+        x = functional.relu(x)
+        return norm(x) if self.experiment.batch_norm == "after_relu" else x
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the channels (axis 1), Ioffe & Szegedy 2015.
+
+    As PyTorch's own, but the running variance is the batch's biased one, as Keras and TensorFlow keep it.
+    """
+
+    def __init__(self, channels: int, eps: float, momentum: float):
+        super().__init__()
+        self.eps, self.momentum = eps, momentum
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        # PyTorch updates the running figures itself, with the unbiased variance: let it do so into copies, and undo
+        # the correction n / (n - 1) on the way back.
+        count = x.numel() // x.shape[1]
+        mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
+        y = functional.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * ((count - 1) / count), self.momentum)
+        return y
+
+
+def make_dataset(
+    images: np.ndarray, labels: np.ndarray, experiment: Experiment, seed: int = 0, training: bool = True
+) -> PhotoDataset:
+    """Make batches of images uint8 (N, S, S, 3) and class numbers (N,).
+
+    Training batches are shuffled and, where the experiment says so, augmented; others keep the order and the pixels.
+    """
+    return PhotoDataset(images, labels, experiment, seed, training)
+
+
+def build_model(
+    experiment: Experiment, classes: int, image_size: int, seed: int = 0, weights: Path | None = None
+) -> CarModel:
+    """Build the model: images (N, 3, S, S), 0 … 255 → logits, (N, 1) for two classes, (N, classes) for more.
+
+    Fresh weights are a function of `seed`; `weights` names a checkpoint to load instead. Raises ValueError when the
+    images are too small for the blocks.
+    """
+    model = CarModel(experiment, classes, image_size)
+    generator = torch.Generator().manual_seed(seed)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):  # Glorot & Bengio 2010 instead of PyTorch's own, as the siblings
+            nn.init.xavier_uniform_(layer.weight, generator=generator)
+            nn.init.zeros_(layer.bias)
+    if experiment.dtype == "float64":
+        model = model.double()
+    if weights:
+        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+    return model.to(_device(), memory_format=torch.channels_last).eval()
+
+
+def train(
+    model: CarModel,
+    dataset: PhotoDataset,
+    validation_images: np.ndarray,
+    epochs: int,
+    folder: Path,
+    on_epoch: Callable[[int, float, float, np.ndarray], bool],
+    on_batch: Callable[[int], None] = lambda photos: None,
+) -> None:
+    """Train up to epoch `epochs`, going on from `folder/resume.pt` where a killed run left one.
+
+    After each epoch: `on_epoch(epoch, training loss, training accuracy, validation probabilities)`; when it answers
+    True, the weights are kept as the checkpoint of that epoch. The training figures are running means over the epoch,
+    augmentation and dropout included. `on_batch(photos)` reports progress.
+    """
+    optimizer = RMSprop(model.parameters(), dataset.experiment.learning_rate)
+    finished = 0
+    if (folder / RESUME).exists():
+        state = torch.load(folder / RESUME, map_location=dataset.device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        finished = state["epoch"]
+
+    for epoch in range(finished + 1, epochs + 1):
+        torch.manual_seed(1_000_003 * dataset.seed + epoch)  # dropout: a resumed epoch draws what it would have drawn
+        model.train()
+        # Summed on the device: asking for a number at every step would make a GPU wait for the answer.
+        total_loss = torch.zeros((), dtype=torch.float64, device=dataset.device)
+        correct = torch.zeros((), dtype=torch.int64, device=dataset.device)
+        for images, labels in dataset.batches(epoch):
+            loss, hits = step(model, optimizer, images, labels)
+            total_loss += loss.double() * len(labels)
+            correct += hits
+            on_batch(len(labels))
+        photos = len(dataset.images)
+        probabilities = predict_probabilities(model, validation_images)
+        if on_epoch(epoch, total_loss.item() / photos, correct.item() / photos, probabilities):
+            _save(model.state_dict(), folder / CHECKPOINT.format(f"_{epoch:04}"))
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
+        _save(state, folder / RESUME)
+
+
+def step(
+    model: CarModel, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Take one step on a batch; give its mean loss and the number of photos it got right, before the step."""
+    optimizer.zero_grad(set_to_none=True)
+    logits = model(images)
+    if logits.shape[1] == 1:
+        loss = functional.binary_cross_entropy_with_logits(logits[:, 0], labels.to(logits.dtype))
+        predicted = logits[:, 0] > 0
+    else:
+        loss = functional.cross_entropy(logits, labels)
+        predicted = logits.argmax(dim=1)
+    loss.backward()
+    optimizer.step()
+    return loss.detach(), (predicted == labels).sum()
+
+
+class RMSprop(torch.optim.Optimizer):
+    """RMSprop as Keras has it: the step divides by √(v + ε), PyTorch's own by √v + ε; ρ is .9, PyTorch's .99."""
+
+    def __init__(self, parameters, lr: float, rho: float = 0.9, eps: float = 1e-7):
+        super().__init__(parameters, {"lr": lr, "rho": rho, "eps": eps})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in parameters]
+            squares = [self.state[p].setdefault("square", torch.zeros_like(p)) for p in parameters]
+            # One kernel for many tensors, where there is one (`foreach`).
+            torch._foreach_mul_(squares, group["rho"])
+            torch._foreach_addcmul_(squares, gradients, gradients, 1 - group["rho"])
+            roots = torch._foreach_sqrt(torch._foreach_add(squares, group["eps"]))
+            torch._foreach_addcdiv_(parameters, gradients, roots, -group["lr"])
+
+
+@torch.inference_mode()
+def predict_probabilities(model: CarModel, images: np.ndarray, batch_size: int = 100) -> np.ndarray:
+    """Give the class probabilities of images uint8 (N, S, S, 3): float32 (N, classes)."""
+    model.eval()
+    device = next(model.parameters()).device
+    logits = []
+    for start in range(0, len(images), batch_size):
+        batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device).permute(0, 3, 1, 2)
+        logits.append(model(batch).double().cpu().numpy())
+    return probabilities_from_logits(np.concatenate(logits))
+
+
+def describe(model: CarModel) -> dict:
+    """Give what a run records about its model and machine: parameters (learned ones), device, versions."""
+    device = next(model.parameters()).device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "device": name,
+        "versions": f"torch {torch.__version__}",
+    }
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _save(state: dict, path: Path) -> None:
+    partial = path.with_name(f"{path.name}.part")
+    torch.save(state, partial)
+    os.replace(partial, path)
