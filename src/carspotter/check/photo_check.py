@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from carspotter.check.rejection import References, Rejection, calibrate, quality_fault
+from carspotter.check.rejection import OTHER_MODEL, References, Rejection, calibrate, quality_fault
 from carspotter.models.metrics import probabilities_from_logits
 from carspotter.paths import Study
 from carspotter.photos.images import FORMATS, PREPROCESSING, UnreadablePhoto, decode_image
@@ -117,23 +117,17 @@ class PhotoCheck:
         best = int(probabilities.argmax())
         label, share = self.class_names[best], f"p = {probabilities[best]:.2f}"
         if self.references is not None and features is not None:
-            distance, score = (float(values[0]) for values in self.references.measure(features))
-            if score > self.references.score_threshold:
+            strangeness = float(self.references.strangeness(features)[0])
+            if strangeness > self.references.threshold:
                 kind = self.references.kind_of(features)
-                words = {
-                    "unusable": "resembles photos that people rejected: not a whole car from outside",
-                    "other_model": f"resembles other models, which are none of {', '.join(self.class_names)}",
-                }
-                return self._answer(title, kind, None, probabilities, words[kind])
-            if distance > self.references.distance_threshold:
-                return self._answer(
-                    title,
-                    "not_sure",
-                    None,
-                    probabilities,
-                    f"unlike every photo the model learned from (distance {distance:.2f}, up to "
-                    f"{self.references.distance_threshold:.2f} is known ground): another model, or not a car",
-                )
+                measured = f"(strangeness {strangeness:.1f}, up to {self.references.threshold:.1f} is known ground)"
+                if kind is None:
+                    verdict, words = "not_sure", "unlike the photos the model learned from: another model, or not a car"
+                elif kind == OTHER_MODEL:
+                    verdict, words = "other_model", f"resembles models that are none of {', '.join(self.class_names)}"
+                else:
+                    verdict, words = "unusable", f"resembles photos that people rejected: {kind}"
+                return self._answer(title, verdict, None, probabilities, f"{words} {measured}")
         if probabilities[best] < self.rejection.confidence:
             limit = "no confidence is enough" if self.rejection.confidence > 1 else f"{self.rejection.confidence:.2f}"
             reason = f"could be {label} ({share}), but the limit for an answer is {limit}"
@@ -192,6 +186,10 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
         if sha256_of(file) != expected:
             raise ValueError(f"{file} is not the file that was exported (its SHA-256 differs); export the run again")
     return manifest
+
+
+def write_manifest(bundle: Path, manifest: dict[str, Any]) -> None:
+    (bundle / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def sha256_of(path: Path) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 RISK = 0.01  # of the accepted validation photos, at most this share is named wrongly
-GOOD_PASSED = 0.98  # share of validation photos that each of the distance and the reject score lets through
+GOOD_PASSED = 0.98  # share of validation photos that are not too strange
 NEIGHBOURS = 5
 REJECTS_NEEDED = 10  # fewer examples than this teach nothing that holds on the next photo
+OTHER_MODEL = "other model"  # the kind of rejects that show a car, but none of the classes
 NEVER = 2.0  # a confidence that no photo reaches
 
 
@@ -83,50 +84,59 @@ class Rejection:
 
 @dataclass(frozen=True)
 class References:
-    """Where known photos lie in a model's feature space, and how far from them a photo may lie.
+    """Where known photos lie in a model's feature space, and how strange a photo may be.
 
     `photos` float32 (N, D): unit vectors of training photos; `rejects` float32 (M, D) the same of curated rejects,
-    `reject_kinds` (M,) "unusable" or "other_model"; `weights` (D + 2,) of the reject score, all zero without enough
-    rejects. Thresholds: larger distances and scores are turned away.
+    `reject_kinds` (M,) as in "interior" or OTHER_MODEL; `weights` (D + 2,) of the reject score, all zero without enough
+    rejects; `scales` (4,): mean and deviation, on validation, of distance and score. Photos stranger than `threshold`
+    are turned away.
     """
 
     photos: np.ndarray
     rejects: np.ndarray
     reject_kinds: np.ndarray
     weights: np.ndarray
-    distance_threshold: float
-    score_threshold: float
+    scales: np.ndarray
+    threshold: float
 
     @classmethod
     def fit(
         cls, training: np.ndarray, validation: np.ndarray, rejects: np.ndarray, reject_kinds: np.ndarray
     ) -> References:
         """Fit on features (N, D) of training and validation photos and of rejects; rows of `rejects` may be none."""
-        training, validation, rejects = (unit_rows(rows) for rows in (training, validation, rejects))
-        weights, score_threshold = np.zeros(training.shape[1] + 2, np.float32), np.inf
-        distance = nearest_distance(validation, training)
-        threshold = float(np.quantile(distance, GOOD_PASSED))
+        training, rejects = unit_rows(training), unit_rows(rejects).reshape(-1, training.shape[1])
+        weights = np.zeros(training.shape[1] + 2, np.float32)
         if len(rejects) >= REJECTS_NEEDED:
             # A training photo must not find itself among its neighbours.
             own = nearest_distance(training, training, skip_nearest=True)
             kept = np.column_stack([training, own])
             turned_away = np.column_stack([rejects, nearest_distance(rejects, training)])
-            weights = fit_logistic(
-                np.concatenate([kept, turned_away]), np.r_[np.zeros(len(kept)), np.ones(len(turned_away))]
-            )
-            scores = np.column_stack([validation, distance, np.ones(len(distance))]) @ weights
-            score_threshold = float(np.quantile(scores, GOOD_PASSED))
-        return cls(training, rejects, np.asarray(reject_kinds, dtype=str), weights, threshold, score_threshold)
+            bad = np.r_[np.zeros(len(kept)), np.ones(len(turned_away))]
+            weights = fit_logistic(np.concatenate([kept, turned_away]), bad)
+        kinds = np.asarray(reject_kinds, dtype=str)
+        unscaled = cls(training, rejects, kinds, weights, np.array([0.0, 1.0, 0.0, 1.0]), np.inf)
+        distance, score = unscaled._measure(validation)
+        # Without rejects all scores are 0, and stay it.
+        scales = np.array([distance.mean(), distance.std() or 1.0, score.mean(), score.std() or 1.0])
+        scaled = replace(unscaled, scales=scales)
+        return replace(scaled, threshold=float(np.quantile(scaled.strangeness(validation), GOOD_PASSED)))
 
-    def measure(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Give distance (N,) and reject score (N,) of features (N, D); the score is 0 where no rejects were known."""
-        features = unit_rows(features)
-        distance = nearest_distance(features, self.photos)
-        return distance, np.column_stack([features, distance, np.ones(len(distance))]) @ self.weights
+    def strangeness(self, features: np.ndarray) -> np.ndarray:
+        """Say how unlike good photos features (N, D) are: (N,), in deviations of validation photos, which average 0.
 
-    def kind_of(self, features: np.ndarray) -> str:
-        """Give the kind of the known rejects that features (1, D) lie nearest to."""
-        nearest = np.argsort(-(unit_rows(features) @ self.rejects.T)[0])[:NEIGHBOURS]
+        The sum of two: the distance to the nearest training photos (Sun et al. 2022), which also meets kinds that
+        nobody has seen, and a logistic regression against the curated rejects, which knows what distance misses:
+        another model of the same shape.
+        """
+        distance, score = self._measure(features)
+        return (distance - self.scales[0]) / self.scales[1] + (score - self.scales[2]) / self.scales[3]
+
+    def kind_of(self, features: np.ndarray) -> str | None:
+        """Give the kind of the rejects that features (1, D) lie among; None where good photos are nearer."""
+        row = unit_rows(features)
+        if not len(self.rejects) or nearest_distance(row, self.rejects) > nearest_distance(row, self.photos):
+            return None
+        nearest = np.argsort(-(row @ self.rejects.T)[0])[:NEIGHBOURS]
         kinds, counts = np.unique(self.reject_kinds[nearest], return_counts=True)
         return str(kinds[counts.argmax()])
 
@@ -137,7 +147,8 @@ class References:
             rejects=self.rejects.astype(np.float16),
             reject_kinds=self.reject_kinds,
             weights=self.weights,
-            thresholds=np.array([self.distance_threshold, self.score_threshold]),
+            scales=self.scales,
+            threshold=self.threshold,
         )
 
     @classmethod
@@ -145,7 +156,47 @@ class References:
         """Read what `save` wrote; nothing in the file is ever executed."""
         with np.load(path, allow_pickle=False) as stored:
             photos, rejects = (stored[name].astype(np.float32) for name in ("photos", "rejects"))
-            return cls(photos, rejects, stored["reject_kinds"], stored["weights"], *map(float, stored["thresholds"]))
+            return cls(
+                photos,
+                rejects,
+                stored["reject_kinds"],
+                stored["weights"],
+                stored["scales"],
+                float(stored["threshold"]),
+            )
+
+    def _measure(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Give distance to the training photos and reject score of features (N, D): (N,) each."""
+        rows = unit_rows(features)
+        distance = nearest_distance(rows, self.photos)
+        return distance, np.column_stack([rows, distance, np.ones(len(distance))]) @ self.weights
+
+
+def reject_auroc(
+    training: np.ndarray, validation: np.ndarray, rejects: np.ndarray, kinds: np.ndarray
+) -> dict[str, dict[str, float]]:
+    """Measure how well rejects are told from validation photos, by kind: {kind: {"seen": …, "unseen": …, "photos": …}}.
+
+    All arguments are features (N, D) but `kinds` (M,). "seen": half of each kind's photos are examples, the other half
+    is scored, and the other way round; "unseen": no photo of that kind is an example.
+    """
+    kinds, half = np.asarray(kinds, dtype=str), np.arange(len(rejects)) % 2
+
+    def score(examples: np.ndarray, judged: np.ndarray) -> float:
+        references = References.fit(training, validation, rejects[examples], kinds[examples])
+        return auroc(references.strangeness(rejects[judged]), references.strangeness(validation))
+
+    found = {}
+    for kind in np.unique(kinds):
+        of_kind = kinds == kind
+        sides = [of_kind & (half == side) for side in (0, 1)]
+        seen = [score(half != side, judged) for side, judged in enumerate(sides) if judged.any()]
+        found[str(kind)] = {
+            "photos": int(of_kind.sum()),
+            "seen": float(np.mean(seen)),
+            "unseen": score(~of_kind, of_kind),
+        }
+    return found
 
 
 def quality(image: np.ndarray) -> dict[str, float]:
@@ -217,7 +268,7 @@ def coverage_risk(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarr
 
 
 def choose_threshold(confidence: np.ndarray, correct: np.ndarray, risk: float = RISK) -> float:
-    """Give the lowest confidence at which at most a share `risk` of the answered is wrong; NEVER where there is none."""
+    """Give the lowest confidence at which at most a share `risk` of the answered is wrong, or NEVER."""
     thresholds, _, risks = coverage_risk(confidence, correct)
     allowed = np.flatnonzero(risks <= risk)
     return float(thresholds[allowed[-1]]) if len(allowed) else NEVER

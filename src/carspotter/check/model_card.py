@@ -1,0 +1,107 @@
+"""The model card of an exported model: what it was made from, how good it is, what it must not be used for.
+
+After Mitchell et al. 2019. Everything in it comes from the recorded run, the split and the ledger; nothing is typed in.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from carspotter.evidence.comparison import accuracy_interval
+from carspotter.models.runs import Run
+from carspotter.paths import Study
+from carspotter.photos.sealed_test import read_ledger
+from carspotter.photos.splitting import read_splits
+
+
+def write_card(path: Path, study: Study, run: Run, manifest: dict[str, Any]) -> None:
+    """Write the model card of an export, in Markdown."""
+    path.write_text("\n".join(_lines(study, run, manifest)) + "\n", encoding="utf-8")
+
+
+def _lines(study: Study, run: Run, manifest: dict[str, Any]) -> list[str]:
+    row, rejection = run.row, manifest["rejection"]
+    names = run.class_names
+    photos = run.validation.merge(read_splits(study)[["sha256", "group"]], on="sha256", how="left")
+    # A photo that a later split no longer has stands alone.
+    groups = photos["group"].fillna(photos["sha256"])
+    correct = photos[names].idxmax(axis=1) == photos["label"]
+    interval = accuracy_interval(correct, groups)
+    lines = [
+        f"# Model card: {run.id}",
+        "",
+        f"Says which of {' and '.join(names)} a photo shows, from outside. Made to compare a listing's photo with the "
+        "model that the listing claims; it turns photos away that it cannot tell.",
+        "",
+        "## Made from",
+        "",
+        f"- study `{study.name}`, split version `{run.spec['split_version']}`: {row['train_photos']} training and "
+        f"{row['validation_photos']} validation photos of {', '.join(names)}",
+        f"- experiment `{row['experiment']}`, framework {row['framework']}, seed {row['seed']}, {row['epochs']} epochs"
+        + (" (a quick run: it shows that the code runs, no more)" if run.spec["quick"] else ""),
+        f"- {row['versions']}; commit `{row['commit'] or 'unknown'}`; {row['device']}",
+        f"- preprocessing `{manifest['preprocessing']}`, {manifest['image_size']} × {manifest['image_size']} pixels",
+        "",
+        "## Scores",
+        "",
+        f"- validation accuracy {interval} (95 % interval over groups of photos), at the best epoch, which was chosen "
+        "on these same photos and is therefore optimistic",
+        f"- validation accuracy at the last epoch: {row['last_validation_accuracy']:.3f}",
+        *_test_lines(study, run),
+        f"- export: {manifest['format']}, probabilities within {manifest['parity']['largest_difference']:.1e} of the "
+        f"run's on {manifest['parity']['photos']} photos, {manifest['parity']['flipped_labels']} labels flipped",
+        "",
+        "## When it answers",
+        "",
+        f"- temperature {rejection['temperature']:.3f}, fitted on validation",
+        _threshold_line(rejection),
+        *_reject_lines(manifest.get("reject_auroc")),
+        "",
+        "## Limits",
+        "",
+        "- It knows no other models: one that resembles neither class is turned away at best, and named wrongly at "
+        "worst.",
+        "- Its thresholds hold for photos like those of the study; another site, country or camera needs new ones.",
+        "- Photos of one listing resemble each other: the bound of the risk takes them as independent, and is too low.",
+        "- It looks at cars, not at people or plates; do not use it to find or follow anybody.",
+    ]
+    return lines
+
+
+def _threshold_line(rejection: dict[str, Any]) -> str:
+    asked = f"asked for: at most {rejection['risk']:.1%} of the answered wrong"
+    coverage, risk = rejection["coverage"], rejection["validation_risk"]
+    if risk is None:
+        return f"- no confidence reached that risk on validation ({asked}): it answers nothing"
+    return (
+        f"- confidence of {rejection['confidence']:.3f} or more ({asked}); on {rejection['photos']} validation photos, "
+        f"where it was chosen, {coverage:.1%} are answered and {risk:.1%} of these "
+        f"are wrong (up to {rejection['risk_upper_95']:.1%} with 95 % confidence)"
+    )
+
+
+def _reject_lines(measured: dict[str, dict[str, float]] | None) -> list[str]:
+    if measured is None:
+        return ["- this format carries no feature space: photos of other things are not turned away by distance"]
+    if not measured:
+        return ["- no curated rejects were at hand: photos of other things are told by distance alone, unmeasured"]
+    table = pd.DataFrame(measured).T
+    return [
+        "- how well rejects are told from validation photos (AUROC; seen: other photos of the kind were examples):",
+        "",
+        "| kind | photos | seen | unseen |",
+        "|---|---|---|---|",
+        *(f"| {kind} | {line.photos:.0f} | {line.seen:.3f} | {line.unseen:.3f} |" for kind, line in table.iterrows()),
+    ]
+
+
+def _test_lines(study: Study, run: Run) -> list[str]:
+    looks = read_ledger(study)
+    if not looks:
+        return ["- test: the sealed test set has never been opened; there is no test score"]
+    of_run = [look for look in looks if look.get("run") == run.id]
+    lines = [f"- test: {len(looks)} look(s) at the sealed test set, {len(of_run)} of them for this run"]
+    return lines + [f"  - look #{look['look']} at {look['time']}: {look['reason']}" for look in of_run]

@@ -1,0 +1,222 @@
+"""Export: every format of every framework answers as its run does, or is not written at all."""
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from carspotter.check import export
+from carspotter.check.photo_check import PhotoCheck, read_manifest
+from carspotter.check.rejection import OTHER_MODEL
+from carspotter.models import experiments, runs
+from carspotter.paths import Study
+
+SIZE = 40
+TINY = replace(
+    experiments.BATCH_NORM,
+    name="tiny",
+    conv_channels=(4, 8),
+    dense_units=12,
+    epochs=3,
+    learning_rate=3e-3,
+    augment=False,
+)
+
+
+def draw(label, number, size=64):
+    """A picture that a tiny model learns: bright bars, lying for one class and standing for the other."""
+    rng = np.random.default_rng([len(label), number])
+    pixels = rng.integers(30, 110, (size, size, 3))
+    for start in rng.integers(4, size - 10, 4):
+        where = (slice(start, start + 6), slice(None))
+        pixels[where if label == "lying" else where[::-1]] += 120
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+def make_study(folder, classes=("lying", "standing"), each=30):
+    """A study with photos on disk, a split and an empty record; photos are named by number, not by their hash."""
+    study = Study("bars", folder / "data", folder / "results")
+    study.folder.mkdir(parents=True)
+    (study.data / "photos").mkdir(parents=True)
+    rows = []
+    for label in classes:
+        for number in range(each):
+            sha256 = f"{len(rows):064x}"
+            Image.fromarray(draw(label, number)).save(study.data / f"photos/{sha256}.png")
+            split = "validation" if number % 3 == 2 else "train"
+            rows.append({"sha256": sha256, "label": label, "group": sha256, "split": split})
+    pd.DataFrame(rows).to_csv(study.splits, index=False)
+    return study
+
+
+def read_photos(data):
+    names = sorted(path.stem for path in (data / "photos").glob("*.png"))
+    return pd.DataFrame({"sha256": names, "path": [f"photos/{name}.png" for name in names]})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def photos_without_a_journal():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "read_photos", read_photos)
+        patch.setattr(export, "read_photos", read_photos)
+        yield
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def runs_of(study):
+    """Train one tiny run per framework, when asked for it."""
+
+    def train(framework, experiment=TINY):
+        pytest.importorskip(framework)
+        return runs.load_or_train(study, experiment, framework, image_size=SIZE, show_progress=False)
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def bundle(study, runs_of):
+    return export.export_run(study, runs_of("keras").id, show_progress=False)
+
+
+@pytest.mark.parametrize("framework", ["keras", "torch", "tensorflow"])
+@pytest.mark.parametrize("batch_norm", ["none", "after_relu", "before_relu"])
+def test_the_onnx_graph_answers_as_each_framework_does(framework, batch_norm, tmp_path):
+    pytest.importorskip(framework)
+    experiment = replace(TINY, batch_norm=batch_norm, dropout_rate=0.5)
+    siblings = runs.import_framework(framework)
+    for classes in (2, 3):
+        model = siblings.build_model(experiment, classes, SIZE, seed=3)
+        shake_norms(framework, model)
+        run = SimpleNamespace(spec={"framework": framework, "image_size": SIZE}, experiment=experiment)
+        predict = export._write_model(run, model, "onnx", tmp_path / "model.onnx")
+        images = np.random.default_rng(0).integers(0, 256, (7, SIZE, SIZE, 3), dtype=np.uint8)
+        probabilities, features = predict(images)
+        np.testing.assert_allclose(probabilities, siblings.predict_probabilities(model, images), atol=1e-5)
+        assert features.shape == (7, TINY.dense_units) and np.ptp(features) > 0
+
+
+def shake_norms(framework, model):
+    """Fresh running figures are 0 and 1, which would hide a mix-up."""
+    rng = np.random.default_rng(1)
+    if framework == "torch":
+        arrays = [p for name, p in model.state_dict().items() if "norm" in name]
+        for array in arrays:
+            array.copy_(array.new_tensor(rng.uniform(0.5, 1.5, tuple(array.shape))))
+    elif framework == "keras":
+        for layer in model.layers:
+            if "batch_norm" in layer.name:
+                layer.set_weights([rng.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
+    else:
+        for layer in (*model.blocks, model.dense):
+            for name in set(layer) - {"kernel", "bias"}:
+                layer[name].assign(rng.uniform(0.5, 1.5, layer[name].shape))
+
+
+@pytest.mark.parametrize(
+    ("framework", "to"),
+    [("keras", "keras"), ("keras", "savedmodel"), ("keras", "litert"), ("tensorflow", "savedmodel"),
+     ("tensorflow", "litert"), ("torch", "onnx")],
+)  # fmt: skip
+def test_a_bundle_holds_the_model_and_what_belongs_to_it(study, runs_of, framework, to):
+    run = runs_of(framework)
+    bundle = export.export_run(study, run.id, to, show_progress=False)
+
+    manifest = read_manifest(bundle)
+    assert manifest["run"] == run.id and manifest["classes"] == ["lying", "standing"]
+    assert manifest["parity"]["photos"] == 20 and manifest["parity"]["largest_difference"] <= 1e-3
+    assert any(name.startswith(export.FILES[to]) for name in manifest["files"])
+    card = (bundle / "model_card.md").read_text()
+    assert run.spec["split_version"] in card and "never been opened" in card and "validation accuracy" in card
+
+
+def test_a_check_from_the_bundle_names_what_the_run_names(study, runs_of, bundle):
+    check, run = PhotoCheck.load(bundle), PhotoCheck.load(study, runs_of("keras").id)
+    for sha256 in runs_of("keras").validation["sha256"]:
+        photo = study.data / f"photos/{sha256}.png"
+        ours, theirs = check.check(photo), run.check(photo)
+        for name in ours.probabilities:
+            assert ours.probabilities[name] == pytest.approx(theirs.probabilities[name], abs=2e-3)
+
+
+def test_a_model_that_answers_differently_is_not_exported(study, runs_of, monkeypatch, tmp_path):
+    true_layers = export.read_layers
+
+    def wrong_layers(framework, model):
+        *layers, last = true_layers(framework, model)
+        return [*layers, replace(last, bias=last.bias + 0.1)]
+
+    monkeypatch.setattr(export, "read_layers", wrong_layers)
+    with pytest.raises(export.ParityError, match="nothing was exported"):
+        export.export_run(study, runs_of("keras").id, out=tmp_path / "bundle", show_progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gate_lets_a_label_flip_at_a_tie_only():
+    run = np.array([[0.5004, 0.4996], [0.9, 0.1]])
+    assert export.check_parity(run, np.array([[0.4998, 0.5002], [0.9, 0.1]]))["flipped_labels"] == 1
+    with pytest.raises(export.ParityError):
+        export.check_parity(run, np.array([[0.5004, 0.4996], [0.898, 0.102]]))
+    with pytest.raises(export.ParityError):
+        export.check_parity(run, np.array([[np.nan, np.nan], [0.9, 0.1]]))
+
+
+def test_a_format_beyond_the_framework_is_refused_with_the_ones_it_can_do(study, runs_of):
+    with pytest.raises(ValueError, match="torch run cannot be exported to 'litert'; use one of onnx"):
+        export.export_run(study, runs_of("torch").id, "litert")
+
+
+def test_a_folder_that_is_no_bundle_is_not_overwritten_and_a_bundle_is(study, runs_of, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="not a bundle"):
+        export.export_run(study, runs_of("keras").id, out=tmp_path / "mine", show_progress=False)
+    assert (tmp_path / "mine/thesis.txt").exists()
+    for _ in range(2):
+        out = export.export_run(study, runs_of("keras").id, out=tmp_path / "bundle", show_progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", "bundle"} and out == tmp_path / "bundle"
+
+
+def test_curated_rejects_are_turned_away_by_their_kind(study, runs_of, tmp_path):
+    rng = np.random.default_rng(5)
+    junk = {f"{900 + n:064x}": rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for n in range(24)}
+    for sha256, pixels in junk.items():
+        Image.fromarray(np.kron(pixels[:8, :8], np.ones((8, 8, 1), np.uint8))).save(tmp_path / f"{sha256}.png")
+    rejects = pd.DataFrame({"sha256": list(junk), "path": [str(tmp_path / f"{s}.png") for s in junk]})
+    rejects["kind"] = "interior"
+    bundle = export.export_run(
+        study, runs_of("keras").id, out=tmp_path / "bundle", rejects=rejects.head(16), show_progress=False
+    )
+    check = PhotoCheck.load(bundle)
+    answers = [check.check(tmp_path / f"{sha256}.png", "lying") for sha256 in rejects["sha256"].tail(8)]
+    assert sum(answer.verdict in ("unusable", "not_sure") for answer in answers) >= 6
+    assert any("interior" in answer.reason for answer in answers), answers
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["reject_auroc"]["interior"]["seen"] > 0.9
+    assert "| interior | 16 |" in (bundle / "model_card.md").read_text()
+
+
+def test_rejects_come_from_curation_and_from_other_classes(study, monkeypatch):
+    names = [f"{n:064x}" for n in (0, 1000, 1001, 1002, 1003, 1004)]
+    table = pd.DataFrame(
+        {
+            "sha256": names,
+            "label": ["lying", "lying", "lying", "alto", "lying", "lying"],
+            "verdict": ["reject", "reject", "reject", "keep", "reject", "keep"],
+            "reason": ["reviewed: interior", "reviewed: interior", "duplicate: of another", "", "unreadable: x", ""],
+        }
+    )
+    study.curation.write_text("")
+    monkeypatch.setattr(export, "read_curation", lambda study: table)
+    monkeypatch.setattr(export, "read_photos", lambda data: pd.DataFrame({"sha256": names, "path": names}))
+    found = export.curated_rejects(study, ["lying", "standing"])
+    study.curation.unlink()
+    assert dict(zip(found["sha256"], found["kind"], strict=True)) == {names[1]: "interior", names[3]: OTHER_MODEL}
