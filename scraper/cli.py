@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 import time
 from dataclasses import replace
@@ -38,7 +37,6 @@ You show yourself to the site as: {user_agent}
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and give its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    signal.signal(signal.SIGTERM, _interrupt)
     command = arguments[0] if arguments and arguments[0] in ("check", "reparse") else "crawl"
     options = _parser(command).parse_args(arguments[command != "crawl" :])
     try:
@@ -49,10 +47,6 @@ def main(arguments: list[str] | None = None) -> int:
         return _say(STOPPED, error)
     except KeyboardInterrupt:
         return _say(INTERRUPTED, "interrupted")
-
-
-def _interrupt(*_) -> None:
-    raise KeyboardInterrupt
 
 
 def _say(code: int, text: object) -> int:

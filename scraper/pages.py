@@ -50,7 +50,8 @@ def extract_detail(html: str, page_url: str, site: Site, listing: Listing) -> Li
     soup = BeautifulSoup(html, "html.parser")
     fields = {name: value for name, css in site.detail.fields.items() if (value := read(soup, css))}
     photos = tuple(_photos(soup, site.detail.photos, _base_url(soup, page_url)))
-    return _merge(listing, replace(listing, fields=fields, photos=photos))
+    # a search page shows the same photos small
+    return replace(listing, fields=listing.fields | fields, photos=photos or listing.photos)
 
 
 def read(tag: Tag, selector: str | None, default_attribute: str | None = None) -> str | None:
@@ -124,9 +125,9 @@ def _base_url(soup: BeautifulSoup, page_url: str) -> str:
     return urljoin(page_url, base["href"]) if base else page_url
 
 
-def _photos(scope: Tag, selector: str, base: str) -> Iterator[str]:
+def _photos(scope: Tag, selector: str | None, base: str) -> Iterator[str]:
     seen = set()
-    for tag in scope.select(selector):
+    for tag in scope.select(selector) if selector else ():
         for source in _sources(tag):
             url = urldefrag(urljoin(base, source.strip())).url
             if url not in seen:

@@ -55,7 +55,7 @@ class Selectors:
     """CSS selectors; `css@attribute` reads an attribute and `@attribute` one of the listing's own element."""
 
     listing: str
-    photos: str
+    photos: str | None = None  # may be left out when [detail] has its own
     id: str | None = None
     id_pattern: str | None = None  # a regular expression whose first group is the id
     link: str | None = None  # the listing's own page
@@ -205,6 +205,8 @@ def _check(site: Site, path: Path) -> None:
     own_fields = site.fields | (site.detail.fields if site.detail else {})
     if taken := RESERVED_FIELDS.intersection(own_fields):
         raise SiteError(f"{path}: fields {', '.join(sorted(taken))} belong to the journal; name them otherwise")
+    if not site.detail and not site.selectors.photos:
+        raise SiteError(f"{path}: selectors needs 'photos', which finds the pictures inside a listing")
     if site.detail and not site.selectors.link:
         raise SiteError(f"{path}: [detail] needs the selector 'link' in [selectors], which leads to the listing's page")
     for name, selector in named_selectors(site).items():

@@ -14,6 +14,7 @@ import threading
 import time
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
@@ -79,6 +80,7 @@ class MisbehavingSite:
         self.times: list[float] = []
         self.headers: list[dict[str, str]] = []
         self.counts: Counter = Counter()
+        self.on_request: Callable[[str], None] = lambda path: None
         self.other: str = ""
         self.closing = threading.Event()
         self.now = time.time  # Unix seconds; a test may hand in a clock of its own
@@ -118,6 +120,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         site.times.append(time.monotonic())
         site.headers.append(dict(self.headers))
         site.counts[parts.path] += 1
+        site.on_request(self.path)
         name = parts.path.strip("/")
         if name == "robots.txt":
             self.robots()

@@ -1,0 +1,298 @@
+"""Whole crawls with a real browser. The page faults are those of the table in scraper/README.md."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from misbehaving_site import MisbehavingSite
+from test_scraper_download import table_rows
+
+from scraper.browser import CHROMIUM_NAMES
+from scraper.cli import main
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
+    reason="no chromium and chromedriver on PATH; `make setup` installs them",
+)
+
+SITE_FILE = """
+contact = "test@example.org"
+[[start]]
+label = "swift"
+url = "{url}"
+[selectors]
+listing = "article.listing"
+id = "@data-listing-id"
+link = "a.more"
+photos = "{photos}"
+[fields]
+title = "h2"
+city = ".city"
+[paging]
+kind = "{kind}"
+button = "#more"
+next = "a[rel=next]"
+end = "#end"
+empty = "#nothing"
+patience = 2.0
+first_page = 0
+max_pages = {max_pages}
+[politeness]
+delay = 0
+page_timeout = {page_timeout}
+allow_private = ["127.0.0.1"]
+restart_browser_every = {restart_every}
+{more}
+"""
+
+
+def write_site_file(folder: Path, url: str, kind: str = "none", **settings) -> Path:
+    defaults = {"photos": "img.photo", "max_pages": 30, "page_timeout": 20, "restart_every": 50, "more": ""}
+    path = folder / "misbehaving.toml"
+    path.write_text(SITE_FILE.format(url=url, kind=kind, **defaults | settings))
+    return path
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+# name in the README -> query of the search page, and what else differs
+PAGE_FAULTS = {
+    "scroll": ("listings=23&kind=scroll", {}),
+    "scroll-silent": ("listings=13&kind=scroll&silent=1", {}),
+    "scroll-endless": ("endless=1&kind=scroll", {"max_pages": 3}),
+    "button": ("listings=13&kind=button", {}),
+    "button-repeats": ("listings=10&kind=button&repeat=1", {}),
+    "next": ("listings=13&kind=next", {"restart_every": 1}),
+    "numbered": ("listings=13&kind=numbered&page={page}", {}),
+    "numbered-repeats": ("listings=10&kind=numbered&repeat=1&page={page}", {}),
+    "detail": ("listings=3&kind=none", {"more": '[detail]\nphotos = "#gallery img"'}),
+    "alert": ("alert=1", {}),
+    "cookie": ("cookie=1", {}),
+    "hindi": ("hindi=1", {}),
+    "noai": ("noai=1", {}),
+    "empty": ("empty=1", {}),
+    "blank": ("blank=1", {}),
+    "changed-layout": ("changed=1", {}),
+    "no-photos": ("listings=5", {"photos": "img.renamed"}),
+    "hang": ("hang=1", {"page_timeout": 1}),
+    "crash-once": ("listings=5", {}),
+    "robots-forbids": ("listings=5", {"robots": "User-agent: *\nDisallow: /search\n"}),
+    "robots-unreachable": ("listings=5", {"robots": "reset", "more": "attempts = 1"}),
+}
+
+
+@pytest.mark.parametrize("row", table_rows("Faults of a page"), ids=lambda row: row[0])
+def test_page_fault_ends_as_the_readme_says(row, tmp_path, capsys):
+    name, _, fetched, status, said, code = row
+    query, settings = PAGE_FAULTS[name]
+    settings = dict(settings)
+    with MisbehavingSite(robots=settings.pop("robots", "User-agent: *\nDisallow: /private/\n")) as site:
+        if name == "crash-once":
+            site.on_request = lambda path: kill_browser(tmp_path) if site.counts["/search"] == 1 else None
+        kind = re.search(r"kind=(\w+)|$", query).group(1) or "none"
+        file = write_site_file(tmp_path, f"{site.base_url}/search?{query}", kind, **settings)
+        with own_temporary_folder(tmp_path):
+            result = main([str(file), "--out", str(tmp_path / "raw"), "--json"])
+    output = capsys.readouterr()
+    stats = json.loads(output.out)
+    pages = read_lines(tmp_path / "raw" / "misbehaving" / "pages.jsonl")
+    assert (stats["fetched"], pages[-1]["status"], result) == (int(fetched), status, int(code)), output.err
+    assert re.search(said, output.err + json.dumps(pages, ensure_ascii=False)), output.err
+    assert_no_browser_left(tmp_path)
+    if name.startswith("robots"):
+        assert "/search" not in {path.partition("?")[0] for path in site.log}
+    asked = site.photo_requests()
+    assert len(asked) == len(set(asked)), "a photo was asked for twice, by the browser perhaps"
+
+
+def test_the_readme_and_the_page_faults_agree():
+    assert [row[0] for row in table_rows("Faults of a page")] == list(PAGE_FAULTS)
+
+
+class own_temporary_folder:
+    """Lets the browser keep its profile in `folder`, by which its processes are found."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __enter__(self):
+        import tempfile
+
+        self.before, tempfile.tempdir = tempfile.tempdir, str(self.folder)
+
+    def __exit__(self, *_):
+        import tempfile
+
+        tempfile.tempdir = self.before
+
+
+def browser_processes(folder: Path) -> list[int]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder / "scraper-browser-").encode() in (process / "cmdline").read_bytes():
+                found.append(int(process.name))
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+def kill_browser(folder: Path) -> None:
+    for process in browser_processes(folder):
+        os.kill(process, signal.SIGKILL)
+
+
+def wait_until(condition, seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def assert_no_browser_left(folder: Path) -> None:
+    assert wait_until(lambda: not browser_processes(folder)), "browser processes are left"
+    assert wait_until(lambda: not list(folder.glob("scraper-browser-*"))), "a browser profile is left"
+
+
+def start_scraper(file: Path, folder: Path, *more: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "scraper", str(file), "--out", str(folder / "raw"), *more],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"TMPDIR": str(folder)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def stored(folder: Path) -> set[str]:
+    return {path.stem for path in (folder / "raw" / "misbehaving").glob("??/*")}
+
+
+def journaled(folder: Path) -> list[str]:
+    return [line["url"] for line in read_lines(folder / "raw" / "misbehaving" / "journal.jsonl")]
+
+
+@pytest.mark.parametrize("moment", ["at a photo's request", "while the page scrolls"])
+def test_sigkill_and_restart_give_the_same_set(moment, tmp_path):
+    path, count = {
+        "at a photo's request": ("/photos/swift-7.jpg", 1),
+        "while the page scrolls": ("/api/cards", 2),
+    }[moment]
+    with MisbehavingSite() as site:
+        file = write_site_file(tmp_path, f"{site.base_url}/search?listings=15&kind=scroll&private=1", "scroll")
+        killed = start_scraper(file, tmp_path)
+
+        def kill_at(asked: str) -> None:
+            if asked.startswith(path) and site.counts[path] == count and killed.returncode is None:
+                killed.kill()
+                killed.wait()
+
+        site.on_request = kill_at
+        _, text = killed.communicate(timeout=60)
+        assert killed.returncode == -signal.SIGKILL, text
+        before = len(stored(tmp_path))
+        assert_no_browser_left(tmp_path)
+        again = start_scraper(file, tmp_path)
+        _, text = again.communicate(timeout=60)
+        assert again.returncode == 0, text
+        asked = site.photo_requests()
+    assert before == {"at a photo's request": 7, "while the page scrolls": 0}[moment]
+    assert len(stored(tmp_path)) == 15
+    assert len(asked) - len(set(asked)) <= 1 and set(asked) == {f"/photos/swift-{number}.jpg" for number in range(15)}
+    urls = journaled(tmp_path)
+    assert len(urls) == len(set(urls)) == 20, "15 photos and the 5 that robots.txt forbids, each once"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_interrupted_it_says_how_far_it_came(name, tmp_path):
+    with MisbehavingSite() as site:
+        file = write_site_file(tmp_path, f"{site.base_url}/search?listings=5")
+        process = start_scraper(file, tmp_path)
+        site.on_request = lambda path: process.send_signal(signal.Signals[name]) if path.endswith("-3.jpg") else None
+        _, text = process.communicate(timeout=60)
+    assert process.returncode == 130, text
+    assert "the same command goes on where it stopped" in text and re.search(r"photos found +[45]\n", text)
+    assert_no_browser_left(tmp_path)
+
+
+def test_limit_ends_the_crawl_early(tmp_path, capsys):
+    with MisbehavingSite() as site:
+        file = write_site_file(tmp_path, f"{site.base_url}/search?endless=1&kind=scroll", "scroll")
+        assert main([str(file), "--out", str(tmp_path / "raw"), "--limit", "4"]) == 0
+        assert len(site.photo_requests()) == 4 and site.counts["/api/cards"] == 0
+    assert "First crawl of misbehaving" in capsys.readouterr().err
+
+
+def test_second_run_asks_for_no_photo_but_for_what_failed(tmp_path, capsys):
+    with MisbehavingSite() as site:
+        file = write_site_file(tmp_path, f"{site.base_url}/search?listings=5", more="attempts = 1")
+        site.on_request = lambda path: (_ for _ in ()).throw(OSError) if path.endswith("-2.jpg") else None
+        assert main([str(file), "--out", str(tmp_path / "raw")]) == 4
+        site.on_request = lambda path: None
+        site.log.clear()
+        assert main([str(file), "--out", str(tmp_path / "raw")]) == 0
+        assert site.photo_requests() == ["/photos/swift-2.jpg"]
+    output = capsys.readouterr().err
+    assert output.count("First crawl of") == 1 and re.search("known from earlier runs +4", output)
+
+
+def test_one_photo_under_two_labels_is_fetched_once_and_journaled_twice(tmp_path):
+    with MisbehavingSite() as site:
+        file = write_site_file(tmp_path, f"{site.base_url}/search?listings=2")
+        content = file.read_text()
+        second = f'[[start]]\nlabel = "wagonr"\nurl = "{site.base_url}/search?listings=2&again=1"\n[selectors]'
+        file.write_text(content.replace("[selectors]", second))
+        for _ in range(2):
+            assert main([str(file), "--out", str(tmp_path / "raw")]) == 0
+        assert len(site.photo_requests()) == 2
+    lines = read_lines(tmp_path / "raw" / "misbehaving" / "journal.jsonl")
+    assert [(line["label"], line["status"]) for line in lines] == [("swift", "fetched")] * 2 + [
+        ("wagonr", "fetched")
+    ] * 2
+    assert lines[0]["sha256"] == lines[2]["sha256"]
+
+
+def test_check_shows_what_each_selector_finds(tmp_path, capsys):
+    with MisbehavingSite() as site:
+        file = write_site_file(tmp_path, f"{site.base_url}/search?listings=5")
+        assert main(["check", str(file)]) == 0
+        text = capsys.readouterr().out
+        assert re.search(r"✓ selectors.listing +5 × 'article.listing'", text) and "✗ paging.end" in text
+        assert "5 listings, 5 photos on this page" in text and "title: Swift VXi 0" in text
+        assert main(["check", str(write_site_file(tmp_path, f"{site.base_url}/search?changed=1"))]) == 1
+        assert "✗ selectors.listing" in capsys.readouterr().out
+        assert not site.photo_requests()
+
+
+def test_reparse_mends_the_journal_offline(tmp_path, capsys):
+    with MisbehavingSite() as site:
+        file = write_site_file(tmp_path, f"{site.base_url}/search?listings=5&private=1")
+        assert main([str(file), "--out", str(tmp_path / "raw")]) == 0
+        good = file.read_text()
+        file.write_text(good.replace('title = "h2"', 'name = "h2"').replace("img.photo", "img, a.more"))
+        site.log.clear()
+        capsys.readouterr()
+        for expected in ((5, 7, 5), (5, 0, 0)):
+            assert main(["reparse", str(file), "--out", str(tmp_path / "raw"), "--json"]) == 0
+            counts = json.loads(capsys.readouterr().out)
+            assert (counts["listings"], counts["corrected"], counts["new"]) == expected
+        assert not site.log, "reparse asked the site"
+        lines = read_lines(tmp_path / "raw" / "misbehaving" / "journal.jsonl")
+        newest = {line["url"]: line for line in lines}
+        assert {line["name"] for line in newest.values()} == {f"Swift VXi {number}" for number in range(5)}
+        assert sum(line["status"] == "fetched" for line in newest.values()) == 5
+        # the new ones are fetched by the next crawl, even if no page shows them any more
+        file.write_text(good)
+        main([str(file), "--out", str(tmp_path / "raw")])
+        assert site.counts["/detail"] == 5
