@@ -220,10 +220,11 @@ class Session:
 
     def decide(self, decision: dict) -> dict:
         """Write a decision to disk, then answer; raises ValueError for one that makes no sense."""
-        sha256 = decision.get("sha256")
+        sha256, label = decision.get("sha256"), decision.get("label")
+        if not all(value is None or isinstance(value, str) for value in decision.values()):
+            raise ValueError("a decision holds text only")
         if sha256 not in self.row:
             raise ValueError(f"{sha256!r} is not a photo of this queue")
-        label = decision.get("label")
         if self.mode == "quiz":
             line = {"sha256": sha256, "reviewer": self.reviewer, "answer": label, "study": self.study.name}
             line |= {"seed": self.seed, "count": self.count}

@@ -106,19 +106,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _respond(self, answer) -> None:
         try:
-            self.address = urlsplit(self.path)
+            try:
+                self.address = urlsplit(self.path)
+                asked_for = urlsplit(f"//{self.headers.get('Host', '')}").hostname
+            except ValueError:
+                raise _Refusal(HTTPStatus.BAD_REQUEST, "not an address") from None
+            if self.server.names is not None and asked_for not in self.server.names:
+                raise _Refusal(HTTPStatus.MISDIRECTED_REQUEST, f"this server does not answer for {asked_for}")
             self.query = {name: values[-1] for name, values in parse_qs(self.address.query).items()}
-            self._check_host()
             if not self._let_in():
                 answer()
         except _Refusal as refusal:
             self.close_connection = True  # a body may still be unread
             self._send(json.dumps({"error": str(refusal)}).encode(), "application/json", refusal.status)
-
-    def _check_host(self) -> None:
-        host = urlsplit(f"//{self.headers.get('Host', '')}").hostname
-        if self.server.names is not None and host not in self.server.names:
-            raise _Refusal(HTTPStatus.MISDIRECTED_REQUEST, f"this server does not answer for {host}")
 
     def _let_in(self) -> bool:
         """Check the token; True when the visitor was sent on, from the URL with the token to the one without."""
