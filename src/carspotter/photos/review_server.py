@@ -113,7 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refusal(HTTPStatus.BAD_REQUEST, "not an address") from None
             if self.server.names is not None and asked_for not in self.server.names:
                 raise _Refusal(HTTPStatus.MISDIRECTED_REQUEST, f"this server does not answer for {asked_for}")
-            self.query = {name: values[-1] for name, values in parse_qs(self.address.query).items()}
+            self.query = {
+                name: values[-1] for name, values in parse_qs(self.address.query, keep_blank_values=True).items()
+            }
             if not self._let_in():
                 answer()
         except _Refusal as refusal:
