@@ -6,6 +6,7 @@ Everything else it keeps and *ranks*: a score, 0 (fine) … 1 (surely bad), and 
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -22,9 +23,11 @@ COLUMNS = ["sha256", "label", "verdict", "reason", "score", "duplicate_cluster",
 
 # Where a photo is as likely bad as not (score .5). On 1,019 usable ads photos the darkest had a mean of 53, the
 # brightest one of 202 and the softest a sharpness of .15.
-SMALL = 120  # pixels, the shorter side; models see 150
+SMALL = 150  # pixels, the shorter side: what models see
 DARK, BRIGHT = 35.0, 220.0  # mean grey, 0 … 255
 BLURRED = 0.10  # spread of the Laplacian over the spread of grey
+# The detector that looks for a kind of junk in truth.csv.
+DETECTORS = {"too_dark": "too dark", "too_blurred": "blurred", "thumbnail": "too small"}
 STEEPNESS = 4.0  # how fast the score moves from 0 to 1 about these limits
 
 
@@ -93,6 +96,65 @@ def read_curation(study: Study) -> pd.DataFrame:
         raise FileNotFoundError(f"{study.curation}: not curated yet; run `python -m carspotter curate` first")
     table = pd.read_csv(study.curation, dtype=str, keep_default_na=False)
     return table.astype({"score": float})
+
+
+def summary(table: pd.DataFrame) -> str:
+    """Say in a few lines what the curation found: photos by verdict and kind of reason, clusters of duplicates."""
+    kinds = table["reason"].map(kind_of).replace("", "nothing found")
+    counts = pd.crosstab(kinds, table["verdict"]).rename_axis(index=None, columns=None)
+    clusters = table.loc[table["duplicate_cluster"] != "", "duplicate_cluster"]
+    return (
+        f"{len(table):,} photos, {(table['verdict'] == 'keep').sum():,} kept\n{counts.to_string()}\n"
+        f"{clusters.nunique():,} clusters of near-duplicates with {len(clusters):,} photos"
+    )
+
+
+def score_curation(table: pd.DataFrame, truth: Path) -> pd.DataFrame:
+    """Hold a curation against the truth.csv of rendered photos: photos, recall, precision and worst_15 by kind.
+
+    Copies ("copy: cropped", …): recall counts pairs of copy and original that share bytes or a cluster; precision is
+    that of all pairs in one cluster, the same for every kind. Junk: recall and precision of the detector of that kind
+    (none for what is ranked elsewhere), and the share of that kind among the worst-ranked 15 % of the photos kept.
+    Raises ValueError when the truth knows none of the photos.
+    """
+    facts = pd.read_csv(truth, dtype=str, keep_default_na=False)
+    original = facts["duplicate_of"].map(facts.set_index("file")["sha256"])
+    facts["origin"] = original.fillna(facts["sha256"])
+    curated = table.set_index("sha256")
+    facts = facts[facts["sha256"].isin(curated.index)]
+    if facts.empty:
+        raise ValueError(f"{truth}: knows none of these {len(table)} photos; is it the truth of another import?")
+
+    # Photos that truly are one shot, against photos that share a cluster.
+    shots = facts.drop_duplicates("sha256").set_index("sha256")["origin"]
+    clusters = curated.loc[shots.index, "duplicate_cluster"]
+    true_pairs, found = _pairs_within(shots), _pairs_within(clusters[clusters != ""])
+    precision = len(found & true_pairs) / len(found) if found else np.nan
+    copies = facts[facts["copy"] != ""]
+    hit = [
+        sha == origin or (min(sha, origin), max(sha, origin)) in found
+        for sha, origin in zip(copies["sha256"], copies["origin"], strict=True)
+    ]
+    rows = [
+        (f"copy: {kind}", len(hits), hits.mean(), precision, np.nan)
+        for kind, hits in pd.Series(hit, index=copies["copy"], dtype=float).groupby(level=0)
+    ]
+
+    kept = curated.loc[shots.index].query("verdict == 'keep'").sort_values(["score", "sha256"], ascending=[False, True])
+    truly = facts.drop_duplicates("sha256").set_index("sha256")["kind"].loc[kept.index]
+    flagged = kept["reason"].map(kind_of)
+    worst = np.arange(len(kept)) < 0.15 * len(kept)
+    for kind in sorted(set(truly) - {"car"}):
+        right, detected = (truly == kind).to_numpy(), (flagged == DETECTORS.get(kind, "no detector")).to_numpy()
+        precision = (right & detected).sum() / detected.sum() if detected.any() else np.nan
+        rows.append((kind, right.sum(), (right & detected).sum() / right.sum(), precision, worst[right].mean()))
+    return pd.DataFrame(rows, columns=["kind", "photos", "recall", "precision", "worst_15"]).set_index("kind").round(3)
+
+
+def _pairs_within(sets: pd.Series) -> set[tuple[str, str]]:
+    """Give all pairs of index values that share a value."""
+    members = sets.groupby(sets).groups.values()
+    return {pair for shas in members for pair in itertools.combinations(sorted(shas), 2)}
 
 
 def kind_of(reason: str) -> str:

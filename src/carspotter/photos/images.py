@@ -28,6 +28,8 @@ CHUNK = 256  # photos decoded before they are written: bounds memory, keeps the 
 
 # Our own limit is stricter than the one at which Pillow warns.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# A damaged EXIF block is passed over.
+warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 
 
 class UnreadablePhoto(ValueError):
