@@ -17,6 +17,7 @@ from scraper.site import Site, Start, named_selectors
 
 RESULT_KEYS = {"status", "reason", "sha256", "bytes", "width", "height", "final_url", "time"}
 MAX_FAILURES_IN_A_ROW = 20
+MAX_BARE_PAGES_IN_A_ROW = 3  # a listing without photos happens; three in a row are a changed layout
 
 
 class CrawlStopped(Exception):
@@ -71,7 +72,7 @@ class Crawl:
         self.limit, self.report = limit, report
         self.stats = Stats()
         self._seen: set[str] = set()
-        self._failures_in_a_row = 0
+        self._failures_in_a_row = self._bare_pages_in_a_row = 0
         self._misses = dict.fromkeys(site.fields, 0)
 
     def run(self) -> Stats:
@@ -100,8 +101,12 @@ class Crawl:
                     return
                 known.update(listing.id for listing in fresh if listing.id)
                 self._count(fresh, page)
+                refusal = self._refusal(page)
                 for listing in fresh:
-                    self._collect(listing, page, start)
+                    if self.site.detail and listing.link:
+                        self._open_and_fetch(listing, start)
+                    else:
+                        self._fetch_all(listing, page, start, refusal)
             if number + 1 == self.site.paging.max_pages:
                 self.stats.warnings.append(f"{start.url}: stopped after paging.max_pages, there may be more")
         except (Refused, Failed, PageFailed) as error:
@@ -139,37 +144,43 @@ class Crawl:
         if listings and not self.site.detail:
             is_rotten = not any(listing.photos for listing in listings)
         if is_rotten:
-            raise NoListings(
-                f"{page.url} gave nothing: {name} = {named_selectors(self.site)[name]!r} finds nothing on it. The page "
-                f"as we got it is in {archived}; look at it (zcat), mend the site file, and see what each selector "
-                f"finds with: python -m scraper check {self.site.name}"
-            )
+            raise NoListings(self._rot(page, name, archived))
         return listings
 
-    def _collect(self, listing: Listing, page: LoadedPage, start: Start) -> None:
-        """Fetch the photos of one listing, from its own page where the site file says so."""
-        if not (self.site.detail and listing.link):
-            self._fetch_all(listing, page, start)
-            return
+    def _rot(self, page: LoadedPage, name: str, archived: Path) -> str:
+        return (
+            f"{page.url} gave nothing: {name} = {named_selectors(self.site)[name]!r} finds nothing on it. The page as "
+            f"we got it is in {archived}; look at it (zcat), mend the site file, and see what each selector finds "
+            f"with: python -m scraper check {self.site.name}"
+        )
+
+    def _open_and_fetch(self, listing: Listing, start: Start) -> None:
+        """Fetch the photos of one listing from its own page."""
         if listing.link in self.journal.collected:
             return
         try:
             own_page = self.browser.open(listing.link)
-            self._archive(own_page, start, listing.link)
+            archived = self._archive(own_page, start, listing.link)
         except (Refused, Failed, PageFailed) as error:
             self._lose_page(listing.link, error)
             return
         self.stats.pages += 1
         listing = extract_detail(own_page.html, own_page.url, self.site, listing)
-        self._fetch_all(listing, own_page, start)
-        if all(self.journal.fates[url].is_final for url in listing.photos):
+        self._bare_pages_in_a_row = 0 if listing.photos else self._bare_pages_in_a_row + 1
+        if self._bare_pages_in_a_row >= MAX_BARE_PAGES_IN_A_ROW:
+            raise NoListings(self._rot(own_page, "detail.photos", archived))
+        self._fetch_all(listing, own_page, start, self._refusal(own_page))
+        if listing.photos and all(self.journal.fates[url].is_final for url in listing.photos):
             self.journal.append_page({"url": listing.link, "status": "collected"})
 
-    def _fetch_all(self, listing: Listing, page: LoadedPage, start: Start) -> None:
+    def _refusal(self, page: LoadedPage) -> str | None:
         word = find_refusal(page.html) if self.site.politeness.respect_noai else None
+        return f"the page says {word}" if word else None
+
+    def _fetch_all(self, listing: Listing, page: LoadedPage, start: Start, refusal: str | None) -> None:
         for url in listing.photos:
             about = {"url": url, "page_url": page.url, "listing": listing.id, "label": start.label, "city": start.city}
-            self._photo(about | listing.fields, f"the page says {word}" if word else None)
+            self._photo(about | listing.fields, refusal)
 
     def _photo(self, about: dict, refusal: str | None = None) -> None:
         """See that one photo URL has its fate: fetched now, known from before, or shown by a second listing."""
@@ -180,8 +191,9 @@ class Crawl:
         self.stats.found += is_new_here
         if fate and fate.is_final:
             self.stats.known += is_new_here
-            if fate.line["status"] == "fetched" and (about["listing"], about["label"]) not in fate.shown_by:
-                self.journal.append({**fate.line, **about, "reason": "shown by another listing too"})
+            if fate.status == "fetched" and (about["listing"], about["label"]) not in fate.shown_by:
+                known = self.journal.newest_line(url)
+                self.journal.append({**known, **about, "reason": "shown by another listing too"})
             return
         if not is_new_here:
             return  # it failed a moment ago
@@ -221,8 +233,9 @@ class Crawl:
 
     def _retry_earlier_failures(self) -> None:
         """Pages change: what failed in an earlier run may no longer be shown anywhere."""
-        left = [fate.line for url, fate in self.journal.fates.items() if not fate.is_final and url not in self._seen]
-        for line in left:
+        left = [url for url, fate in self.journal.fates.items() if not fate.is_final and url not in self._seen]
+        for url in left:
+            line = self.journal.newest_line(url)
             self._photo({key: value for key, value in line.items() if key not in RESULT_KEYS})
 
 

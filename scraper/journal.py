@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -31,47 +31,59 @@ class Lines:
             # unbuffered: after a full disk no half-written buffer waits to be written again
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115
 
-    def replay(self) -> Iterator[dict]:
-        """Yield every line that was written whole."""
+    def replay(self) -> Iterator[tuple[int, dict]]:
+        """Yield every line that was written whole, each after its place in the file."""
         whole = 0
         with open(self.path, "rb") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.endswith(b"\n"):
                     self._file.truncate(whole)
                     return
-                whole += len(line)
                 try:
                     content = json.loads(line)
                 except ValueError as error:
                     raise StorageError(
                         f"{self.path}, line {number}: not JSON ({line[:60]!r}…); mend or delete it, then start again"
                     ) from error
-                yield content
+                yield whole, content
+                whole += len(line)
 
-    def append(self, line: dict) -> dict:
-        """Write one line with the time (UTC) added, see it onto the disk and give it back."""
+    def read(self, place: int) -> dict:
+        """Give the line at `place` of the file."""
+        with open(self.path, "rb") as lines:
+            lines.seek(place)
+            return json.loads(lines.readline())
+
+    def append(self, line: dict) -> int:
+        """Write one line with the time (UTC) added, see it onto the disk and give its place in the file."""
+        place = os.fstat(self._file.fileno()).st_size
         line = {**line, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         rest = memoryview(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         with storage_errors(self.path):
             while rest:
                 rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
-        return line
+        return place
 
     def close(self) -> None:
         self._file.close()
 
 
-@dataclass
+@dataclass(slots=True)
 class Fate:
-    """What the journal knows of one URL: its newest line, and the newest for each (listing, label) that showed it."""
+    """What the journal knows of one URL: its newest status, and the place of the newest line in the file.
 
-    line: dict
-    shown_by: dict[tuple[str | None, str | None], dict] = field(default_factory=dict)
+    `shown_by` has the same for each (listing, label) that showed the URL. The lines themselves stay on the disk: a
+    week's crawl has hundreds of thousands.
+    """
+
+    status: str
+    place: int
+    shown_by: dict[tuple[str | None, str | None], int]
 
     @property
     def is_final(self) -> bool:
-        return self.line["status"] != "failed"
+        return self.status != "failed"
 
 
 class Journal:
@@ -94,9 +106,9 @@ class Journal:
             self.is_new = not (folder / "journal.jsonl").exists()
             self._photos = Lines(folder / "journal.jsonl")
             self._pages = Lines(folder / "pages.jsonl")
-            for line in self._photos.replay():
-                self._remember(line)
-            for line in self._pages.replay():
+            for place, line in self._photos.replay():
+                self._remember(line, place)
+            for _, line in self._pages.replay():
                 if line.get("status") == "collected":
                     self.collected.add(line["url"])
             with storage_errors(folder):
@@ -109,17 +121,26 @@ class Journal:
             self._lock.close()
             raise
 
-    def _remember(self, line: dict) -> None:
+    def _remember(self, line: dict, place: int) -> None:
         if line.get("status") == "forgotten":
             self.forgotten.add(line["sha256"])
         if url := line.get("url"):
-            fate = self.fates.setdefault(url, Fate(line))
-            fate.line = line
-            fate.shown_by[line.get("listing"), line.get("label")] = line
+            fate = self.fates.setdefault(url, Fate(line["status"], place, {}))
+            fate.status, fate.place = line["status"], place
+            fate.shown_by[line.get("listing"), line.get("label")] = place
 
     def append(self, line: dict) -> None:
         """Record the fate of a photo URL."""
-        self._remember(self._photos.append(line))
+        self._remember(line, self._photos.append(line))
+
+    def newest_line(self, url: str) -> dict:
+        """Give the newest line of `url`."""
+        return self._photos.read(self.fates[url].place)
+
+    def line_of(self, url: str, listing: str | None, label: str) -> dict | None:
+        """Give the newest line of `url` as this listing showed it, or None if it did not."""
+        place = self.fates[url].shown_by.get((listing, label))
+        return None if place is None else self._photos.read(place)
 
     def append_page(self, line: dict) -> None:
         """Record what became of a page."""
@@ -129,7 +150,7 @@ class Journal:
 
     def read_pages(self) -> Iterator[dict]:
         """Yield the lines of `pages.jsonl` from the first on."""
-        return self._pages.replay()
+        return (line for _, line in self._pages.replay())
 
     def close(self) -> None:
         self._photos.close()

@@ -55,12 +55,11 @@ def _update(journal: Journal, page: dict, url: str, listing: Listing) -> str:
     start = page["start"]
     about = {"url": url, "page_url": page["url"], "listing": listing.id, "label": start["label"], "city": start["city"]}
     about |= listing.fields
-    fate = journal.fates.get(url)
-    if fate is None:
+    if url not in journal.fates:
         journal.append(about | NOT_FETCHED)
         return "new"
-    line = fate.shown_by.get((listing.id, start["label"]), {})
+    line = journal.line_of(url, listing.id, start["label"]) or {}
     if all(line.get(key) == value for key, value in about.items() if key != "page_url"):
         return "unchanged"
-    journal.append(about | {key: value for key, value in fate.line.items() if key in RESULT_KEYS})
+    journal.append(about | {key: value for key, value in journal.newest_line(url).items() if key in RESULT_KEYS})
     return "corrected"

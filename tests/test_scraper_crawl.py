@@ -1,5 +1,6 @@
 """Whole crawls with a real browser. The page faults are those of the table in scraper/README.md."""
 
+import contextlib
 import json
 import os
 import re
@@ -75,6 +76,7 @@ PAGE_FAULTS = {
     "numbered": ("listings=13&kind=numbered&page={page}", {}),
     "numbered-repeats": ("listings=10&kind=numbered&repeat=1&page={page}", {}),
     "detail": ("listings=3&kind=none", {"more": '[detail]\nphotos = "#gallery img"'}),
+    "detail-bare": ("listings=5&kind=none", {"more": '[detail]\nphotos = "#renamed img"', "photos": "img.renamed"}),
     "alert": ("alert=1", {}),
     "cookie": ("cookie=1", {}),
     "hindi": ("hindi=1", {}),
@@ -85,29 +87,33 @@ PAGE_FAULTS = {
     "no-photos": ("listings=5", {"photos": "img.renamed"}),
     "hang": ("hang=1", {"page_timeout": 1}),
     "crash-once": ("listings=5", {}),
+    "tab-crash-once": ("listings=5", {}),
     "robots-forbids": ("listings=5", {"robots": "User-agent: *\nDisallow: /search\n"}),
     "robots-unreachable": ("listings=5", {"robots": "reset", "more": "attempts = 1"}),
 }
 
 
 @pytest.mark.parametrize("row", table_rows("Faults of a page"), ids=lambda row: row[0])
-def test_page_fault_ends_as_the_readme_says(row, tmp_path, capsys):
+def test_page_fault_ends_as_the_readme_says(row, tmp_path, capsys, monkeypatch):
     name, _, fetched, status, said, code = row
     query, settings = PAGE_FAULTS[name]
     settings = dict(settings)
     with MisbehavingSite(robots=settings.pop("robots", "User-agent: *\nDisallow: /private/\n")) as site:
-        if name == "crash-once":
-            site.on_request = lambda path: kill_browser(tmp_path) if site.counts["/search"] == 1 else None
+        if "crash" in name:
+            kind_of_process = "--type=renderer" if name.startswith("tab") else ""
+            site.on_request = lambda path: kill_browser(tmp_path, kind_of_process) if len(site.log) == 2 else None
         kind = re.search(r"kind=(\w+)|$", query).group(1) or "none"
         file = write_site_file(tmp_path, f"{site.base_url}/search?{query}", kind, **settings)
-        with own_temporary_folder(tmp_path):
-            result = main([str(file), "--out", str(tmp_path / "raw"), "--json"])
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # the browser's profile, by which it is found
+        result = main([str(file), "--out", str(tmp_path / "raw"), "--json"])
     output = capsys.readouterr()
     stats = json.loads(output.out)
     pages = read_lines(tmp_path / "raw" / "misbehaving" / "pages.jsonl")
     assert (stats["fetched"], pages[-1]["status"], result) == (int(fetched), status, int(code)), output.err
     assert re.search(said, output.err + json.dumps(pages, ensure_ascii=False)), output.err
     assert_no_browser_left(tmp_path)
+    if "crash" in name or name == "hang":
+        assert site.counts["/search"] == 2, "a second browser tries"
     if name.startswith("robots"):
         assert "/search" not in {path.partition("?")[0] for path in site.log}
     asked = site.photo_requests()
@@ -118,37 +124,23 @@ def test_the_readme_and_the_page_faults_agree():
     assert [row[0] for row in table_rows("Faults of a page")] == list(PAGE_FAULTS)
 
 
-class own_temporary_folder:
-    """Lets the browser keep its profile in `folder`, by which its processes are found."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __enter__(self):
-        import tempfile
-
-        self.before, tempfile.tempdir = tempfile.tempdir, str(self.folder)
-
-    def __exit__(self, *_):
-        import tempfile
-
-        tempfile.tempdir = self.before
-
-
-def browser_processes(folder: Path) -> list[int]:
-    found = []
+def browser_processes(folder: Path, kind: str = "") -> list[int]:
+    """Give the processes in the groups of the browsers whose profile is in `folder`, of one kind if so asked."""
+    commands = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            if str(folder / "scraper-browser-").encode() in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
+            commands[int(process.name)] = (process / "cmdline").read_bytes(), os.getpgid(int(process.name))
         except OSError:
             continue  # it ended meanwhile
-    return found
+    profile = str(folder / "scraper-browser-").encode()
+    groups = {group for command, group in commands.values() if profile in command}
+    return [process for process, (command, group) in commands.items() if group in groups and kind.encode() in command]
 
 
-def kill_browser(folder: Path) -> None:
-    for process in browser_processes(folder):
-        os.kill(process, signal.SIGKILL)
+def kill_browser(folder: Path, kind: str) -> None:
+    for process in browser_processes(folder, kind):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def wait_until(condition, seconds: float = 20.0) -> bool:

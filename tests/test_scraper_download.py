@@ -92,7 +92,7 @@ def crawl_photos(clock: Clock, site: MisbehavingSite, folder: Path, *photos: str
             stats = crawl.run()
         finally:
             fetcher.close()
-        lines = {url.partition(site.base_url)[2].strip("/"): fate.line for url, fate in journal.fates.items()}
+        lines = {url.partition(site.base_url)[2].strip("/"): journal.newest_line(url) for url in journal.fates}
     return exit_code(stats), lines
 
 

@@ -28,7 +28,8 @@ def test_replay_knows_what_was_written(tmp_path):
         assert {url[-5]: fate.is_final for url, fate in journal.fates.items()} == {"1": True, "2": False, "3": True}
         assert set(journal.fates["http://a/1.jpg"].shown_by) == {("1", "swift"), ("1", "wagonr")}
         assert journal.collected == {"http://a/car/1"}
-        assert journal.fates["http://a/1.jpg"].line["time"].endswith("+00:00")
+        assert journal.line_of("http://a/1.jpg", "1", "wagonr") == journal.newest_line("http://a/1.jpg")
+        assert journal.line_of("http://a/1.jpg", "1", "swift")["time"].endswith("+00:00")
 
 
 def test_a_line_torn_anywhere_is_cut_off_and_nothing_else(tmp_path):

@@ -1,5 +1,7 @@
 """What is read from pages, and what a site file may say."""
 
+import re
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -208,6 +210,15 @@ def test_mistakes_in_a_site_file_are_named(changes, message):
 def test_unknown_site_names_the_known_ones():
     with pytest.raises(SiteError, match="known sites are .*sample"):
         load_site("smaple")
+
+
+def test_the_readmes_site_file_is_one():
+    text = (SITES.parent / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    content = tomllib.loads("\n".join(map(textwrap.dedent, blocks)))
+    read = parse_site(content, Path("mysite.toml"))
+    assert [start.city for start in read.starts] == ["hyderabad", "pune"] and read.paging.kind == "scroll"
+    assert read.detail.fields == {"year": ".year"} and re.search(read.selectors.id_pattern, "car-77").group(1) == "77"
 
 
 @pytest.mark.parametrize("path", SITES.glob("*.toml"), ids=lambda path: path.stem)
