@@ -123,37 +123,49 @@ class Session:
         self.log, self.field = (_quiz_log(study), "answer") if quiz else (study.reviews, "verdict")
         self.files = read_photos(study.data).set_index("sha256")
         curated = self._curated() if self.mode != "quiz" else None
-        self.photos = self._drawn(curated)
-        self.row = {sha256: number for number, sha256 in enumerate(self.photos["sha256"])}
-        self.classes = sorted(set((self.photos if quiz else curated)["label"].dropna()))
+        drawn = self._drawn(curated)
+        self.classes = sorted({*drawn["label"], *([] if quiz else curated["label"])} - {""})
+        self.photos = drawn.to_dict("records")
+        self.row = {photo["sha256"]: number for number, photo in enumerate(self.photos)}
+        asked = [photo for photo in self.photos if photo["asked"]]
+        self.total = len(asked)
+        self.totals = {}
+        if self.mode == "review":
+            self.totals = {column: Counter(photo[column] for photo in asked) for column in ("kind", "label")}
         self.decided = {sha256: line for (sha256, *_), line in standing_lines(self._my_lines(), self.field).items()}
         self.neighbours = _Neighbours(curated, features) if self.mode != "quiz" else None
         self.lock = threading.Lock()
         self.preview = functools.lru_cache(PREVIEWS_KEPT)(self._make_preview)
 
-    def _drawn(self, curated: pd.DataFrame) -> pd.DataFrame:
-        """Give the photos of this session in their order; columns that this mode hides are left out."""
-        if self.mode == "review":
-            return curated
-        if self.mode == "quiz":
-            return draw_quiz(self.study, self.count, self.seed)
-        # An auditor who reads what the machine thinks no longer measures what the machine missed.
-        drawn = draw_audit(self.study, self.count, self.seed)["sha256"]
-        return curated.set_index("sha256").loc[drawn].reset_index().assign(kind="", sentence="", score=np.nan)
-
     def _curated(self) -> pd.DataFrame:
-        """Join curation and files, worst first."""
+        """Join curation and files, worst first; what a person decided does not show, so that no other is swayed."""
         table = read_curation(self.study).sort_values(["score", "sha256"], ascending=[False, True])
         table = table[table["sha256"].isin(self.files.index)].reset_index(drop=True)
-        # What another person decided must not sway this one: two reviewers are worth something only when independent.
         by_machine = table["decided_by"] == "machine"
         reason = table["reason"].where(by_machine, "").str.partition(":")
-        table = table.assign(kind=reason[0].str.strip(), sentence=reason[2].str.strip())
-        table["good"] = (table["verdict"] == "keep") & (~by_machine | (table["kind"] == ""))
-        table["verdict"] = table["verdict"].where(by_machine, "keep")
         files = self.files.loc[table["sha256"]].reset_index()
-        table["listing"] = [listings[0] if listings else None for listings in files["listings"]]
-        return table.assign(city=files["city"], width=files["width"], height=files["height"])
+        return table.assign(
+            kind=reason[0].str.strip(),
+            sentence=reason[2].str.strip(),
+            kept=table["verdict"] == "keep",
+            asked=(table["verdict"] == "keep") | ~by_machine,
+            claim=files["label"].fillna(""),
+            listing=[listings[0] if listings else "" for listings in files["listings"]],
+            city=files["city"].fillna(""),
+            width=files["width"],
+            height=files["height"],
+        )
+
+    def _drawn(self, curated: pd.DataFrame | None) -> pd.DataFrame:
+        """Give the photos of this session in their order, each under the label that is in question."""
+        if self.mode == "review":
+            return curated.assign(label=curated["claim"])
+        if self.mode == "quiz":
+            drawn = draw_quiz(self.study, self.count, self.seed)
+            return drawn[drawn["sha256"].isin(self.files.index)].assign(asked=True)
+        drawn = draw_audit(self.study, self.count, self.seed)[["sha256"]].merge(curated, on="sha256")
+        # An auditor who reads what the machine thinks no longer measures what the machine missed.
+        return drawn.assign(kind="", sentence="", score=None, asked=True)
 
     def _my_lines(self) -> list[dict]:
         lines = [line for line in read_journal(self.log) if line["reviewer"] == self.reviewer]
@@ -163,57 +175,54 @@ class Session:
 
     def state(self) -> dict:
         """Say who reviews what, and how much is left, in all and per reason and class."""
-        asked = self._asked()
-        total, left = {"kind": Counter(), "label": Counter()}, {"kind": Counter(), "label": Counter()}
-        if self.mode == "review":
-            for sha256, kind, label in zip(asked["sha256"], asked["kind"], asked["label"], strict=True):
-                for column, value in (("kind", kind), ("label", label)):
-                    total[column][value] += 1
-                    left[column][value] += sha256 not in self.decided
-        decided = sum(sha256 in self.decided for sha256 in asked["sha256"])
+        decided = [photo for photo in map(self._photo, self.decided) if photo and photo["asked"]]
+        left = {column: total.copy() for column, total in self.totals.items()}
+        for column, counter in left.items():
+            counter.subtract(photo[column] for photo in decided)
         return {
             "mode": self.mode,
             "reviewer": self.reviewer,
             "classes": self.classes,
             "reasons": list(REASONS.items()),
-            "total": len(asked),
-            "decided": decided,
+            "total": self.total,
+            "decided": len(decided),
             "filters": {
-                column: [[value, left[column][value], count] for value, count in total[column].most_common()]
-                for column in total
+                column: [[value, left[column][value]] for value, _ in total.most_common()]
+                for column, total in self.totals.items()
             },
         }
 
-    def _asked(self) -> pd.DataFrame:
-        """Leave out what the machine rejected by itself: it is certain, and looked at only on demand."""
-        return self.photos if self.mode == "quiz" else self.photos[self.photos["verdict"] != "reject"]
+    def _photo(self, sha256: str) -> dict | None:
+        return self.photos[self.row[sha256]] if sha256 in self.row else None
 
     def list_photos(self, show: str = "left", kind: str | None = None, label: str | None = None) -> list[int]:
-        """Give the numbers of the photos that pass the filters, worst first."""
-        photos = self._asked()
-        if self.mode == "review":
-            photos = self.photos[self.photos["verdict"] == "reject"] if show == "machine" else photos
-            photos = photos[(photos["kind"] == kind) if kind is not None else slice(None)]
-            photos = photos[(photos["label"] == label) if label is not None else slice(None)]
-        wanted = {"left": (False,), "decided": (True,)}.get(show, (False, True))
+        """Give the numbers of the photos that pass the filters, worst first.
+
+        `show`: left, decided, all, or machine: what the machine rejected by itself, which nobody is asked about.
+        """
         return [
-            n for n, sha256 in zip(photos.index, photos["sha256"], strict=True) if (sha256 in self.decided) in wanted
+            number
+            for number, photo in enumerate(self.photos)
+            if photo["asked"] == (show != "machine")
+            and (kind is None or photo["kind"] == kind)
+            and (label is None or photo["label"] == label)
+            and (show in ("all", "machine") or (photo["sha256"] in self.decided) == (show == "decided"))
         ]
 
     def describe(self, number: int) -> dict:
         """Give all that the page shows about one photo."""
-        photo = self.photos.iloc[number]
+        photo = self.photos[number]
         about = {"number": number, "sha256": photo["sha256"], "decision": self.decided.get(photo["sha256"])}
         if self.mode == "quiz":
             return about
         return about | {
             "label": photo["label"],
-            "listing": _text(photo["listing"]),
-            "city": _text(photo["city"]),
+            "listing": photo["listing"],
+            "city": photo["city"],
             "size": f"{photo['width']} × {photo['height']}",
             "kind": photo["kind"],
             "sentence": photo["sentence"],
-            "score": None if pd.isna(photo["score"]) else float(photo["score"]),
+            "score": photo["score"],
             "suggested": QUALITY.get(photo["kind"], photo["kind"]),
             "near": self.neighbours.of(photo["sha256"]),
         }
@@ -312,11 +321,12 @@ class _Neighbours:
     """Kept photos that help to decide on one: same listing, same duplicate cluster, nearest, good examples."""
 
     def __init__(self, photos: pd.DataFrame, features: pd.DataFrame | None):
-        self.photos = photos
-        self.row = {sha256: number for number, sha256 in enumerate(photos["sha256"])}
-        self.listings = photos.groupby("listing").groups
-        self.clusters = photos[photos["duplicate_cluster"] != ""].groupby("duplicate_cluster").groups
-        good = photos[photos["good"]].iloc[::-1]
+        self.photos = photos.to_dict("records")
+        self.row = {photo["sha256"]: number for number, photo in enumerate(self.photos)}
+        self.listings, self.clusters = (
+            photos[photos[column] != ""].groupby(column).groups for column in ("listing", "duplicate_cluster")
+        )
+        good = photos[photos["kept"] & (photos["kind"] == "")].iloc[::-1]
         self.good = {}
         for label, part in good.groupby("label"):
             best = part["sha256"].iloc[: max(EXAMPLES, len(part) // 4)]
@@ -325,21 +335,26 @@ class _Neighbours:
         if features is not None:
             known = features.reindex(photos["sha256"]).to_numpy(dtype=np.float32)
             self.features = known / np.maximum(np.linalg.norm(known, axis=1, keepdims=True), 1e-12)
+            usable = photos["kept"].to_numpy() & ~np.isnan(known).any(axis=1)
+            self.kept = {
+                label: (rows := np.flatnonzero(usable & (photos["label"] == label)), self.features[rows])
+                for label in photos["label"].unique()
+            }
 
     def of(self, sha256: str) -> list[dict]:
         """Give rows of photos, each with a title, the most telling first."""
         number = self.row[sha256]
-        photo = self.photos.iloc[number]
+        photo = self.photos[number]
         rows = [
             ("look the same", self.clusters.get(photo["duplicate_cluster"], ())),
             ("same listing", self.listings.get(photo["listing"], ())),
         ]
         if self.features is not None and not np.isnan(self.features[number]).any():
-            kept = np.flatnonzero((self.photos["verdict"] == "keep") & (self.photos["label"] == photo["label"]))
-            likeness = np.nan_to_num(self.features[kept] @ self.features[number], nan=-1)
-            rows.append((f"nearest {photo['label']}", kept[np.argsort(-likeness, kind="stable")[:5]]))
+            kept, features = self.kept[photo["label"]]
+            nearest = kept[np.argsort(-(features @ self.features[number]), kind="stable")]
+            rows.append((f"nearest {photo['label']}", nearest[:5]))
         named = [
-            {"title": title, "photos": [self.photos.at[n, "sha256"] for n in numbers if n != number][:4]}
+            {"title": title, "photos": [self.photos[n]["sha256"] for n in numbers if n != number][:4]}
             for title, numbers in rows
         ]
         # Its own class first: the question is whether it is one of these.
@@ -360,7 +375,3 @@ def _quiz_log(study: Study) -> Path:
 
 def _section(title: str, photos: Iterable[str], captions: Iterable[str]) -> dict:
     return {"title": title, "photos": [list(pair) for pair in zip(photos, captions, strict=True)][:60]}
-
-
-def _text(value) -> str:
-    return "" if value is None or pd.isna(value) else str(value)
