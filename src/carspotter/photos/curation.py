@@ -59,7 +59,7 @@ def curate(data: Path, photos: pd.DataFrame, show_progress: bool = True) -> pd.D
     # Of several reviewers the last has the word.
     reviews = read_reviews(data).drop_duplicates("sha256", keep="last")
     reviews = reviews[reviews["sha256"].isin(table.index) & ~reviews["sha256"].isin(unreadable)]
-    for review in reviews.itertuples():
+    for review in reviews.astype(object).where(reviews.notna(), None).itertuples():
         rejects.pop(review.sha256, None)
         if review.label:
             table.loc[review.sha256, "label"] = review.label

@@ -27,6 +27,7 @@ FINGERPRINT = np.dtype(
 
 # Windows: what a crop may have cut off the two ends of a side, in shares of it.
 CUTS = [(0, 0), (0.075, 0), (0, 0.075), (0.075, 0.075), (0.15, 0), (0, 0.15)]
+WITHOUT_EDGE = (24, 30)  # the windows that lack the uppermost or the lowest 15 %, where sites print their banner
 TABLES, KEY_BITS = 24, 16
 HASH_DISTANCE = 14  # of 63 bits: farther apart, a candidate is not looked at
 QUERY_CHUNK = 4096  # photos looked up at once: bounds memory
@@ -131,31 +132,42 @@ def _window_basis(start: float, end: float) -> np.ndarray:
 
 
 def _find_candidates(hashes: np.ndarray) -> np.ndarray:
-    """Pair photos of which a window of the one, perhaps mirrored, hashes like the whole of the other."""
-    whole = hashes[:, 0, 0]
-    queries = hashes.reshape(len(hashes), -1)
-    width = queries.shape[1]
-    rng = np.random.default_rng(20190101)
+    """Pair photos of which a window of the one, perhaps mirrored, hashes like the whole of the other.
+
+    A banner along an edge changes every hash of the whole; so the photos without their lowest and without their highest
+    part are compared as well.
+    """
     found = np.empty(0, dtype=CANDIDATE)
+    rng = np.random.default_rng(20190101)
     for _ in range(TABLES):
         mask = np.bitwise_or.reduce(np.uint64(1) << rng.choice(63, KEY_BITS, replace=False).astype(np.uint64))
-        order = np.argsort(whole & mask, kind="stable")
-        keys = (whole & mask)[order]
-        for start in range(0, len(queries), QUERY_CHUNK):
-            wanted = (queries[start : start + QUERY_CHUNK] & mask).ravel()
-            low, high = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
-            counts = high - low
-            query = np.repeat(np.arange(len(wanted)), counts)
-            within = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
-            cut = order[np.repeat(low, counts) + within]
-            photo, window = start + query // width, query % width
-            distance = np.bitwise_count(queries[photo, window] ^ whole[cut])
-            near = np.flatnonzero((distance <= HASH_DISTANCE) & (photo != cut))
-            fresh = np.empty(len(near), dtype=CANDIDATE)
-            fresh["whole"], fresh["cut"] = photo[near], cut[near]
-            fresh["window"], fresh["distance"] = window[near], distance[near]
-            found = _keep_nearest(np.concatenate([found, fresh]))
+        fresh = [_look_up(hashes[:, 0, 0], hashes.reshape(len(hashes), -1), mask)]
+        fresh += [_look_up(hashes[:, window, 0], hashes[:, window], mask) for window in WITHOUT_EDGE]
+        found = _keep_nearest(np.concatenate([found, *fresh]))
     return found
+
+
+def _look_up(hashes: np.ndarray, queries: np.ndarray, mask: np.uint64) -> np.ndarray:
+    """Find for each photo's queries (N, Q) the other photos whose hash (N,) agrees under the mask and is near."""
+    order = np.argsort(hashes & mask, kind="stable")
+    keys = (hashes & mask)[order]
+    width = queries.shape[1]
+    found = []
+    for start in range(0, len(queries), QUERY_CHUNK):
+        wanted = (queries[start : start + QUERY_CHUNK] & mask).ravel()
+        low, high = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
+        counts = high - low
+        query = np.repeat(np.arange(len(wanted)), counts)
+        within = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
+        cut = order[np.repeat(low, counts) + within]
+        photo, window = start + query // width, query % width
+        distance = np.bitwise_count(queries[photo, window] ^ hashes[cut])
+        near = np.flatnonzero((distance <= HASH_DISTANCE) & (photo != cut))
+        fresh = np.empty(len(near), dtype=CANDIDATE)
+        fresh["whole"], fresh["cut"] = photo[near], cut[near]
+        fresh["window"], fresh["distance"] = window[near], distance[near]
+        found.append(_keep_nearest(fresh))
+    return np.concatenate(found) if found else np.empty(0, dtype=CANDIDATE)
 
 
 def _keep_nearest(candidates: np.ndarray) -> np.ndarray:

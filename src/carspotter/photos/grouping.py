@@ -45,8 +45,11 @@ class Groups:
                     self._side[low] = sides.pop()
 
 
-def pick_sizes(sizes: list[int], wanted: int) -> list[int]:
-    """Choose positions whose sizes add up to `wanted`, or as near as can be, taking early ones where possible."""
+def pick_sizes(sizes: list[int], wanted: int, at_least: int = 0) -> list[int]:
+    """Choose positions whose sizes add up to `wanted`, or as near as can be, taking early ones where possible.
+
+    The sum is `at_least` or more wherever `sizes` allow it.
+    """
     if wanted <= 0 or not sizes:
         return []
     # Bit s of reachable[i] says whether sizes[i:] has a subset of sum s.
@@ -56,7 +59,7 @@ def pick_sizes(sizes: list[int], wanted: int) -> list[int]:
         reachable.append((reachable[-1] | reachable[-1] << size) & mask)
     reachable.reverse()
     left = min(
-        (total for total in range(wanted + max(sizes) + 1) if reachable[0] >> total & 1),
+        (total for total in range(at_least, wanted + max(sizes) + 1) if reachable[0] >> total & 1),
         key=lambda total: abs(total - wanted),
     )
     picked = []

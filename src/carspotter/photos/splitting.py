@@ -291,7 +291,9 @@ def _fill_sides(groups: Groups, free: list[str], split: dict[str, str], label: d
     for name in sorted(total):
         rest = [root for root in order if root not in chosen and name in sizes[root]]
         for side in SHARES:
-            picked = pick_sizes([sizes[root][name] for root in rest], need[side, name])
+            # One group at least, however large: a class must show on every side.
+            at_least = int(not placed[side, name])
+            picked = pick_sizes([sizes[root][name] for root in rest], need[side, name], at_least)
             chosen |= {rest[position]: side for position in picked}
             rest = [root for root in rest if root not in chosen]
         chosen |= {root: "train" for root in rest}
