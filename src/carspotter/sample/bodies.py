@@ -141,10 +141,10 @@ def _side_graphic(shape: Shape) -> np.ndarray:
     d0, d1, d2 = shape.doors
     arch = shape.wheel_radius + 0.05
     belt = min(z for _, z in shape.windows) + 0.02
-    side.line(((d0 + 0.03, belt - 0.05), (d0, 0.75), (d0, bottom + 0.09), (d2 - 0.18, bottom + 0.09)), "groove", 0.007)
-    side.line(((d1, belt), (d1, bottom + 0.09)), "groove", 0.008)
+    side.line(((d0 + 0.03, belt - 0.05), (d0, 0.75), (d0, bottom + 0.09), (d2 - 0.18, bottom + 0.09)), "groove", 0.009)
+    side.line(((d1, belt), (d1, bottom + 0.09)), "groove", 0.009)
     side.line(((d2 + 0.02, belt + 0.02), (d2 + 0.03, 0.80), (axles[1] - arch * 0.85, shape.wheel_radius + arch * 0.72),
-               (d2 - 0.18, bottom + 0.09)), "groove", 0.007)  # fmt: skip
+               (d2 - 0.18, bottom + 0.09)), "groove", 0.009)  # fmt: skip
     for x in axles:
         edge = arch + (shape.cladding * 0.5 if shape.cladding else 0.012)
         side.ellipse(x, shape.wheel_radius, edge, edge, "black" if shape.cladding else "gap")
@@ -218,14 +218,16 @@ def _body_skin(shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     roof_edge = max(height for _, height in shape.windows) + 0.015
     material[(z > roof_edge) & (normals[..., 2] > 0.3)] = MATERIAL["roof"]
     back_way = way[:, -1:] - way
+    gaps = np.zeros(x.shape, np.float32)
     for graphic, along in (
         (_side_graphic(shape), np.where((way > 0.45) & (back_way > 0.3), x, 0)),
         (_end_graphic(shape.windscreen, shape.face, shape.height), np.minimum(way, 1.49)),
         (_end_graphic(shape.rear_window, shape.back, shape.height), np.minimum(back_way, 1.49)),
     ):
         drawn = graphic.look_up(along, z)
-        drawn[along <= 0] = np.where(along[along <= 0] < 0, 255, drawn[along <= 0])
-        material = np.where(drawn != 255, drawn, material)
+        gap = drawn == MATERIAL["groove"]
+        gaps = np.maximum(gaps, gap)
+        material = np.where((drawn != 255) & ~gap, drawn, material)
     shade = 1 - 0.55 * np.exp(-(z - shape.half_width[0][0]) / 0.10)
     near = np.minimum(
         *(np.hypot(x - axle, z - shape.wheel_radius) for axle in (shape.overhang, shape.overhang + shape.wheelbase))
@@ -239,6 +241,7 @@ def _body_skin(shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         inside[np.hypot((x - seat) / 0.17, (z - floor - 0.02) / 0.20) < 1] = 0.35
         inside[np.hypot((x - seat - 0.03) / 0.10, (z - floor - 0.24) / 0.085) < 1] = 0.4
     inside = np.where((way < 0.8) & (z < floor + 0.13), 0.45, inside)
+    shade *= 1 - 0.8 * np.minimum(_box(_box(gaps, 1, 0), 1, 1) * 1.6, 1)
     shade = np.where(glass, _box(_box(inside, 2, 0), 2, 1), shade)
     return _unit(normals).astype(np.float32), material, shade.astype(np.float32)
 

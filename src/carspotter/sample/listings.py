@@ -14,7 +14,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -144,7 +144,7 @@ def _aim(rng: np.random.Generator, shape, size: tuple[int, int]) -> tuple[Camera
     view_angle = np.radians(rng.uniform(54, 68))
     across = abs(np.sin(azimuth)) * shape.length + abs(np.cos(azimuth)) * shape.width
     narrow = min(size[0] / max(size), 1)
-    filled = rng.uniform(0.56, 0.98) * (0.9 if narrow < 1 else 1)
+    filled = rng.uniform(0.56, 0.98) if narrow == 1 else rng.uniform(0.75, 1.1)
     distance = (
         across / 2 / (np.tan(view_angle / 2) * narrow * filled) + abs(np.cos(azimuth)) * shape.length * 0.42 + 0.35
     )
@@ -208,10 +208,10 @@ def render_listing(listing: PlannedListing, seed: int) -> dict[str, tuple[bytes,
             model = generation = ""
         elif photo.kind == "empty_street":
             camera, _ = _aim(rng, shape, scene)
-            image = draw_scene(place, camera, None, None)
+            image = draw_scene(replace(place, parked=()), camera, None, None)
             model = generation = ""
         elif photo.kind == "wheel":
-            image = draw_scene(place, _wheel_close_up(rng, shape, scene), build_car(shape), look)
+            image = draw_scene(replace(place, parked=()), _wheel_close_up(rng, shape, scene), build_car(shape), look)
         else:
             camera, view = _aim(rng, shown, scene)
             image = draw_scene(place, camera, build_car(shown), shown_look, _in_front(rng, camera))

@@ -81,7 +81,7 @@ def develop(
     """Turn a rendered scene into what the phone would have seen; `exposure` and extra `blur` (pixels at 800 wide) spoil it."""
     k = image.width / 800
     radius = phone.blur * k + blur * k
-    if radius > 0.25:
+    if radius > 0.4:
         image = image.filter(ImageFilter.GaussianBlur(radius))
     if image.size != size:
         image = image.resize(size, Image.Resampling.BICUBIC)

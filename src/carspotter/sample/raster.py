@@ -11,7 +11,7 @@ from .bodies import MATERIAL, MATERIALS, Car
 
 # linear albedo, reflectance at normal incidence, share of light from within (lamps scatter)
 _SURFACES = {
-    "glass": ((0.050, 0.055, 0.055), 0.075, 0.0), "black": ((0.028, 0.028, 0.03), 0.02, 0.0),
+    "glass": ((0.045, 0.05, 0.05), 0.10, 0.0), "black": ((0.028, 0.028, 0.03), 0.02, 0.0),
     "gloss_black": ((0.010, 0.010, 0.011), 0.05, 0.0), "chrome": ((0.25, 0.25, 0.26), 0.60, 0.0),
     "headlamp": ((0.46, 0.48, 0.50), 0.16, 0.08), "tail": ((0.40, 0.012, 0.016), 0.06, 0.10),
     "amber": ((0.50, 0.18, 0.02), 0.06, 0.05), "mesh": ((0.012, 0.012, 0.013), 0.03, 0.0),
@@ -135,10 +135,11 @@ def draw_car(car: Car, look: Look, camera: Camera, light: Light, detail: float =
     when nothing of the car is in the picture.
     """
     seen = camera.project(car.vertices)
-    if (seen[:, 2] < 0.2).any():
+    before = seen[:, 2] > 0.2
+    if not before.any():
         return None
-    left, top = np.floor(np.maximum(seen[:, :2].min(0), 0)).astype(int)
-    right, bottom = np.ceil(np.minimum(seen[:, :2].max(0), camera.size)).astype(int)
+    left, top = np.floor(np.maximum(seen[before, :2].min(0), 0)).astype(int)
+    right, bottom = np.ceil(np.minimum(seen[before, :2].max(0), camera.size)).astype(int)
     if right - left < 2 or bottom - top < 2:
         return None
     size = int((right - left) * detail), int((bottom - top) * detail)
@@ -148,7 +149,7 @@ def draw_car(car: Car, look: Look, camera: Camera, light: Light, detail: float =
     e1, e2 = corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     area = e1[:, 0] * e2[:, 1] - e2[:, 0] * e1[:, 1]
     inside = ((corners.max(1) > 0) & (corners.min(1) < size)).all(1)
-    visible = np.flatnonzero((area > 0.3) & inside)
+    visible = np.flatnonzero((area > 0.3) & inside & before[car.faces].all(1))
     visible = visible[np.argsort(-depth[visible].mean(1), kind="stable")]
     nearest = np.zeros(size[::-1], np.float32).ravel()
     texel = np.zeros(nearest.size, np.int32)
@@ -203,7 +204,7 @@ class _Skin:
         self.reflectance, self.glow = np.zeros(len(MATERIALS), np.float32), np.zeros(len(MATERIALS), np.float32)
         for name, number in MATERIAL.items():
             if name in ("paint", "roof"):
-                self.albedo[number], self.reflectance[number] = look.paint, 0.045
+                self.albedo[number], self.reflectance[number] = look.paint, 0.065
                 if name == "roof" and look.black_roof:
                     self.albedo[number] = 0.012
             else:

@@ -321,7 +321,7 @@ def _person(rng: np.random.Generator) -> Image.Image:
 def _scooter(rng: np.random.Generator) -> Image.Image:
     image = Image.new("RGBA", (720, 460), (60, 60, 60, 0))
     draw = ImageDraw.Draw(image)
-    colour = tuple(int(v) for v in rng.uniform(30, 200, 3))
+    colour = tuple(int(v) for v in rng.uniform(40, 150) * rng.uniform(0.7, 1.15, 3))
     dark = (30, 30, 32, 255)
     for x in (140, 570):
         draw.ellipse([x - 88, 270, x + 88, 446], fill=dark)
@@ -394,12 +394,12 @@ def draw_place(rng: np.random.Generator, city: str) -> Place:
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(28, 70))
     if weather == "evening":
         elevation = np.radians(rng.uniform(8, 20))
-    strength = {"sun": 0.78, "haze": 0.45, "cloud": 0.06, "evening": 0.55, "shade": 0.05}[weather] * rng.uniform(
+    strength = {"sun": 0.98, "haze": 0.45, "cloud": 0.06, "evening": 0.65, "shade": 0.05}[weather] * rng.uniform(
         0.85, 1.15
     )
     warmth = {"evening": (1.0, 0.72, 0.42), "sun": (1.0, 0.94, 0.84)}.get(weather, (1.0, 0.96, 0.9))
     sky = np.array({"cloud": (0.62, 0.64, 0.67), "haze": (0.50, 0.52, 0.53), "shade": (0.46, 0.51, 0.57),
-                    "evening": (0.34, 0.33, 0.40)}.get(weather, (0.30, 0.35, 0.43)))  # fmt: skip
+                    "evening": (0.34, 0.33, 0.40)}.get(weather, (0.25, 0.295, 0.365)))  # fmt: skip
     ground = rng.choice(
         GROUNDS, p=[0.1, 0.2, 0.28, 0.08, 0.14, 0.2] if shifted else [0.34, 0.2, 0.14, 0.18, 0.08, 0.06]
     )
@@ -439,7 +439,7 @@ def draw_place(rng: np.random.Generator, city: str) -> Place:
     uprights = []
     for _ in range(rng.poisson(7 if layout in ("open", "street") else 4)):
         heading, away = rng.uniform(0, 2 * np.pi), rng.uniform(7, 28)
-        kind = str(rng.choice(["tree", "tree", "bush", "pole", "scooter"]))
+        kind = str(rng.choice(["tree", "tree", "tree", "bush", "bush", "pole", "pole", "scooter"]))
         height = {"tree": rng.uniform(4, 9), "bush": rng.uniform(0.8, 2), "pole": rng.uniform(4, 7), "scooter": 1.1}[
             kind
         ]
@@ -541,7 +541,8 @@ def draw_background(place: Place, camera: Camera, cars: list[tuple[Car, tuple[fl
 def _skyline(variant: int) -> np.ndarray:
     """Give the height of far roofs and trees round the horizon as tangent of elevation, (TEXTURE,) float32."""
     rng = np.random.default_rng([13, variant])
-    trees = 0.05 + 0.022 * _shared_noise(variant, 1.5)[7] + 0.008 * _shared_noise(variant, 0.45)[9]
+    crowns = np.convolve(np.tile(_shared_noise(variant, 0.8)[9], 3), np.hanning(9) / 4, "same")[TEXTURE : 2 * TEXTURE]
+    trees = 0.055 + 0.022 * _shared_noise(variant, 1.5)[7] + 0.009 * crowns
     houses = np.repeat(np.where(rng.random(64) < 0.5, rng.uniform(0.03, 0.16, 64), 0), TEXTURE // 64)
     return np.maximum(trees, houses).astype(np.float32)
 
@@ -566,9 +567,9 @@ def _draw_sky(out, distance, place: Place, rays) -> None:
     mass = (
         green
         * float(np.sqrt(place.light.sky_colour.mean() + 0.3))
-        * (0.86 + 0.10 * _shared_noise(1, 0.45)[v, u])[:, None]
+        * (0.86 + 0.06 * _shared_noise(1, 1.0)[v, u])[:, None]
     )
-    out.reshape(-1, 3)[hit] = np.clip(np.where(below[:, None], mass * 0.75 + pale * 0.25, colour), 0, 255)
+    out.reshape(-1, 3)[hit] = np.clip(np.where(below[:, None], mass * 0.6 + pale * 0.4, colour), 0, 255)
 
 
 def _draw_wall(out, distance, wall: Wall, tint, light: Light, camera: Camera, rays) -> None:
@@ -621,13 +622,9 @@ def _draw_ground(out, distance, place: Place, camera: Camera, rays, shadows: np.
     row = np.clip((y + SHADOW_METRES) * scale, 0, SHADOW_TEXELS - 1).astype(np.int32)
     through = shadows[row, column]
     light = place.light
-    patches = _shared_noise(2, 1.5)[
-        (x * 24).astype(np.int32) & (TEXTURE - 1), (y * 24).astype(np.int32) & (TEXTURE - 1)
-    ]
     far = np.minimum(t / 30, 1)[:, None] * 0.8
     texel = texture[v, u].astype(np.float32)
     texel += (_mean_colour(place.ground, place.ground_variant) - texel) * far
-    texel *= (1 + 0.045 * patches)[:, None]
     sunny = light.sun_colour * max(light.sun[2], 0.1)
     tint = np.array(place.ground_tint)
     dark = (np.sqrt(light.sky_colour * 0.9) * tint).astype(np.float32)
@@ -667,11 +664,18 @@ def paste_upright(image: Image.Image, upright: Upright, camera: Camera, light: L
     image.paste(piece.convert("RGB").point(tables), (seen[0], seen[1]), mask)
 
 
+def _hides(parked: Parked, camera: Camera) -> bool:
+    """Say whether a parked car stands between the camera and the car on sale; nobody would photograph that."""
+    towards, sale = np.array(parked.position) - camera.position[:2], -camera.position[:2]
+    away, sale_away = np.hypot(*towards), np.hypot(*sale)
+    return bool(away < sale_away - 0.4 and np.dot(towards, sale) > 0.7 * away * sale_away)
+
+
 def draw_scene(
     place: Place, camera: Camera, car: Car | None, look: Look | None, front: tuple[Upright, ...] = ()
 ) -> Image.Image:
     """Draw the whole picture: background, cars far to near, then what stands in front."""
-    cars = [(build_car(p.shape), p.position, p.turn, p.look, 1.3) for p in place.parked]
+    cars = [(build_car(p.shape), p.position, p.turn, p.look, 1.3) for p in place.parked if not _hides(p, camera)]
     if car is not None:
         cars.append((car, (0.0, 0.0), 0.0, look, 2.0 if camera.size[0] < 700 else 1.6))
     image = draw_background(place, camera, [entry[:3] for entry in cars])

@@ -1,0 +1,256 @@
+"""A used-car site on loopback: search pages that scroll on through JavaScript, with lazily loaded pictures.
+
+It serves the photos of a folder written by `write_photos`. What is true about the photos is never served.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import html
+import io
+import json
+import re
+import shutil
+import tempfile
+import threading
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from PIL import Image, ImageOps
+
+from .listings import write_photos
+from .pages import GRID_PAGE, HOME_PAGE, PLACEHOLDER
+
+PAGE_SIZE = 8
+THUMBNAIL_WIDTH = 320
+MODEL_NAMES = {"swift": "Swift", "wagonr": "WagonR", "alto": "Alto", "baleno": "Baleno", "dzire": "Dzire", "ertiga": "Ertiga", "brezza": "Brezza"}
+ROBOTS = "User-agent: *\nDisallow: /photos/private/\nDisallow: /sellers/\nCrawl-delay: {delay:g}\n"
+
+
+@dataclass
+class Listing:
+    """One advertisement as the site shows it; `photos` are (public path, file relative to the folder)."""
+
+    id: str
+    model: str
+    city: str
+    year: str
+    price: int
+    kilometres: int
+    photos: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read_listings(folder: Path) -> list[Listing]:
+    """Read listings.csv of a folder written by `write_photos`; about one listing in nine keeps two photos private.
+
+    Raises FileNotFoundError, naming the folder, when it has no listings.csv.
+    """
+    table = Path(folder) / "listings.csv"
+    if not table.is_file():
+        raise FileNotFoundError(f"{table} is missing; write the folder with `python -m carspotter sample photos --out {folder}`")
+    listings: dict[str, Listing] = {}
+    with open(table, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            listing = listings.setdefault(row["listing"], Listing(row["listing"], row["claim"], row["city"], row["year"],
+                                                                  int(row["price"]), int(row["kilometres"])))  # fmt: skip
+            name = row["file"].split("/")[-1]
+            private = int(hashlib.sha256(row["listing"].encode()).hexdigest(), 16) % 9 == 0 and len(listing.photos) in (1, 2)
+            listing.photos.append((f"/photos/private/{name}" if private else f"/photos/{name}", row["file"]))
+    return list(listings.values())
+
+
+class SampleSite:
+    """The site as a context manager: `with SampleSite(folder) as site: site.base_url`.
+
+    Give a folder written by `write_photos`, or `listings` and `seed` to draw one into a temporary folder. `port` 0 takes a
+    free one; only loopback is bound. `site.requests` is the log: (method, path with query, status) in order of arrival.
+    """
+
+    def __init__(self, folder: Path | str | None = None, *, listings: int = 24, seed: int = 0, port: int = 0, crawl_delay: float = 0.0,
+                 show_progress: bool = False):  # fmt: skip
+        self._temporary = None if folder else Path(tempfile.mkdtemp(prefix="carspotter-site-"))
+        if self._temporary:
+            folder = write_photos(self._temporary / "photos", listings, seed, show_progress=show_progress)
+        self.folder = Path(folder).resolve()
+        self.listings = read_listings(self.folder)
+        self.crawl_delay = crawl_delay
+        self.requests: list[tuple[str, str, int]] = []
+        self.files = {path: self.folder / file for listing in self.listings for path, file in listing.photos}
+        self._thumbnails: dict[str, bytes] = {}
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"site": self}))
+        self._server.daemon_threads = True
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> SampleSite:
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._close()
+
+    def serve_forever(self) -> None:
+        """Serve in this thread until interrupted."""
+        try:
+            self._server.serve_forever()
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        self._server.server_close()
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def allowed_photos(self, models: tuple[str, ...] | None = None) -> set[str]:
+        """Give the SHA-256 of every original photo that robots.txt allows, of all or of some models."""
+        return {
+            hashlib.sha256((self.folder / file).read_bytes()).hexdigest()
+            for listing in self.listings if models is None or listing.model in models
+            for path, file in listing.photos if not path.startswith("/photos/private/")
+        }  # fmt: skip
+
+    def found(self, model: str, city: str | None) -> list[Listing]:
+        """Give the listings of a model, in one city or (None) in all."""
+        return [one for one in self.listings if one.model == model and city in (None, "", one.city)]
+
+    def thumbnail(self, path: str) -> bytes:
+        """Give the small JPEG of a photo; made when first asked for."""
+        if path not in self._thumbnails:
+            with Image.open(self.files[path]) as image:
+                small = ImageOps.exif_transpose(image).convert("RGB")
+            small.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_WIDTH))
+            buffer = io.BytesIO()
+            small.save(buffer, "JPEG", quality=75)
+            self._thumbnails[path] = buffer.getvalue()
+        return self._thumbnails[path]
+
+
+def _rupees(amount: int) -> str:
+    """Write an amount as Indian sites do: 4,35,000."""
+    text = str(amount)
+    head, tail = text[:-3], text[-3:]
+    return "₹ " + (re.sub(r"(?<=\d)(?=(\d\d)+$)", ",", head) + "," + tail if head else tail)
+
+
+def article(listing: Listing) -> str:
+    """Give one advertisement as HTML."""
+    name = f"Maruti Suzuki {MODEL_NAMES.get(listing.model, listing.model.title())}"
+    pictures = "".join(
+        f'<img class="photo" alt="{name}, picture {number}" src="{PLACEHOLDER}" data-src="{quote(path)}" '
+        f'data-srcset="{quote("/thumbs" + path)} {THUMBNAIL_WIDTH}w, {quote(path)} 1024w">'
+        for number, (path, _) in enumerate(listing.photos, 1)
+    )
+    return (
+        f'<article class="listing" data-listing-id="{html.escape(listing.id)}">'
+        f'<div class="gallery">{pictures}</div><span class="count">{len(listing.photos)} photos</span>'
+        f'<div class="facts"><h2 class="title">{name}</h2><p><span class="price">{_rupees(listing.price)}</span></p>'
+        f'<p class="line"><span class="year">{listing.year}</span> · <span class="km">{listing.kilometres:,} km</span> · '
+        f'<span class="city">{listing.city.title()}</span></p><a class="contact" href="/sellers/{listing.id}">Contact seller</a></div></article>'
+    )
+
+
+class _Handler(BaseHTTPRequestHandler):
+    site: SampleSite
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "GaadiBazaar", ""
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def log_message(self, *_) -> None:
+        """Stay quiet: `site.requests` is the log."""
+
+    def _answer(self, with_body: bool) -> None:
+        url = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        status, kind, body = self._respond(unquote(url.path), query)
+        self.site.requests.append((self.command, self.path, int(status)))
+        try:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if with_body:
+                self.wfile.write(body)
+        except (BrokenPipeError, ConnectionResetError):  # the visitor has left
+            self.close_connection = True
+
+    def _respond(self, path: str, query: dict[str, str]) -> tuple[HTTPStatus, str, bytes]:
+        site = self.site
+        page = "text/html; charset=utf-8"
+        if path == "/robots.txt":
+            return HTTPStatus.OK, "text/plain; charset=utf-8", ROBOTS.format(delay=site.crawl_delay).encode()
+        # a photo is found by its public path in a table, never by joining a path: nothing else of the folder can be asked for
+        if path in site.files:
+            return HTTPStatus.OK, "image/jpeg", site.files[path].read_bytes()
+        if path.startswith("/thumbs/") and path.removeprefix("/thumbs") in site.files:
+            return HTTPStatus.OK, "image/jpeg", site.thumbnail(path.removeprefix("/thumbs"))
+        if path == "/":
+            return HTTPStatus.OK, page, self._home().encode()
+        if path == "/api/listings":
+            return self._more(query)
+        model = path.removeprefix("/used/")
+        if path.startswith("/used/") and model in MODEL_NAMES:
+            return HTTPStatus.OK, page, self._search(model, query.get("city", "")).encode()
+        return HTTPStatus.NOT_FOUND, page, b"<!doctype html><title>Not found</title><h1>This page does not exist</h1><a href='/'>Home</a>"
+
+    def _more(self, query: dict[str, str]) -> tuple[HTTPStatus, str, bytes]:
+        number = query.get("page", "1")
+        if not number.isdecimal() or not 1 <= int(number) <= 10_000:
+            return HTTPStatus.BAD_REQUEST, "application/json", b'{"error": "page must be a number from 1"}'
+        found = self.site.found(query.get("model", ""), query.get("city"))
+        start = (int(number) - 1) * PAGE_SIZE
+        chosen = found[start : start + PAGE_SIZE]
+        answer = {"listings": [article(one) for one in chosen], "more": start + PAGE_SIZE < len(found)}
+        return HTTPStatus.OK, "application/json; charset=utf-8", json.dumps(answer).encode()
+
+    def _search(self, model: str, city: str) -> str:
+        found = self.site.found(model, city)
+        cities = sorted({one.city for one in self.site.listings if one.model == model})
+        chips = "".join(
+            f'<a class="chip{" on" if one == city else ""}" href="/used/{model}{"?city=" + quote(one) if one else ""}">{one.title() or "All India"}</a>'
+            for one in ["", *cities]
+        )
+        name = f"Used Maruti Suzuki {MODEL_NAMES[model]}{' in ' + html.escape(city.title()) if city else ''}"
+        first = found[:PAGE_SIZE]
+        return GRID_PAGE.format(
+            name=name, count=len(found), chips=chips, model=model, city=json.dumps(city).replace("<", "\\u003c"), cards="".join(map(article, first)),
+            more="true" if len(found) > PAGE_SIZE else "false",
+        )  # fmt: skip
+
+    def _home(self) -> str:
+        tiles = []
+        for model, name in MODEL_NAMES.items():
+            found = self.site.found(model, None)
+            cover = next((path for one in found for path, _ in one.photos if "/private/" not in path), None)
+            picture = f'<img src="{quote("/thumbs" + cover)}" alt="">' if cover else '<div class="blank"></div>'
+            tiles.append(f'<a class="tile" href="/used/{model}">{picture}<b>{name}</b><span>{len(found)} cars</span></a>')
+        return HOME_PAGE.format(tiles="".join(tiles))
+
+
+def serve(folder: Path | str | None = None, *, listings: int = 24, seed: int = 0, port: int = 8000, crawl_delay: float = 0.0) -> None:
+    """Draw the photos if no folder is given, print the address and serve until Ctrl-C.
+
+    Raises OSError, naming the port, when it is taken.
+    """
+    try:
+        site = SampleSite(folder, listings=listings, seed=seed, port=port, crawl_delay=crawl_delay, show_progress=True)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot serve on 127.0.0.1:{port} ({error.strerror}); choose another --port") from error
+    print(f"sample site: {site.base_url}/  (Ctrl-C ends it)", flush=True)
+    try:
+        site.serve_forever()
+    except KeyboardInterrupt:
+        print("ended")
