@@ -198,7 +198,7 @@ def test_curated_rejects_are_turned_away_by_their_kind(study, runs_of, tmp_path)
     check = PhotoCheck.load(bundle)
     answers = [check.check(tmp_path / f"{sha256}.png", "lying") for sha256 in rejects["sha256"].tail(8)]
     assert sum(answer.verdict in ("unusable", "not_sure") for answer in answers) >= 6
-    assert any("interior" in answer.reason for answer in answers), answers
+    assert any("interior" in answer.reason for answer in answers), [a.reason for a in answers]
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["reject_auroc"]["interior"]["seen"] > 0.9
     assert "| interior | 16 |" in (bundle / "model_card.md").read_text()

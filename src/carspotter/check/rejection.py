@@ -132,11 +132,10 @@ class References:
         return (distance - self.scales[0]) / self.scales[1] + (score - self.scales[2]) / self.scales[3]
 
     def kind_of(self, features: np.ndarray) -> str | None:
-        """Give the kind of the rejects that features (1, D) lie among; None where good photos are nearer."""
-        row = unit_rows(features)
-        if not len(self.rejects) or nearest_distance(row, self.rejects) > nearest_distance(row, self.photos):
+        """Give the kind of the rejects nearest to features (1, D); None where they resemble good photos more."""
+        if self._measure(features)[1] <= 0:  # the regression's even odds, and where there are no rejects
             return None
-        nearest = np.argsort(-(row @ self.rejects.T)[0])[:NEIGHBOURS]
+        nearest = np.argsort(-(unit_rows(features) @ self.rejects.T)[0])[:NEIGHBOURS]
         kinds, counts = np.unique(self.reject_kinds[nearest], return_counts=True)
         return str(kinds[counts.argmax()])
 

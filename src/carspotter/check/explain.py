@@ -1,0 +1,134 @@
+"""What decided? Grad-CAM in each framework, for the notebooks; an occlusion map for any model, for the server.
+
+A heat map convinces whether it is right or not. `deletion_check` asks: does the score fall more when the marked region
+is covered than when another of the same shape is?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from carspotter.models.runs import Run
+
+CELLS = 8  # cells on a side of the occlusion map; 49 predictions
+Probabilities = Callable[[np.ndarray], np.ndarray]  # images uint8 (N, S, S, 3) -> (N, classes)
+
+
+def occlusion_map(predict: Probabilities, image: np.ndarray, label: int, cells: int = CELLS) -> np.ndarray:
+    """Cover the image (uint8 (S, S, 3)) piece by piece: float32 (cells, cells), by how much class `label` loses.
+
+    A window of 2×2 cells, in the image's mean colour, takes every position; a cell gets the mean of the windows over
+    it, in probability. Negative values: the class gains without it. Zeiler & Fergus 2014.
+    """
+    edges = np.linspace(0, len(image), cells + 1).round().astype(int)
+    mean = image.reshape(-1, 3).mean(axis=0).astype(np.uint8)
+    places = [(row, column) for row in range(cells - 1) for column in range(cells - 1)]
+    covered = np.repeat(image[np.newaxis], len(places), axis=0)
+    for picture, (row, column) in zip(covered, places, strict=True):
+        picture[edges[row] : edges[row + 2], edges[column] : edges[column + 2]] = mean
+    drops = predict(image[np.newaxis])[0, label] - predict(covered)[:, label]
+    total, windows = np.zeros((2, cells, cells), np.float32)
+    for drop, (row, column) in zip(drops, places, strict=True):
+        total[row : row + 2, column : column + 2] += drop
+        windows[row : row + 2, column : column + 2] += 1
+    return total / windows
+
+
+def grad_cam(run: Run, image: np.ndarray, label: int) -> np.ndarray:
+    """Give the Grad-CAM of class `label` on an image uint8 (S, S, 3): float32 (h, w), 0 or more, the last block's grid.
+
+    Channels of the last convolution block (activated, before pooling) are weighted by the mean gradient of the class's
+    logit; negative sums are cut off. Selvaraju et al. 2017. Raises ValueError for a Keras backend without gradients at
+    hand, FileNotFoundError without checkpoint.
+    """
+    siblings = {"keras": _keras_maps, "torch": _torch_maps, "tensorflow": _tensorflow_maps}
+    activations, gradients = siblings[run.spec["framework"]](run.model, image, label)
+    weights = gradients.mean(axis=(0, 1))
+    return np.maximum(activations @ weights, 0).astype(np.float32)
+
+
+def deletion_check(
+    predict: Probabilities, image: np.ndarray, heat: np.ndarray, label: int, share: float = 0.2, seed: int = 0
+) -> tuple[float, float]:
+    """Cover the hottest `share` of the image; give the drop of class `label`, and the mean drop of 20 random covers.
+
+    `heat` (h, w) of any size. A random cover is the same shape moved elsewhere (it wraps around the border). A map that
+    shows what decides gives a clearly larger first number. After Petsiuk et al. 2018.
+    """
+    size = len(image)
+    places = np.arange(size) * np.array(heat.shape)[:, None] // size
+    large = heat[places[0][:, None], places[1][None, :]]
+    ranks = np.argsort(np.argsort(-large, axis=None, kind="stable")).reshape(large.shape)
+    marked = ranks < share * size * size
+    rng = np.random.default_rng(seed)
+    masks = [marked, *(np.roll(marked, rng.integers(1, size, 2), axis=(0, 1)) for _ in range(20))]
+    covered = np.stack([np.where(mask[..., None], image.reshape(-1, 3).mean(axis=0), image) for mask in masks])
+    drops = predict(image[np.newaxis])[0, label] - predict(covered.astype(np.uint8))[:, label]
+    return float(drops[0]), float(drops[1:].mean())
+
+
+def _keras_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
+    import keras
+
+    pool = [layer for layer in model.layers if isinstance(layer, keras.layers.MaxPooling2D)][-1]
+    both = keras.Model(model.input, [pool.input, model.output])
+    batch = image[np.newaxis].astype(np.float32)
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            activations, logits = both(batch)
+            score = _score(logits, label)
+        gradients = tape.gradient(score, activations)
+    elif backend == "torch":
+        import torch
+
+        activations, logits = both(torch.from_numpy(batch))
+        (gradients,) = torch.autograd.grad(_score(logits, label), activations)
+    else:
+        raise ValueError(f"Grad-CAM needs Keras on tensorflow or torch, this is {backend}; set KERAS_BACKEND")
+    return tuple(keras.ops.convert_to_numpy(maps)[0].astype(np.float32) for maps in (activations, gradients))
+
+
+def _torch_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
+    import torch
+
+    # Layer by layer as in the model's own forward, which does not give its maps away.
+    norms = [*model.norms, model.dense_norm] if model.experiment.batch_norm != "none" else [None] * 99
+    x = torch.from_numpy(image.copy()).to(model.logits.weight.device)[None].permute(0, 3, 1, 2)
+    x = x.to(model.logits.weight.dtype) / 255
+    for convolution, norm in zip(model.convolutions, norms, strict=False):
+        activations = model._activate(convolution(x), norm)
+        x = torch.nn.functional.max_pool2d(activations, 2)
+    x = model._activate(model.dense(x.permute(0, 2, 3, 1).flatten(1)), norms[-1])
+    (gradients,) = torch.autograd.grad(_score(model.logits(x), label), activations)
+    return tuple(maps[0].detach().permute(1, 2, 0).float().cpu().numpy() for maps in (activations, gradients))
+
+
+def _tensorflow_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
+    import tensorflow as tf
+
+    x = tf.cast(image[np.newaxis], model.dtype) / 255
+    with tf.GradientTape() as tape:
+        for layer in model.blocks:
+            x = tf.nn.bias_add(tf.nn.conv2d(x, layer["kernel"], strides=1, padding="VALID"), layer["bias"])
+            activations = model._activate(x, layer, False)
+            tape.watch(activations)
+            x = tf.nn.max_pool2d(activations, 2, strides=2, padding="VALID")
+        x = tf.matmul(tf.reshape(x, (1, -1)), model.dense["kernel"]) + model.dense["bias"]
+        x = model._activate(x, model.dense, False)
+        score = _score(tf.matmul(x, model.logits["kernel"]) + model.logits["bias"], label)
+    gradients = tape.gradient(score, activations)
+    return activations[0].numpy().astype(np.float32), gradients[0].numpy().astype(np.float32)
+
+
+def _score(logits, label: int):
+    """The class's logit; with two classes there is one, which speaks for the second and, negated, for the first."""
+    if logits.shape[1] == 1:
+        return logits[0, 0] if label else -logits[0, 0]
+    return logits[0, label]
