@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from carspotter.paths import Study
 from carspotter.photos import decisions, review
-from carspotter.photos.curation import COLUMNS, write_curation
+from carspotter.photos.curation import COLUMNS, curate, write_curation
 from carspotter.photos.review_server import ReviewServer, serve_reviews
 from carspotter.photos.table import import_folder, read_photos
 
@@ -192,6 +192,17 @@ def test_reviewers_do_not_see_what_the_other_one_decided(study):
         for sha256 in row["photos"]
     }
     assert shown_as_good and table["sha256"][0] not in shown_as_good
+
+
+def test_decisions_reach_the_next_curation(study):
+    session = review.Session(study, "Asha")
+    first, second = photos_of(session)[:2]
+    other = {"swift": "wagonr", "wagonr": "swift"}[second["label"]]
+    session.decide(reject(first, "close-up"))
+    session.decide(keep(second, other))
+    table = curate(study.data, read_photos(study.data), show_progress=False).set_index("sha256")
+    assert table.loc[first["sha256"], ["verdict", "decided_by"]].tolist() == ["reject", "Asha"]
+    assert table.loc[second["sha256"], ["verdict", "label"]].tolist() == ["keep", other]
 
 
 def test_a_reviewer_needs_a_name(study):
