@@ -117,7 +117,7 @@ def build_model(
         return x
 
     image = keras.Input((image_size, image_size, 3), dtype=dtype.variable_dtype, name="image")
-    x = layers.Rescaling(1 / 255, dtype=dtype)(image)
+    x = image / 255  # a division, as the siblings do it: layers.Rescaling keeps 1/255 in float32 whatever the dtype
     for channels in experiment.conv_channels:
         x = activate(layers.Conv2D(channels, 3, padding="valid", **initial())(x))
         x = layers.MaxPooling2D(2, dtype=dtype)(x)
