@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from carspotter.check import export
+from carspotter.check import explain, export, onnx_graph
 from carspotter.check.photo_check import PhotoCheck, read_manifest
 from carspotter.check.rejection import OTHER_MODEL
 from carspotter.models import experiments, runs
@@ -220,3 +220,66 @@ def test_rejects_come_from_curation_and_from_other_classes(study, monkeypatch):
     found = export.curated_rejects(study, ["lying", "standing"])
     study.curation.unlink()
     assert dict(zip(found["sha256"], found["kind"], strict=True)) == {names[1]: "interior", names[3]: OTHER_MODEL}
+
+
+@pytest.fixture(scope="module")
+def alike():
+    """One model with the same weights in all three frameworks."""
+    for framework in ("keras", "torch", "tensorflow"):
+        pytest.importorskip(framework)
+    experiment = replace(TINY, dropout_rate=0.5)
+    models = {
+        framework: runs.import_framework(framework).build_model(experiment, 2, SIZE, seed=1)
+        for framework in ("keras", "torch", "tensorflow")
+    }
+    shake_norms("keras", models["keras"])
+    layers = onnx_graph.read_layers("keras", models["keras"])
+    flat = [array for layer in layers for array in (layer.kernel, layer.bias, *(layer.norm or ()))]
+    for variable, array in zip(models["tensorflow"].weights, flat, strict=True):
+        variable.assign(array)
+    torch_model = models["torch"]
+    weighted = [*torch_model.convolutions, torch_model.dense, torch_model.logits]
+    norms = [*torch_model.norms, torch_model.dense_norm]
+    for module, layer in zip(weighted, layers, strict=True):
+        kernel = layer.kernel.transpose(3, 2, 0, 1) if layer.kernel.ndim == 4 else layer.kernel.T
+        module.weight.data.copy_(module.weight.new_tensor(kernel))
+        module.bias.data.copy_(module.bias.new_tensor(layer.bias))
+    for module, layer in zip(norms, layers[:-1], strict=True):
+        tensors = (module.weight.data, module.bias.data, module.running_mean, module.running_var)
+        for tensor, array in zip(tensors, layer.norm, strict=True):
+            tensor.copy_(tensor.new_tensor(array))
+    return models
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_grad_cam_is_the_same_map_in_all_three_frameworks(alike, label):
+    image = draw("lying", 3, SIZE)
+    maps = {
+        framework: explain.grad_cam(SimpleNamespace(spec={"framework": framework}, model=model), image, label)
+        for framework, model in alike.items()
+    }
+    assert maps["keras"].shape == (17, 17) and maps["keras"].max() > 0 and maps["keras"].min() >= 0
+    for framework in ("torch", "tensorflow"):
+        np.testing.assert_allclose(maps[framework], maps["keras"], atol=1e-4 * maps["keras"].max())
+
+
+def test_grad_cam_follows_the_gradient(alike):
+    model, image, step = alike["tensorflow"], draw("lying", 3, SIZE), 1e-2
+    activations, gradients = explain._tensorflow_maps(model, image, 1)
+    places = np.argsort(-np.abs(gradients), axis=None)[:3]
+    for place in places:
+        moved = []
+        for sign in (1, -1):
+            maps = activations.copy()
+            maps.reshape(-1)[place] += sign * step
+            moved.append(score_from_maps(model, maps))
+        assert (moved[0] - moved[1]) / (2 * step) == pytest.approx(gradients.reshape(-1)[place], rel=0.05)
+
+
+def score_from_maps(model, maps):
+    import tensorflow as tf
+
+    pooled = tf.nn.max_pool2d(tf.constant(maps[None]), 2, strides=2, padding="VALID")
+    x = tf.matmul(tf.reshape(pooled, (1, -1)), model.dense["kernel"]) + model.dense["bias"]
+    x = model._activate(x, model.dense, False)
+    return float((tf.matmul(x, model.logits["kernel"]) + model.logits["bias"])[0, 0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -199,6 +200,8 @@ def sha256_of(path: Path) -> str:
 
 def load_onnx(path: Path, threads: int = 0) -> Predict:
     """Load an ONNX model with outputs `logits` and `features`; raises ValueError where the file is not one."""
+    # Since 1.29 it reports every session to its makers unless this is set before it is imported; it also writes a file.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ModuleNotFoundError as error:

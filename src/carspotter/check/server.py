@@ -345,7 +345,9 @@ def create_app(check: PhotoCheck, limits: Limits = Limits(), threads: int | None
     return Gate(app, limits, workers)
 
 
-def serve(bundle: Path, host: str = "127.0.0.1", port: int = 8000, threads: int | None = None) -> None:
+def serve(
+    bundle: Path, host: str = "127.0.0.1", port: int = 8000, threads: int | None = None, limits: Limits = Limits()
+) -> None:
     """Serve the bundle until SIGTERM or SIGINT; what is being answered then is answered still.
 
     One JSON line per request goes to standard error. Port 0 takes a free one; the line "Serving …" on standard output
@@ -356,10 +358,11 @@ def serve(bundle: Path, host: str = "127.0.0.1", port: int = 8000, threads: int 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     config = uvicorn.Config(
-        create_app(check, threads=threads), host, port, log_config=None, access_log=False, timeout_keep_alive=5,
+        create_app(check, limits, threads), host, port, log_config=None, access_log=False, timeout_keep_alive=5,
         timeout_graceful_shutdown=30, server_header=False, lifespan="off",
     )  # fmt: skip
     listening = config.bind_socket()
+    listening.listen(config.backlog)  # before the line below invites anybody
     print(f"Serving {check.run_id} on http://{host}:{listening.getsockname()[1]} (Ctrl-C stops it)", flush=True)
     # Uvicorn raises the signal again when it has drained: a wanted stop is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
