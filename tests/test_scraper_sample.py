@@ -1,0 +1,81 @@
+"""The scraper on the sample site, with a real browser: exactly the photos that robots.txt allows, also after a kill."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from misbehaving_site import jpeg
+from test_scraper_crawl import assert_no_browser_left, wait_until
+
+from carspotter.sample.site import SampleSite
+from scraper.browser import CHROMIUM_NAMES
+from scraper.journal import Journal
+
+pytestmark = pytest.mark.skipif(
+    not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
+    reason="no chromium and chromedriver on PATH; `make setup` installs them",
+)
+MODELS = ("swift", "wagonr")
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder as `sample photos` writes it, with plain colours in place of drawn cars."""
+    folder = tmp_path / "photos"
+    rows = ["file,listing,claim,city,year,price,kilometres"]
+    for number in range(40):
+        model, city = (*MODELS, "alto", "swift")[number % 4], ("hyderabad", "pune")[number // 4 % 2]
+        (folder / model).mkdir(parents=True, exist_ok=True)
+        for shot in range(3):
+            name = f"{model}/L{number:03}__{shot:02}.jpg"
+            (folder / name).write_bytes(jpeg(name))
+            rows.append(f"{name},L{number:03},{model},{city},{2010 + number % 12},{300_000 + number},{10_000 + number}")
+    (folder / "listings.csv").write_text("\n".join(rows))
+    return folder
+
+
+def scrape(site: SampleSite, out: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "scraper", "sample", "--base-url", site.base_url, "--out", str(out)],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"TMPDIR": str(out.parent)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def requested_photos(site: SampleSite) -> list[str]:
+    return [path for _, path, _ in list(site.requests) if path.startswith(("/photos/", "/thumbs/"))]
+
+
+def test_sample_site_gives_exactly_the_allowed_photos_despite_a_kill(photos, tmp_path):
+    with SampleSite(photos) as site:
+        allowed = site.allowed_photos(MODELS)
+        killed = scrape(site, tmp_path / "raw")
+        assert wait_until(lambda: len(requested_photos(site)) >= len(allowed) // 2 or killed.poll() is not None, 60)
+        killed.kill()
+        killed.communicate()
+        assert killed.returncode == -signal.SIGKILL
+        assert_no_browser_left(tmp_path)
+        again = scrape(site, tmp_path / "raw")
+        _, text = again.communicate(timeout=120)
+        assert again.returncode == 0, text
+        asked = requested_photos(site)
+    stored = {path.stem for path in (tmp_path / "raw" / "sample").glob("??/*")}
+    assert stored == allowed and len(allowed) > 20
+    assert len(asked) - len(set(asked)) <= 1, "more than one photo was fetched a second time"
+    assert not [path for path in asked if "private" in path or "thumbs" in path]
+    with Journal(tmp_path / "raw" / "sample") as journal:
+        lines = [journal.newest_line(url) for url in journal.fates]
+    assert {line["sha256"] for line in lines if line["status"] == "fetched"} == allowed
+    refused = [line for line in lines if line["status"] == "refused"]
+    assert {line["reason"] for line in refused} == {"robots.txt forbids it"}
+    assert {line["label"] for line in lines} == set(MODELS)
+    by_id = {listing.id: listing for listing in site.listings}
+    for line in lines:
+        listing = by_id[line["listing"]]
+        assert (line["label"], line["city"].lower(), line["year"]) == (listing.model, listing.city, listing.year)
