@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def sample_photos(options) -> int:
-    from carspotter.sample.world import write_photos
+    from carspotter.sample.listings import write_photos
 
     write_photos(options.out, listings=options.listings, seed=options.seed)
     print(f"Wrote {options.listings} listings to {options.out}")
@@ -34,11 +35,15 @@ def sample_photos(options) -> int:
 
 
 def sample_serve(options) -> int:
+    from carspotter.sample.listings import write_photos
     from carspotter.sample.site import SampleSite
 
-    with SampleSite(options.out, listings=options.listings, seed=options.seed, port=options.port) as site:
-        print(f"Serving the sample site on {site.base_url} (Ctrl-C stops it)", flush=True)
-        site.wait()
+    if not options.out.exists():
+        write_photos(options.out, listings=options.listings, seed=options.seed)
+    site = SampleSite(options.out, port=options.port)
+    print(f"Serving the sample site on {site.base_url} (Ctrl-C stops it)", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        site.serve_forever()
     return 0
 
 
@@ -162,8 +167,10 @@ def _parser() -> argparse.ArgumentParser:
         part.add_argument("--seed", type=int, default=0, help="another seed, another town (default %(default)s)")
         part.set_defaults(verb=verb)
     photos.add_argument("--out", type=Path, required=True, metavar="DIR")
-    serve.add_argument("--out", type=Path, default=Path("demo/site"), metavar="DIR", help="where its photos are kept")
-    serve.add_argument("--port", type=int, default=8765, help="0 takes a free one (default %(default)s)")
+    serve.add_argument(
+        "--out", type=Path, default=Path("demo/site"), metavar="DIR", help="its photos; drawn if missing"
+    )
+    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default %(default)s)")
 
     importing = _verb(verbs, "import", import_photos, "take in a folder of photos: one sub-folder per class")
     importing.add_argument("folder", type=Path)

@@ -22,6 +22,7 @@ from carspotter.evidence.report import runs_report
 from carspotter.paths import Study, checkout
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import read_photos
+from carspotter.sample.listings import write_photos
 from carspotter.sample.site import SampleSite
 
 MAIN_FIGURE = "main-figure"  # tag of the cell whose figure stands for its notebook on the page
@@ -37,8 +38,11 @@ def run_demo(folder: Path, listings: int, seed: int, epochs: int) -> Path:
     _keep_inside(folder)
     study = Study.open("sample")
     started = time.monotonic()
-    _say(started, f"rendering {listings} listings and starting the sample site")
-    with SampleSite(folder / "site", listings=listings, seed=seed) as site:
+    _say(started, f"drawing the photos of {listings} listings")
+    site_folder = folder / f"site-{listings}-{seed}"
+    if not site_folder.exists():
+        write_photos(site_folder, listings=listings, seed=seed)
+    with SampleSite(site_folder) as site:
         _say(started, f"scraping {site.base_url} with a real browser")
         _command("scraper", "sample", "--base-url", site.base_url, "--out", str(study.raw))
     return _run_notebooks(study, folder, epochs, started)
