@@ -78,6 +78,20 @@ def test_two_shots_of_one_place_are_no_copies():
     assert find_duplicates(grey(different), show_progress=False).empty
 
 
+def test_photos_that_are_alike_only_from_afar_are_no_copies():
+    # What the hashes see is the same in all of them, as with cars framed alike; the details are not.
+    def pixels(image):
+        return np.asarray(image, dtype=float)
+
+    afar = ImageFilter.GaussianBlur(14)
+    layout = pixels(scene(1, SIZE).filter(afar))
+    details = [pixels(scene(seed, SIZE)) - pixels(scene(seed, SIZE).filter(afar)) for seed in range(20, 32)]
+    photos = grey([Image.fromarray(np.clip(layout + detail, 0, 255).astype(np.uint8)) for detail in details])
+    whole = hash_windows(photos["grey"])[:, 0, 0]
+    assert np.bitwise_count(whole[0] ^ whole[1:]).min() < fingerprints.HASH_DISTANCE
+    assert find_duplicates(photos, show_progress=False).empty
+
+
 def test_flat_pictures_are_not_copies_of_each_other():
     flat = [Image.new("RGB", SIZE, (level, level, level)) for level in (0, 100, 101, 255)]
     assert find_duplicates(grey(flat), show_progress=False).empty
@@ -182,6 +196,14 @@ def test_a_photo_damaged_on_disk_is_unreadable(data, folder):
     table = curated(data, folder)
     assert table["verdict"].to_dict() == {sha256: "reject", other: "keep"}
     assert table.loc[sha256, "reason"] == "unreadable: the bytes on disk are no longer those that were collected"
+
+
+def test_nothing_but_unreadable_photos_is_a_curation_too(data, folder):
+    save(folder, "swift/a.jpg", scene(1, (640, 480)))
+    import_folder(data, folder, show_progress=False)
+    photos = read_photos(data)
+    (data / photos["path"][0]).write_bytes(b"")
+    assert curate(data, photos, show_progress=False)["verdict"].tolist() == ["reject"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ copies have been aligned (Lucas and Kanade, 1981). Whether two photos match depe
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 from carspotter.photos.images import CHUNK, WORKERS, UnreadablePhoto, open_photo, to_rgb
 
 SIDE = 64  # pixels of the grey copy
-VERSION = 1  # raise when a fingerprint changes: it names the cache file
+VERSION = 2  # raise when a fingerprint changes: it names the cache file
 FINGERPRINT = np.dtype(
     [("sha256", "S64"), ("grey", "u1", (SIDE, SIDE)), ("brightness", "f4"), ("contrast", "f4"), ("sharpness", "f4")]
 )
@@ -47,11 +48,6 @@ def measure_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True)
     """
     data = Path(data)
     cache = data / f"fingerprints-{VERSION}.bin"
-    known = _read_cache(cache)
-    row_of = {sha256.decode(): row for row, sha256 in enumerate(known["sha256"])}
-    jobs = [
-        (sha256, path) for sha256, path in zip(photos["sha256"], photos["path"], strict=True) if sha256 not in row_of
-    ]
     unreadable = {}
 
     def measure(job: tuple[str, str]) -> np.ndarray | str:
@@ -64,9 +60,14 @@ def measure_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True)
     with (
         open(cache, "ab") as new,
         ThreadPoolExecutor(WORKERS) as pool,
-        tqdm(total=len(jobs), desc="look at photos", unit="photo", disable=not show_progress) as progress,
     ):
+        # A second process that curates the same photos waits, and finds the work done.
+        fcntl.flock(new, fcntl.LOCK_EX)
+        known = _read_cache(cache)
         new.truncate(len(known) * FINGERPRINT.itemsize)  # a record torn by a kill
+        have = {sha256.decode() for sha256 in known["sha256"]}
+        jobs = [job for job in zip(photos["sha256"], photos["path"], strict=True) if job[0] not in have]
+        progress = tqdm(total=len(jobs), desc="look at photos", unit="photo", disable=not show_progress)
         for start in range(0, len(jobs), CHUNK):
             chunk = jobs[start : start + CHUNK]
             for (sha256, _), result in zip(chunk, pool.map(measure, chunk), strict=True):
@@ -76,6 +77,7 @@ def measure_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True)
                     new.write(result.tobytes())
                 progress.update()
             new.flush()
+        progress.close()
     known = _read_cache(cache)
     row_of = {sha256.decode(): row for row, sha256 in enumerate(known["sha256"])}
     return known[[row_of[sha256] for sha256 in photos["sha256"] if sha256 not in unreadable]], unreadable
@@ -141,7 +143,7 @@ def _find_candidates(hashes: np.ndarray) -> np.ndarray:
     rng = np.random.default_rng(20190101)
     for _ in range(TABLES):
         mask = np.bitwise_or.reduce(np.uint64(1) << rng.choice(63, KEY_BITS, replace=False).astype(np.uint64))
-        fresh = [_look_up(hashes[:, 0, 0], hashes.reshape(len(hashes), -1), mask)]
+        fresh = [_look_up(hashes[:, 0, 0], hashes.reshape(len(hashes), 2 * len(CUTS) ** 2), mask)]
         fresh += [_look_up(hashes[:, window, 0], hashes[:, window], mask) for window in WITHOUT_EDGE]
         found = _keep_nearest(np.concatenate([found, *fresh]))
     return found
@@ -270,19 +272,20 @@ def _agreement(view: np.ndarray, cut: np.ndarray) -> np.ndarray:
 def _measure(sha256: str, photo: bytes) -> np.ndarray:
     """Fingerprint the bytes of one photo.
 
-    sharpness: the spread of the Laplacian of grey at 256 × 256, over the spread of grey there; out-of-focus photos
-    fall below .1 whatever their size and light. Raises UnreadablePhoto.
+    sharpness: the Laplacian of grey at 128 × 128 where it is strongest (98th percentile, for a soft background is no
+    fault), over the spread of grey there; out-of-focus photos fall below .8 whatever their size and light. Raises
+    UnreadablePhoto.
     """
     if hashlib.sha256(photo).hexdigest() != sha256:
         raise UnreadablePhoto(sha256, "the bytes on disk are no longer those that were collected")
     image, _ = open_photo(photo, at_least=2 * SIDE)
     grey = to_rgb(image).convert("L").resize((4 * SIDE, 4 * SIDE), Image.Resampling.BILINEAR)
-    pixels = np.asarray(grey, dtype=np.float32)
+    pixels = np.asarray(grey.reduce(2), dtype=np.float32)  # noise is averaged away, which would pass for detail
     middle = pixels[1:-1, 1:-1]
     laplacian = pixels[:-2, 1:-1] + pixels[2:, 1:-1] + pixels[1:-1, :-2] + pixels[1:-1, 2:] - 4 * middle
+    sharpness = np.percentile(np.abs(laplacian), 98) / (pixels.std() + 1)
     small = np.asarray(grey.reduce(4))
-    contrast = pixels.std()
-    return np.array((sha256, small, pixels.mean(), contrast, laplacian.std() / (contrast + 1)), dtype=FINGERPRINT)
+    return np.array((sha256, small, pixels.mean(), pixels.std(), sharpness), dtype=FINGERPRINT)
 
 
 def _read_cache(cache: Path) -> np.ndarray:
