@@ -19,7 +19,6 @@ from carspotter.check.rejection import (
     calibrate,
     choose_threshold,
     coverage_risk,
-    fit_temperature,
     quality_fault,
     reject_auroc,
     risk_upper_bound,
@@ -142,20 +141,17 @@ def test_auroc_of_rejects_is_measured_on_photos_that_were_no_examples():
     assert 0.2 < measured["close-up"]["seen"] < 0.8 and measured["close-up"]["photos"] == 20
 
 
-def test_temperature_undoes_overconfidence_and_leaves_honest_probabilities_alone():
+def test_temperature_undoes_overconfidence():
     rng = np.random.default_rng(0)
-    honest = calibrate(rng.dirichlet([1, 1, 1], 4000), 1.0)
+    honest = rng.dirichlet([1, 1, 1], 4000)
     labels = np.array([rng.choice(3, p=row) for row in honest])
-    assert fit_temperature(honest, labels) == pytest.approx(1, abs=0.08)
-    assert fit_temperature(calibrate(honest, 0.4), labels) == pytest.approx(2.5, abs=0.2)
+    assert Rejection.fit(calibrate(honest, 0.4), labels).temperature == pytest.approx(2.5, abs=0.2)
     np.testing.assert_allclose(calibrate(calibrate(honest, 0.4), 2.5), honest, atol=1e-9)
 
 
-def test_temperature_stays_bounded_where_every_photo_is_right():
-    sure = np.tile([0.01, 0.99], (10, 1))
-    assert 0.25 <= fit_temperature(sure, np.ones(10, int)) <= 1
-    with pytest.raises(ValueError, match="without validation photos"):
-        fit_temperature(sure[:0], np.array([], int))
+def test_where_every_photo_is_right_the_temperature_stays_one():
+    rejection = Rejection.fit(np.tile([0.01, 0.99], (10, 1)), np.ones(10, int))
+    assert rejection.temperature == 1 and rejection.coverage == 1 and rejection.validation_risk == 0
 
 
 def test_the_coverage_risk_curve_by_hand():

@@ -70,7 +70,7 @@ def build_graph(experiment: Experiment, layers: list[Layer], image_size: int) ->
 
     *convolutions, dense, last = layers
     x = add("Cast", ["image"], "pixels", to=TensorProto.FLOAT)
-    x = add("Mul", [x, constant("scale", np.float32(1 / 255))], "scaled")
+    x = add("Div", [x, constant("levels", np.float32(255))], "scaled")
     x = add("Transpose", [x], "channels_first", perm=[0, 3, 1, 2])
     for number, layer in enumerate(convolutions, 1):
         name = f"block{number}"
