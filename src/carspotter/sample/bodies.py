@@ -8,7 +8,7 @@ a car covers, the skin, looked up for each pixel, what is seen there.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -310,7 +310,7 @@ def _grid_uv(rows: int, columns: int) -> np.ndarray:
     return np.stack(np.meshgrid(np.linspace(0, 1, columns), np.linspace(0, 1, rows)), -1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def build_car(shape: Shape) -> Car:
     """Build the drawable car of a shape (about a third of a second; kept for the life of the process)."""
     build = _Builder()

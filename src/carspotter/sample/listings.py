@@ -44,6 +44,7 @@ JUNK = (
     "thumbnail",
 )
 JUNK_SHARE = 0.10
+LONGEST_SIDE = 1600  # pixels; a smaller limit draws faster
 COPIES = ("reencoded", "rescaled", "cropped", "mirrored", "watermarked")
 COPY_SHARE = 0.06  # of all photos; a third of the copies stand in another listing than their original
 VIEWS = ("front", "front_left", "left", "rear_left", "rear", "rear_right", "right", "front_right")
@@ -111,7 +112,9 @@ def plan_listings(
         year = int(rng.integers(shape.years[0], shape.years[1] + 1))
         kilometres = int(rng.gamma(4, 2500) * (2025 - year) / 2 + 3000) // 100 * 100
         price = int(620_000 * 0.91 ** (2024 - year) * rng.uniform(0.8, 1.2)) // 5000 * 5000
-        kinds = [str(rng.choice(JUNK)) if rng.random() < JUNK_SHARE else "car" for _ in range(rng.integers(4, 13))]
+        # the first photo shows the car on every site; the others make up for it
+        spoiled = rng.random(rng.integers(4, 13)) < JUNK_SHARE * 8 / 7
+        kinds = [str(rng.choice(JUNK)) if place and junk else "car" for place, junk in enumerate(spoiled)]
         photos = [PlannedPhoto(kind) for kind in kinds]
         identity = f"{10_000_000 + (number * 7_368_787 + seed * 104_729) % 89_999_999}"
         listing = PlannedListing(
@@ -178,7 +181,9 @@ def _wheel_close_up(rng: np.random.Generator, shape, size: tuple[int, int]) -> C
     return Camera.looking(eye, spot + rng.normal(0, 0.06, 3), size, np.radians(62))
 
 
-def render_listing(listing: PlannedListing, seed: int) -> dict[str, tuple[bytes, dict]]:
+def render_listing(
+    listing: PlannedListing, seed: int, longest_side: int = LONGEST_SIDE
+) -> dict[str, tuple[bytes, dict]]:
     """Draw the photos of a listing that are not copies: file name -> (JPEG bytes, row of the truth)."""
     rng = np.random.default_rng([seed, listing.number, 2])
     shape = next(s for s in SHAPES if s.model == listing.claim and s.generation == listing.generation)
@@ -189,7 +194,8 @@ def render_listing(listing: PlannedListing, seed: int) -> dict[str, tuple[bytes,
         rng = np.random.default_rng([seed, listing.number, 3, index])  # a copy more or less changes no other photo
         if photo.copy:
             continue
-        size = phone.size
+        shrink = min(1.0, longest_side / max(phone.size))
+        size = round(phone.size[0] * shrink), round(phone.size[1] * shrink)
         if rng.random() < (0.75 if upright_share < 0.12 else 0.06):
             size = size[::-1]
         scene = rendered_size(size)
@@ -260,13 +266,13 @@ def _write(path: Path, content: bytes) -> None:
     partial_path.replace(path)
 
 
-def _render_into(folder: str, seed: int, listing: PlannedListing) -> list[dict]:
+def _render_into(folder: str, seed: int, longest_side: int, listing: PlannedListing) -> list[dict]:
     """Draw a listing into the folder, or only describe it when an interrupted run has drawn it already."""
     done = Path(folder) / ".rows" / f"{listing.number}.json"
     if done.exists():
         return json.loads(done.read_text())
     rows = []
-    for name, (photo, row) in render_listing(listing, seed).items():
+    for name, (photo, row) in render_listing(listing, seed, longest_side).items():
         _write(Path(folder) / name, photo)
         rows.append(row)
     _write(done, json.dumps(rows).encode())
@@ -311,11 +317,13 @@ def write_photos(
     models: tuple[str, ...] = ("swift", "wagonr"),
     *,
     cities: tuple[str, ...] = CITIES,
+    longest_side: int = LONGEST_SIDE,
     processes: int | None = None,
     show_progress: bool = True,
 ) -> Path:
     """Write the photos of `listings` listings as `<claim>/<listing>__<NN>.jpg` with truth.csv and listings.csv; give the folder.
 
+    `longest_side` caps the photos' size in pixels: small photos are quick to draw.
     The same seed gives the same bytes on one machine, whatever the number of processes. The folder appears under its name
     only when it is whole; until then it is `<name>.partial`, and the same call takes up an interrupted run there.
     Raises FileExistsError when `out` holds something or `<name>.partial` belongs to another call, ValueError for
@@ -326,13 +334,22 @@ def write_photos(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty; choose another folder or remove it first")
     folder = out.with_name(out.name + ".partial")
-    call = {"version": VERSION, "listings": listings, "seed": seed, "models": list(models), "cities": list(cities)}
+    call = {
+        "version": VERSION,
+        "listings": listings,
+        "seed": seed,
+        "models": list(models),
+        "cities": list(cities),
+        "longest_side": longest_side,
+    }
     marker = folder / ".call.json"
     if folder.exists() and not (marker.exists() and json.loads(marker.read_text()) == call):
         raise FileExistsError(f"{folder} was left by a run with other settings; remove it, then try again")
     try:
         _write(marker, json.dumps(call).encode())
-        rows = _draw_all(folder, plan, seed, min(processes or os.cpu_count() or 1, listings), show_progress)
+        rows = _draw_all(
+            folder, plan, seed, longest_side, min(processes or os.cpu_count() or 1, listings), show_progress
+        )
         _tables(folder, plan, rows)
     except OSError as error:
         if error.errno != errno.ENOSPC:
@@ -350,7 +367,9 @@ def write_photos(
     return out
 
 
-def _draw_all(folder: Path, plan: list[PlannedListing], seed: int, processes: int, show_progress: bool) -> list[dict]:
+def _draw_all(
+    folder: Path, plan: list[PlannedListing], seed: int, longest_side: int, processes: int, show_progress: bool
+) -> list[dict]:
     rows: list[dict] = []
     total = sum(len(listing.photos) for listing in plan)
     # fresh interpreters: a forked copy of a process that has loaded a framework with threads may hang
@@ -362,7 +381,7 @@ def _draw_all(folder: Path, plan: list[PlannedListing], seed: int, processes: in
     try:
         run = pool.map if pool else map
         with tqdm(total=total, unit=" photos", desc="drawing", disable=not show_progress) as bar:
-            for drawn in run(partial(_render_into, str(folder), seed), plan):
+            for drawn in run(partial(_render_into, str(folder), seed, longest_side), plan):
                 rows += drawn
                 bar.update(len(drawn))
             originals = {row["file"]: row for row in rows}

@@ -12,7 +12,7 @@ h1{{font-size:25px;margin:4px 0 2px}}.sub{{color:#5c6b7a;margin:0 0 14px}}
 .chip.on{{background:#0d3b66;color:#fff;border-color:#0d3b66}}
 .grid{{display:grid;grid-template-columns:repeat(auto-fill,minmax(270px,1fr));gap:18px;margin-top:10px}}
 .listing{{background:#fff;border-radius:10px;overflow:hidden;box-shadow:0 1px 4px #0002;position:relative}}
-.gallery{{display:flex;overflow-x:auto;scroll-snap-type:x mandatory;height:204px;background:#d7dde3}}
+.gallery{{display:flex;overflow-x:auto;overflow-y:hidden;scrollbar-width:none;scroll-snap-type:x mandatory;height:204px;background:#d7dde3}}
 .gallery img{{flex:0 0 100%;width:100%;height:204px;object-fit:cover;scroll-snap-align:start}}
 .count{{position:absolute;right:10px;top:172px;background:#000a;color:#fff;font-size:12px;padding:2px 9px;border-radius:10px}}
 .facts{{padding:12px 14px 15px}}.title{{font-size:16px;margin:0 0 2px}}.price{{font-weight:700;font-size:20px;color:#0d3b66}}
@@ -26,7 +26,9 @@ h1{{font-size:25px;margin:4px 0 2px}}.sub{{color:#5c6b7a;margin:0 0 14px}}
 
 _HEAD = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-    '<link rel="icon" href="data:,"><title>{title} · GaadiBazaar</title><style>' + _STYLE + "</style></head><body><header>"
+    '<link rel="icon" href="data:,"><title>{title} · GaadiBazaar</title><style>'
+    + _STYLE
+    + "</style></head><body><header>"
     '<a href="/"><b>Gaadi<i>Bazaar</i></b></a><nav><a href="/used/swift">Swift</a><a href="/used/wagonr">WagonR</a><a href="/">All models</a></nav></header><main>'
 )
 _FOOT = "</main><footer>GaadiBazaar is a sample site with drawn cars. No car, seller or number plate on it is real.</footer>"

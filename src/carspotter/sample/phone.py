@@ -39,7 +39,7 @@ def draw_phone(rng: np.random.Generator, city: str) -> Phone:
     width, height, _ = SIZES[rng.choice(len(SIZES), p=weights / weights.sum())]
     warmth = rng.normal(-0.05 if shifted else 0.015, 0.045)
     return Phone(
-        (1 + warmth, 1 + rng.normal(0, 0.012), 1 - warmth), float(rng.uniform(0.85, 1.3)), float(rng.uniform(0.75, 1.25)),
+        (1 + warmth, 1 + rng.normal(0, 0.012), 1 - warmth), float(rng.uniform(1.0, 1.6)), float(rng.uniform(0.9, 1.4)),
         float(rng.gamma(2, 0.3 if shifted else 0.22)), float(rng.gamma(2.5, 2.4 if shifted else 1.5)),
         int(rng.integers(60, 80) if shifted else rng.integers(60, 93)), (width, height), float(rng.uniform(102, 142)),
         float(rng.uniform(0, 0.3)),

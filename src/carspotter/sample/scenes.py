@@ -7,7 +7,7 @@ met by a ray for each pixel and looked up in drawn textures; trees and people ar
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
@@ -89,12 +89,12 @@ def _noise(rng: np.random.Generator, size: int, roughness: float, wraps: bool = 
     return (noise / noise.std()).astype(np.float32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _shared_noise(number: int, roughness: float) -> np.ndarray:
     return _noise(np.random.default_rng(9000 + number), TEXTURE, roughness)
 
 
-@lru_cache(maxsize=None)
+@cache
 def ground_texture(kind: str, variant: int) -> np.ndarray:
     """Give a tileable ground (TEXTURE, TEXTURE, 3) uint8, about the colour that it has in white light."""
     rng = np.random.default_rng([7, GROUNDS.index(kind), variant])
@@ -120,12 +120,12 @@ def ground_texture(kind: str, variant: int) -> np.ndarray:
     return np.clip(colour + (grey - stains)[..., None], 0, 255).astype(np.uint8)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _mean_colour(kind: str, variant: int) -> np.ndarray:
     return ground_texture(kind, variant).mean((0, 1)).astype(np.float32)
 
 
-@lru_cache(maxsize=None)
+@cache
 def wall_texture(kind: str, variant: int) -> np.ndarray:
     """Give a wall 12 m long and 6 m high, tileable along its length, top row first; (H, W, 3) uint8."""
     rng = np.random.default_rng([8, WALLS.index(kind), variant])
@@ -203,14 +203,16 @@ def wall_texture(kind: str, variant: int) -> np.ndarray:
         box(gate, 6, gate + 3.2, 0, (60, 66, 72))
         for x in np.arange(gate, gate + 3.2, 0.13):
             box(x, 6, x + 0.03, 0, (104, 108, 112))
-    grime = _noise(rng, TEXTURE, 1.3)[:height] * 7 + _noise(rng, TEXTURE, 0.5)[:height] * 5
-    streaks = _noise(rng, TEXTURE, 1.1)[:1] * 9 * np.linspace(1, 0.2, height)[:, None]
+    shift = tuple(rng.integers(0, TEXTURE, 2))
+    rough, fine = (np.roll(_shared_noise(variant, roughness), shift, (0, 1))[:height] for roughness in (1.5, 0.45))
+    grime = rough * 7 + fine * 5
+    streaks = rough[:1] * 9 * np.linspace(1, 0.2, height)[:, None]
     foot = -38 * np.exp(-(height - np.arange(height)) / (0.35 * k))[:, None]
     pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(0.6)), np.float32) + (grime + streaks + foot)[..., None]
     return np.clip(pixels, 0, 255).astype(np.uint8)
 
 
-@lru_cache(maxsize=None)
+@cache
 def upright_picture(kind: str, variant: int) -> Image.Image:
     """Give an RGBA picture of a tree, a bush, a person, a pole or a motor scooter; lit from the upper left."""
     rng = np.random.default_rng([11, ("tree", "bush", "person", "pole", "scooter").index(kind), variant])
@@ -223,7 +225,7 @@ def upright_picture(kind: str, variant: int) -> Image.Image:
         across = np.linspace(-1, 1, width)
         tone = rng.uniform(90, 190) * (0.55 + 0.45 * np.sqrt(1 - (across * 0.98) ** 2) * (0.9 - 0.35 * across))
         pixels = np.repeat(tone[None, :, None], height, 0) * rng.uniform(0.9, 1.05, 3)
-        pixels = pixels + _noise(rng, 1200, 1.0)[:, :width, None] * 9
+        pixels = pixels + np.resize(_shared_noise(variant % 4, 0.45)[:, :width], (height, width))[..., None] * 7
         if rng.random() < 0.4:
             pixels[700:] *= np.where((np.arange(500) // 60 % 2)[:, None, None], (1.1, 0.9, 0.2), (0.3, 0.3, 0.3))
         alpha = np.full((height, width, 1), 255.0)
@@ -399,7 +401,7 @@ def draw_place(rng: np.random.Generator, city: str) -> Place:
     )
     warmth = {"evening": (1.0, 0.72, 0.42), "sun": (1.0, 0.94, 0.84)}.get(weather, (1.0, 0.96, 0.9))
     sky = np.array({"cloud": (0.62, 0.64, 0.67), "haze": (0.50, 0.52, 0.53), "shade": (0.46, 0.51, 0.57),
-                    "evening": (0.34, 0.33, 0.40)}.get(weather, (0.25, 0.295, 0.365)))  # fmt: skip
+                    "evening": (0.34, 0.33, 0.40)}.get(weather, (0.22, 0.29, 0.39)))  # fmt: skip
     ground = rng.choice(
         GROUNDS, p=[0.1, 0.2, 0.28, 0.08, 0.14, 0.2] if shifted else [0.34, 0.2, 0.14, 0.18, 0.08, 0.06]
     )
@@ -537,7 +539,7 @@ def draw_background(place: Place, camera: Camera, cars: list[tuple[Car, tuple[fl
     return image
 
 
-@lru_cache(maxsize=None)
+@cache
 def _skyline(variant: int) -> np.ndarray:
     """Give the height of far roofs and trees round the horizon as tangent of elevation, (TEXTURE,) float32."""
     rng = np.random.default_rng([13, variant])
