@@ -32,7 +32,7 @@ from carspotter.models.experiments import Experiment
 from carspotter.models.metrics import accuracy, log_loss
 from carspotter.paths import Study
 from carspotter.photos.images import load_images
-from carspotter.photos.splitting import read_splits
+from carspotter.photos.splitting import read_splits, split_version
 from carspotter.photos.table import read_photos
 
 # Raise this by hand when training changes meaning: runs recorded before are then no longer taken for the same.
@@ -224,8 +224,6 @@ def _specify(
     """Give everything that makes a run this run and no other, with its name."""
     if framework not in FRAMEWORKS:
         raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(FRAMEWORKS)}")
-    if not study.splits.exists():
-        raise FileNotFoundError(f"{study.splits} is missing; make it with: python -m carspotter split")
     if epochs is not None and epochs < 1:
         raise ValueError(f"epochs is {epochs}; at least one is needed")
     spec = {
@@ -236,7 +234,7 @@ def _specify(
         "quick": quick,
         "image_size": min(image_size, QUICK_SIZE) if quick else image_size,
         "dtype": experiment.dtype,
-        "split_version": hashlib.sha256(study.splits.read_bytes()).hexdigest()[:12],
+        "split_version": split_version(study)[:12],
         "recipe_version": RECIPE_VERSION,
     }
     digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]

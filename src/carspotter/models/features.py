@@ -1,0 +1,87 @@
+"""Features of a frozen backbone: what a network that has seen a million photos says of ours. Computed once, cached.
+
+MobileNetV2 (Sandler et al. 2018) from Keras, for curation's look-alikes, the photo check's reject option and quick
+heads. The weights are a file that the caller names; nothing is downloaded here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+# Raise this by hand when features change meaning: cached ones are then computed anew.
+FEATURES_VERSION = 1
+
+
+def extract_features(
+    images: np.ndarray,
+    weights: Path,
+    alpha: float | None = None,
+    cache: Path | None = None,
+    batch_size: int = 64,
+    show_progress: bool = True,
+) -> np.ndarray:
+    """Give MobileNetV2's pooled features of images uint8 (N, S, S, 3): float32 (N, 1280).
+
+    `weights` is a Keras file without the top; `alpha`, the width, is read from its name where it is not given
+    ("mobilenet_v2_0.35_224…"). Pixels are scaled to x / 127.5 - 1, which belongs to these weights. `cache` is a folder
+    for features already computed. Raises FileNotFoundError for missing weights, ValueError when they do not fit, when
+    no width can be told, or for images of another type.
+    """
+    weights = Path(weights)
+    if not weights.is_file():
+        raise FileNotFoundError(f"{weights}: no such file; give the path of MobileNetV2 weights without the top")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3:
+        raise ValueError(f"images are {images.dtype} {images.shape}; features need uint8 (N, S, S, 3)")
+    alpha = _width_in_name(weights) if alpha is None else alpha
+    path = cache / f"{_digest(images, weights, alpha)}.npy" if cache else None
+    if path and path.exists():
+        return np.load(path)
+    features = _compute(images, weights, alpha, batch_size, show_progress)
+    if path:
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.part.npy")
+        np.save(partial, features)
+        os.replace(partial, path)
+    return features
+
+
+def _compute(images: np.ndarray, weights: Path, alpha: float, batch_size: int, show_progress: bool) -> np.ndarray:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    keras = import_module("keras")
+    side = images.shape[1]
+    backbone = keras.applications.MobileNetV2((side, side, 3), alpha, include_top=False, weights=None, pooling="avg")
+    try:
+        backbone.load_weights(weights)
+    except ValueError as error:
+        raise ValueError(f"{weights}: not weights of MobileNetV2 of width {alpha} without the top: {error}") from error
+    starts = range(0, len(images), batch_size)
+    features = [
+        # Batch norm rests: with these weights it may even be folded into the convolutions.
+        keras.ops.convert_to_numpy(
+            backbone(images[start : start + batch_size].astype(np.float32) / 127.5 - 1, training=False)
+        )
+        for start in tqdm(starts, desc="features", unit="batch", disable=not show_progress)
+    ]
+    return np.concatenate(features) if features else np.empty((0, 1280), np.float32)
+
+
+def _width_in_name(weights: Path) -> float:
+    found = re.search(r"mobilenet_v2_(\d\.\d+)", weights.name)
+    if found is None:
+        raise ValueError(f"{weights}: the name does not tell the width; pass alpha, 1.0 for the full MobileNetV2")
+    return float(found[1])
+
+
+def _digest(images: np.ndarray, weights: Path, alpha: float) -> str:
+    digest = hashlib.sha256(f"{FEATURES_VERSION} {alpha} {images.shape}".encode())
+    digest.update(hashlib.sha256(weights.read_bytes()).digest())
+    for image in images:  # one at a time: a memory-mapped array stays on disk
+        digest.update(np.ascontiguousarray(image))
+    return digest.hexdigest()[:32]

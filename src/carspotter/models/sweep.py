@@ -1,0 +1,114 @@
+"""Many runs: experiments × frameworks × image sizes × seeds, each in a process of its own.
+
+A cell that fails is reported and the others go on; asking again trains what is missing, and resumes what was killed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+from tqdm import tqdm
+
+from carspotter.models.experiments import SERIES
+from carspotter.models.runs import FRAMEWORKS, load_or_train, read_runs
+from carspotter.paths import Study
+
+AXES = {"experiments": "experiment", "frameworks": "framework", "image_sizes": "image_size", "seeds": "seed"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run to be made: the arguments of `runs.load_or_train`."""
+
+    experiment: str
+    framework: str = "keras"
+    image_size: int = 150
+    seed: int = 0
+    epochs: int | None = None
+    quick: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.experiment}, {self.framework}, {self.image_size} px, seed {self.seed}"
+
+
+def read_sweep(path: Path) -> list[Cell]:
+    """Read the cells of a sweep from TOML: `experiments = ["dropout"]`, and where wanted `frameworks`, `image_sizes`,
+    `seeds` (lists), `epochs`, `quick`.
+
+    Raises ValueError, naming the file, for anything unknown.
+    """
+    try:
+        sweep = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: not TOML: {error}") from error
+    known = {*AXES, "epochs", "quick"}
+    if unknown := set(sweep) - known:
+        raise ValueError(f"{path}: {', '.join(sorted(unknown))} is unknown; use {', '.join(sorted(known))}")
+    if not sweep.get("experiments"):
+        raise ValueError(f"{path}: experiments is missing; name some of {', '.join(SERIES)}")
+    for axis, allowed in (("experiments", SERIES), ("frameworks", FRAMEWORKS)):
+        if wrong := set(sweep.get(axis, [])) - set(allowed):
+            raise ValueError(f"{path}: {axis} has {', '.join(sorted(wrong))}; use some of {', '.join(allowed)}")
+    axes = [[(field, value) for value in sweep[axis]] for axis, field in AXES.items() if axis in sweep]
+    common = {name: sweep[name] for name in ("epochs", "quick") if name in sweep}
+    return [Cell(**dict(values), **common) for values in itertools.product(*axes)]
+
+
+def run_sweep(study: Study, cells: Iterable[Cell], processes: int = 1, show_progress: bool = True) -> pd.DataFrame:
+    """Make the runs of `cells`, `processes` at a time: one row per cell, its fields, run, validation accuracy, error.
+
+    error is "" where the run is recorded; a cell that fails, or whose process is killed, does not stop the others.
+    """
+    cells = list(dict.fromkeys(cells))
+    results: dict[Cell, dict] = {}
+    with (
+        ThreadPoolExecutor(processes) as pool,
+        tqdm(total=len(cells), desc="sweep", unit="run", disable=not show_progress) as progress,
+    ):
+        waiting = {pool.submit(_run_cell, study, cell, processes): cell for cell in cells}
+        for future in as_completed(waiting):
+            cell = waiting[future]
+            results[cell] = future.result()
+            if results[cell]["error"]:
+                progress.write(f"failed: {cell}: {results[cell]['error']}", file=sys.stderr)
+            progress.update()
+    return pd.DataFrame([asdict(cell) | results[cell] for cell in cells])
+
+
+def _run_cell(study: Study, cell: Cell, processes: int) -> dict:
+    """Train one cell in a process of its own: one framework each, and no crash reaches the sweep."""
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), threads)
+    # The package may be on this process' path only, in a checkout that is not installed.
+    found_from = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    message = json.dumps({"study": [study.name, str(study.data), str(study.results)], "cell": asdict(cell)})
+    finished = subprocess.run(
+        [sys.executable, "-c", "from carspotter.models.sweep import main; main()"],
+        input=message, capture_output=True, text=True, env=limits | os.environ | {"PYTHONPATH": found_from},
+    )  # fmt: skip
+    if finished.returncode:
+        lines = finished.stderr.strip().splitlines() or [f"the process ended with status {finished.returncode}"]
+        return {"run": "", "best_validation_accuracy": float("nan"), "error": lines[-1]}
+    run = finished.stdout.split()[-1]
+    row = read_runs(study).set_index("run").loc[run]
+    return {"run": run, "best_validation_accuracy": float(row["best_validation_accuracy"]), "error": ""}
+
+
+def main() -> None:
+    """Train the cell that standard input describes and print its run's name: a sweep's process starts here."""
+    message = json.load(sys.stdin)
+    name, data, results = message["study"]
+    arguments = dict(message["cell"])
+    experiment = SERIES[arguments.pop("experiment")]
+    run = load_or_train(Study(name, Path(data), Path(results)), experiment, **arguments, show_progress=False)
+    print(run.id)

@@ -1,0 +1,75 @@
+"""Sweeps: the cells that a file asks for; every cell in its own process, a failed one not fatal."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from carspotter.models.runs import read_runs
+from carspotter.models.sweep import Cell, read_sweep, run_sweep
+from carspotter.paths import Study
+from carspotter.photos.table import import_folder, read_photos
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Forty photos of two classes, imported as any folder is; every fourth is for validation."""
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        label = ("dark", "bright")[number % 2]
+        (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 100, (70, 90, 3), dtype=np.uint8) + np.uint8(100 * (number % 2))
+        Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{number}.png")
+    study = Study("toy", tmp_path / "data", tmp_path / "results")
+    import_folder(study.data, tmp_path / "photos", show_progress=False)
+    photos = read_photos(study.data).sort_values(["label", "sha256"])
+    splits = pd.DataFrame({"sha256": photos["sha256"], "label": photos["label"], "group": photos["sha256"]})
+    splits["split"] = ["validation" if number % 4 == 3 else "train" for number in range(len(splits))]
+    study.folder.mkdir(parents=True)
+    splits.to_csv(study.splits, index=False)
+    return study
+
+
+def write(tmp_path, text):
+    path = tmp_path / "sweep.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_names_every_combination_once(tmp_path):
+    text = 'experiments = ["baseline_cnn", "dropout"]\nframeworks = ["torch", "keras"]\nseeds = [0, 1, 2]\nepochs = 5\n'
+    cells = read_sweep(write(tmp_path, text))
+    assert len(set(cells)) == len(cells) == 12
+    assert Cell("dropout", "torch", seed=2, epochs=5) in cells
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("experiments = [", "not TOML"),
+        ("seeds = [1]", "experiments is missing"),
+        ('experiments = ["vgg99"]', "vgg99.*baseline_cnn"),
+        ('experiments = ["dropout"]\nframeworks = ["caffe"]', "caffe.*torch"),
+        ('experiments = ["dropout"]\nseed = [1]', "seed is unknown; use.*seeds"),
+    ],
+    ids=["broken", "no experiments", "unknown experiment", "unknown framework", "unknown key"],
+)
+def test_what_a_file_gets_wrong_is_named(tmp_path, text, message):
+    with pytest.raises(ValueError, match=rf"sweep\.toml: .*{message}"):
+        read_sweep(write(tmp_path, text))
+
+
+def test_a_failed_cell_is_reported_and_the_rest_is_recorded(study):
+    pytest.importorskip("torch")
+    good = Cell("baseline_cnn", "torch", image_size=48, quick=True)
+    bad = Cell("baseline_cnn", "torch", image_size=20, quick=True)
+    table = run_sweep(study, [bad, good, good], processes=2, show_progress=False)
+    assert list(table["image_size"]) == [20, 48], "a cell asked for twice is one cell"
+    assert "20 px vanish" in table["error"][0] and np.isnan(table["best_validation_accuracy"][0])
+    assert table["error"][1] == ""
+    recorded = read_runs(study)
+    assert list(recorded["run"]) == [table["run"][1]]
+
+    again = run_sweep(study, [good], show_progress=False)
+    assert again["run"][0] == table["run"][1]
+    assert list(read_runs(study)["finished_time"]) == list(recorded["finished_time"]), "found, not trained again"
