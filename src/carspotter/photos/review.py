@@ -175,7 +175,7 @@ class Session:
 
     def state(self) -> dict:
         """Say who reviews what, and how much is left, in all and per reason and class."""
-        decided = [photo for photo in map(self._photo, self.decided) if photo and photo["asked"]]
+        decided = [photo for photo in map(self._photo, list(self.decided)) if photo and photo["asked"]]
         left = {column: total.copy() for column, total in self.totals.items()}
         for column, counter in left.items():
             counter.subtract(photo[column] for photo in decided)
@@ -304,6 +304,8 @@ class Session:
                 _section(f"{first} and {second} agree: {same.sum():,}", both.index[same], both.loc[same, first]),
             ]
             sections = compared + sections
+        if len(figures) < 2:
+            figures.append(("agreement", "needs a second reviewer: start the page under another name"))
         return {"figures": figures, "sections": [section for section in sections if section["photos"]]}
 
     def _make_preview(self, sha256: str, size: str) -> bytes:
