@@ -2,8 +2,8 @@
 
     python -m benchmarks.scraper_kills --kills 200
 
-No browser: the page is handed in loaded, so that nearly all kills hit the downloading and the writing. Half of the
-kills come at a random time after the start, half a moment after a random photo was asked for.
+No browser: the page is handed in loaded, so that nearly all kills hit the downloading and the writing. A third of
+the kills come at a random time after the start, the others a moment after a random photo was asked for.
 """
 
 from __future__ import annotations
@@ -96,16 +96,17 @@ def _start(folder: Path, site: MisbehavingSite) -> subprocess.Popen:
 
 def _crawl_and_kill(folder: Path, site: MisbehavingSite, rng: random.Random) -> bool:
     """Start a crawl and kill it; tell whether the kill came before its end."""
-    if rng.random() < 0.5:
+    if rng.random() < 2 / 3:
         moment = threading.Event()
         target = len(site.photo_requests()) + rng.randrange(1, 12)
         site.on_request = lambda path: len(site.photo_requests()) >= target and moment.set()
         process = _start(folder, site)
-        moment.wait(timeout=30)
+        while process.poll() is None and not moment.wait(0.05):
+            pass
         wait = rng.uniform(0, 0.02)
     else:
         process = _start(folder, site)
-        wait = rng.uniform(0, 1.5)
+        wait = rng.uniform(0, 3)
     try:
         process.wait(timeout=wait)
     except subprocess.TimeoutExpired:
