@@ -223,6 +223,20 @@ def test_a_new_listing_between_two_sides_goes_to_one_and_only_the_linking_photo_
     assert splits[sha("n2")] in STUDIED
 
 
+@pytest.mark.parametrize("freeze_test", [False, True])
+def test_an_old_photo_that_turns_up_in_a_listing_of_another_side_is_excluded(freeze_test):
+    rows = market(100)
+    previous, row_of = sides(rows)
+    photos, curation = collection(rows)
+    seen_again = sha(row_of["train"][0])
+    row = photos.index[photos["sha256"] == seen_again][0]
+    photos.at[row, "listings"] = tuple(sorted((*photos.at[row, "listings"], f"site:{row_of['test'][2]}")))
+    splits = split_of(split_photos(photos, curation, previous=previous, freeze_test=freeze_test))
+    assert splits[seen_again] == "excluded"
+    others = splits.index != seen_again
+    pd.testing.assert_series_equal(splits[others], split_of(previous)[others])
+
+
 def test_two_old_groups_of_one_side_that_are_joined_later_get_one_name():
     rows = market(100)
     previous = split_photos(*collection(rows))

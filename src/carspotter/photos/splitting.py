@@ -238,10 +238,21 @@ def _keep_sides(
     groups: Groups, table: pd.DataFrame, previous: pd.DataFrame, classes: list[str], freeze_test: bool
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Give the photos of the previous split their sides, or exclude those that may no longer take part."""
+    # An old photo may turn up again in a listing of another side. The side of a listing is that of most of its photos.
+    sides = defaultdict(Counter)
+    for was in previous[(previous["split"] != "excluded") & previous["sha256"].isin(table.index)].itertuples():
+        for listing in table.at[was.sha256, "listings"]:
+            sides[listing][was.split] += 1
+    home = {
+        listing: max(on, key=lambda side: (freeze_test and side in SEALED, on[side], (*STUDIED, "shifted").index(side)))
+        for listing, on in sides.items()
+    }
+
     split, label = {}, {}
     for was in previous.sort_values("sha256").itertuples():
         now = table.loc[was.sha256] if was.sha256 in table.index else None
         stays = was.split != "excluded" and now is not None
+        stays = stays and all(home[listing] == was.split for listing in now["listings"])
         frozen = freeze_test and was.split in SEALED
         if stays and not frozen:
             # A larger copy of the same shot that came later does not push the older one out.
