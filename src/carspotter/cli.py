@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import getpass
 import json
 import sys
 from pathlib import Path
@@ -105,6 +106,30 @@ def train_model(options) -> int:
     return 0
 
 
+def review_photos(options) -> int:
+    from carspotter.evidence.comparison import accuracy_interval
+    from carspotter.photos import review
+    from carspotter.photos.review_server import serve_reviews
+
+    study, reviewer = _study(options), options.reviewer or getpass.getuser()
+    settings = {"port": options.port, "host": options.host, "seed": options.seed}
+    with serve_reviews(study, reviewer, quiz=options.quiz, audit=options.audit, **settings) as server:
+        print(f"Review on {server.url} (Ctrl-C stops; every decision is on disk)", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.wait()
+    if options.quiz:
+        answers = review.read_quiz(study, reviewer)
+        if len(answers):
+            interval = accuracy_interval(answers["correct"], answers["group"])
+            print(f"{reviewer} named {interval.photos} validation photos: accuracy {interval}")
+    if options.audit:
+        audit = review.read_audit(study, options.audit, options.seed)
+        if len(audit.junk):
+            interval = accuracy_interval(audit.junk, audit.group)
+            print(f"junk among the {audit.kept:,} kept photos: {interval}, from {interval.photos} looked at")
+    return 0
+
+
 def report_runs(options) -> int:
     from carspotter.evidence.report import runs_report, to_markdown
 
@@ -178,6 +203,15 @@ def _parser() -> argparse.ArgumentParser:
 
     curating = _verb(verbs, "curate", curate_photos, "find duplicates and bad photos -> data/curation.csv")
     curating.add_argument("--score", type=Path, metavar="TRUTH", help="compare with the truth.csv of rendered photos")
+
+    reviewing = _verb(verbs, "review", review_photos, "a local page on which a person decides -> data/reviews.jsonl")
+    reviewing.add_argument("--reviewer", metavar="NAME", help="default: your login name")
+    reviewing.add_argument("--port", type=int, default=8766, help="default: %(default)s")
+    reviewing.add_argument("--host", default="127.0.0.1", help="another than loopback asks for a token")
+    reviewing.add_argument("--seed", type=int, default=0, help="another draw of the quiz or the audit")
+    purposes = reviewing.add_mutually_exclusive_group()
+    purposes.add_argument("--quiz", type=_positive, metavar="N", help="name the model in N validation photos")
+    purposes.add_argument("--audit", type=_positive, metavar="N", help="judge N kept photos: how much junk is left?")
 
     forgetting = _verb(verbs, "forget", forget_photo, "delete a photo on request; its hash stays as a tombstone")
     forgetting.add_argument("sha256")

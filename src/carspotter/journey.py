@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import html
+import logging
 import os
 import subprocess
 import sys
@@ -105,6 +106,7 @@ def execute_notebook(source: Path, target: Path, **parameters) -> None:
         kernel_name="python3",
         resources={"metadata": {"path": str(target.parent)}},
         on_cell_executed=report,
+        extra_arguments=["--log-level=ERROR"],  # the kernel's note on its transport is not news to anybody here
     )
     try:
         client.execute()
@@ -113,7 +115,9 @@ def execute_notebook(source: Path, target: Path, **parameters) -> None:
         raise RuntimeError(f"notebook {source.name} failed: {last_line}; see {target}") from error
     finally:
         nbformat.write(notebook, target)
-    body, _ = HTMLExporter().from_notebook_node(notebook)
+    exporter = HTMLExporter()
+    exporter.log.setLevel(logging.ERROR)
+    body, _ = exporter.from_notebook_node(notebook)
     target.with_suffix(".html").write_text(body, encoding="utf-8")
 
 

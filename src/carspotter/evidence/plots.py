@@ -51,8 +51,9 @@ def photo_grid(
                 axis.set(xticks=[], yticks=[])
                 for spine in axis.spines.values():
                     spine.set(visible=True, color=colours[number], linewidth=3)
-        _finish(figure, title)
-    return figure
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+        return _finish(figure)
 
 
 def count_bars(counts: pd.DataFrame, title: str = "", unit: str = "photos") -> Figure:
@@ -75,8 +76,7 @@ def count_bars(counts: pd.DataFrame, title: str = "", unit: str = "photos") -> F
             axis.set_title(title, pad=26)
         else:
             axis.set_title(title)
-        figure.tight_layout()
-    return figure
+        return _finish(figure)
 
 
 def learning_curves(histories: dict[str, pd.DataFrame], title: str = "") -> Figure:
@@ -97,8 +97,7 @@ def learning_curves(histories: dict[str, pd.DataFrame], title: str = "") -> Figu
         left.set(xlabel="epoch", ylabel="accuracy", title=title or "Accuracy")
         right.set(xlabel="epoch", ylabel="log loss (nats)", title="Loss")
         left.legend(fontsize=8)
-        figure.tight_layout()
-    return figure
+        return _finish(figure)
 
 
 def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], title: str = "") -> Figure:
@@ -117,8 +116,7 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], title: s
             text = f"{int(number)}\n{share[row, column]:.0%}"
             axis.text(column, row, text, ha="center", va="center", color=colour)
         axis.spines[:].set_visible(False)
-        figure.tight_layout()
-    return figure
+        return _finish(figure)
 
 
 def interval_chart(intervals: dict, title: str = "", unit: str = "validation accuracy") -> Figure:
@@ -135,8 +133,7 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
         axis.set_ylim(len(intervals) - 0.5, -0.5)
         axis.margins(x=0.35)
         axis.set(xlabel=f"{unit}, 95 % interval", title=title)
-        figure.tight_layout()
-    return figure
+        return _finish(figure)
 
 
 def _thumbnail(photo: Path | np.ndarray, side: int = 160) -> Image.Image:
@@ -151,7 +148,8 @@ def _thumbnail(photo: Path | np.ndarray, side: int = 160) -> Image.Image:
     return ImageOps.contain(image, (side, side))
 
 
-def _finish(figure: Figure, title: str) -> None:
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+def _finish(figure: Figure) -> Figure:
+    # A notebook shows the figure that a cell gives back; left open, pyplot might show it a second time.
     figure.tight_layout()
+    plt.close(figure)
+    return figure
