@@ -169,6 +169,23 @@ def test_the_gate_lets_a_label_flip_at_a_tie_only():
         export.check_parity(run, np.array([[np.nan, np.nan], [0.9, 0.1]]))
 
 
+def test_int8_is_a_quarter_of_the_size_and_has_a_gate_of_its_own(study, runs_of, bundle, tmp_path, monkeypatch):
+    run = runs_of("keras", replace(TINY, name="larger", dense_units=256))
+    plain = export.export_run(study, run.id, out=tmp_path / "plain", show_progress=False)
+    small = export.export_run(study, run.id, out=tmp_path / "small", int8=True, show_progress=False)
+    sizes = [(folder / "model.onnx").stat().st_size for folder in (plain, small)]
+    assert sizes[1] < 0.4 * sizes[0] and sorted(path.name for path in small.iterdir())[1:] == [
+        "model.onnx", "model_card.md", "references.npz"
+    ]  # fmt: skip
+    assert PhotoCheck.load(small).check(study.data / f"photos/{0:064x}.png").probabilities
+    assert "made int8" in (small / "model_card.md").read_text()
+    with pytest.raises(export.ParityError, match="from 1.000 to 0.980"):
+        labels, right = np.zeros(50, int), np.tile([0.9, 0.1], (50, 1))
+        export.check_int8(labels, right, np.concatenate([right[:49], [[0.4, 0.6]]]))
+    with pytest.raises(ValueError, match="int8 is for onnx"):
+        export.export_run(study, run.id, "keras", int8=True)
+
+
 def test_a_format_beyond_the_framework_is_refused_with_the_ones_it_can_do(study, runs_of):
     with pytest.raises(ValueError, match="torch run cannot be exported to 'litert'; use one of onnx"):
         export.export_run(study, runs_of("torch").id, "litert")

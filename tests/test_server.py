@@ -409,6 +409,15 @@ print(sorted({"tensorflow", "torch", "keras", "onnx", "scipy", "matplotlib"} & s
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_no_upload_is_large_enough_to_be_written_to_disk(bundle):
+    from starlette.formparsers import MultiPartParser
+
+    from carspotter.check.server import Limits, create_app
+
+    create_app(photo_check.PhotoCheck.load(bundle), limits := Limits())
+    assert MultiPartParser.spool_max_size > limits.body
+
+
 def test_a_corrupt_model_stops_the_server_before_it_listens(bundle, tmp_path):
     from carspotter.check.server import serve
 
