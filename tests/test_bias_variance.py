@@ -126,6 +126,8 @@ def test_the_reliability_table_is_that_of_scikit_learn(too_sure):
     np.testing.assert_allclose(table["accuracy"], accuracy)
     np.testing.assert_allclose(table["confidence"], mean_confidence)
     assert table["photos"].sum() == len(labels)
+    undecided = reliability([0], [[0.5, 0.5]])  # an edge belongs to the bin below it
+    assert (undecided["low"][0], undecided["high"][0]) == (0.4, 0.5)
     assert ((table["low"] < table["confidence"]) & (table["confidence"] <= table["high"])).all()
 
 

@@ -132,8 +132,7 @@ def fit_learning_curve(
     spread = np.linalg.inv(x.transpose(0, 2, 1) @ x)
     centre = (spread @ (x.transpose(0, 2, 1) @ y)[:, :, None])[:, :, 0]
     residual = ((y - (x @ centre[:, :, None])[:, :, 0]) ** 2).sum(axis=1)
-    prior = np.array([1 / len(_shapes(name, smallest, largest)) for name, _ in cells])
-    evidence = np.log(prior) - residual / 2 + np.linalg.slogdet(spread)[1] / 2
+    evidence = -residual / 2 + np.linalg.slogdet(spread)[1] / 2
 
     # as many candidates from each cell, so that one whose best fit is impossible cannot crowd out the others
     rng = np.random.default_rng(seed)
@@ -219,7 +218,10 @@ def _g(form: str, size, shape):
 
 
 def _shapes(form: str, smallest: float, largest: float) -> np.ndarray:
-    """Values tried of the parameter that is not linear: the power, or the photos after which 63 % are learned."""
+    """Values tried of the parameter that is not linear: the power, or the photos after which 63 % are learned.
+
+    As many for each form, so that the forms start out equally likely; the logarithm has no such parameter.
+    """
     if form == "power law":
         return np.geomspace(0.05, 2, SHAPES)
     return np.geomspace(smallest, 3 * largest, SHAPES) if form == "exponential" else np.ones(SHAPES)
