@@ -162,15 +162,16 @@ class Progress:
         self._next_line = 0.0
 
     def show(self, stats: Stats, text: str) -> None:
-        done = stats.fetched + stats.refused.total() + stats.failed.total()
+        done = stats.known + stats.fetched + stats.refused.total() + stats.failed.total()
         if self._bar is not None:
             if text:
                 self._bar.write(text, file=sys.stderr)
+            self._bar.total = stats.found
             self._bar.update(done - self._bar.n)
             self._bar.set_postfix(listings=stats.listings, refused=stats.refused.total(), refresh=False)
         elif text or time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + self.every
-            print(text or f"{done} photos done, {stats.fetched} fetched", file=sys.stderr, flush=True)
+            print(text or f"{done} of {stats.found} photos, {stats.fetched} fetched", file=sys.stderr, flush=True)
 
     def __enter__(self) -> Progress:
         return self

@@ -71,7 +71,8 @@ class Crawl:
         self.site, self.journal, self.browser, self.downloader = site, journal, browser, downloader
         self.limit, self.report = limit, report
         self.stats = Stats()
-        self._seen: set[str] = set()
+        self._found: set[str] = set()
+        self._handled: set[str] = set()
         self._failures_in_a_row = self._bare_pages_in_a_row = 0
         self._misses = dict.fromkeys(site.fields, 0)
 
@@ -102,6 +103,8 @@ class Crawl:
                 known.update(listing.id for listing in fresh if listing.id)
                 self._count(fresh, page)
                 refusal = self._refusal(page)
+                if not self.site.detail:  # tell the progress bar how much is ahead
+                    self._find(*(url for listing in fresh for url in listing.photos))
                 for listing in fresh:
                     if self.site.detail and listing.link:
                         self._open_and_fetch(listing, start)
@@ -178,17 +181,21 @@ class Crawl:
         return f"the page says {word}" if word else None
 
     def _fetch_all(self, listing: Listing, page: LoadedPage, start: Start, refusal: str | None) -> None:
+        self._find(*listing.photos)
         for url in listing.photos:
             about = {"url": url, "page_url": page.url, "listing": listing.id, "label": start.label, "city": start.city}
             self._photo(about | listing.fields, refusal)
+
+    def _find(self, *urls: str) -> None:
+        self._found.update(urls)
+        self.stats.found = len(self._found)
 
     def _photo(self, about: dict, refusal: str | None = None) -> None:
         """See that one photo URL has its fate: fetched now, known from before, or shown by a second listing."""
         url = about["url"]
         fate = self.journal.fates.get(url)
-        is_new_here = url not in self._seen
-        self._seen.add(url)
-        self.stats.found += is_new_here
+        is_new_here = url not in self._handled
+        self._handled.add(url)
         if fate and fate.is_final:
             self.stats.known += is_new_here
             if fate.status == "fetched" and (about["listing"], about["label"]) not in fate.shown_by:
@@ -233,7 +240,8 @@ class Crawl:
 
     def _retry_earlier_failures(self) -> None:
         """Pages change: what failed in an earlier run may no longer be shown anywhere."""
-        left = [url for url, fate in self.journal.fates.items() if not fate.is_final and url not in self._seen]
+        left = [url for url, fate in self.journal.fates.items() if not fate.is_final and url not in self._handled]
+        self._find(*left)
         for url in left:
             line = self.journal.newest_line(url)
             self._photo({key: value for key, value in line.items() if key not in RESULT_KEYS})

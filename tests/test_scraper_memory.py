@@ -11,7 +11,7 @@ from scraper.crawl import Crawl
 from scraper.download import Photo
 from scraper.journal import Journal
 
-PER_PAGE = 50
+PER_PAGE = 25
 CARD = '<article class="listing" data-listing-id="{0}"><h2>Swift {0}</h2><img class="photo" src="/{0}.jpg"></article>'
 
 
@@ -49,7 +49,7 @@ def crawl_many(folder, pages: int) -> tuple[ManyPages, int]:
 
 def test_memory_grows_by_an_address_per_listing(tmp_path, monkeypatch):
     monkeypatch.setattr("scraper.journal.os.fsync", lambda _: None)  # nothing here is about surviving a power cut
-    browser, fetched = crawl_many(tmp_path, 16)
-    assert fetched == 16 * PER_PAGE
-    growth = browser.memory[-1] - browser.memory[5]
-    assert growth / (10 * PER_PAGE) < 1000, f"{growth:,} bytes for {10 * PER_PAGE} listings"
+    browser, fetched = crawl_many(tmp_path, 11)
+    assert fetched == 11 * PER_PAGE
+    growth = browser.memory[-1] - browser.memory[2]
+    assert growth / (8 * PER_PAGE) < 1000, f"{growth:,} bytes for {8 * PER_PAGE} listings"
