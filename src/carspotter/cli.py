@@ -238,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = verbs.add_parser("demo", help="the whole road on the sample site, into demo/")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
-    demo.add_argument("--listings", type=_positive, default=100)
+    demo.add_argument("--listings", type=_positive, default=60)
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--epochs", type=_positive, default=12)
     demo.set_defaults(verb=run_demo)

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from tqdm.auto import tqdm
 
 from carspotter.photos.images import CHUNK, WORKERS, UnreadablePhoto, open_photo, to_rgb
+from carspotter.progress import progress_bar
 
 SIDE = 64  # pixels of the grey copy
 VERSION = 2  # raise when a fingerprint changes: it names the cache file
@@ -67,7 +67,7 @@ def measure_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True)
         new.truncate(len(known) * FINGERPRINT.itemsize)  # a record torn by a kill
         have = {sha256.decode() for sha256 in known["sha256"]}
         jobs = [job for job in zip(photos["sha256"], photos["path"], strict=True) if job[0] not in have]
-        progress = tqdm(total=len(jobs), desc="look at photos", unit="photo", disable=not show_progress)
+        progress = progress_bar(len(jobs), "look at photos", "photos", show_progress)
         for start in range(0, len(jobs), CHUNK):
             chunk = jobs[start : start + CHUNK]
             for (sha256, _), result in zip(chunk, pool.map(measure, chunk), strict=True):
@@ -90,11 +90,11 @@ def find_duplicates(fingerprints: np.ndarray, show_progress: bool = True) -> pd.
     """
     candidates = _find_candidates(hash_windows(fingerprints["grey"]))
     similarity = np.empty(len(candidates), dtype=np.float32)
-    for start in tqdm(
-        range(0, len(candidates), PAIR_CHUNK), desc="compare pairs", unit="chunk", disable=not show_progress
-    ):
-        chunk = slice(start, start + PAIR_CHUNK)
-        similarity[chunk] = _compare(fingerprints["grey"], candidates[chunk])
+    with progress_bar(len(candidates), "compare", "pairs", show_progress) as progress:
+        for start in range(0, len(candidates), PAIR_CHUNK):
+            chunk = candidates[start : start + PAIR_CHUNK]
+            similarity[start : start + PAIR_CHUNK] = _compare(fingerprints["grey"], chunk)
+            progress.update(len(chunk))
     pairs = pd.DataFrame({"first": candidates["whole"], "second": candidates["cut"], "similarity": similarity})
     return pairs[similarity >= SAME_SHOT].reset_index(drop=True)
 

@@ -15,7 +15,8 @@ from typing import BinaryIO
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageFile, ImageOps
-from tqdm.auto import tqdm
+
+from carspotter.progress import progress_bar
 
 # Raise this by hand when decode_image gives other pixels: arrays on disk and exported models depend on it.
 PREPROCESSING = "squash-bilinear-draft2x-white-1"
@@ -142,7 +143,7 @@ def _write_images(part: BinaryIO, data: Path, photos: pd.DataFrame, size: int, s
     paths = photos["path"].tolist()
     with (
         ThreadPoolExecutor(WORKERS) as pool,
-        tqdm(total=len(paths), desc="decode", unit="photo", disable=not show_progress) as progress,
+        progress_bar(len(paths), "decode", "photos", show_progress) as progress,
     ):
         for start in range(0, len(paths), CHUNK):
             for image in pool.map(decode, paths[start : start + CHUNK]):

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from carspotter.photos.images import CHUNK, FORMATS, WORKERS, UnreadablePhoto, open_photo
+from carspotter.progress import progress_bar
 
 BYTE_LIMIT = 50_000_000
 IGNORED_FILES = {"thumbs.db", "desktop.ini"}
@@ -143,7 +143,7 @@ def import_folder(
     with (
         open(journal_path, "a", encoding="utf-8") as journal,
         ThreadPoolExecutor(WORKERS) as pool,
-        tqdm(total=len(jobs), desc="import", unit="file", disable=not show_progress) as progress,
+        progress_bar(len(jobs), "import", "files", show_progress) as progress,
     ):
         for start in range(0, len(jobs), CHUNK):
             for line in pool.map(read, jobs[start : start + CHUNK]):

@@ -1,0 +1,37 @@
+"""Progress of long work: a bar with rate and time left on a terminal, a plain line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+SECONDS_BETWEEN_LINES = 15
+
+
+def progress_bar(total: int, what: str, unit: str, shown: bool = True, done: int = 0) -> tqdm:
+    """Give a bar to be used in `with`, and moved on by its `update(count)`.
+
+    `total` and `done`: how many units there are, and how many of them an earlier, interrupted run has finished.
+    """
+    options = {"total": total, "initial": done, "desc": what, "unit": f" {unit}", "disable": not shown}
+    if sys.stderr.isatty():
+        return tqdm(**options, dynamic_ncols=True)
+    return tqdm(
+        **options,
+        file=_Lines(),
+        mininterval=SECONDS_BETWEEN_LINES,
+        maxinterval=SECONDS_BETWEEN_LINES,
+        bar_format="{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed} gone, {remaining} left",
+    )
+
+
+class _Lines:
+    """A stream that makes a line of what tqdm means to write over itself."""
+
+    def write(self, text: str) -> None:
+        if text := text.strip():
+            sys.stderr.write(text + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
