@@ -91,6 +91,11 @@ def test_a_paired_difference_has_the_sign_of_the_second_and_is_narrower_than_an_
     assert difference.high - difference.low < single.high - single.low
 
 
+def test_a_difference_of_a_handful_of_groups_stays_between_minus_one_and_one():
+    interval = paired_difference([1, 1, 0, 1], [1, 0, 1, 1], [1, 1, 2, 3])
+    assert (interval.low, interval.high) == (-1.0, 1.0)
+
+
 def test_intervals_are_the_same_each_time_and_do_not_depend_on_the_names_of_groups():
     correct, groups = listings(np.random.default_rng(2), 50)
     first = accuracy_interval(correct.ravel(), groups)

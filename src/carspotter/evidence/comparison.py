@@ -223,7 +223,7 @@ def _interval(values: np.ndarray, groups, level: float, seed: int, logit: bool) 
     if logit:
         low, high = special.expit(special.logit(estimate) + np.array([-half, half]))
     else:
-        low, high = estimate - half, estimate + half
+        low, high = max(-1.0, estimate - half), min(1.0, estimate + half)
     share = float(of_seeds / variance)
     return Interval(estimate, float(low), float(high), photos, count, level, seeds, spread, share)
 
