@@ -21,8 +21,25 @@ DISC = 256  # side of a wheel's skin in texels
 PLATE = (36, 160)
 GRAPHIC_SCALE = 400.0  # texels a metre of the drawn window, lamp and door shapes
 
-MATERIALS = ("paint", "glass", "black", "gloss_black", "chrome", "headlamp", "tail", "amber", "mesh", "groove", "void",
-             "tyre", "rim", "plate", "ink", "roof", "gap")  # fmt: skip
+MATERIALS = (
+    "paint",
+    "glass",
+    "black",
+    "gloss_black",
+    "chrome",
+    "headlamp",
+    "tail",
+    "amber",
+    "mesh",
+    "groove",
+    "void",
+    "tyre",
+    "rim",
+    "plate",
+    "ink",
+    "roof",
+    "gap",
+)
 MATERIAL = {name: number for number, name in enumerate(MATERIALS)}
 
 
@@ -78,7 +95,7 @@ def _heights(shape: Shape, count: int) -> np.ndarray:
 
 
 def _surface(shape: Shape, heights: np.ndarray, around: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sample half of the body (y >= 0): points (levels, around, 3) and the way along the skin from nose to tail (levels, around)."""
+    """Sample half of the body (y >= 0): points (levels, around, 3), way from the nose (levels, around)."""
     x_front, x_rear, half = _outline(shape, heights)
     to_glass = np.clip((heights - shape.belt + 0.12) / 0.16, 0, 1)
     wanted = np.linspace(0, 1, around)
@@ -143,15 +160,30 @@ def _side_graphic(shape: Shape) -> np.ndarray:
     belt = min(z for _, z in shape.windows) + 0.02
     side.line(((d0 + 0.03, belt - 0.05), (d0, 0.75), (d0, bottom + 0.09), (d2 - 0.18, bottom + 0.09)), "groove", 0.009)
     side.line(((d1, belt), (d1, bottom + 0.09)), "groove", 0.009)
-    side.line(((d2 + 0.02, belt + 0.02), (d2 + 0.03, 0.80), (axles[1] - arch * 0.85, shape.wheel_radius + arch * 0.72),
-               (d2 - 0.18, bottom + 0.09)), "groove", 0.009)  # fmt: skip
+    side.line(
+        (
+            (d2 + 0.02, belt + 0.02),
+            (d2 + 0.03, 0.80),
+            (axles[1] - arch * 0.85, shape.wheel_radius + arch * 0.72),
+            (d2 - 0.18, bottom + 0.09),
+        ),
+        "groove",
+        0.009,
+    )
     for x in axles:
         edge = arch + (shape.cladding * 0.5 if shape.cladding else 0.012)
         side.ellipse(x, shape.wheel_radius, edge, edge, "black" if shape.cladding else "gap")
         side.ellipse(x, shape.wheel_radius, arch, arch, "void")
     for x in (d1 - 0.25, d2 - 0.25):
-        side.polygon(((x, shape.handle_height - 0.018), (x + 0.17, shape.handle_height - 0.012),
-                      (x + 0.17, shape.handle_height + 0.006), (x, shape.handle_height + 0.006)), "gap")  # fmt: skip
+        side.polygon(
+            (
+                (x, shape.handle_height - 0.018),
+                (x + 0.17, shape.handle_height - 0.012),
+                (x + 0.17, shape.handle_height + 0.006),
+                (x, shape.handle_height + 0.006),
+            ),
+            "gap",
+        )
         side.line(((x + 0.01, shape.handle_height + 0.014), (x + 0.17, shape.handle_height + 0.018)), "paint", 0.022)
     side.ellipse(shape.overhang + shape.wheel_radius + 0.14, shape.crease_height + 0.04, 0.03, 0.012, "amber")
     outline = _smooth((*shape.windows, shape.windows[0]), 2)
@@ -160,8 +192,15 @@ def _side_graphic(shape: Shape) -> np.ndarray:
     floor, ceiling = min(z for _, z in shape.windows), max(z for _, z in shape.windows)
     for at_belt, at_roof, width in shape.pillars:
         half = width / 2
-        side.polygon(((at_belt - half, floor - 0.03), (at_belt + half, floor - 0.03), (at_roof + half, ceiling + 0.03),
-                      (at_roof - half, ceiling + 0.03)), shape.pillar_material)  # fmt: skip
+        side.polygon(
+            (
+                (at_belt - half, floor - 0.03),
+                (at_belt + half, floor - 0.03),
+                (at_roof + half, ceiling + 0.03),
+                (at_roof - half, ceiling + 0.03),
+            ),
+            shape.pillar_material,
+        )
         side.line(((at_belt, floor - 0.03), (at_roof, ceiling + 0.03)), "groove", 0.006)
     if shape.rails:
         side.line(((1.3, shape.height - 0.055), (shape.length - 0.5, shape.height - 0.055)), "black", 0.025)
@@ -338,12 +377,19 @@ def build_car(shape: Shape) -> Car:
     outlines = body[:: MESH_LEVELS // 9]
     outlines = np.concatenate([outlines, (outlines * flip)[:, ::-1]], axis=1)
     return Car(
-        shape, np.concatenate(build.vertices).astype(np.float32), np.concatenate(build.faces).astype(np.int32),
-        np.concatenate(build.uv).astype(np.float32), np.concatenate(build.tile).astype(np.int32),
-        np.concatenate(build.mirrored).astype(np.float32), np.concatenate(build.layer).astype(np.int8),
-        np.concatenate(build.normals), np.concatenate(build.materials), np.concatenate(build.shade),
-        slice(first, first + 2 * PLATE[0] * PLATE[1]), outlines,
-    )  # fmt: skip
+        shape,
+        np.concatenate(build.vertices).astype(np.float32),
+        np.concatenate(build.faces).astype(np.int32),
+        np.concatenate(build.uv).astype(np.float32),
+        np.concatenate(build.tile).astype(np.int32),
+        np.concatenate(build.mirrored).astype(np.float32),
+        np.concatenate(build.layer).astype(np.int8),
+        np.concatenate(build.normals),
+        np.concatenate(build.materials),
+        np.concatenate(build.shade),
+        slice(first, first + 2 * PLATE[0] * PLATE[1]),
+        outlines,
+    )
 
 
 def _add_wheels(build: _Builder, shape: Shape) -> None:

@@ -1,4 +1,4 @@
-"""Pictures that listings carry beside the car itself: cabin, dashboard, engine, papers. Drawn flat, with light and grain."""
+"""Pictures that listings carry beside the car itself: cabin, dashboard, engine, papers. Drawn flat."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def _view(azimuth: float) -> str:
 
 
 def _aim(rng: np.random.Generator, shape, size: tuple[int, int]) -> tuple[Camera, str]:
-    """Draw where the photographer stands: mostly a corner or a side of the car, at the height of eyes, sometimes crouching."""
+    """Draw where the photographer stands: mostly at a corner or a side of the car, at the height of eyes."""
     weights = np.array([0.12, 0.2, 0.1, 0.12, 0.1, 0.1, 0.08, 0.18])
     azimuth = rng.choice(8, p=weights / weights.sum()) * np.pi / 4 + rng.normal(0, 0.19)
     view_angle = np.radians(rng.uniform(54, 68))
@@ -230,8 +230,18 @@ def render_listing(
         image = develop(image, phone, rng, size, exposure=exposure, blur=blur)
         orientation = int(rng.choice([6, 8, 3], p=[0.6, 0.2, 0.2])) if rng.random() < 0.09 else 1
         name = listing.file(index)
-        row = {"file": name, "kind": photo.kind, "model": model, "generation": generation, "view": view, "listing": listing.id,
-               "city": listing.city, "copy": "", "duplicate_of": "", "orientation": orientation}  # fmt: skip
+        row = {
+            "file": name,
+            "kind": photo.kind,
+            "model": model,
+            "generation": generation,
+            "view": view,
+            "listing": listing.id,
+            "city": listing.city,
+            "copy": "",
+            "duplicate_of": "",
+            "orientation": orientation,
+        }
         drawn[name] = encode(image, int(np.clip(phone.quality + rng.integers(-3, 4), 60, 92)), orientation), row
     return drawn
 
@@ -287,8 +297,17 @@ def _copy_into(folder: str, seed: int, originals: dict[str, dict], listing: Plan
         rng = np.random.default_rng([seed, listing.number, 4, index])
         name = listing.file(index)
         _write(Path(folder) / name, _copied(photo.copy, (Path(folder) / photo.original).read_bytes(), rng))
-        rows.append({**originals[photo.original], "file": name, "listing": listing.id, "city": listing.city, "copy": photo.copy,
-                     "duplicate_of": photo.original, "orientation": 1})  # fmt: skip
+        rows.append(
+            {
+                **originals[photo.original],
+                "file": name,
+                "listing": listing.id,
+                "city": listing.city,
+                "copy": photo.copy,
+                "duplicate_of": photo.original,
+                "orientation": 1,
+            }
+        )
     return rows
 
 
@@ -299,10 +318,18 @@ def _tables(folder: Path, plan: Iterable[PlannedListing], rows: list[dict]) -> N
             row.update(sha256=hashlib.sha256(content).hexdigest(), width=image.width, height=image.height)
     rows.sort(key=lambda row: row["file"])
     listed = [
-        {"file": listing.file(index), "listing": listing.id, "city": listing.city, "claim": listing.claim, "year": listing.year,
-         "price": listing.price, "kilometres": listing.kilometres}
-        for listing in plan for index in range(len(listing.photos))
-    ]  # fmt: skip
+        {
+            "file": listing.file(index),
+            "listing": listing.id,
+            "city": listing.city,
+            "claim": listing.claim,
+            "year": listing.year,
+            "price": listing.price,
+            "kilometres": listing.kilometres,
+        }
+        for listing in plan
+        for index in range(len(listing.photos))
+    ]
     for name, columns, table in (("truth.csv", TRUTH_COLUMNS, rows), ("listings.csv", LISTING_COLUMNS, listed)):
         with open(folder / name, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, lineterminator="\n")
@@ -321,10 +348,10 @@ def write_photos(
     processes: int | None = None,
     show_progress: bool = True,
 ) -> Path:
-    """Write the photos of `listings` listings as `<claim>/<listing>__<NN>.jpg` with truth.csv and listings.csv; give the folder.
+    """Write photos as `<claim>/<listing>__<NN>.jpg`, with truth.csv and listings.csv; give the folder.
 
     `longest_side` caps the photos' size in pixels: small photos are quick to draw.
-    The same seed gives the same bytes on one machine, whatever the number of processes. The folder appears under its name
+    The same seed gives the same bytes on one machine, whatever the number of processes. The folder gets its name
     only when it is whole; until then it is `<name>.partial`, and the same call takes up an interrupted run there.
     Raises FileExistsError when `out` holds something or `<name>.partial` belongs to another call, ValueError for
     a model without a shape, OSError with the folder's name when the disk is full.

@@ -10,16 +10,23 @@ import numpy as np
 from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
 
 SIZES = (  # width, height, how often; a third of them are also held upright
-    (480, 360, 6), (640, 480, 16), (800, 600, 26), (960, 720, 14), (1024, 768, 10), (1280, 720, 9), (1280, 960, 6), (854, 480, 9),
+    (480, 360, 6),
+    (640, 480, 16),
+    (800, 600, 26),
+    (960, 720, 14),
+    (1024, 768, 10),
+    (1280, 720, 9),
+    (1280, 960, 6),
+    (854, 480, 9),
     (1600, 1200, 4),
-)  # fmt: skip
+)
 RENDERED = 960  # longest side that is rendered; larger photos are enlarged, as a phone's digital zoom does
 ORIENTATIONS = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270, 3: Image.Transpose.ROTATE_180}
 
 
 @dataclass(frozen=True)
 class Phone:
-    """One phone: gains for red, green, blue; contrast, colour, blur in pixels at 800 wide, noise in grey levels, JPEG quality, sizes."""
+    """One phone: gains for red, green, blue; blur in pixels at 800 wide; noise and `target` in grey levels."""
 
     gains: tuple[float, float, float]
     contrast: float
@@ -39,11 +46,16 @@ def draw_phone(rng: np.random.Generator, city: str) -> Phone:
     width, height, _ = SIZES[rng.choice(len(SIZES), p=weights / weights.sum())]
     warmth = rng.normal(-0.05 if shifted else 0.015, 0.045)
     return Phone(
-        (1 + warmth, 1 + rng.normal(0, 0.012), 1 - warmth), float(rng.uniform(1.0, 1.6)), float(rng.uniform(0.9, 1.4)),
-        float(rng.gamma(2, 0.3 if shifted else 0.22)), float(rng.gamma(2.5, 2.4 if shifted else 1.5)),
-        int(rng.integers(60, 80) if shifted else rng.integers(60, 93)), (width, height), float(rng.uniform(102, 142)),
+        (1 + warmth, 1 + rng.normal(0, 0.012), 1 - warmth),
+        float(rng.uniform(1.0, 1.6)),
+        float(rng.uniform(0.9, 1.4)),
+        float(rng.gamma(2, 0.3 if shifted else 0.22)),
+        float(rng.gamma(2.5, 2.4 if shifted else 1.5)),
+        int(rng.integers(60, 80) if shifted else rng.integers(60, 93)),
+        (width, height),
+        float(rng.uniform(102, 142)),
         float(rng.uniform(0, 0.3)),
-    )  # fmt: skip
+    )
 
 
 @lru_cache(maxsize=1)
@@ -78,7 +90,7 @@ def develop(
     exposure: float = 1.0,
     blur: float = 0.0,
 ) -> Image.Image:
-    """Turn a rendered scene into what the phone would have seen; `exposure` and extra `blur` (pixels at 800 wide) spoil it."""
+    """Turn a scene into what the phone sees; `exposure` and extra `blur` (pixels at 800 wide) spoil it."""
     k = image.width / 800
     radius = phone.blur * k + blur * k
     if radius > 0.4:
@@ -120,7 +132,7 @@ def develop(
 
 
 def encode(image: Image.Image, quality: int, orientation: int = 1) -> bytes:
-    """Give JPEG bytes; with an `orientation` other than 1 the pixels are stored turned and EXIF says how to turn them back."""
+    """Give JPEG bytes; with an `orientation` other than 1 the pixels are stored turned and EXIF says how."""
     options = {}
     if orientation != 1:
         image = image.transpose(ORIENTATIONS[orientation])

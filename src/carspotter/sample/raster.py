@@ -11,15 +11,22 @@ from .bodies import MATERIAL, MATERIALS, Car
 
 # linear albedo, reflectance at normal incidence, share of light from within (lamps scatter)
 _SURFACES = {
-    "glass": ((0.045, 0.05, 0.05), 0.10, 0.0), "black": ((0.028, 0.028, 0.03), 0.02, 0.0),
-    "gloss_black": ((0.010, 0.010, 0.011), 0.05, 0.0), "chrome": ((0.25, 0.25, 0.26), 0.60, 0.0),
-    "headlamp": ((0.46, 0.48, 0.50), 0.16, 0.08), "tail": ((0.40, 0.012, 0.016), 0.06, 0.10),
-    "amber": ((0.50, 0.18, 0.02), 0.06, 0.05), "mesh": ((0.012, 0.012, 0.013), 0.03, 0.0),
-    "groove": ((0.006, 0.006, 0.006), 0.0, 0.0), "void": ((0.004, 0.004, 0.004), 0.0, 0.0),
-    "tyre": ((0.016, 0.016, 0.017), 0.008, 0.0), "rim": ((0.36, 0.36, 0.37), 0.20, 0.0),
-    "plate": ((0.72, 0.72, 0.70), 0.03, 0.0), "ink": ((0.01, 0.01, 0.012), 0.02, 0.0),
+    "glass": ((0.045, 0.05, 0.05), 0.10, 0.0),
+    "black": ((0.028, 0.028, 0.03), 0.02, 0.0),
+    "gloss_black": ((0.010, 0.010, 0.011), 0.05, 0.0),
+    "chrome": ((0.25, 0.25, 0.26), 0.60, 0.0),
+    "headlamp": ((0.46, 0.48, 0.50), 0.16, 0.08),
+    "tail": ((0.40, 0.012, 0.016), 0.06, 0.10),
+    "amber": ((0.50, 0.18, 0.02), 0.06, 0.05),
+    "mesh": ((0.012, 0.012, 0.013), 0.03, 0.0),
+    "groove": ((0.006, 0.006, 0.006), 0.0, 0.0),
+    "void": ((0.004, 0.004, 0.004), 0.0, 0.0),
+    "tyre": ((0.016, 0.016, 0.017), 0.008, 0.0),
+    "rim": ((0.36, 0.36, 0.37), 0.20, 0.0),
+    "plate": ((0.72, 0.72, 0.70), 0.03, 0.0),
+    "ink": ((0.01, 0.01, 0.012), 0.02, 0.0),
     "gap": ((0.03, 0.03, 0.03), 0.02, 0.0),
-}  # fmt: skip
+}
 
 
 CHUNK = 16384  # pixels handled together: their arrays fit the processor's cache
@@ -100,7 +107,7 @@ def _fill(corners: np.ndarray, order: np.ndarray, size: tuple[int, int]) -> np.n
 
 
 def _pack(corners: np.ndarray, depth: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """Give for each triangle what its pixels need: corner, edges over the determinant, u/w v/w 1/w and their steps (M, 15)."""
+    """Give for each triangle what its pixels need: corner, edges / determinant, u/w v/w 1/w, steps (M, 15)."""
     p0, e1, e2 = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     determinant = e1[:, 0] * e2[:, 1] - e2[:, 0] * e1[:, 1]
     determinant = np.where(np.abs(determinant) > 0.01, determinant, 1)[:, None]  # those are not drawn
@@ -113,7 +120,7 @@ def _pack(corners: np.ndarray, depth: np.ndarray, uv: np.ndarray) -> np.ndarray:
 
 
 def _texels(packed: np.ndarray, pixel_x, pixel_y, tile) -> tuple[np.ndarray, np.ndarray]:
-    """Give texel and inverse depth of pixels, each with its triangle's row; perspective-correct, inside the triangle."""
+    """Give texel and inverse depth of pixels, each with its triangle's row; perspective-correct."""
     row = packed.T
     x, y = pixel_x.astype(np.float32) + np.float32(0.5) - row[0], pixel_y.astype(np.float32) + np.float32(0.5) - row[1]
     b1 = np.clip(x * row[5] - y * row[4], 0, 1)
@@ -217,7 +224,7 @@ class _Skin:
 
 
 def _shade(skin: _Skin, light: Light, texel, mirrored, rays) -> np.ndarray:
-    """Light the pixels: sun, sky, ground bounce, mirrored surroundings (Schlick, 1994), highlight; sRGB uint8 (N, 3)."""
+    """Light the pixels: sun, sky, ground bounce, mirror image (Schlick, 1994), highlight; sRGB uint8 (N, 3)."""
     albedo, reflectance, glow = skin.albedo, skin.reflectance, skin.glow
     kind = skin.materials[texel]
     n = skin.normals[texel].T

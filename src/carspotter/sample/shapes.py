@@ -479,7 +479,7 @@ WAGONR_OLD = replace(
 
 
 def _stretched(base: Shape, length: float, width: float, height: float, **changes) -> Shape:
-    """Give `base` scaled to other outer sizes: every outline and graphic follows, then `changes` replace what they name."""
+    """Give `base` scaled to other outer sizes: outlines and graphics follow, then `changes` apply."""
     kx, ky, kz = length / base.length, width / base.width, height / base.height
 
     def xz(points: Points, k: float) -> Points:
@@ -488,8 +488,10 @@ def _stretched(base: Shape, length: float, width: float, height: float, **change
     scaled = replace(
         base, length=length, width=width, height=height, wheelbase=base.wheelbase * kx, overhang=base.overhang * kx,
         front=xz(base.front, kx), rear=xz(base.rear, kx), half_width=tuple((z * kz, w) for z, w in base.half_width),
-        belt=base.belt * kz, windows=xz(base.windows, kx), pillars=tuple((a * kx, b * kx, w) for a, b, w in base.pillars),
-        doors=tuple(x * kx for x in base.doors), handle_height=base.handle_height * kz, crease_height=base.crease_height * kz,
+        belt=base.belt * kz, windows=xz(base.windows, kx),
+                  pillars=tuple((a * kx, b * kx, w) for a, b, w in base.pillars),
+        doors=tuple(x * kx for x in base.doors),
+                  handle_height=base.handle_height * kz, crease_height=base.crease_height * kz,
         windscreen=xz(base.windscreen, ky), rear_window=xz(base.rear_window, ky),
         face=tuple((m, xz(p, ky)) for m, p in base.face), back=tuple((m, xz(p, ky)) for m, p in base.back),
         plate_front=base.plate_front * kz, plate_rear=base.plate_rear * kz,
@@ -503,7 +505,8 @@ ALTO = _stretched(
     face=(
         ("black", ((0, 0.56), (0.26, 0.56), (0.30, 0.60), (0.27, 0.63), (0, 0.64))),
         ("black", ((0, 0.26), (0.48, 0.26), (0.52, 0.38), (0, 0.40))),
-        ("headlamp", ((0.38, 0.56), (0.40, 0.68), (0.58, 0.76), (0.80, 0.80), (0.86, 0.78), (0.80, 0.62), (0.62, 0.55))),
+        ("headlamp", ((0.38, 0.56), (0.40, 0.68), (0.58, 0.76), (0.80, 0.80), (0.86, 0.78), (0.80, 0.62),
+        (0.62, 0.55))),
         ("groove", ((0, 0.715), (0.42, 0.70), (0.42, 0.708), (0, 0.723))),
     ),
     back=(
@@ -520,7 +523,8 @@ BALENO = _stretched(
         ("black", ((0, 0.47), (0.40, 0.52), (0.50, 0.62), (0.30, 0.62), (0, 0.60))),
         ("chrome", ((0, 0.455), (0.42, 0.505), (0.56, 0.64), (0.54, 0.64), (0.41, 0.525), (0, 0.475))),
         ("black", ((0, 0.25), (0.56, 0.25), (0.60, 0.33), (0, 0.36))),
-        ("headlamp", ((0.54, 0.63), (0.58, 0.68), (0.84, 0.75), (1.20, 0.83), (1.22, 0.80), (1.04, 0.67), (0.74, 0.60))),
+        ("headlamp", ((0.54, 0.63), (0.58, 0.68), (0.84, 0.75), (1.20, 0.83), (1.22, 0.80), (1.04, 0.67),
+        (0.74, 0.60))),
         ("groove", ((0, 0.71), (0.50, 0.70), (0.50, 0.708), (0, 0.718))),
     ),
     back=(
@@ -532,12 +536,16 @@ BALENO = _stretched(
 )  # fmt: skip
 
 DZIRE = replace(
-    _stretched(SWIFT_NEW, 3.995, 1.735, 1.515), model="dzire", generation=1, years=(2017, 2023), wheelbase=2.45, overhang=0.80,
-    rear=((0.16, 0.24), (0.04, 0.33), (0.0, 0.50), (0.01, 0.72), (0.03, 0.90), (0.08, 0.98), (0.28, 1.025), (0.50, 1.05),
+    _stretched(SWIFT_NEW, 3.995, 1.735, 1.515), model="dzire", generation=1, years=(2017, 2023),
+              wheelbase=2.45, overhang=0.80,
+    rear=((0.16, 0.24), (0.04, 0.33), (0.0, 0.50), (0.01, 0.72), (0.03, 0.90), (0.08, 0.98), (0.28, 1.025),
+              (0.50, 1.05),
           (0.66, 1.12), (0.98, 1.33), (1.16, 1.43), (1.42, 1.49), (1.645, 1.515)),
     tail_corner=(0.42, 2.9),
-    windows=((1.36, 1.0), (1.74, 1.335), (1.92, 1.385), (2.25, 1.405), (2.62, 1.38), (2.90, 1.28), (3.14, 1.07), (2.3, 1.025)),
-    pillars=((2.16, 2.16, 0.085), (2.88, 2.80, 0.04)), pillar_material="gloss_black", doors=(1.19, 2.18, 2.94), spokes=8,
+    windows=((1.36, 1.0), (1.74, 1.335), (1.92, 1.385), (2.25, 1.405), (2.62, 1.38), (2.90, 1.28), (3.14, 1.07),
+              (2.3, 1.025)),
+    pillars=((2.16, 2.16, 0.085), (2.88, 2.80, 0.04)), pillar_material="gloss_black", doors=(1.19, 2.18, 2.94),
+              spokes=8,
     rear_window=((0, 1.08), (0.60, 1.08), (0.55, 1.38), (0, 1.40)),
     back=(
         ("black", ((0, 0.26), (0.60, 0.26), (0.64, 0.34), (0, 0.34))),
@@ -550,23 +558,28 @@ DZIRE = replace(
 
 ERTIGA = _stretched(
     WAGONR_NEW, 4.395, 1.735, 1.69, model="ertiga", generation=1, years=(2018, 2023), wheelbase=2.74, overhang=0.83,
-    front=((0.14, 0.20), (0.04, 0.28), (0.0, 0.45), (0.02, 0.64), (0.09, 0.78), (0.24, 0.90), (0.56, 1.00), (0.95, 1.07),
+    front=((0.14, 0.20), (0.04, 0.28), (0.0, 0.45), (0.02, 0.64), (0.09, 0.78), (0.24, 0.90), (0.56, 1.00),
+              (0.95, 1.07),
            (1.05, 1.10), (1.40, 1.36), (1.68, 1.55), (1.85, 1.62), (2.20, 1.67), (2.60, 1.69)),
     rear=((0.12, 0.25), (0.03, 0.34), (0.0, 0.52), (0.02, 0.80), (0.08, 1.0), (0.20, 1.30), (0.28, 1.50), (0.30, 1.57),
           (0.45, 1.62), (1.0, 1.675), (1.795, 1.69)),
     nose_corner=(0.55, 2.8), tail_corner=(0.36, 3.0), glass_corner=(0.32, 2.8),
-    windows=((1.38, 1.11), (1.74, 1.47), (1.90, 1.535), (2.3, 1.57), (3.6, 1.54), (3.98, 1.47), (4.02, 1.22), (3.4, 1.15), (2.4, 1.11)),
+    windows=((1.38, 1.11), (1.74, 1.47), (1.90, 1.535), (2.3, 1.57), (3.6, 1.54), (3.98, 1.47), (4.02, 1.22),
+              (3.4, 1.15), (2.4, 1.11)),
     pillars=((2.32, 2.30, 0.10), (3.22, 3.16, 0.08)), doors=(1.22, 2.34, 3.28), wheel_radius=0.305, spokes=5,
 )  # fmt: skip
 
 BREZZA = _stretched(
     WAGONR_NEW, 3.995, 1.79, 1.685, model="brezza", generation=1, years=(2016, 2023), wheelbase=2.50, overhang=0.80,
-    front=((0.14, 0.24), (0.04, 0.32), (0.0, 0.50), (0.01, 0.76), (0.05, 0.93), (0.14, 1.01), (0.55, 1.06), (0.98, 1.09),
+    front=((0.14, 0.24), (0.04, 0.32), (0.0, 0.50), (0.01, 0.76), (0.05, 0.93), (0.14, 1.01), (0.55, 1.06),
+              (0.98, 1.09),
            (1.06, 1.13), (1.34, 1.37), (1.56, 1.53), (1.70, 1.60), (2.0, 1.66), (2.4, 1.685)),
-    rear=((0.14, 0.28), (0.03, 0.36), (0.0, 0.54), (0.02, 0.86), (0.06, 1.06), (0.20, 1.36), (0.28, 1.52), (0.30, 1.585),
+    rear=((0.14, 0.28), (0.03, 0.36), (0.0, 0.54), (0.02, 0.86), (0.06, 1.06), (0.20, 1.36), (0.28, 1.52),
+              (0.30, 1.585),
           (0.44, 1.63), (0.9, 1.675), (1.595, 1.685)),
     nose_corner=(0.45, 3.4), tail_corner=(0.34, 3.4),
-    windows=((1.34, 1.14), (1.64, 1.47), (1.78, 1.53), (2.2, 1.56), (3.0, 1.53), (3.42, 1.45), (3.50, 1.26), (2.8, 1.18)),
+    windows=((1.34, 1.14), (1.64, 1.47), (1.78, 1.53), (2.2, 1.56), (3.0, 1.53), (3.42, 1.45), (3.50, 1.26),
+              (2.8, 1.18)),
     pillars=((2.22, 2.21, 0.10), (3.04, 2.98, 0.08)), doors=(1.22, 2.24, 3.08), wheel_radius=0.335, spokes=5,
     cladding=0.13, rails=True, roof_black=0.4,
     face=(

@@ -65,8 +65,12 @@ def read_listings(folder: Path) -> list[Listing]:
     listings: dict[str, Listing] = {}
     with open(table, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            listing = listings.setdefault(row["listing"], Listing(row["listing"], row["claim"], row["city"], row["year"],
-                                                                  int(row["price"]), int(row["kilometres"])))  # fmt: skip
+            listing = listings.setdefault(
+                row["listing"],
+                Listing(
+                    row["listing"], row["claim"], row["city"], row["year"], int(row["price"]), int(row["kilometres"])
+                ),
+            )
             name = row["file"].split("/")[-1]
             private = list(listings).index(row["listing"]) % 7 == 3 and len(listing.photos) in (1, 2)
             listing.photos.append((f"/photos/private/{name}" if private else f"/photos/{name}", row["file"]))
@@ -76,12 +80,20 @@ def read_listings(folder: Path) -> list[Listing]:
 class SampleSite:
     """The site as a context manager: `with SampleSite(folder) as site: site.base_url`.
 
-    Give a folder written by `write_photos`, or `listings` and `seed` to draw one into a temporary folder. `port` 0 takes a
+    Give a folder written by `write_photos`, or `listings` and `seed` to draw one into a scratch folder. Port 0 takes a
     free one; only loopback is bound. `site.requests` is the log: (method, path with query, status) in order of arrival.
     """
 
-    def __init__(self, folder: Path | str | None = None, *, listings: int = 24, seed: int = 0, port: int = 0, crawl_delay: float = 0.0,
-                 show_progress: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        folder: Path | str | None = None,
+        *,
+        listings: int = 24,
+        seed: int = 0,
+        port: int = 0,
+        crawl_delay: float = 0.0,
+        show_progress: bool = False,
+    ):
         self._temporary = None if folder else Path(tempfile.mkdtemp(prefix="carspotter-site-"))
         if self._temporary:
             folder = write_photos(self._temporary / "photos", listings, seed, show_progress=show_progress)
@@ -124,9 +136,11 @@ class SampleSite:
         """Give the SHA-256 of every original photo that robots.txt allows, of all or of some models."""
         return {
             hashlib.sha256((self.folder / file).read_bytes()).hexdigest()
-            for listing in self.listings if models is None or listing.model in models
-            for path, file in listing.photos if not path.startswith("/photos/private/")
-        }  # fmt: skip
+            for listing in self.listings
+            if models is None or listing.model in models
+            for path, file in listing.photos
+            if not path.startswith("/photos/private/")
+        }
 
     def found(self, model: str, city: str | None) -> list[Listing]:
         """Give the listings of a model, in one city or (None) in all."""
@@ -163,8 +177,9 @@ def article(listing: Listing) -> str:
         f'<article class="listing" data-listing-id="{html.escape(listing.id)}">'
         f'<div class="gallery">{pictures}</div><span class="count">{len(listing.photos)} photos</span>'
         f'<div class="facts"><h2 class="title">{name}</h2><p><span class="price">{_rupees(listing.price)}</span></p>'
-        f'<p class="line"><span class="year">{listing.year}</span> · <span class="km">{listing.kilometres:,} km</span> · '
-        f'<span class="city">{listing.city.title()}</span></p><a class="contact" href="/sellers/{listing.id}">Contact seller</a></div></article>'
+        f'<p class="line"><span class="year">{listing.year}</span> · <span class="km">{listing.kilometres:,} km</span>'
+        f' · <span class="city">{listing.city.title()}</span></p>'
+        f'<a class="contact" href="/sellers/{listing.id}">Contact seller</a></div></article>'
     )
 
 
@@ -202,7 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
         page = "text/html; charset=utf-8"
         if path == "/robots.txt":
             return HTTPStatus.OK, "text/plain; charset=utf-8", ROBOTS.format(delay=site.crawl_delay).encode()
-        # a photo is found by its public path in a table, never by joining a path: nothing else of the folder can be asked for
+        # a photo is found by its public path in a table, never by joining a path: nothing else can be asked for
         if path in site.files:
             return HTTPStatus.OK, "image/jpeg", site.files[path].read_bytes()
         if path.startswith("/thumbs/") and path.removeprefix("/thumbs") in site.files:
@@ -234,15 +249,21 @@ class _Handler(BaseHTTPRequestHandler):
         found = self.site.found(model, city)
         cities = sorted({one.city for one in self.site.listings if one.model == model})
         chips = "".join(
-            f'<a class="chip{" on" if one == city else ""}" href="/used/{model}{"?city=" + quote(one) if one else ""}">{one.title() or "All India"}</a>'
+            f'<a class="chip{" on" if one == city else ""}" href="/used/{model}{"?city=" + quote(one) if one else ""}">'
+            f"{one.title() or 'All India'}</a>"
             for one in ["", *cities]
         )
         name = f"Used Maruti Suzuki {MODEL_NAMES[model]}{' in ' + html.escape(city.title()) if city else ''}"
         first = found[:PAGE_SIZE]
         return GRID_PAGE.format(
-            name=name, count=len(found), chips=chips, model=model, city=json.dumps(city).replace("<", "\\u003c"), cards="".join(map(article, first)),
+            name=name,
+            count=len(found),
+            chips=chips,
+            model=model,
+            city=json.dumps(city).replace("<", "\\u003c"),
+            cards="".join(map(article, first)),
             more="true" if len(found) > PAGE_SIZE else "false",
-        )  # fmt: skip
+        )
 
     def _home(self) -> str:
         tiles = []

@@ -1,0 +1,282 @@
+"""Drawn grounds, walls, trees, people: the pictures that places are made of. Each is drawn once and kept."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+TEXTURE = 1024  # side of a ground texture in texels
+GROUNDS = ("asphalt", "concrete", "pavers", "dirt", "gravel", "tiles")
+WALLS = ("plaster", "brick", "shutters", "house", "hedge", "compound", "showroom", "flats")
+
+
+def tileable_noise(rng: np.random.Generator, size: int, roughness: float, wraps: bool = True) -> np.ndarray:
+    """Give noise that tiles, of mean 0 and deviation 1; amplitude falls as frequency ** -roughness; (size, size)."""
+    frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
+    frequency[0, 0] = 1
+    spectrum = np.fft.rfft2(rng.standard_normal((size, size))) * frequency**-roughness
+    spectrum[0, 0] = 0
+    noise = np.fft.irfft2(spectrum, (size, size))
+    return (noise / noise.std()).astype(np.float32)
+
+
+@cache
+def shared_noise(number: int, roughness: float) -> np.ndarray:
+    return tileable_noise(np.random.default_rng(9000 + number), TEXTURE, roughness)
+
+
+@cache
+def ground_texture(kind: str, variant: int) -> np.ndarray:
+    """Give a tileable ground (TEXTURE, TEXTURE, 3) uint8, about the colour that it has in white light."""
+    rng = np.random.default_rng([7, GROUNDS.index(kind), variant])
+    fine, coarse = shared_noise(variant, 0.45), np.roll(shared_noise(variant + 1, 1.5), 311, 0)
+    base, fine_part, coarse_part = {
+        "asphalt": ((104, 103, 102), 15, 10),
+        "concrete": ((158, 154, 146), 7, 13),
+        "pavers": ((150, 122, 108), 9, 10),
+        "dirt": ((160, 131, 98), 14, 17),
+        "gravel": ((146, 139, 128), 27, 9),
+        "tiles": ((170, 163, 150), 5, 8),
+    }[kind]
+    grey = fine * fine_part + coarse * coarse_part
+    if kind in ("pavers", "tiles", "concrete"):
+        step = {"pavers": 16, "tiles": 64, "concrete": 512}[kind]
+        rows, columns = np.mgrid[:TEXTURE, :TEXTURE]
+        shifted = columns + (step // 2 * ((rows // step) % 2) if kind == "pavers" else 0)
+        joint = (rows % step < 2) | (shifted % (step * (2 if kind == "pavers" else 1)) < 2)
+        tone = rng.normal(0, 9 if kind == "pavers" else 4, (TEXTURE // step, TEXTURE // step + 1))
+        grey = grey + tone[rows // step, np.minimum(shifted // step, tone.shape[1] - 1)] - 38 * joint
+    if kind == "dirt":
+        grass = np.clip(np.roll(coarse, 97, 1) - 0.6, 0, 1)[..., None]
+        colour = np.array(base) * (1 - grass) + np.array((94, 112, 58)) * grass
+    else:
+        colour = np.broadcast_to(np.array(base, float), (TEXTURE, TEXTURE, 3))
+    stains = np.clip(np.roll(coarse, 500, 0) - 1.1, 0, 1) * (35 if kind != "dirt" else 0)
+    return np.clip(colour + (grey - stains)[..., None], 0, 255).astype(np.uint8)
+
+
+@cache
+def mean_colour(kind: str, variant: int) -> np.ndarray:
+    return ground_texture(kind, variant).mean((0, 1)).astype(np.float32)
+
+
+@cache
+def wall_texture(kind: str, variant: int) -> np.ndarray:
+    """Give a wall 12 m long and 6 m high, tileable along its length, top row first; (H, W, 3) uint8."""
+    rng = np.random.default_rng([8, WALLS.index(kind), variant])
+    k = TEXTURE / 12  # texels a metre
+    width, height = TEXTURE, TEXTURE // 2
+    hues = (
+        (205, 198, 180),
+        (196, 170, 130),
+        (188, 190, 188),
+        (170, 130, 104),
+        (150, 168, 160),
+        (214, 206, 204),
+        (182, 158, 96),
+        (120, 140, 160),
+    )
+    base = np.array(hues[rng.integers(len(hues))]) * rng.uniform(0.85, 1.1)
+    image = Image.new("RGB", (width, height), tuple(int(min(v, 255)) for v in base))
+    draw = ImageDraw.Draw(image)
+
+    def box(x0, top, x1, bottom, fill, outline=None):  # metres; heights from the ground
+        draw.rectangle(
+            [x0 * k, height - top * k, x1 * k, height - bottom * k], fill=tuple(map(int, fill)), outline=outline
+        )
+
+    if kind == "brick":
+        box(0, 6, 12, 0, (150, 138, 126))
+        for row in range(75):
+            for column in range(50):
+                x, z = column * 0.24 + 0.12 * (row % 2), row * 0.08
+                tone = rng.normal(1, 0.09)
+                box(x, z + 0.066, x + 0.225, z, np.clip(np.array((158, 86, 62)) * tone, 0, 255))
+    elif kind == "hedge":
+        box(0, 6, 12, 0, (52, 74, 34))
+        for _ in range(9000):
+            x, z, r = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(2, 6)
+            tone = rng.uniform(0.5, 1.6)
+            draw.ellipse([x - r, z - r * 0.7, x + r, z + r * 0.7], fill=tuple(int(c * tone) for c in (58, 84, 38)))
+    elif kind in ("house", "flats"):
+        storeys = (0.0, 3.0) if kind == "house" else (0.3, 3.2)
+        for x in np.arange(0.8, 12, 3.0 if kind == "house" else 2.4):
+            for floor in storeys:
+                if kind == "house" and floor == 0 and rng.random() < 0.35:
+                    box(x, 2.15, x + 1.0, 0, rng.uniform(0.6, 1.2) * np.array((96, 62, 40)))
+                    continue
+                box(x - 0.08, floor + 2.28, x + 1.28, floor + 0.92, base * 0.72 + 50)
+                box(x, floor + 2.2, x + 1.2, floor + 1.0, (44, 52, 60))
+                box(x, floor + 2.2, x + 0.58, floor + 1.65, (92, 108, 118))
+                for bar in np.arange(0.1, 1.2, 0.18):
+                    box(x + bar, floor + 2.2, x + bar + 0.02, floor + 1.0, (150, 146, 138))
+                box(x - 0.15, floor + 2.42, x + 1.35, floor + 2.34, base * 0.6)
+        box(0, 3.05, 12, 2.9, base * 0.7)
+        box(0, 0.35, 12, 0, base * 0.5)
+    elif kind in ("shutters", "showroom"):
+        box(0, 6, 12, 3.1, base * 0.9)
+        for x in np.arange(0.3, 12, 3.0):
+            if kind == "shutters":
+                colour = np.array(hues[rng.integers(len(hues))]) * 0.75
+                for z in np.arange(0, 2.5, 0.09):
+                    box(x, z + 0.09, x + 2.4, z, colour * (0.82 + 0.25 * (z / 0.09 % 2 > 1)))
+            else:
+                box(x, 2.7, x + 2.5, 0.15, (58, 70, 76))
+                box(x + 0.1, 2.6, x + 1.2, 1.2, (116, 132, 138))
+                box(x + 1.25, 2.7, x + 1.31, 0.15, (150, 150, 150))
+            sign = rng.integers(60, 215, 3) * 0.55 + rng.integers(40, 215) * 0.45
+            box(x, 3.35, x + 2.4, 2.75, sign)
+            for letter in np.arange(x + 0.3, x + 2.0, 0.17):
+                if rng.random() < 0.8:
+                    top = 3.2 - rng.uniform(0, 0.08)
+                    box(letter, top, letter + 0.11, 2.92, (30, 30, 34) if sign.mean() > 128 else (225, 225, 215))
+    elif kind == "compound":
+        box(0, 6, 12, 2.2, base)
+        for x in np.arange(0, 12, 3.0):
+            box(x, 6, x + 0.35, 0, base * 0.82)
+        gate = rng.uniform(2, 7)
+        box(gate, 6, gate + 3.2, 0, (60, 66, 72))
+        for x in np.arange(gate, gate + 3.2, 0.13):
+            box(x, 6, x + 0.03, 0, (104, 108, 112))
+    shift = tuple(rng.integers(0, TEXTURE, 2))
+    rough, fine = (np.roll(shared_noise(variant, roughness), shift, (0, 1))[:height] for roughness in (1.5, 0.45))
+    grime = rough * 7 + fine * 5
+    streaks = rough[:1] * 9 * np.linspace(1, 0.2, height)[:, None]
+    foot = -38 * np.exp(-(height - np.arange(height)) / (0.35 * k))[:, None]
+    pixels = np.asarray(image.filter(ImageFilter.GaussianBlur(0.6)), np.float32) + (grime + streaks + foot)[..., None]
+    return np.clip(pixels, 0, 255).astype(np.uint8)
+
+
+@cache
+def upright_picture(kind: str, variant: int) -> Image.Image:
+    """Give an RGBA picture of a tree, a bush, a person, a pole or a motor scooter; lit from the upper left."""
+    rng = np.random.default_rng([11, ("tree", "bush", "person", "pole", "scooter").index(kind), variant])
+    if kind in ("tree", "bush"):
+        return _foliage(rng, kind == "tree")
+    if kind == "person":
+        return _person(rng)
+    if kind == "pole":
+        width, height = 40, 1200
+        across = np.linspace(-1, 1, width)
+        tone = rng.uniform(90, 190) * (0.55 + 0.45 * np.sqrt(1 - (across * 0.98) ** 2) * (0.9 - 0.35 * across))
+        pixels = np.repeat(tone[None, :, None], height, 0) * rng.uniform(0.9, 1.05, 3)
+        pixels = pixels + np.resize(shared_noise(variant % 4, 0.45)[:, :width], (height, width))[..., None] * 7
+        if rng.random() < 0.4:
+            pixels[700:] *= np.where((np.arange(500) // 60 % 2)[:, None, None], (1.1, 0.9, 0.2), (0.3, 0.3, 0.3))
+        alpha = np.full((height, width, 1), 255.0)
+        return Image.fromarray(np.clip(np.concatenate([pixels, alpha], -1), 0, 255).astype(np.uint8))
+    return _scooter(rng)
+
+
+def _foliage(rng: np.random.Generator, tree: bool) -> Image.Image:
+    side = 420
+    image = Image.new("RGBA", (side, side), (60, 80, 40, 0))
+    draw = ImageDraw.Draw(image)
+    if tree:
+        for _ in range(3):
+            lean = rng.normal(0, 25)
+            draw.line(
+                [(side / 2, side), (side / 2 + lean * 0.3, side * 0.7), (side / 2 + lean, side * 0.45)],
+                fill=(84, 68, 52, 255),
+                width=int(rng.uniform(8, 16)),
+            )
+    hue = np.array((70, 92, 46)) * rng.uniform(0.7, 1.05) + rng.normal(0, 7, 3)
+    clumps = [
+        (rng.normal(0.5, 0.17), rng.uniform(0.14, 0.52) if tree else rng.uniform(0.45, 0.9), rng.uniform(0.09, 0.17))
+        for _ in range(22)
+    ]
+    for x, y, r in sorted(clumps, key=lambda clump: -clump[1]):
+        angle, share = rng.uniform(0, 2 * np.pi, 90), np.sqrt(rng.random(90))
+        px, py = (x + r * share * np.cos(angle)) * side, (y + r * share * np.sin(angle) * 0.8) * side
+        lightness = 0.78 - (0.5 * np.sin(angle) + 0.16 * np.cos(angle)) * share + rng.normal(0, 0.14, 90)
+        size = rng.uniform(3.5, 8, 90)
+        boxes = np.stack([px - size, py - size * 0.6, px + size, py + size * 0.6], 1).tolist()
+        colours = np.clip(hue * lightness[:, None], 8, 235).astype(int).tolist()
+        for box, colour in zip(boxes, colours, strict=True):
+            draw.ellipse(box, fill=(*colour, 255))
+    return image.filter(ImageFilter.GaussianBlur(0.8))
+
+
+def _person(rng: np.random.Generator) -> Image.Image:
+    s = 3
+    width, height = 190 * s, 500 * s
+    image = Image.new("RGBA", (width, height), (90, 80, 70, 0))
+    draw = ImageDraw.Draw(image)
+    skin = tuple(int(v) for v in np.array((150, 104, 76)) * rng.uniform(0.7, 1.15))
+    shirt = tuple(
+        int(v)
+        for v in rng.choice(
+            [(200, 200, 196), (62, 84, 130), (150, 44, 44), (196, 150, 60), (70, 100, 72), (120, 70, 110), (40, 42, 48)]
+        )
+        * rng.uniform(0.8, 1.1)
+    )
+    trousers = tuple(int(v) for v in rng.choice([(44, 48, 62), (70, 62, 52), (120, 112, 96), (30, 30, 32)]))
+    centre = 95 * s
+    stride, swing = rng.uniform(4, 34) * s, rng.uniform(-16, 30) * s
+
+    def limb(points, colour, thick):
+        draw.line([(x, y * s) for x, y in points], fill=(*colour, 255), width=int(thick * s), joint="curve")
+        for x, y in points:
+            r = thick * s / 2
+            draw.ellipse([x - r, y * s - r, x + r, y * s + r], fill=(*colour, 255))
+
+    long_dress = rng.random() < 0.35
+    limb([(centre - 8 * s, 262), (centre - stride * 0.7, 370), (centre - stride, 475)], trousers, 30)
+    limb(
+        [(centre + 8 * s, 262), (centre + stride * 0.8, 370), (centre + stride * 0.7, 475)],
+        tuple(int(c * 0.85) for c in trousers),
+        30,
+    )
+    for side in (-1, 1):
+        foot = centre + (stride * 0.7 if side > 0 else -stride)
+        draw.ellipse([foot - 14 * s, 468 * s, foot + 24 * s, 492 * s], fill=(34, 28, 26, 255))
+    if long_dress:
+        draw.polygon(
+            [
+                (centre - 34 * s, 230 * s),
+                (centre + 34 * s, 230 * s),
+                (centre + 55 * s, 440 * s),
+                (centre - 55 * s, 440 * s),
+            ],
+            fill=(*shirt, 255),
+        )
+    limb([(centre - 40 * s, 118), (centre - 50 * s - swing * 0.4, 190), (centre - 40 * s - swing, 255)], shirt, 21)
+    limb([(centre - 42 * s - swing, 250), (centre - 40 * s - swing, 275)], skin, 16)
+    draw.rounded_rectangle([centre - 46 * s, 92 * s, centre + 46 * s, 275 * s], radius=30 * s, fill=(*shirt, 255))
+    limb(
+        [(centre + 40 * s, 118), (centre + 52 * s + swing * 0.4, 190), (centre + 44 * s + swing, 255)],
+        tuple(int(c * 0.86) for c in shirt),
+        21,
+    )
+    limb([(centre + 46 * s + swing, 250), (centre + 44 * s + swing, 275)], skin, 16)
+    limb([(centre, 80), (centre, 100)], skin, 24)
+    draw.ellipse([centre - 24 * s, 26 * s, centre + 24 * s, 88 * s], fill=(*skin, 255))
+    draw.pieslice([centre - 26 * s, 20 * s, centre + 26 * s, 84 * s], 170, 375, fill=(26, 22, 20, 255))
+    small = image.resize((190, 500), Image.Resampling.BOX)
+    pixels = np.asarray(small, np.float32).copy()
+    folds = tileable_noise(rng, 500, 1.4)[:, :190]
+    pixels[..., :3] *= (1.12 - 0.42 * np.linspace(0, 1, 190)[None, :] + 0.09 * folds)[..., None]
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.7))
+
+
+def _scooter(rng: np.random.Generator) -> Image.Image:
+    image = Image.new("RGBA", (720, 460), (60, 60, 60, 0))
+    draw = ImageDraw.Draw(image)
+    colour = tuple(int(v) for v in rng.uniform(40, 150) * rng.uniform(0.7, 1.15, 3))
+    dark = (30, 30, 32, 255)
+    for x in (140, 570):
+        draw.ellipse([x - 88, 270, x + 88, 446], fill=dark)
+        draw.ellipse([x - 52, 306, x + 52, 410], fill=(120, 120, 122, 255))
+        draw.ellipse([x - 40, 318, x + 40, 398], fill=(52, 52, 54, 255))
+    draw.polygon(
+        [(150, 330), (215, 150), (262, 130), (285, 330), (430, 350), (450, 380), (230, 385)], fill=(*colour, 255)
+    )
+    draw.polygon([(390, 340), (420, 225), (640, 205), (670, 260), (620, 330), (470, 380)], fill=(*colour, 255))
+    draw.rounded_rectangle([385, 180, 660, 228], radius=24, fill=dark)
+    draw.line([(225, 160), (190, 60), (160, 70)], fill=dark, width=16)
+    draw.ellipse([172, 96, 232, 156], fill=(210, 212, 205, 255))
+    pixels = np.asarray(image.resize((360, 230), Image.Resampling.BOX), np.float32).copy()
+    pixels[..., :3] *= np.linspace(1.25, 0.65, 230)[:, None, None]
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
