@@ -19,6 +19,7 @@ from carspotter.check.rejection import (
     calibrate,
     choose_threshold,
     coverage_risk,
+    nearest_distance,
     quality_fault,
     reject_auroc,
     risk_upper_bound,
@@ -132,6 +133,15 @@ def test_at_least_the_promised_share_of_good_photos_passes(tmp_path):
     features = cloud(0, 30, 9)
     np.testing.assert_allclose(stored.strangeness(features), references.strangeness(features), atol=0.15)
     assert stored.kind_of(cloud(3, 1, 8)) == "interior" and stored.kind_of(cloud(0, 1, 8)) is None
+
+
+def test_the_distance_is_the_mean_to_the_five_nearest_by_hand():
+    angles = np.radians([0, 10, 20, 30, 40, 90, 120])
+    references = np.column_stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
+    expected = np.mean([2 * np.sin(angle / 2) for angle in angles[:5]])
+    assert nearest_distance(references[:1], references)[0] == pytest.approx(expected, abs=1e-3)
+    without_itself = np.mean([2 * np.sin(angle / 2) for angle in angles[1:6]])
+    assert nearest_distance(references[:1], references, skip_nearest=True)[0] == pytest.approx(without_itself, abs=1e-3)
 
 
 def test_auroc_of_rejects_is_measured_on_photos_that_were_no_examples():
@@ -262,6 +272,9 @@ def test_the_occlusion_map_marks_what_the_model_looks_at():
     heat = explain.occlusion_map(bright_corner, image, 1)
     assert heat.shape == (8, 8)
     assert heat[:4, :4].min() > 0 and abs(heat[5:, 5:]).max() < 1e-6
+    # Of the four windows over the cell at the inner corner one lies wholly in the bright part, two by half, one by a
+    # quarter.
+    assert heat[3, 3] / heat[1, 1] == pytest.approx(9 / 16, abs=1e-3)
     np.testing.assert_allclose(explain.occlusion_map(bright_corner, image, 0), -heat, atol=1e-6)
 
 
