@@ -40,7 +40,7 @@ def carspotter(home):
 def photos(home, carspotter):
     """A class folder tree of rendered photos, with files in it that are no photos."""
     folder = home / "photos"
-    finished = carspotter("sample", "photos", "--listings", 10, "--seed", 5, "--out", folder)
+    finished = carspotter("sample", "photos", "--listings", 16, "--seed", 5, "--longest-side", 400, "--out", folder)
     assert finished.returncode == 0, finished.stderr
     swift = sorted((folder / "swift").iterdir())
     (folder / "swift" / "empty.jpg").write_bytes(b"")

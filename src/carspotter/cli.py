@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 def sample_photos(options) -> int:
     from carspotter.sample.listings import write_photos
 
-    write_photos(options.out, listings=options.listings, seed=options.seed)
+    write_photos(options.out, listings=options.listings, seed=options.seed, longest_side=options.longest_side)
     print(f"Wrote {options.listings} listings to {options.out}")
     return 0
 
@@ -140,17 +140,41 @@ def report_runs(options) -> int:
     return 0
 
 
-def check_photos(options) -> int:
-    from carspotter.check.photo_check import PhotoCheck
+def sweep_runs(options) -> int:
+    from carspotter.evidence.report import to_markdown
+    from carspotter.models.sweep import read_sweep, run_sweep
 
-    check = PhotoCheck.load(_study(options), options.run)
-    missing = [path for path in options.photos if not path.exists()]
-    if missing:
-        raise FileNotFoundError(f"{missing[0]} does not exist; give photos or folders of photos")
-    folders_opened = (sorted(path.rglob("*")) if path.is_dir() else [path] for path in options.photos)
-    for file in (file for files in folders_opened for file in files if file.is_file()):
-        answer = check.check(file, options.claim)
-        print(json.dumps(vars(answer)) if options.json else answer, flush=True)
+    table = run_sweep(_study(options), read_sweep(options.sweep), processes=options.processes)
+    print(to_markdown(table), end="")
+    return 1 if (table["error"] != "").any() else 0
+
+
+def check_photos(options) -> int:
+    from carspotter.check.photo_check import PhotoCheck, photos_in
+    from carspotter.progress import progress_bar
+
+    files = list(photos_in(options.photos))
+    check = PhotoCheck.load(options.model or _study(options), options.run)
+    with progress_bar(len(files), "check", "photos", shown=len(files) > 20) as progress:
+        for file in files:
+            answer = check.check(file, options.claim)
+            print(json.dumps(answer.as_dict()) if options.json else answer, flush=True)
+            progress.update()
+    return 0
+
+
+def export_model(options) -> int:
+    from carspotter.check.export import export_run
+
+    bundle = export_run(_study(options), options.run, options.to, out=options.out, risk=options.risk, int8=options.int8)
+    print(f"Exported {options.run} to {bundle}; it gives the same answers as the run")
+    return 0
+
+
+def serve_check(options) -> int:
+    from carspotter.check.server import serve
+
+    serve(options.bundle, host=options.host, port=options.port, threads=options.threads)
     return 0
 
 
@@ -192,6 +216,7 @@ def _parser() -> argparse.ArgumentParser:
         part.add_argument("--seed", type=int, default=0, help="another seed, another town (default %(default)s)")
         part.set_defaults(verb=verb)
     photos.add_argument("--out", type=Path, required=True, metavar="DIR")
+    photos.add_argument("--longest-side", type=_positive, default=1600, metavar="PIXELS", help="smaller is quicker")
     serve.add_argument(
         "--out", type=Path, default=Path("demo/site"), metavar="DIR", help="its photos; drawn if missing"
     )
@@ -228,13 +253,32 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--quick", action="store_true", help="48 photos, 64 px, 2 epochs: does it run?")
     training.add_argument("--epochs", type=_positive, help="default: the experiment's own")
 
+    sweeping = _verb(verbs, "sweep", sweep_runs, "train many runs: experiments, frameworks, image sizes, seeds")
+    sweeping.add_argument("sweep", type=Path, metavar="SWEEP.toml")
+    sweeping.add_argument("--processes", type=_positive, default=1, help="runs at a time (default %(default)s)")
+
     _verb(verbs, "report", report_runs, "print the table of recorded runs and write it to results/STUDY/report.md")
 
     checking = _verb(verbs, "check", check_photos, "name the model on photos, or check what a listing claims")
     checking.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files, or folders of them")
     checking.add_argument("--claim", help="the class that the listing claims")
     checking.add_argument("--run", help="run id (default: the study's best on validation)")
+    checking.add_argument("--model", type=Path, metavar="BUNDLE", help="an exported model instead of a run")
     checking.add_argument("--json", action="store_true", help="one JSON object per line")
+
+    exporting = _verb(verbs, "export", export_model, "write a run as a bundle for production, if it answers the same")
+    exporting.add_argument("run", metavar="RUN")
+    exporting.add_argument("--to", default="onnx", choices=("onnx", "keras", "savedmodel", "litert"))
+    exporting.add_argument("--out", type=Path, metavar="DIR", help="default: data/bundles/RUN-FORMAT")
+    exporting.add_argument("--risk", type=float, default=0.01, help="share of wrong answers among the accepted ones")
+    exporting.add_argument("--int8", action="store_true", help="smaller and quicker, behind a gate of its own")
+
+    serving = verbs.add_parser("serve", help="the photo check over HTTP, with a page to try it")
+    serving.add_argument("bundle", type=Path, metavar="BUNDLE", help="written by `carspotter export`")
+    serving.add_argument("--host", default="127.0.0.1")
+    serving.add_argument("--port", type=int, default=8080)
+    serving.add_argument("--threads", type=_positive, help="default: as many as cores")
+    serving.set_defaults(verb=serve_check)
 
     demo = verbs.add_parser("demo", help="the whole road on the sample site, into demo/")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")

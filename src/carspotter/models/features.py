@@ -13,7 +13,8 @@ from importlib import import_module
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+
+from carspotter.progress import progress_bar
 
 # Raise this by hand when features change meaning: cached ones are then computed anew.
 FEATURES_VERSION = 1
@@ -61,14 +62,14 @@ def _compute(images: np.ndarray, weights: Path, alpha: float, batch_size: int, s
         backbone.load_weights(weights)
     except ValueError as error:
         raise ValueError(f"{weights}: not weights of MobileNetV2 of width {alpha} without the top: {error}") from error
-    starts = range(0, len(images), batch_size)
-    features = [
-        # Batch norm rests: with these weights it may even be folded into the convolutions.
-        keras.ops.convert_to_numpy(
-            backbone(images[start : start + batch_size].astype(np.float32) / 127.5 - 1, training=False)
-        )
-        for start in tqdm(starts, desc="features", unit="batch", disable=not show_progress)
-    ]
+    features = []
+    with progress_bar(len(images), "features", "photos", show_progress) as progress:
+        for start in range(0, len(images), batch_size):
+            batch = images[start : start + batch_size]
+            # Batch norm rests: with these weights it may even be folded into the convolutions.
+            found = backbone(batch.astype(np.float32) / 127.5 - 1, training=False)
+            features.append(keras.ops.convert_to_numpy(found))
+            progress.update(len(batch))
     return np.concatenate(features) if features else np.empty((0, 1280), np.float32)
 
 

@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
 from carspotter.models.experiments import SERIES
 from carspotter.models.runs import FRAMEWORKS, load_or_train, read_runs
 from carspotter.paths import Study
+from carspotter.progress import progress_bar
 
 AXES = {"experiments": "experiment", "frameworks": "framework", "image_sizes": "image_size", "seeds": "seed"}
 
@@ -73,7 +73,7 @@ def run_sweep(study: Study, cells: Iterable[Cell], processes: int = 1, show_prog
     results: dict[Cell, dict] = {}
     with (
         ThreadPoolExecutor(processes) as pool,
-        tqdm(total=len(cells), desc="sweep", unit="run", disable=not show_progress) as progress,
+        progress_bar(len(cells), "sweep", "runs", show_progress) as progress,
     ):
         waiting = {pool.submit(_run_cell, study, cell, processes): cell for cell in cells}
         for future in as_completed(waiting):

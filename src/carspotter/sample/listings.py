@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm import tqdm
+
+from carspotter.progress import progress_bar
 
 from .bodies import build_car
 from .junk import DRAWN
@@ -407,7 +408,7 @@ def _draw_all(
     )
     try:
         run = pool.map if pool else map
-        with tqdm(total=total, unit=" photos", desc="drawing", disable=not show_progress) as bar:
+        with progress_bar(total, "draw", "photos", show_progress) as bar:
             for drawn in run(partial(_render_into, str(folder), seed, longest_side), plan):
                 rows += drawn
                 bar.update(len(drawn))
