@@ -121,7 +121,7 @@ def test_a_split_that_tears_a_group_apart_is_found(home, carspotter, photos):
         (("check", "nowhere.jpg"), "nowhere.jpg"),
         (("report", "--study", "unheard_of"), "train one"),
         (("train", "baseline_cnn", "--study", "unheard_of"), "carspotter split"),
-        (("split", "--study", "../escape"), "cannot name a folder"),
+        (("split", "--study", "../escape"), "cannot be a folder name"),
         (("forget", "abc"), "abc"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",

@@ -10,6 +10,7 @@ import base64
 import html
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -111,7 +112,8 @@ def execute_notebook(source: Path, target: Path, **parameters) -> None:
     try:
         client.execute()
     except Exception as error:
-        last_line = (str(error).strip().splitlines() or [repr(error)])[-1]
+        # without the colours that the kernel paints its traceback with
+        last_line = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[-1]
         raise RuntimeError(f"notebook {source.name} failed: {last_line}; see {target}") from error
     finally:
         nbformat.write(notebook, target)
