@@ -27,6 +27,8 @@ from carspotter.photos.table import read_photos
 from carspotter.sample.listings import write_photos
 from carspotter.sample.site import SampleSite
 
+# A notebook that finds no recorded run trains it, but a kernel shows no progress; so the verb does it first.
+TRAINED_BEFORE = {"04_baseline_cnn": "baseline_cnn", "05_augmentation": "augmentation"}
 MAIN_FIGURE = "main-figure"  # tag of the cell whose figure stands for its notebook on the page
 
 
@@ -61,15 +63,22 @@ def run_study(name: str, folder: Path, photos: Path | None, classes: list[str], 
     if photos is not None:
         _say(started, f"importing {photos.name}")
         _command("carspotter", "import", str(photos), *(["--classes", *classes] if classes else []))
-    return _run_notebooks(study, folder, epochs, started)
+    return _run_notebooks(study, folder, epochs, started, classes)
 
 
-def _run_notebooks(study: Study, folder: Path, epochs: int | None, started: float) -> Path:
+def _run_notebooks(
+    study: Study, folder: Path, epochs: int | None, started: float, classes: list[str] | None = None
+) -> Path:
+    parameters = {"STUDY": study.name, "EPOCHS": epochs} | ({"CLASSES": tuple(classes)} if classes else {})
     executed = []
     for source in sorted((checkout() / "notebooks").glob("[0-9]*.ipynb")):
+        if experiment := TRAINED_BEFORE.get(source.stem):
+            _say(started, f"training {experiment}")
+            length = ["--epochs", str(epochs)] if epochs else []
+            _command("carspotter", "train", experiment, "--study", study.name, *length)
         _say(started, f"notebook {source.stem}")
         target = folder / "notebooks" / source.name
-        execute_notebook(source, target, STUDY=study.name, EPOCHS=epochs)
+        execute_notebook(source, target, **parameters)
         executed.append(target)
     _say(started, "checking three photos")
     answers = _check_three_photos(study)
@@ -145,7 +154,9 @@ def _keep_inside(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["CARSPOTTER_HOME"] = str(folder)
     for variable in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "MPLCONFIGDIR", "KERAS_HOME"):
-        os.environ[variable] = str(folder / ".settings" / variable.lower())
+        own = folder / ".settings" / variable.lower()
+        own.mkdir(parents=True, exist_ok=True)
+        os.environ[variable] = str(own)
 
 
 def _command(module: str, *arguments: str, capture: bool = False) -> str:
