@@ -34,7 +34,7 @@ def test_runs_top_to_bottom_in_quick_mode(path, home):
     outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
     assert [output.text for output in outputs if output.get("name") == "stderr"] == []
     figures = [cell for cell in executed.cells if "main-figure" in cell.metadata.get("tags", [])]
-    assert any("image/png" in json.dumps(cell) for cell in figures), "no cell tagged main-figure drew one"
+    assert any("image/jpeg" in json.dumps(cell) for cell in figures), "no cell tagged main-figure drew one"
 
 
 @BY_NAME

@@ -6,7 +6,6 @@ folder, says how far it is, and writes a page that links what came out. Started 
 
 from __future__ import annotations
 
-import base64
 import html
 import logging
 import os
@@ -185,7 +184,7 @@ def _page(study: Study, notebooks: list[Path], answers: list[str]) -> str:
         title = notebook.cells[0].source.splitlines()[0].lstrip("# ")
         alt = html.escape(title)
         pictures = _main_figures(notebook)
-        figures = "".join(f'<img alt="{alt}" src="data:image/png;base64,{picture}">' for picture in pictures)
+        figures = "".join(f'<img alt="{alt}" src="data:image/jpeg;base64,{picture}">' for picture in pictures)
         link = f"notebooks/{path.with_suffix('.html').name}"
         sections.append(f'<section><h2><a href="{link}">{html.escape(title)}</a></h2>{figures}</section>')
     table = runs_report(study).to_html(index=False, border=0, escape=True)
@@ -198,9 +197,8 @@ def _main_figures(notebook) -> list[str]:
     figures = []
     for cell in notebook.cells:
         if MAIN_FIGURE in cell.metadata.get("tags", []):
-            pictures = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
-            # decoded and encoded again: notebooks wrap base64 over lines
-            figures += [base64.b64encode(base64.b64decode(picture)).decode() for picture in pictures]
+            pictures = [output.data for output in cell.outputs if "image/jpeg" in output.get("data", {})]
+            figures += ["".join(picture["image/jpeg"].split()) for picture in pictures]
     return figures
 
 
