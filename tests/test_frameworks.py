@@ -401,7 +401,17 @@ def test_keras_keeps_the_contract_on_the_torch_backend(siblings):
     if name_of(siblings) != "keras":
         pytest.skip("a matter of Keras")
     pytest.importorskip("torch")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "contract and keras and not torch_backend"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        __file__,
+        "-k",
+        "contract and keras and not torch_backend",
+    ]
     environment = os.environ | {"KERAS_BACKEND": "torch", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stdout[-3000:]
