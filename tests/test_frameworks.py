@@ -100,7 +100,8 @@ def logits_of(siblings, model, images, training=False) -> np.ndarray:
     from_layers = {"training": training}
     if name_of(siblings) == "tensorflow" and training:
         from_layers["dropout_seed"] = [1, 2]
-    return np.asarray(model(images, **from_layers))
+    logits = model(images, **from_layers)
+    return logits.numpy() if name_of(siblings) == "tensorflow" else siblings.ops.convert_to_numpy(logits)
 
 
 def pixels_and_labels(siblings, dataset, epoch=1):
