@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import signal
 
 import pytest
 
@@ -55,16 +56,16 @@ def test_a_broken_line_in_the_middle_is_not_guessed_at(tmp_path):
         Journal(tmp_path)
 
 
-def _hold(folder, ready, release):
+def _hold(folder, ready):
     with Journal(folder):
         ready.set()
-        release.wait(30)
+        signal.pause()
 
 
 def test_a_second_scraper_on_the_same_folder_refuses(tmp_path):
     context = multiprocessing.get_context("spawn")
-    ready, release = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, ready, release))
+    ready = context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, ready), daemon=True)
     other.start()
     try:
         assert ready.wait(30)
@@ -74,7 +75,8 @@ def test_a_second_scraper_on_the_same_folder_refuses(tmp_path):
         other.join()
         Journal(tmp_path).close()
     finally:
-        release.set()
+        # nobody waits on an event here: killed while waiting, a process would leave the event's lock behind for good
+        other.kill()
         other.join()
 
 
