@@ -176,14 +176,14 @@ def journaled(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("moment", ["at a photo's request", "while the page scrolls"])
-def test_sigkill_and_restart_give_the_same_set(moment, tmp_path):
+def test_sigkill_and_restart_give_the_same_set(moment, short_path):
     path, count = {
         "at a photo's request": ("/photos/swift-7.jpg", 1),
         "while the page scrolls": ("/api/cards", 2),
     }[moment]
     with MisbehavingSite() as site:
-        file = write_site_file(tmp_path, f"{site.base_url}/search?listings=15&kind=scroll&private=1", "scroll")
-        killed = start_scraper(file, tmp_path)
+        file = write_site_file(short_path, f"{site.base_url}/search?listings=15&kind=scroll&private=1", "scroll")
+        killed = start_scraper(file, short_path)
 
         def kill_at(asked: str) -> None:
             if asked.startswith(path) and site.counts[path] == count and killed.returncode is None:
@@ -193,29 +193,29 @@ def test_sigkill_and_restart_give_the_same_set(moment, tmp_path):
         site.on_request = kill_at
         _, text = killed.communicate(timeout=60)
         assert killed.returncode == -signal.SIGKILL, text
-        before = len(stored(tmp_path))
-        assert_no_browser_left(tmp_path)
-        again = start_scraper(file, tmp_path)
+        before = len(stored(short_path))
+        assert_no_browser_left(short_path)
+        again = start_scraper(file, short_path)
         _, text = again.communicate(timeout=60)
         assert again.returncode == 0, text
         asked = site.photo_requests()
     assert before == {"at a photo's request": 7, "while the page scrolls": 0}[moment]
-    assert len(stored(tmp_path)) == 15
+    assert len(stored(short_path)) == 15
     assert len(asked) - len(set(asked)) <= 1 and set(asked) == {f"/photos/swift-{number}.jpg" for number in range(15)}
-    urls = journaled(tmp_path)
+    urls = journaled(short_path)
     assert len(urls) == len(set(urls)) == 20, "15 photos and the 5 that robots.txt forbids, each once"
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_interrupted_it_says_how_far_it_came(name, tmp_path):
+def test_interrupted_it_says_how_far_it_came(name, short_path):
     with MisbehavingSite() as site:
-        file = write_site_file(tmp_path, f"{site.base_url}/search?listings=5")
-        process = start_scraper(file, tmp_path)
+        file = write_site_file(short_path, f"{site.base_url}/search?listings=5")
+        process = start_scraper(file, short_path)
         site.on_request = lambda path: process.send_signal(signal.Signals[name]) if path.endswith("-3.jpg") else None
         _, text = process.communicate(timeout=60)
     assert process.returncode == 130, text
     assert "the same command goes on where it stopped" in text and re.search(r"photos found +[45]\n", text)
-    assert_no_browser_left(tmp_path)
+    assert_no_browser_left(short_path)
 
 
 def test_limit_ends_the_crawl_early(tmp_path, capsys):

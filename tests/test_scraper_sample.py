@@ -52,24 +52,24 @@ def requested_photos(site: SampleSite) -> list[str]:
     return [path for _, path, _ in list(site.requests) if path.startswith(("/photos/", "/thumbs/"))]
 
 
-def test_sample_site_gives_exactly_the_allowed_photos_despite_a_kill(photos, tmp_path):
+def test_sample_site_gives_exactly_the_allowed_photos_despite_a_kill(photos, short_path):
     with SampleSite(photos) as site:
         allowed = site.allowed_photos(MODELS)
-        killed = scrape(site, tmp_path / "raw")
+        killed = scrape(site, short_path / "raw")
         assert wait_until(lambda: len(requested_photos(site)) >= len(allowed) // 2 or killed.poll() is not None, 60)
         killed.kill()
         killed.communicate()
         assert killed.returncode == -signal.SIGKILL
-        assert_no_browser_left(tmp_path)
-        again = scrape(site, tmp_path / "raw")
+        assert_no_browser_left(short_path)
+        again = scrape(site, short_path / "raw")
         _, text = again.communicate(timeout=120)
         assert again.returncode == 0, text
         asked = requested_photos(site)
-    stored = {path.stem for path in (tmp_path / "raw" / "sample").glob("??/*")}
+    stored = {path.stem for path in (short_path / "raw" / "sample").glob("??/*")}
     assert stored == allowed and len(allowed) > 20
     assert len(asked) - len(set(asked)) <= 1, "more than one photo was fetched a second time"
     assert not [path for path in asked if "private" in path or "thumbs" in path]
-    with Journal(tmp_path / "raw" / "sample") as journal:
+    with Journal(short_path / "raw" / "sample") as journal:
         lines = [journal.newest_line(url) for url in journal.fates]
     assert {line["sha256"] for line in lines if line["status"] == "fetched"} == allowed
     refused = [line for line in lines if line["status"] == "refused"]
