@@ -148,3 +148,25 @@ def test_a_real_folder_of_photos_can_be_imported_and_split(tmp_path):
         command = [sys.executable, "-m", "carspotter", *arguments]
         finished = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def test_the_study_verb_goes_from_class_folders_to_a_page(tmp_path, photos):
+    """All notebooks on photos of one's own, with one epoch of training: the verb behind `make study`."""
+    environment = {**os.environ, "CARSPOTTER_HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "src")}
+    command = [
+        sys.executable,
+        "-m",
+        "carspotter",
+        "study",
+        str(photos),
+        "--classes",
+        "swift",
+        "wagonr",
+        "--epochs",
+        "1",
+    ]
+    finished = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-2000:]
+    assert "| augmentation | keras | 0 |" in finished.stdout
+    page = (tmp_path / "data" / "reports" / "swift_wagonr" / "index.html").read_text()
+    assert page.count("data:image/jpeg;base64") >= 5 and "study swift_wagonr" in page

@@ -164,6 +164,8 @@ def start_scraper(file: Path, folder: Path, *more: str) -> subprocess.Popen:
         env=os.environ | {"TMPDIR": str(folder)},
         stderr=subprocess.PIPE,
         text=True,
+        # tests that run in a shell's background inherit an ignored Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 

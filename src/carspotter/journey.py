@@ -51,30 +51,31 @@ def run_demo(folder: Path, listings: int, seed: int, epochs: int) -> Path:
     return _run_notebooks(study, folder, epochs, started)
 
 
-def run_study(name: str, folder: Path, photos: Path | None, classes: list[str], epochs: int | None) -> Path:
+def run_study(study: Study, folder: Path, photos: Path | None, classes: list[str], epochs: int | None) -> Path:
     """Import a folder of photos (or take what `data/` holds), run the notebooks on them; give the page's path.
 
     Executed notebooks and the page go to `folder`, which is not in git: they show the photos. Raises RuntimeError
     naming the stage that failed.
     """
-    study = Study.open(name)
     started = time.monotonic()
     if photos is not None:
         _say(started, f"importing {photos.name}")
-        _command("carspotter", "import", str(photos), *(["--classes", *classes] if classes else []))
+        _command("carspotter", "import", str(photos), *_of(study), *(["--classes", *classes] if classes else []))
     return _run_notebooks(study, folder, epochs, started, classes)
 
 
 def _run_notebooks(
     study: Study, folder: Path, epochs: int | None, started: float, classes: list[str] | None = None
 ) -> Path:
-    parameters = {"STUDY": study.name, "EPOCHS": epochs} | ({"CLASSES": tuple(classes)} if classes else {})
+    parameters = {"STUDY": study.name, "DATA": str(study.data), "EPOCHS": epochs} | (
+        {"CLASSES": tuple(classes)} if classes else {}
+    )
     executed = []
     for source in sorted((checkout() / "notebooks").glob("[0-9]*.ipynb")):
         if experiment := TRAINED_BEFORE.get(source.stem):
             _say(started, f"training {experiment}")
             length = ["--epochs", str(epochs)] if epochs else []
-            _command("carspotter", "train", experiment, "--study", study.name, *length)
+            _command("carspotter", "train", experiment, *_of(study), *length)
         _say(started, f"notebook {source.stem}")
         target = folder / "notebooks" / source.name
         execute_notebook(source, target, **parameters)
@@ -142,7 +143,7 @@ def _check_three_photos(study: Study) -> list[str]:
     answers = []
     for photo, claim in ((a, first), (b, second), (c, first)):
         path = str(study.data / photo["path"])
-        out = _command("carspotter", "check", path, "--claim", claim, "--study", study.name, capture=True).strip()
+        out = _command("carspotter", "check", path, "--claim", claim, *_of(study), capture=True).strip()
         answers.append(f"{out} — labelled {photo['label']}")
         print(f"    {answers[-1]}", flush=True)
     return answers
@@ -170,6 +171,10 @@ def _command(module: str, *arguments: str, capture: bool = False) -> str:
     if finished.returncode != 0:
         raise RuntimeError(f"python -m {module} {arguments[0]} stopped with exit code {finished.returncode}; see above")
     return finished.stdout or ""
+
+
+def _of(study: Study) -> list[str]:
+    return ["--study", study.name, "--data", str(study.data)]
 
 
 def _say(started: float, what: str) -> None:
