@@ -130,8 +130,9 @@ class PhotoCheck:
                     verdict, words = "unusable", f"resembles photos that people rejected: {kind}"
                 return self._answer(title, verdict, None, probabilities, f"{words} {measured}")
         if probabilities[best] < self.rejection.confidence:
-            limit = "no confidence is enough" if self.rejection.confidence > 1 else f"{self.rejection.confidence:.2f}"
-            reason = f"could be {label} ({share}), but the limit for an answer is {limit}"
+            asked = self.rejection.confidence
+            why = "no confidence is enough with this model" if asked > 1 else f"an answer asks for {asked:.2f}"
+            reason = f"could be {label} ({share}), but {why}"
             return self._answer(title, "not_sure", None, probabilities, reason)
         if claim is None:
             return self._answer(title, "named", label, probabilities, f"looks like {label} ({share})")
