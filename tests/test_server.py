@@ -310,6 +310,17 @@ def test_a_slow_client_is_sent_away_and_holds_nobody_up(bundle, tmp_path):
         assert "Traceback" not in server.log.read_text()
 
 
+def test_a_client_that_never_ends_its_headers_is_sent_away(bundle, tmp_path):
+    with running(bundle, tmp_path, body_seconds=1.0) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as silent, requests.Session() as patient:
+            silent.settimeout(20)
+            silent.sendall(b"POST /v1/check HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+            assert patient.get(server.url + "/healthz", timeout=10).status_code == 200
+            assert silent.recv(100).startswith(b"HTTP/1.1 408 ")
+            assert silent.recv(100) == b""
+        assert server.check(car("red"), "swift").status_code == 200
+
+
 def test_a_client_gone_in_the_middle_leaves_nothing_behind(bundle, tmp_path):
     photo = car("red", size=(1600, 1200))
     with running(bundle, tmp_path, buffered=len(photo) * 3) as server:

@@ -26,6 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
@@ -35,6 +36,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.formparsers import MultiPartParser
 from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from carspotter import __version__
 from carspotter.check.explain import occlusion_map
@@ -345,6 +347,34 @@ def create_app(check: PhotoCheck, limits: Limits = Limits(), threads: int | None
     return Gate(app, limits, workers)
 
 
+def bounded_headers(seconds: float) -> type[H11Protocol]:
+    """Give Uvicorn's protocol with a clock: a connection whose request has not begun within `seconds` gets a 408.
+
+    The app is called when the headers are complete, so `Gate` cannot time those who send them byte by byte, and
+    Uvicorn itself waits for ever.
+    """
+
+    class Protocol(H11Protocol):
+        def connection_made(self, transport):
+            super().connection_made(transport)
+            self.start_clock()
+
+        def on_response_complete(self):
+            super().on_response_complete()
+            self.start_clock()
+
+        def start_clock(self):
+            self.loop.call_later(seconds, self.end_wait, self.cycle)  # complete headers begin a new cycle
+
+        def end_wait(self, cycle):
+            waiting = self.cycle is cycle and self.conn.their_state is h11.IDLE
+            if waiting and not self.transport.is_closing():
+                self.transport.write(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+                self.transport.close()
+
+    return Protocol
+
+
 def serve(
     bundle: Path, host: str = "127.0.0.1", port: int = 8000, threads: int | None = None, limits: Limits = Limits()
 ) -> None:
@@ -359,7 +389,7 @@ def serve(
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     config = uvicorn.Config(
         create_app(check, limits, threads), host, port, log_config=None, access_log=False, timeout_keep_alive=5,
-        timeout_graceful_shutdown=30, server_header=False, lifespan="off",
+        timeout_graceful_shutdown=30, server_header=False, lifespan="off", http=bounded_headers(limits.body_seconds),
     )  # fmt: skip
     listening = config.bind_socket()
     listening.listen(config.backlog)  # before the line below invites anybody
