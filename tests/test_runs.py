@@ -14,6 +14,7 @@ import pytest
 
 from carspotter.models import runs
 from carspotter.models.experiments import Experiment
+from carspotter.models.watch import HISTORY, TrainingDiverged
 from carspotter.paths import Study
 
 # Small enough for seconds, with everything that has a state: batch norm, dropout, augmentation.
@@ -68,7 +69,7 @@ def framework(request):
 def test_a_run_is_recorded_with_spec_history_predictions_and_one_row(study, framework):
     run = runs.train_run(study, TINY, framework, image_size=SIZE, show_progress=False)
 
-    assert list(run.history.columns) == runs.HISTORY and list(run.history["epoch"]) == [1, 2, 3]
+    assert list(run.history.columns) == HISTORY and list(run.history["epoch"]) == [1, 2, 3]
     assert list(run.validation.columns) == ["sha256", "label", "bright", "dark"]
     assert len(run.validation) == 12
     np.testing.assert_allclose(run.validation[["bright", "dark"]].sum(axis=1), 1, atol=1e-5)
@@ -106,8 +107,9 @@ def test_asking_twice_trains_once_and_the_second_time_needs_no_photos(study, mon
 
 
 def test_a_run_is_named_by_all_that_makes_it(study):
-    def name(experiment=TINY, framework="keras", seed=0, quick=False, epochs=None, image_size=SIZE):
-        return runs._specify(study, experiment, framework, seed, quick, epochs, image_size)["run"]
+    def name(experiment=TINY, framework="keras", seed=0, **options):
+        options = {"image_size": SIZE} | options
+        return runs._specify(study, experiment, framework, seed, **options)["run"]
 
     names = [
         name(),
@@ -118,11 +120,14 @@ def test_a_run_is_named_by_all_that_makes_it(study):
         name(quick=True),
         name(epochs=4),
         name(image_size=32),
+        name(train_on=["a", "b"]),
+        name(train_on=["a", "b", "b"]),
     ]
     study.splits.write_text(study.splits.read_text() + "\n")
     names.append(name())
     assert len(set(names)) == len(names)
     assert name(epochs=3) == names[-1], "the spec's own number of epochs, given by hand, is the same run"
+    assert name(train_on=["b", "a"]) == name(train_on=("a", "b")), "the order of train_on does not matter"
 
 
 def test_quick_mode_takes_48_photos_of_64_px_and_2_epochs(study, monkeypatch):
@@ -136,6 +141,77 @@ def test_quick_mode_takes_48_photos_of_64_px_and_2_epochs(study, monkeypatch):
     run = runs.train_run(study, TINY, "keras", quick=True, show_progress=False)
     assert sizes == [(28, 64), (12, 64)]  # the toy study has fewer than 36 + 12
     assert len(run.history) == 2 and run.row["quick"]
+
+
+def test_every_epochs_predictions_are_kept_and_give_its_accuracy(study):
+    run = runs.train_run(study, TINY, "torch", image_size=SIZE, show_progress=False)
+    labels = (run.validation["label"] == "dark").to_numpy()
+    assert run.epoch_probabilities.shape == (3, 12, 2)
+    accuracies = (run.epoch_probabilities.argmax(axis=2) == labels).mean(axis=1)
+    np.testing.assert_allclose(accuracies, run.history["validation_accuracy"])
+    best = run.epoch_probabilities[run.row["best_epoch"] - 1]
+    np.testing.assert_allclose(best, run.validation[["bright", "dark"]], atol=2e-3)
+
+
+def test_predictions_of_an_epoch_keep_ties_apart_where_float16_would_not(tmp_path):
+    labels, probabilities = np.array([0, 1]), np.array([[0.50001, 0.49999], [1e-9, 1 - 1e-9]])
+    spec = {"run": "a", "image_size": SIZE, "epochs": 1}
+    with runs.Watch(spec, tmp_path, "CPU", 2, labels, show_progress=False) as watch:
+        watch.on_epoch(1, 0.5, 0.5, probabilities)
+    assert runs.probabilities_of_epochs(tmp_path)[0].argmax(axis=1).tolist() == [0, 1]
+
+
+def test_training_accuracy_is_also_measured_as_at_inference(study, framework):
+    run = runs.train_run(study, replace(STATEFUL, epochs=12), framework, image_size=SIZE, show_progress=False)
+    training = pd.DataFrame({"sha256": [f"{number:064x}" for number in range(28)]})
+    hits = run.predict(runs.load_images(study.data, training, SIZE)).argmax(axis=1) == np.arange(28) % 2 ^ 1
+    assert run.row["best_inference_train_accuracy"] == pytest.approx(hits.mean(), abs=1e-6)
+    assert run.row["last_inference_train_accuracy"] > 0.5 and run.row["last_train_accuracy"] > 0.5
+
+
+def test_a_run_can_be_trained_on_some_photos_and_on_some_twice(study, framework, monkeypatch):
+    siblings, seen = runs.import_framework(framework), []
+    make_dataset = siblings.make_dataset
+
+    def spy(images, labels, *rest):
+        seen.append((np.array(images), labels))
+        return make_dataset(images, labels, *rest)
+
+    monkeypatch.setattr(siblings, "make_dataset", spy)
+    names = [f"{number:064x}" for number in range(28)]
+    sample = [names[number] for number in (9, 2, 2, 5, 4, 9, 9, 0)]
+    run = runs.train_run(study, TINY, framework, image_size=SIZE, train_on=sample, show_progress=False)
+    assert (run.row["train_photos"], run.row["validation_photos"]) == (8, 12)
+    assert run.row["train_on"] == run.spec["train_on"] != ""
+    whole = runs.load_images(study.data, pd.DataFrame({"sha256": names}), SIZE)
+    ((images, labels),) = seen
+    np.testing.assert_array_equal(images, whole[[0, 2, 2, 4, 5, 9, 9, 9]])
+    np.testing.assert_array_equal(labels, [1, 1, 1, 1, 0, 0, 0, 0])
+    assert runs.load_or_train(study, TINY, framework, image_size=SIZE, train_on=sorted(sample)).id == run.id
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [([], "empty"), ([f"{30:064x}"], "are not"), ([f"{2:064x}"], "two or more")],
+    ids=["nothing", "a validation photo", "one class"],
+)
+def test_photos_that_cannot_be_trained_on_are_refused(study, names, message):
+    with pytest.raises(ValueError, match=message):
+        runs.train_run(study, TINY, "torch", image_size=SIZE, train_on=names, show_progress=False)
+
+
+def test_quick_runs_take_few_of_the_photos_to_train_on(study):
+    names = [f"{number:064x}" for number in (1, 1, 3, 4, 6)]
+    run = runs.train_run(study, TINY, "torch", quick=True, train_on=names, show_progress=False)
+    assert run.row["train_photos"] == 5
+
+
+def test_a_table_without_the_younger_columns_is_read(study):
+    runs.train_run(study, TINY, "torch", image_size=SIZE, show_progress=False)
+    table = runs.read_runs(study).drop(columns=["train_on", "last_inference_train_accuracy"])
+    table.to_csv(study.runs_table, index=False)
+    assert list(runs.read_runs(study).columns) == runs.COLUMNS
+    assert runs.read_runs(study)["train_on"].tolist() == [""]
 
 
 @pytest.mark.parametrize("when", ["between epochs", "within an epoch"])
@@ -155,14 +231,14 @@ def test_killed_and_resumed_equals_never_killed(tmp_path, framework, when):
             batches.append(photos)
             if kill == "within an epoch" and len(batches) == 5:
                 os.kill(os.getpid(), signal.SIGKILL)
-        runs._Watch.on_batch = on_batch
-        on_epoch = runs._Watch.on_epoch
+        runs.Watch.on_batch = on_batch
+        on_epoch = runs.Watch.on_epoch
         def on_epoch_then_die(self, epoch, *rest):
             best = on_epoch(self, epoch, *rest)
             if kill == "between epochs" and epoch == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
             return best
-        runs._Watch.on_epoch = on_epoch_then_die
+        runs.Watch.on_epoch = on_epoch_then_die
         runs.train_run(study, test_runs.STATEFUL, framework, image_size=test_runs.SIZE, show_progress=False)
         print("batches", len(batches))
         """
@@ -190,12 +266,13 @@ def test_killed_and_resumed_equals_never_killed(tmp_path, framework, when):
     expected, found = runs.load_run(whole, run_id), runs.load_run(killed, run_id)
     pd.testing.assert_frame_equal(found.history.drop(columns="seconds"), expected.history.drop(columns="seconds"))
     pd.testing.assert_frame_equal(found.validation, expected.validation)
+    np.testing.assert_array_equal(found.epoch_probabilities, expected.epoch_probabilities)
     assert len(list(found.folder.glob("checkpoint*"))) == 1
 
 
 def test_a_run_that_diverges_stops_and_says_what_to_do(study, framework):
     wild = replace(TINY, name="wild", learning_rate=1e30, epochs=10)
-    with pytest.raises(runs.TrainingDiverged, match=r"wild-.*epoch \d+.*[Ll]ower learning_rate"):
+    with pytest.raises(TrainingDiverged, match=r"wild-.*epoch \d+.*[Ll]ower learning_rate"):
         runs.train_run(study, wild, framework, image_size=SIZE, show_progress=False)
     assert len(runs.read_runs(study)) == 0
 
@@ -215,7 +292,7 @@ def test_out_of_memory_is_explained(study, monkeypatch):
 
 
 def test_one_run_is_trained_by_one_process_at_a_time(study):
-    spec = runs._specify(study, TINY, "keras", 0, False, None, SIZE)
+    spec = runs._specify(study, TINY, "keras", 0, image_size=SIZE)
     folder = study.runs / spec["run"]
     folder.mkdir(parents=True)
     with runs._locked(folder), pytest.raises(RuntimeError, match="another process"):

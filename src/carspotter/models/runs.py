@@ -15,9 +15,8 @@ import os
 import platform
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -26,10 +25,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from carspotter.models.experiments import Experiment
-from carspotter.models.metrics import accuracy, log_loss
+from carspotter.models.metrics import accuracy
+from carspotter.models.watch import Watch, best_epoch, probabilities_of_epochs, write_whole
 from carspotter.paths import Study
 from carspotter.photos.images import load_images
 from carspotter.photos.splitting import read_splits, split_version
@@ -40,18 +39,13 @@ RECIPE_VERSION = 1
 
 FRAMEWORKS = {"keras": "keras_models", "torch": "torch_models", "tensorflow": "tf_models"}
 COLUMNS = [
-    "run", "experiment", "framework", "seed", "epochs", "quick", "image_size", "dtype", "split_version",
+    "run", "experiment", "framework", "seed", "epochs", "quick", "train_on", "image_size", "dtype", "split_version",
     "recipe_version", "classes", "train_photos", "validation_photos", "parameters", "best_epoch",
-    "best_validation_accuracy", "best_validation_loss", "last_train_accuracy", "last_validation_accuracy",
-    "mean_last_five_validation_accuracy", "seconds", "photos_per_second", "device", "commit", "versions",
-    "finished_time",
+    "best_validation_accuracy", "best_validation_loss", "best_inference_train_accuracy", "last_train_accuracy",
+    "last_inference_train_accuracy", "last_validation_accuracy", "mean_last_five_validation_accuracy", "seconds",
+    "photos_per_second", "device", "commit", "versions", "finished_time",
 ]  # fmt: skip
-HISTORY = ["epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds"]
 QUICK_PHOTOS, QUICK_SIZE, QUICK_EPOCHS = 48, 64, 2  # 36 for training and 12 for validation: about 15 s a notebook
-
-
-class TrainingDiverged(ArithmeticError):
-    """The loss is no longer a finite number; the message says in which run and epoch, and what to change."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +58,14 @@ class Run:
     row: dict[str, Any]  # as in runs.csv
     history: pd.DataFrame  # one row per epoch: the columns HISTORY; losses in nats, accuracies 0 … 1
     validation: pd.DataFrame  # at the best epoch: sha256, label, one column of probabilities per class
+
+    @cached_property
+    def epoch_probabilities(self) -> np.ndarray:
+        """What the model said of the photos in `validation` after each epoch: float32 (epochs, N, classes).
+
+        About 3 digits; each photo's most probable class is exact. Raises FileNotFoundError for older runs without.
+        """
+        return probabilities_of_epochs(self.folder)
 
     @property
     def class_names(self) -> list[str]:
@@ -107,19 +109,14 @@ def load_or_train(
     framework: str = "keras",
     seed: int = 0,
     *,
-    quick: bool = False,
-    epochs: int | None = None,
-    image_size: int = 150,
     show_progress: bool = True,
+    **options,
 ) -> Run:
-    """Give the recorded run of these arguments; where there is none, train it (`train_run`)."""
-    spec = _specify(study, experiment, framework, seed, quick, epochs, image_size)
-    if spec["run"] in set(read_runs(study)["run"]):
-        return load_run(study, spec["run"])
-    return train_run(
-        study, experiment, framework, seed, quick=quick, epochs=epochs, image_size=image_size,
-        show_progress=show_progress,
-    )  # fmt: skip
+    """Give the recorded run of these arguments, which are those of `train_run`; where there is none, train it."""
+    run_id = _specify(study, experiment, framework, seed, **options)["run"]
+    if run_id in set(read_runs(study)["run"]):
+        return load_run(study, run_id)
+    return train_run(study, experiment, framework, seed, show_progress=show_progress, **options)
 
 
 def train_run(
@@ -131,52 +128,65 @@ def train_run(
     quick: bool = False,
     epochs: int | None = None,
     image_size: int = 150,
+    train_on: Iterable[str] | None = None,
     show_progress: bool = True,
 ) -> Run:
     """Train `experiment` on the study's split in `framework` and record the run; it replaces a recorded one.
 
     `epochs` and `image_size` (pixels) override the spec; `quick` is for trying things out: 48 photos of 64 px, 2
-    epochs. Killed and called again, it goes on after the last epoch that was finished. Only training and validation
-    labels are read. Raises TrainingDiverged, MemoryError with advice, and RuntimeError when another process is already
-    training this run.
+    epochs. `train_on` names some of the training photos by their hashes, in any order and as often as each shall count
+    (a subset for learning curves, a bootstrap sample); validation stays whole. Killed and called again, the run goes on
+    after the last epoch that was finished. Only training and validation labels are read. Raises TrainingDiverged,
+    MemoryError with advice, ValueError for hashes that are no training photos, and RuntimeError when another process is
+    already training this run.
     """
-    spec = _specify(study, experiment, framework, seed, quick, epochs, image_size)
+    train_on = None if train_on is None else sorted(train_on)
+    spec = _specify(
+        study, experiment, framework, seed, quick=quick, epochs=epochs, image_size=image_size, train_on=train_on
+    )
     folder = study.runs / spec["run"]
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, f"{spec['run']} is being trained by another process; wait for it or end it"):
         siblings = import_framework(framework)
-        training, validation = _read_photos(study, quick)
-        spec["class_names"] = sorted(training["label"].unique())
+        training, validation = _read_photos(study, quick, train_on)
+        chosen = _positions(training, train_on)
+        spec["class_names"] = sorted(training["label"].iloc[chosen].unique())
         if not set(validation["label"]) <= set(spec["class_names"]) or len(spec["class_names"]) < 2:
             raise ValueError(
                 f"{study.splits}: training has the classes {', '.join(spec['class_names'])}, validation has "
                 f"{', '.join(sorted(validation['label'].unique()))}; both need the same two or more: split again"
             )
-        _write(folder / "spec.json", json.dumps(spec, indent=2) + "\n")
+        write_whole(folder / "spec.json", json.dumps(spec, indent=2) + "\n")
         size = spec["image_size"]
+        numbers = {name: number for number, name in enumerate(spec["class_names"])}
         training_images, validation_images = (
             load_images(study.data, photos, size, show_progress) for photos in (training, validation)
         )
-        numbers = {name: number for number, name in enumerate(spec["class_names"])}
         training_labels, validation_labels = (
-            photos["label"].map(numbers).to_numpy() for photos in (training, validation)
+            photos["label"].map(numbers).to_numpy() for photos in (training.iloc[chosen], validation)
         )
+        if train_on is not None:
+            training_images = training_images[chosen]
         with _explained(spec):
             dataset = siblings.make_dataset(training_images, training_labels, experiment, seed)
             model = siblings.build_model(experiment, len(numbers), size, seed)
             facts = siblings.describe(model)
-            with _Watch(spec, folder, facts["device"], len(training), validation_labels, show_progress) as watch:
+            with Watch(spec, folder, facts["device"], len(chosen), validation_labels, show_progress) as watch:
                 siblings.train(
                     model, dataset, validation_images, spec["epochs"], folder, watch.on_epoch, watch.on_batch
                 )
-            best = int(watch.best()["epoch"])
-            checkpoint = _keep_checkpoint(folder, best)
+            # As at inference, on the photos as they are: the history's training figures have augmentation in them.
+            of_last = accuracy(training_labels, siblings.predict_probabilities(model, training_images))
+            checkpoint = _keep_checkpoint(folder, int(watch.best()["epoch"]))
             model = siblings.build_model(experiment, len(numbers), size, weights=checkpoint)
+            of_best = accuracy(training_labels, siblings.predict_probabilities(model, training_images))
             probabilities = siblings.predict_probabilities(model, validation_images)
+        facts |= {"best_inference_train_accuracy": of_best, "last_inference_train_accuracy": of_last}
+        facts |= {"train_photos": len(chosen), "validation_photos": len(validation)}
         predictions = validation[["sha256", "label"]].reset_index(drop=True)
         predictions[spec["class_names"]] = probabilities
-        _write(folder / "validation.csv", predictions.to_csv(index=False, float_format="%.6g"))
-        _append_row(study, _summarise(spec, facts, watch.history, len(training), len(validation)))
+        write_whole(folder / "validation.csv", predictions.to_csv(index=False, float_format="%.6g"))
+        _append_row(study, _summarise(spec, facts, watch.history))
         for state in folder.glob("resume*"):
             state.unlink()
     return load_run(study, spec["run"])
@@ -186,7 +196,9 @@ def read_runs(study: Study) -> pd.DataFrame:
     """Give the study's finished runs, one row each, with the columns COLUMNS; no rows where nothing was trained yet."""
     if not study.runs_table.exists():
         return pd.DataFrame(columns=COLUMNS)
-    return pd.read_csv(study.runs_table, keep_default_na=False, dtype={"commit": str, "split_version": str})
+    text = {"commit": str, "split_version": str, "train_on": str}
+    # A column that is younger than the table is empty.
+    return pd.read_csv(study.runs_table, keep_default_na=False, dtype=text).reindex(columns=COLUMNS, fill_value="")
 
 
 def load_run(study: Study, run_id: str) -> Run:
@@ -219,7 +231,15 @@ def import_framework(framework: str) -> ModuleType:
 
 
 def _specify(
-    study: Study, experiment: Experiment, framework: str, seed: int, quick: bool, epochs: int | None, image_size: int
+    study: Study,
+    experiment: Experiment,
+    framework: str,
+    seed: int,
+    *,
+    quick: bool = False,
+    epochs: int | None = None,
+    image_size: int = 150,
+    train_on: Iterable[str] | None = None,
 ) -> dict[str, Any]:
     """Give everything that makes a run this run and no other, with its name."""
     if framework not in FRAMEWORKS:
@@ -236,15 +256,32 @@ def _specify(
         "dtype": experiment.dtype,
         "split_version": split_version(study)[:12],
         "recipe_version": RECIPE_VERSION,
+        "train_on": "",
     }
-    digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
+    if train_on is not None:
+        spec["train_on"] = hashlib.sha256("\n".join(sorted(train_on)).encode()).hexdigest()[:12]
+    # Without what is at its default, so that a new field of Experiment gives no recorded run another name.
+    defaults = {field.name: field.default for field in fields(Experiment)}
+    special = {name: value for name, value in spec["experiment"].items() if value != defaults[name]}
+    named = json.dumps(spec | {"experiment": special}, sort_keys=True)
+    digest = hashlib.sha256(named.encode()).hexdigest()[:8]
     quickly = "-quick" if quick else ""
     return {"run": f"{experiment.name}-{framework}-s{seed}{quickly}-{digest}"} | spec
 
 
-def _read_photos(study: Study, quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Give the training and the validation photos (sha256, label, path), ordered by hash."""
+def _read_photos(study: Study, quick: bool, train_on: list[str] | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Give the training and the validation photos (sha256, label, path), ordered by hash.
+
+    All training photos, whatever is to be trained on: they are decoded once for all subsets. Quick runs take few.
+    """
     splits = read_splits(study)
+    if train_on is not None:
+        unknown = set(train_on) - set(splits.loc[splits["split"] == "train", "sha256"])
+        if unknown or not train_on:
+            which = f"{min(unknown)[:12]}… and {len(unknown) - 1} more are not" if unknown else "it is empty"
+            raise ValueError(f"train_on: {which}; name training photos of {study.splits} by their sha256")
+        if quick:
+            splits = splits[(splits["split"] != "train") | splits["sha256"].isin(train_on)]
     splits = splits[splits["split"].isin(["train", "validation"])].sort_values("sha256")
     photos = splits.merge(read_photos(study.data)[["sha256", "path"]], on="sha256", how="left")
     missing = photos["path"].isna()
@@ -265,85 +302,10 @@ def _read_photos(study: Study, quick: bool) -> tuple[pd.DataFrame, pd.DataFrame]
     return parts[0], parts[1]
 
 
-class _Watch:
-    """Writes the history, knows the best epoch, shows progress; stops a run that diverges."""
-
-    def __init__(self, spec, folder, device, train_photos, validation_labels, show_progress):
-        self.spec, self.folder, self.train_photos, self.labels = spec, folder, train_photos, validation_labels
-        self.path = folder / "history.csv"
-        self.history = pd.read_csv(self.path) if self.path.exists() else pd.DataFrame(columns=HISTORY)
-        self.show_progress, self.bar, self.started = show_progress, None, time.perf_counter()
-        self.headline = f"{spec['run']}: {train_photos} photos of {spec['image_size']} px, {device}"
-
-    def __enter__(self) -> _Watch:
-        if self.show_progress and sys.stderr.isatty():
-            resumed = len(self.history) if any(self.folder.glob("resume.*")) else 0
-            self.bar = tqdm(
-                total=self.train_photos * self.spec["epochs"], initial=self.train_photos * resumed,
-                desc=self.spec["run"], unit=" photos", smoothing=0.05, dynamic_ncols=True,
-            )  # fmt: skip
-        elif self.show_progress:
-            print(self.headline, file=sys.stderr, flush=True)
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.bar is not None:
-            self.bar.close()
-
-    def on_batch(self, photos: int) -> None:
-        if self.bar is not None:
-            self.bar.update(photos)
-
-    def on_epoch(self, epoch: int, train_loss: float, train_accuracy: float, probabilities: np.ndarray) -> bool:
-        """Record epoch `epoch`; True when it is the best so far: highest validation accuracy, then lowest loss."""
-        seconds, self.started = time.perf_counter() - self.started, time.perf_counter()
-        if not (np.isfinite(train_loss) and np.isfinite(probabilities).all()):
-            raise TrainingDiverged(
-                f"{self.spec['run']}: the training loss is {train_loss} in epoch {epoch}. Lower learning_rate (it is "
-                f"{self.spec['experiment']['learning_rate']}) or train in float32; the epochs before are in {self.path}"
-            )
-        # What a killed process recorded after its last saved state is repeated, and recorded anew.
-        history = self.history[self.history["epoch"] < epoch]
-        row = [epoch, float(train_loss), float(train_accuracy)]
-        row += [log_loss(self.labels, probabilities), accuracy(self.labels, probabilities), round(seconds, 3)]
-        new = pd.DataFrame([row], columns=HISTORY)
-        self.history = new if history.empty else pd.concat([history, new], ignore_index=True)
-        _write(self.path, self.history.to_csv(index=False, float_format="%.7g"))
-        best = int(self.best()["epoch"])
-        self._drop_checkpoints(keep=best, before=epoch)
-        self._show(epoch, row)
-        return best == epoch
-
-    def best(self) -> pd.Series:
-        return _best(self.history)
-
-    def _drop_checkpoints(self, keep: int, before: int) -> None:
-        # The state of the epoch before is on disk by now, so no resumed run can want an older best one again; the
-        # best one so far stays, in case this epoch is interrupted before its own checkpoint is written.
-        earlier = self.history[self.history["epoch"] < before]
-        if earlier.empty:
-            return
-        kept = {keep, int(_best(earlier)["epoch"])}
-        for path in self.folder.glob("checkpoint_*"):
-            if int(path.name.split("_")[1].split(".")[0]) not in kept:
-                path.unlink()
-
-    def _show(self, epoch: int, row: list[float]) -> None:
-        figures = f"train {row[2]:.3f}, validation {row[4]:.3f}"
-        if self.bar is not None:
-            self.bar.set_postfix_str(figures)
-        elif self.show_progress:
-            left = (self.spec["epochs"] - epoch) * row[5]
-            print(
-                f"epoch {epoch}/{self.spec['epochs']}: {figures}, {self.train_photos / row[5]:.0f} photos/s, "
-                f"{left / 60:.1f} min left",
-                file=sys.stderr,
-                flush=True,
-            )
-
-
-def _best(history: pd.DataFrame) -> pd.Series:
-    return history.sort_values(["validation_accuracy", "validation_loss"], ascending=[False, True]).iloc[0]
+def _positions(training: pd.DataFrame, train_on: list[str] | None) -> np.ndarray:
+    """Give the rows to train on, int64, one as often as it is named."""
+    rows = pd.Series(np.arange(len(training)), index=training["sha256"])
+    return rows.to_numpy() if train_on is None else rows[[name for name in train_on if name in rows.index]].to_numpy()
 
 
 def _keep_checkpoint(folder: Path, best: int) -> Path:
@@ -355,24 +317,22 @@ def _keep_checkpoint(folder: Path, best: int) -> Path:
     return next(iter(folder.glob("checkpoint.*")))
 
 
-def _summarise(
-    spec: dict, facts: dict, history: pd.DataFrame, train_photos: int, validation_photos: int
-) -> dict[str, Any]:
-    best, last, seconds = _best(history), history.iloc[-1], history["seconds"].sum()
+def _summarise(spec: dict, facts: dict, history: pd.DataFrame) -> dict[str, Any]:
+    best, last, seconds = best_epoch(history), history.iloc[-1], history["seconds"].sum()
     values = spec | facts | {
         "experiment": spec["experiment"]["name"],
         "classes": " ".join(spec["class_names"]),
-        "train_photos": train_photos,
-        "validation_photos": validation_photos,
         "best_epoch": int(best["epoch"]),
         "best_validation_accuracy": round(best["validation_accuracy"], 6),
         "best_validation_loss": round(best["validation_loss"], 6),
+        "best_inference_train_accuracy": round(facts["best_inference_train_accuracy"], 6),
+        "last_inference_train_accuracy": round(facts["last_inference_train_accuracy"], 6),
         "last_train_accuracy": round(last["train_accuracy"], 6),
         "last_validation_accuracy": round(last["validation_accuracy"], 6),
         "mean_last_five_validation_accuracy": round(history["validation_accuracy"].tail(5).mean(), 6),
         "seconds": round(seconds, 1),
         # Whole epochs: validation and saving included.
-        "photos_per_second": round(train_photos * len(history) / seconds, 1),
+        "photos_per_second": round(facts["train_photos"] * len(history) / seconds, 1),
         "commit": _commit(),
         "versions": f"{facts['versions']}, numpy {np.__version__}, python {platform.python_version()}",
         "finished_time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -387,7 +347,7 @@ def _append_row(study: Study, row: dict[str, Any]) -> None:
         rows = rows[rows["run"] != row["run"]]
         new = pd.DataFrame([row], columns=COLUMNS)
         table = new if rows.empty else pd.concat([rows, new], ignore_index=True)
-        _write(study.runs_table, table.to_csv(index=False))
+        write_whole(study.runs_table, table.to_csv(index=False))
 
 
 @contextlib.contextmanager
@@ -448,9 +408,3 @@ def _commit() -> str:
     except (OSError, subprocess.SubprocessError):
         pass
     return ""
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.part")
-    partial.write_text(text)
-    os.replace(partial, path)

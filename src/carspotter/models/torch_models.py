@@ -34,7 +34,7 @@ class PhotoDataset:
         self.device = _device()
         # A memory-mapped array is read-only, which torch warns of; nothing here writes to it.
         self.images = images
-        self.labels = torch.as_tensor(np.asarray(labels), device=self.device)
+        self.labels = torch.tensor(np.array(labels), device=self.device)
         if self.device.type == "cuda" and images.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info()[0]:
             self.images = torch.from_numpy(np.array(images)).to(self.device)
 
