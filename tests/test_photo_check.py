@@ -278,6 +278,14 @@ def test_the_occlusion_map_marks_what_the_model_looks_at():
     np.testing.assert_allclose(explain.occlusion_map(bright_corner, image, 0), -heat, atol=1e-6)
 
 
+def test_the_overlay_keeps_what_is_hot_and_dims_the_rest():
+    image = np.full((8, 8, 3), 200, np.uint8)
+    shown = explain.overlay_heat(image, np.array([[1.0, 0.0], [0.5, -1.0]]))
+    assert (shown[:4, :4] == 200).all() and (shown[:4, 4:] == 50).all()
+    assert (shown[4:, :4] == 125).all() and (shown[4:, 4:] == 50).all()
+    assert (explain.overlay_heat(image, np.zeros((2, 2))) == 50).all()
+
+
 def test_the_deletion_check_tells_a_true_map_from_a_wrong_one():
     image = np.full((40, 40, 3), 20, np.uint8)
     image[:20, :20] = 250

@@ -136,6 +136,26 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
         return _finish(figure)
 
 
+def coverage_risk_curve(
+    coverage: np.ndarray, risk: np.ndarray, asked: float, chosen: float | None = None, title: str = ""
+) -> Figure:
+    """Draw the share of wrong answers against the share of photos answered, surest first (`check.rejection`).
+
+    `coverage`, `risk`: (N,), shares; `asked`: the risk that was asked for, a dashed line; `chosen`: the coverage that
+    meets it, a dot, or None where none does.
+    """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(6.5, 3.2))
+        axis.plot(coverage, risk, color=BLUE, drawstyle="steps-pre", label="validation photos")
+        axis.axhline(asked, color=ORANGE, linestyle="--", linewidth=1.2, label=f"risk asked for: {asked:.0%}")
+        if chosen:
+            axis.plot(chosen, np.interp(chosen, coverage, risk), "o", color=ORANGE, label=f"answers {chosen:.0%}")
+        axis.set(xlim=(0, 1.02), ylim=(0, max(0.05, 1.1 * float(risk.max()))), title=title)
+        axis.set(xlabel="share of photos answered, surest first", ylabel="share wrong of the answered")
+        axis.legend(frameon=False)
+        return _finish(figure)
+
+
 def _thumbnail(photo: Path | np.ndarray, side: int = 160) -> Image.Image:
     if isinstance(photo, np.ndarray):
         image = Image.fromarray(photo)
