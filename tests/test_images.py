@@ -160,6 +160,18 @@ def test_draft_leaves_at_least_twice_the_size():
     assert open_photo(photo, at_least=30)[0].size == (80, 60)
 
 
+def test_a_jpeg_is_decoded_at_the_coarsest_scale_that_leaves_the_size():
+    photo = encode(scene(1, (640, 480)), "JPEG")
+
+    def by_hand(scale, size):
+        image = Image.open(io.BytesIO(photo))
+        image.draft(None, (640 // scale, 480 // scale))
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+
+    for size, scale in ((241, 1), (240, 2), (121, 2), (120, 4)):
+        assert np.array_equal(decode_image(photo, size), by_hand(scale, size)), size
+
+
 def test_paths_bytes_and_streams_give_the_same_pixels(tmp_path):
     photo = encode(scene(2), "JPEG")
     (tmp_path / "photo.jpg").write_bytes(photo)
