@@ -11,10 +11,15 @@ from carspotter.models.experiments import (
     BATCH_NORM,
     BATCH_NORM_BEFORE_RELU,
     DROPOUT,
+    MOBILENET_FEATURES,
     SERIES,
+    VGG16_FEATURES,
+    VGG16_FINE_TUNE,
     Experiment,
+    convolutions,
     describe_difference,
     draw_epoch,
+    feature_count,
     feature_side,
 )
 
@@ -48,7 +53,17 @@ def test_the_spec_is_the_original_study():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"batch_norm": "yes"}, {"dropout_rate": 1.0}, {"dtype": "float16"}, {"epochs": 0}, {"optimizer": "sgd"}],
+    [
+        {"batch_norm": "yes"},
+        {"dropout_rate": 1.0},
+        {"dtype": "float16"},
+        {"epochs": 0},
+        {"optimizer": "sgd"},
+        {"backbone": "resnet"},
+        {"batch_norm": "after_relu", "backbone": "vgg16"},
+        {"augment": True, "backbone": "vgg16"},
+        {"tuned_blocks": 1},
+    ],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_a_spec_that_means_nothing_is_refused(wrong):
@@ -58,8 +73,21 @@ def test_a_spec_that_means_nothing_is_refused(wrong):
 
 def test_images_too_small_for_the_blocks_are_refused():
     assert feature_side(BASELINE, 46) == 1
-    with pytest.raises(ValueError, match="45 px"):
+    with pytest.raises(ValueError, match=r"45 px .*46 px or more"):
         feature_side(BASELINE, 45)
+    assert feature_side(VGG16_FEATURES, 32) == 1
+    with pytest.raises(ValueError, match=r"31 px .*32 px or more"):
+        feature_side(VGG16_FEATURES, 31)
+
+
+def test_vgg16_is_thirteen_convolutions_of_which_three_are_tuned():
+    assert [c.channels for c in convolutions(VGG16_FEATURES)] == [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
+    assert [i for i, c in enumerate(convolutions(VGG16_FEATURES), 1) if c.pooled] == [2, 4, 7, 10, 13]
+    assert [c.learns for c in convolutions(VGG16_FINE_TUNE)] == [False] * 10 + [True] * 3
+    assert VGG16_FEATURES.frozen and not VGG16_FINE_TUNE.frozen and not BASELINE.frozen
+    assert (feature_count(VGG16_FEATURES, 150), feature_count(BASELINE, 150)) == (512, 7 * 7 * 128)
+    with pytest.raises(ValueError, match="Keras only"):
+        feature_count(MOBILENET_FEATURES, 224)
 
 
 def test_draws_are_a_function_of_seed_and_epoch():

@@ -12,7 +12,20 @@ os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 import numpy as np
 import pytest
 
-from carspotter.models.experiments import AUGMENTATION, BASELINE, BATCH_NORM, DROPOUT, SERIES, draw_epoch
+from carspotter.models.experiments import (
+    AUGMENTATION,
+    BASELINE,
+    BATCH_NORM,
+    DROPOUT,
+    MOBILENET_FEATURES,
+    SERIES,
+    VGG16_FEATURES,
+    VGG16_FINE_TUNE,
+    Experiment,
+    convolutions,
+    draw_epoch,
+    feature_count,
+)
 from carspotter.models.metrics import accuracy, probabilities_from_logits
 from carspotter.models.runs import FRAMEWORKS, import_framework
 from carspotter.photos.augmentation import warp_images
@@ -20,6 +33,14 @@ from carspotter.photos.augmentation import warp_images
 SIZE = 48
 # Keras keeps the learning rate in float32: a power of two is the same number there.
 SMALL = {"conv_channels": (8, 8, 16, 16), "dense_units": 16, "batch_size": 8, "learning_rate": 2**-10}
+
+NARROW_VGG16 = ((4, 4), (8, 8), (8, 8, 8), (16, 16, 16), (16, 16, 16))
+GRID = {name: experiment for name, experiment in SERIES.items() if experiment.backbone != "mobilenet_v2"}
+
+
+def small(experiment: Experiment, **changes) -> Experiment:
+    channels = {"conv_channels": NARROW_VGG16} if experiment.backbone else {}
+    return replace(experiment, **SMALL | channels | changes)
 
 
 @pytest.fixture(params=FRAMEWORKS)
@@ -144,22 +165,30 @@ def train(siblings, experiment, images, labels, folder, seed=0, classes=2, epoch
         *((SERIES[name], 3_453_121) for name in ("baseline_cnn", "augmentation", "dropout")),
         # scale and shift for 32 + 64 + 128 + 128 channels and 512 dense units
         *((SERIES[name], 3_453_121 + 2 * 864) for name in ("batch_norm", "batch_norm_before_relu")),
+        # the head alone learns; then three convolutions of 512 channels with it
+        (VGG16_FEATURES, 513 * 256 + 257),
+        (VGG16_FINE_TUNE, 513 * 256 + 257 + 3 * (9 * 512 + 1) * 512),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_contract_parameters_at_full_size(siblings, experiment, parameters):
     assert siblings.describe(siblings.build_model(experiment, 2, 150))["parameters"] == parameters
-    assert siblings.describe(siblings.build_model(experiment, 3, 150))["parameters"] == parameters + 2 * 513
+    more = 2 * (experiment.dense_units + 1)
+    assert siblings.describe(siblings.build_model(experiment, 3, 150))["parameters"] == parameters + more
 
 
-@pytest.mark.parametrize("experiment", SERIES.values(), ids=SERIES)
+@pytest.mark.parametrize("experiment", GRID.values(), ids=GRID)
 @pytest.mark.parametrize("classes", [2, 3])
 def test_contract_shapes(siblings, photos, experiment, classes):
-    model = siblings.build_model(replace(experiment, **SMALL), classes, SIZE)
+    model = siblings.build_model(small(experiment), classes, SIZE)
     probabilities = siblings.predict_probabilities(model, photos[0][:5], batch_size=2)
     assert probabilities.shape == (5, classes) and probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-6)
     assert logits_of(siblings, model, photos[0][:5]).shape == (5, 1 if classes == 2 else 3)
+    features = siblings.compute_features(model, photos[0][:5], batch_size=2)
+    assert features.shape == (5, feature_count(small(experiment), SIZE)) and features.dtype == np.float32
+    from_features = siblings.predict_probabilities(model, features, batch_size=2)
+    np.testing.assert_allclose(from_features, probabilities, atol=1e-5)
 
 
 def test_contract_images_too_small_are_refused(siblings):
@@ -279,10 +308,10 @@ def distance(found, expected) -> float:
     return float(np.sqrt(apart / size))
 
 
-@pytest.mark.parametrize("experiment", SERIES.values(), ids=SERIES)
+@pytest.mark.parametrize("experiment", GRID.values(), ids=GRID)
 @pytest.mark.parametrize("classes", [2, 3])
 def test_equal_logits_in_float32(all_siblings, photos, experiment, classes):
-    experiment = replace(experiment, **SMALL)
+    experiment = small(experiment)
     models = [siblings.build_model(experiment, classes, SIZE) for siblings in all_siblings]
     weights = to_list(all_siblings[0], models[0])
     rng = np.random.default_rng(0)
@@ -296,19 +325,22 @@ def test_equal_logits_in_float32(all_siblings, photos, experiment, classes):
         assert np.abs(other - logits[0]).max() < 1e-4 * scale
 
 
-@pytest.mark.parametrize("batch_norm", ["none", "after_relu", "before_relu"])
+@pytest.mark.parametrize("name", ["baseline_cnn", "batch_norm", "batch_norm_before_relu", *list(GRID)[-2:]])
 @pytest.mark.parametrize("classes", [2, 3])
-def test_equal_loss_gradients_and_ten_steps_in_float64(all_siblings, photos, batch_norm, classes):
+def test_equal_loss_gradients_and_ten_steps_in_float64(all_siblings, photos, name, classes):
     # Dropout draws in each framework's own way and augmentation has its own test: neither belongs into this one.
-    experiment = replace(BASELINE, **SMALL, batch_norm=batch_norm, dtype="float64")
+    experiment = small(GRID[name], augment=False, dropout_rate=0.0, dtype="float64")
     images = photos[0]
+    if experiment.frozen:  # its head is trained on features
+        images = np.random.default_rng(0).random((len(images), feature_count(experiment, SIZE)))
     labels = np.arange(len(images)) % classes
     start, results = None, []
     for siblings in all_siblings:
         model = siblings.build_model(experiment, classes, SIZE)
         start = to_list(siblings, model) if start is None else start
         copy_in(siblings, model, start)
-        loss, gradients = GRADIENTS[name_of(siblings)](model, images[:8], labels[:8])
+        answering = siblings.head_of(model) if experiment.frozen and name_of(siblings) == "keras" else model
+        loss, gradients = GRADIENTS[name_of(siblings)](answering, images[:8], labels[:8])
         copy_in(siblings, model, start)
         batches = [(images[i : i + 8], labels[i : i + 8]) for i in (0, 8, 16, 24, 32) * 2]
         STEPS[name_of(siblings)](siblings, model, experiment, batches)
@@ -354,7 +386,7 @@ def torch_gradients(model, images, labels):
     from torch.nn import functional
 
     model.train()
-    logits = model(torch.tensor(images).permute(0, 3, 1, 2))
+    logits = model(as_torch(images))
     if logits.shape[1] == 1:
         loss = functional.binary_cross_entropy_with_logits(logits[:, 0], torch.tensor(labels).double())
     else:
@@ -363,6 +395,8 @@ def torch_gradients(model, images, labels):
     loss.backward()
     gradients = []
     for layer, norm in torch_layers(model):
+        if not layer.weight.requires_grad:
+            continue
         kernel = layer.weight.grad.numpy()
         gradients += [kernel.transpose(2, 3, 1, 0) if kernel.ndim == 4 else kernel.T, layer.bias.grad.numpy()]
         if norm is not None:
@@ -385,14 +419,84 @@ def tensorflow_steps(siblings, model, experiment, batches):
 def torch_steps(siblings, model, experiment, batches):
     import torch
 
-    optimizer = siblings.RMSprop(model.parameters(), experiment.learning_rate)
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = siblings.RMSprop(learning, experiment.learning_rate)
     model.train()
     for images, labels in batches:
-        siblings.step(model, optimizer, torch.tensor(images).permute(0, 3, 1, 2), torch.tensor(labels))
+        siblings.step(model, optimizer, as_torch(images), torch.tensor(labels))
+
+
+def as_torch(images):
+    import torch
+
+    return torch.tensor(images).permute(0, 3, 1, 2) if images.ndim == 4 else torch.tensor(images)
 
 
 GRADIENTS = {"keras": keras_gradients, "torch": torch_gradients, "tensorflow": tensorflow_gradients}
 STEPS = {"keras": keras_steps, "torch": torch_steps, "tensorflow": tensorflow_steps}
+
+
+@pytest.fixture(scope="module")
+def vgg16_files(tmp_path_factory):
+    """Keras' own VGG16 with random weights, and its weights in both of Keras' forms."""
+    keras, h5py = pytest.importorskip("keras"), pytest.importorskip("h5py")
+    keras.utils.set_random_seed(0)
+    model = keras.applications.VGG16(include_top=False, weights=None, input_shape=(SIZE, SIZE, 3), pooling="avg")
+    rng = np.random.default_rng(0)
+    model.set_weights([w if w.ndim == 4 else rng.normal(0, 0.1, w.shape) for w in model.get_weights()])
+    folder = tmp_path_factory.mktemp("vgg16")
+    model.save_weights(folder / "new.weights.h5")
+    with h5py.File(folder / "old_notop.h5", "w") as file:
+        for layer in model.layers:
+            for name, array in zip(("W_1:0", "b_1:0"), layer.get_weights(), strict=False):
+                file[f"{layer.name}/{layer.name}_{name}"] = array
+    return model, folder
+
+
+def test_vgg16_is_keras_own_with_its_weights_and_its_pixels(siblings, vgg16_files, photos):
+    import keras
+
+    reference, folder = vgg16_files
+    pixels = keras.applications.vgg16.preprocess_input(photos[0][:3].astype("float32"))
+    expected = keras.ops.convert_to_numpy(reference(pixels))
+    for name in ("new.weights.h5", "old_notop.h5"):
+        model = siblings.build_model(VGG16_FEATURES, 2, SIZE)
+        siblings.load_backbone(model, folder / name)
+        found = siblings.compute_features(model, photos[0][:3])
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
+def test_weights_that_do_not_fit_are_refused(siblings, vgg16_files, tmp_path):
+    narrow = siblings.build_model(small(VGG16_FEATURES), 2, SIZE)
+    with pytest.raises(ValueError, match="shapes are not those"):
+        siblings.load_backbone(narrow, vgg16_files[1] / "new.weights.h5")
+    (tmp_path / "text.h5").write_text("no weights")
+    with pytest.raises(ValueError, match="HDF5"):
+        siblings.load_backbone(narrow, tmp_path / "text.h5")
+
+
+def test_only_what_is_unfrozen_learns(siblings, photos, tmp_path):
+    experiment = small(VGG16_FINE_TUNE, dropout_rate=0.0)
+    before = to_list(siblings, siblings.build_model(experiment, 2, SIZE))
+    model, _ = train(siblings, experiment, *photos, tmp_path, epochs=1)
+    moved = [bool((now != then).any()) for now, then in zip(to_list(siblings, model), before, strict=True)]
+    frozen = 2 * sum(not convolution.learns for convolution in convolutions(experiment))
+    assert frozen == 20 and not any(moved[:frozen]) and all(moved[frozen:][::2])
+
+
+def test_mobilenet_is_there_in_keras_and_refused_elsewhere(siblings, photos):
+    experiment = replace(MOBILENET_FEATURES, backbone_width=0.35)
+    if name_of(siblings) != "keras":
+        with pytest.raises(ValueError, match="Keras only"):
+            siblings.build_model(experiment, 2, 96)
+        return
+    model = siblings.build_model(experiment, 2, SIZE)
+    assert siblings.describe(model)["parameters"] == 1281
+    features = siblings.compute_features(model, photos[0][:3])
+    assert features.shape == (3, 1280)
+    np.testing.assert_allclose(
+        siblings.predict_probabilities(model, features), siblings.predict_probabilities(model, photos[0][:3]), atol=1e-5
+    )
 
 
 # --- what only one of them has ---------------------------------------------------------------------------------------

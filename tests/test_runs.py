@@ -122,6 +122,8 @@ def test_a_run_is_named_by_all_that_makes_it(study):
         name(image_size=32),
         name(train_on=["a", "b"]),
         name(train_on=["a", "b", "b"]),
+        name(experiment=SMALL_VGG, weights="none"),
+        name(experiment=SMALL_VGG, weights="imagenet"),
     ]
     study.splits.write_text(study.splits.read_text() + "\n")
     names.append(name())
@@ -212,6 +214,61 @@ def test_a_table_without_the_younger_columns_is_read(study):
     table.to_csv(study.runs_table, index=False)
     assert list(runs.read_runs(study).columns) == runs.COLUMNS
     assert runs.read_runs(study)["train_on"].tolist() == [""]
+
+
+SMALL_VGG = Experiment(
+    "small_vgg", ((4, 4), (8, 8)), 8, dropout_rate=0.5, backbone="vgg16", batch_size=10, epochs=3, learning_rate=1e-3
+)
+
+
+@pytest.fixture
+def backbone_file(tmp_path):
+    path, rng = tmp_path / "vgg16_notop.h5", np.random.default_rng(0)
+    with pytest.importorskip("h5py").File(path, "w") as file:
+        for number, (before, after) in enumerate(((3, 4), (4, 4), (4, 8), (8, 8))):
+            file[f"conv{number}/kernel:0"] = rng.normal(0, 0.2, (3, 3, before, after)).astype(np.float32)
+            file[f"conv{number}/bias:0"] = np.zeros(after, np.float32)
+    return path
+
+
+def test_frozen_features_are_computed_once_and_the_checkpoint_holds_all(study, framework, backbone_file, monkeypatch):
+    siblings, computed = runs.import_framework(framework), []
+    compute = siblings.compute_features
+    monkeypatch.setattr(siblings, "compute_features", lambda *rest: computed.append(1) or compute(*rest))
+    options = {"image_size": SIZE, "weights": backbone_file, "show_progress": False}
+    first = runs.load_or_train(study, SMALL_VGG, framework, **options)
+    assert len(computed) == 2, "training and validation"
+    runs.load_or_train(study, SMALL_VGG, framework, seed=1, **options)
+    assert len(computed) == 2, "another seed has the same features"
+    some = first.validation["sha256"].head(0).tolist() + [f"{number:064x}" for number in range(10)]
+    runs.load_or_train(study, SMALL_VGG, framework, train_on=some, **options)
+    assert len(computed) == 2, "a subset takes its features from the whole"
+    assert first.row["weights"] == first.spec["weights_file"]["sha256"][:12]
+    assert first.spec["pixels"].startswith("BGR")
+    backbone_file.unlink()
+    images = runs.load_images(study.data, first.validation, SIZE)
+    found = runs.load_run(study, first.id).predict(images)
+    np.testing.assert_allclose(found, first.validation[["bright", "dark"]], atol=1e-4)
+
+
+def test_fine_tuning_goes_on_from_the_trained_head(study, framework, backbone_file):
+    tuned = replace(SMALL_VGG, name="tuned", tuned_blocks=1, starts_from="vgg16_features", learning_rate=1e-5, epochs=1)
+    run = runs.load_or_train(study, tuned, framework, image_size=SIZE, weights=backbone_file, epochs=3)
+    table = runs.read_runs(study).set_index("experiment")
+    assert list(table.index) == ["vgg16_features", "tuned"]
+    before = runs.load_run(study, table.loc["vgg16_features", "run"])
+    # At a rate this low the first epoch is still where the head had come to.
+    assert run.history["validation_loss"].iloc[0] == pytest.approx(before.row["best_validation_loss"], rel=0.05)
+    assert table.loc["tuned", "parameters"] == table.loc["vgg16_features", "parameters"] + 9 * 12 * 8 + 16
+
+
+def test_weights_that_are_not_there_stop_the_run_before_photos_are_decoded(study, monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "load_images", lambda *_: pytest.fail("photos were decoded"))
+    with pytest.raises(FileNotFoundError, match="nowhere.h5"):
+        runs.train_run(study, SMALL_VGG, "torch", weights=tmp_path / "nowhere.h5", show_progress=False)
+    (tmp_path / "other.h5").write_text("no weights")
+    with pytest.raises(ValueError, match="HDF5"):
+        runs.train_run(study, SMALL_VGG, "torch", weights=tmp_path / "other.h5", show_progress=False)
 
 
 @pytest.mark.parametrize("when", ["between epochs", "within an epoch"])

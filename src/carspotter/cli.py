@@ -97,6 +97,8 @@ def train_model(options) -> int:
         seed=options.seed,
         quick=options.quick,
         epochs=options.epochs,
+        image_size=options.image_size,
+        weights=options.weights,
     )
     row = run.row
     print(
@@ -198,6 +200,13 @@ def run_study(options) -> int:
     return 0
 
 
+def kaggle_fetch(options) -> int:
+    from carspotter.photos.kaggle import fetch
+
+    print(fetch(_study(options), options.dataset, options.source, options.as_published, options.minutes))
+    return 0
+
+
 def _study(options) -> Study:
     return Study.open(options.study, options.data)
 
@@ -252,6 +261,10 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--quick", action="store_true", help="48 photos, 64 px, 2 epochs: does it run?")
     training.add_argument("--epochs", type=_positive, help="default: the experiment's own")
+    training.add_argument("--image-size", type=_positive, metavar="PIXELS", help="default: the experiment's own")
+    training.add_argument(
+        "--weights", default="imagenet", metavar="FILE", help="of a backbone: imagenet (downloads), a file, or none"
+    )
 
     sweeping = _verb(verbs, "sweep", sweep_runs, "train many runs: experiments, frameworks, image sizes, seeds")
     sweeping.add_argument("sweep", type=Path, metavar="SWEEP.toml")
@@ -272,6 +285,15 @@ def _parser() -> argparse.ArgumentParser:
     exporting.add_argument("--out", type=Path, metavar="DIR", help="default: data/bundles/RUN-FORMAT")
     exporting.add_argument("--risk", type=float, default=0.01, help="share of wrong answers among the accepted ones")
     exporting.add_argument("--int8", action="store_true", help="smaller and quicker, behind a gate of its own")
+
+    kaggle = verbs.add_parser("kaggle", help="fetch the data set; push notebooks; publish your own photos")
+    errands = kaggle.add_subparsers(required=True, metavar="fetch|push|publish")
+    fetching = _verb(errands, "fetch", kaggle_fetch, "a data set with its train / validation / test -> a study")
+    fetching.add_argument("--dataset", default="ajaykgp12/cars-wagonr-swift", metavar="OWNER/NAME", help="%(default)s")
+    fetching.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="an unzipped folder, or the zip")
+    fetching.add_argument("--as-published", action="store_true", help="leave copies of a shot in more than one part")
+    fetching.add_argument("--minutes", type=_positive, default=60, help="give up after (default %(default)s)")
+    fetching.set_defaults(study="swift_wagonr")
 
     serving = verbs.add_parser("serve", help="the photo check over HTTP, with a page to try it")
     serving.add_argument("bundle", type=Path, metavar="BUNDLE", help="written by `carspotter export`")

@@ -6,11 +6,13 @@ Nothing here knows a framework: the three siblings read the same spec and the sa
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from carspotter.photos.augmentation import draw_affine
+
+VGG16_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,13 @@ class Experiment:
     """One recipe: an architecture and its hyperparameters.
 
     A convolution block is conv 3×3 (no padding) → ReLU → max-pool 2; then flatten → dense → logits. Two classes give
-    one logit (sigmoid), more give one each (softmax).
+    one logit (sigmoid), more give one each (softmax). A backbone comes with weights that were learned elsewhere: its
+    convolutions are padded, its last maps are averaged instead of flattened, and it sees the pixels it was trained on.
     """
 
     name: str
-    conv_channels: tuple[int, ...] = (32, 64, 128, 128)
-    dense_units: int = 512
+    conv_channels: tuple[int | tuple[int, ...], ...] = (32, 64, 128, 128)  # per block; several convolutions: a tuple
+    dense_units: int = 512  # 0: the logits hang on the features
     augment: bool = False  # one affine change per training photo and epoch, drawn by photos.augmentation
     dropout_rate: float = 0.0  # on the flattened features, where 90 % of the parameters hang
     batch_norm: Literal["none", "after_relu", "before_relu"] = "none"  # in every block, and on the dense layer
@@ -32,6 +35,11 @@ class Experiment:
     batch_size: int = 20  # the original's: 2,400 training photos are 120 steps an epoch
     # The original ran 50 to 200; most of what an experiment gains is there by 30, and five seeds fit into a night.
     epochs: int = 30
+    image_size: int = 150  # pixels on a side, the original's
+    backbone: Literal[None, "vgg16", "mobilenet_v2"] = None
+    backbone_width: float = 1.0  # MobileNetV2's α; a run takes it from the name of the weights file
+    tuned_blocks: int = 0  # the backbone's last blocks, learning with the head; 0: frozen, its features computed once
+    starts_from: str | None = None  # the experiment from whose trained weights this one goes on
     # bfloat16: products in bfloat16, weights in float32. float64 is for the proofs of equality.
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
 
@@ -40,15 +48,30 @@ class Experiment:
             "batch_norm": ("none", "after_relu", "before_relu"),
             "optimizer": ("rmsprop",),
             "dtype": ("float32", "bfloat16", "float64"),
+            "backbone": (None, "vgg16", "mobilenet_v2"),
         }
         for field, allowed in choices.items():
             if getattr(self, field) not in allowed:
-                raise ValueError(f"{self.name}: {field} is {getattr(self, field)!r}; use one of {', '.join(allowed)}")
+                raise ValueError(
+                    f"{self.name}: {field} is {getattr(self, field)!r}; use one of {', '.join(map(str, allowed))}"
+                )
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f"{self.name}: dropout_rate is {self.dropout_rate}; it is a share, 0 or more and below 1")
-        for field in ("batch_size", "epochs", "dense_units", "learning_rate"):
+        for field in ("batch_size", "epochs", "image_size", "learning_rate"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"{self.name}: {field} is {getattr(self, field)}; it must be above 0")
+        if self.batch_norm != "none" and self.backbone:
+            raise ValueError(f"{self.name}: batch_norm is {self.batch_norm!r}; a backbone keeps its own, use 'none'")
+        if self.augment and self.frozen:
+            raise ValueError(f"{self.name}: augment is True; the features of a frozen backbone are computed once")
+        tunable = len(self.conv_channels) if self.backbone else 0
+        if not 0 <= self.tuned_blocks <= tunable:
+            raise ValueError(f"{self.name}: tuned_blocks is {self.tuned_blocks}; its backbone has {tunable} to tune")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether a backbone is there and nothing of it learns: then its features are all that training needs."""
+        return self.backbone is not None and self.tuned_blocks == 0
 
 
 BASELINE = Experiment("baseline_cnn")
@@ -57,9 +80,69 @@ DROPOUT = replace(AUGMENTATION, name="dropout", dropout_rate=0.5)
 BATCH_NORM = replace(DROPOUT, name="batch_norm", batch_norm="after_relu")
 BATCH_NORM_BEFORE_RELU = replace(BATCH_NORM, name="batch_norm_before_relu", batch_norm="before_relu")
 
+# The head of Chollet's book (Deep Learning with Python, 2017), but on averaged maps: 131,585 parameters, not 2 million.
+VGG16_FEATURES = Experiment(
+    "vgg16_features", VGG16_CHANNELS, dense_units=256, dropout_rate=0.5, learning_rate=1e-3, backbone="vgg16"
+)
+# A hundredth of the head's rate: a backbone that has seen a million photos shall move a little, not forget.
+VGG16_FINE_TUNE = replace(
+    VGG16_FEATURES,
+    name="vgg16_fine_tune",
+    augment=True,
+    learning_rate=1e-5,
+    tuned_blocks=1,
+    starts_from="vgg16_features",
+)
+# A linear head: 1,281 parameters. 224 px is what the weights were learned on, and the photos are larger than that.
+MOBILENET_FEATURES = Experiment(
+    "mobilenet_features",
+    conv_channels=(),
+    dense_units=0,
+    dropout_rate=0.5,
+    learning_rate=1e-3,
+    image_size=224,
+    backbone="mobilenet_v2",
+)
+
 SERIES = {
-    experiment.name: experiment for experiment in (BASELINE, AUGMENTATION, DROPOUT, BATCH_NORM, BATCH_NORM_BEFORE_RELU)
+    experiment.name: experiment
+    for experiment in (
+        BASELINE,
+        AUGMENTATION,
+        DROPOUT,
+        BATCH_NORM,
+        BATCH_NORM_BEFORE_RELU,
+        VGG16_FEATURES,
+        VGG16_FINE_TUNE,
+        MOBILENET_FEATURES,
+    )
 }
+
+# What a backbone's weights want to see in place of 0 … 255; without a backbone it is x / 255. Part of a run's record.
+PIXELS = {
+    None: "RGB / 255",
+    "vgg16": "BGR - (103.939, 116.779, 123.68)",  # Caffe's; torchvision's default weights want others
+    "mobilenet_v2": "RGB / 127.5 - 1",
+}
+CAFFE_MEANS = (103.939, 116.779, 123.68)  # of ImageNet, blue, green, red
+
+
+class Convolution(NamedTuple):
+    """One convolution: its output channels, whether a max-pool follows, whether it learns."""
+
+    channels: int
+    pooled: bool
+    learns: bool
+
+
+def convolutions(experiment: Experiment) -> list[Convolution]:
+    """Give the convolutions that a sibling builds, in order; none for MobileNetV2, which Keras brings."""
+    found = []
+    for number, block in enumerate(experiment.conv_channels):
+        learns = experiment.backbone is None or number >= len(experiment.conv_channels) - experiment.tuned_blocks
+        block = block if isinstance(block, tuple) else (block,)
+        found += [Convolution(channels, i == len(block) - 1, learns) for i, channels in enumerate(block)]
+    return found
 
 
 def describe_difference(experiment: Experiment, before: Experiment) -> str:
@@ -73,16 +156,31 @@ def describe_difference(experiment: Experiment, before: Experiment) -> str:
 
 
 def feature_side(experiment: Experiment, image_size: int) -> int:
-    """Give the side, in cells, of the feature map that is flattened; raises ValueError where nothing is left of it."""
-    side = image_size
-    for _ in experiment.conv_channels:
-        side = (side - 2) // 2
+    """Give the side, in cells, of the last feature map; raises ValueError where nothing is left of it."""
+    if experiment.backbone:
+        blocks = len(experiment.conv_channels) or 5
+        side, smallest = image_size // 2**blocks, 2**blocks
+    else:
+        side, smallest = image_size, 1
+        for _ in experiment.conv_channels:
+            side, smallest = (side - 2) // 2, 2 * smallest + 2
     if side < 1:
         raise ValueError(
             f"{experiment.name}: images of {image_size} px vanish in {len(experiment.conv_channels)} convolution "
-            "blocks; use larger images (46 px or more for four blocks) or fewer conv_channels"
+            f"blocks; use larger images ({smallest} px or more) or fewer conv_channels"
         )
     return side
+
+
+def feature_count(experiment: Experiment, image_size: int) -> int:
+    """Give the number of features that the head sees: the last maps flattened, or averaged where there is a backbone.
+
+    Raises ValueError for images too small, and for MobileNetV2, which only Keras has.
+    """
+    if experiment.backbone == "mobilenet_v2":
+        raise ValueError(f"{experiment.name}: MobileNetV2 is there in Keras only; use framework keras")
+    side, channels = feature_side(experiment, image_size), convolutions(experiment)[-1].channels
+    return channels if experiment.backbone else side**2 * channels
 
 
 def draw_epoch(

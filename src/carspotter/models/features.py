@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 
+from carspotter.models.weights import width_in_name
 from carspotter.progress import progress_bar
 
 # Raise this by hand when features change meaning: cached ones are then computed anew.
@@ -40,17 +41,31 @@ def extract_features(
         raise FileNotFoundError(f"{weights}: no such file; give the path of MobileNetV2 weights without the top")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3:
         raise ValueError(f"images are {images.dtype} {images.shape}; features need uint8 (N, S, S, 3)")
-    alpha = _width_in_name(weights) if alpha is None else alpha
+    alpha = width_in_name(weights) if alpha is None else alpha
     path = cache / f"{_digest(images, weights, alpha)}.npy" if cache else None
     if path and path.exists():
         return np.load(path)
     features = _compute(images, weights, alpha, batch_size, show_progress)
     if path:
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.part.npy")
-        np.save(partial, features)
-        os.replace(partial, path)
+        _save(path, features)
     return features
+
+
+def cached_features(cache: Path, key: str, photos: Iterable[str], compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Give the features (N, F) of the photos with these hashes from the folder `cache`, or compute and keep them.
+
+    `key` says all else that they depend on: weights, preprocessing, image size. They lie beside the image arrays and
+    name their photos as those do, so that a forgotten photo's features go with it.
+    """
+    photos = list(photos)
+    digest = hashlib.sha256("\n".join([key, str(FEATURES_VERSION), *photos]).encode()).hexdigest()[:32]
+    path = cache / f"{digest}.npy"
+    if not path.exists():
+        features = compute()
+        cache.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".txt").write_text("\n".join(photos) + "\n")
+        _save(path, features)
+    return np.load(path)
 
 
 def _compute(images: np.ndarray, weights: Path, alpha: float, batch_size: int, show_progress: bool) -> np.ndarray:
@@ -73,11 +88,11 @@ def _compute(images: np.ndarray, weights: Path, alpha: float, batch_size: int, s
     return np.concatenate(features) if features else np.empty((0, 1280), np.float32)
 
 
-def _width_in_name(weights: Path) -> float:
-    found = re.search(r"mobilenet_v2_(\d\.\d+)", weights.name)
-    if found is None:
-        raise ValueError(f"{weights}: the name does not tell the width; pass alpha, 1.0 for the full MobileNetV2")
-    return float(found[1])
+def _save(path: Path, features: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.part.npy")
+    np.save(partial, features)
+    os.replace(partial, path)
 
 
 def _digest(images: np.ndarray, weights: Path, alpha: float) -> str:

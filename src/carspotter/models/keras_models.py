@@ -20,8 +20,9 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from carspotter.models.experiments import Experiment, draw_epoch, feature_side
+from carspotter.models.experiments import CAFFE_MEANS, Experiment, convolutions, draw_epoch, feature_side
 from carspotter.models.metrics import probabilities_from_logits
+from carspotter.models.weights import read_vgg16
 
 CHECKPOINT = "checkpoint{}.weights.h5"
 RESUME = "resume.npz"
@@ -94,8 +95,8 @@ def build_model(
 ) -> keras.Model:
     """Build the model: images (N, S, S, 3), 0 … 255 → logits, (N, 1) for two classes, (N, classes) for more.
 
-    Fresh weights are a function of `seed`; `weights` names a checkpoint to load instead. Raises ValueError when the
-    images are too small for the blocks.
+    Fresh weights are a function of `seed`; `weights` names a checkpoint to load instead. A backbone's are brought by
+    `load_backbone`. Raises ValueError when the images are too small for the blocks.
     """
     feature_side(experiment, image_size)
     dtype = keras.DTypePolicy(POLICIES[experiment.dtype])
@@ -108,6 +109,12 @@ def build_model(
             "dtype": dtype,
         }
 
+    def scale(x):
+        if experiment.backbone == "vgg16":
+            return ops.flip(x, axis=-1) - ops.convert_to_tensor(CAFFE_MEANS, x.dtype)
+        # A division, as the siblings do it: layers.Rescaling keeps 1/255 in float32 whatever the dtype.
+        return x / 127.5 - 1 if experiment.backbone == "mobilenet_v2" else x / 255
+
     def activate(x):
         if experiment.batch_norm == "before_relu":
             x = layers.BatchNormalization(momentum=0.9, epsilon=1e-3, dtype=dtype)(x)
@@ -117,14 +124,24 @@ def build_model(
         return x
 
     image = keras.Input((image_size, image_size, 3), dtype=dtype.variable_dtype, name="image")
-    x = image / 255  # a division, as the siblings do it: layers.Rescaling keeps 1/255 in float32 whatever the dtype
-    for channels in experiment.conv_channels:
-        x = activate(layers.Conv2D(channels, 3, padding="valid", **initial())(x))
-        x = layers.MaxPooling2D(2, dtype=dtype)(x)
-    x = layers.Flatten(dtype=dtype)(x)
+    x = scale(image)
+    if experiment.backbone == "mobilenet_v2":
+        # One layer for all of it, at rest: with some weights its batch norm is folded into the convolutions.
+        backbone = keras.applications.MobileNetV2(
+            x.shape[1:], experiment.backbone_width, include_top=False, weights=None, name="backbone"
+        )
+        backbone.trainable = False
+        x = backbone(x, training=False)
+    padding = "same" if experiment.backbone else "valid"
+    for channels, pooled, learns in convolutions(experiment):
+        x = activate(layers.Conv2D(channels, 3, padding=padding, trainable=learns, **initial())(x))
+        x = layers.MaxPooling2D(2, dtype=dtype)(x) if pooled else x
+    flatten = layers.GlobalAveragePooling2D if experiment.backbone else layers.Flatten
+    x = flatten(dtype=dtype, name="features")(x)
     if experiment.dropout_rate:
         x = layers.Dropout(experiment.dropout_rate, seed=next(seeds), dtype=dtype)(x)
-    x = activate(layers.Dense(experiment.dense_units, **initial())(x))
+    if experiment.dense_units:
+        x = activate(layers.Dense(experiment.dense_units, **initial())(x))
     # The last sum is not rounded to bfloat16: probabilities near 0 and 1 would clump.
     last = initial() | {"dtype": dtype.variable_dtype}
     logits = layers.Dense(1 if classes == 2 else classes, name="logits", **last)(x)
@@ -132,6 +149,38 @@ def build_model(
     if weights:
         model.load_weights(weights)
     return model
+
+
+def load_backbone(model: keras.Model, path: Path) -> None:
+    """Load a backbone's weights, a Keras file without the top; raises ValueError where they do not fit."""
+    if "backbone" in [layer.name for layer in model.layers]:
+        try:
+            model.get_layer("backbone").load_weights(path)
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path}: not weights of MobileNetV2 of this width without the top: {error}") from error
+        return
+    kernels_and_biases = [v for layer in model.layers if isinstance(layer, layers.Conv2D) for v in layer.weights]
+    arrays = read_vgg16(path, [tuple(variable.shape) for variable in kernels_and_biases])
+    for variable, array in zip(kernels_and_biases, arrays, strict=True):
+        variable.assign(array)
+
+
+def compute_features(model: keras.Model, images: np.ndarray, batch_size: int = 50) -> np.ndarray:
+    """Give what a model's head sees of images uint8 (N, S, S, 3): float32 (N, features). The backbone is at rest."""
+    body = keras.Model(model.input, model.get_layer("features").output)
+    starts = range(0, len(images), batch_size)
+    return np.concatenate(
+        [body.predict_on_batch(np.asarray(images[start : start + batch_size])).astype(np.float32) for start in starts]
+    )
+
+
+def head_of(model: keras.Model) -> keras.Model:
+    """Give the part of a model behind its features, with the same weights: features (N, F) → logits."""
+    first = [layer.name for layer in model.layers].index("features") + 1
+    x = features = keras.Input(model.get_layer("features").output.shape[1:], dtype=model.layers[-1].dtype)
+    for layer in model.layers[first:]:
+        x = layer(x)
+    return keras.Model([features], x)
 
 
 def train(
@@ -147,7 +196,8 @@ def train(
 
     After each epoch: `on_epoch(epoch, training loss, training accuracy, validation probabilities)`; when it answers
     True, the weights are kept as the checkpoint of that epoch. The training figures are running means over the epoch,
-    augmentation and dropout included. `on_batch(photos)` reports progress.
+    augmentation and dropout included. `on_batch(photos)` reports progress. Where the backbone is frozen, the dataset
+    and `validation_images` hold features instead of images.
     """
     trained = make_trained(model, dataset.experiment)
     finished = _load_state(folder / RESUME, trained)
@@ -159,13 +209,16 @@ def train(
 def make_trained(model: keras.Model, experiment: Experiment) -> keras.Model:
     """Give the compiled model that `fit` sees: uint8 images, warped on the way where the experiment augments, → logits.
 
-    It shares its weights with `model`, which stays free of augmentation.
+    It shares its weights with `model`, which stays free of augmentation. With a frozen backbone it is the head alone.
     """
-    inputs = [keras.Input(model.input_shape[1:], dtype="uint8", name="photo")]
-    if experiment.augment:
-        inputs.append(keras.Input((8,), dtype="float32", name="transform"))
-    warped = Warp(dtype="float32")(*inputs) if experiment.augment else inputs[0]
-    trained = keras.Model(inputs, model(warped))
+    if experiment.frozen:
+        trained = head_of(model)
+    else:
+        inputs = [keras.Input(model.input_shape[1:], dtype="uint8", name="photo")]
+        if experiment.augment:
+            inputs.append(keras.Input((8,), dtype="float32", name="transform"))
+        warped = Warp(dtype="float32")(*inputs) if experiment.augment else inputs[0]
+        trained = keras.Model(inputs, model(warped))
     if model.output_shape[1] == 1:
         loss = keras.losses.BinaryCrossentropy(from_logits=True)
         metric = keras.metrics.BinaryAccuracy(threshold=0.0, name="accuracy")
@@ -180,7 +233,9 @@ def make_trained(model: keras.Model, experiment: Experiment) -> keras.Model:
 
 
 def predict_probabilities(model: keras.Model, images: np.ndarray, batch_size: int = 100) -> np.ndarray:
-    """Give the class probabilities of images uint8 (N, S, S, 3): float32 (N, classes)."""
+    """Give the class probabilities of images uint8 (N, S, S, 3), or of features (N, F): float32 (N, classes)."""
+    if images.ndim == 2 and len(model.input_shape) == 4:
+        model = head_of(model)
     starts = range(0, len(images), batch_size)
     logits = [model.predict_on_batch(np.asarray(images[start : start + batch_size])) for start in starts]
     return probabilities_from_logits(np.concatenate(logits))
@@ -212,7 +267,9 @@ class _EpochEnd(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         epoch += 1  # Keras counts from 0
-        probabilities = predict_probabilities(self.core, self.validation_images)
+        # With a frozen backbone the trained model is the head, and predicts from features.
+        predictor = self.model if self.validation_images.ndim == 2 else self.core
+        probabilities = predict_probabilities(predictor, self.validation_images)
         if self.on_epoch(epoch, logs["loss"], logs["accuracy"], probabilities):
             self.core.save_weights(self.folder / CHECKPOINT.format(f"_{epoch:04}"))
         _save_state(self.folder / RESUME, self.model, epoch)

@@ -15,8 +15,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -26,11 +26,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from carspotter.models.experiments import Experiment
+from carspotter.models.experiments import PIXELS, SERIES, Experiment
+from carspotter.models.features import cached_features
 from carspotter.models.metrics import accuracy
 from carspotter.models.watch import Watch, best_epoch, probabilities_of_epochs, write_whole
+from carspotter.models.weights import find_weights, identify_weights, width_in_name
 from carspotter.paths import Study
-from carspotter.photos.images import load_images
+from carspotter.photos.images import PREPROCESSING, load_images
 from carspotter.photos.splitting import read_splits, split_version
 from carspotter.photos.table import read_photos
 
@@ -39,8 +41,8 @@ RECIPE_VERSION = 1
 
 FRAMEWORKS = {"keras": "keras_models", "torch": "torch_models", "tensorflow": "tf_models"}
 COLUMNS = [
-    "run", "experiment", "framework", "seed", "epochs", "quick", "train_on", "image_size", "dtype", "split_version",
-    "recipe_version", "classes", "train_photos", "validation_photos", "parameters", "best_epoch",
+    "run", "experiment", "framework", "seed", "epochs", "quick", "train_on", "weights", "image_size", "dtype",
+    "split_version", "recipe_version", "classes", "train_photos", "validation_photos", "parameters", "best_epoch",
     "best_validation_accuracy", "best_validation_loss", "best_inference_train_accuracy", "last_train_accuracy",
     "last_inference_train_accuracy", "last_validation_accuracy", "mean_last_five_validation_accuracy", "seconds",
     "photos_per_second", "device", "commit", "versions", "finished_time",
@@ -74,7 +76,8 @@ class Run:
     @property
     def experiment(self) -> Experiment:
         fields = self.spec["experiment"]
-        return Experiment(**fields | {"conv_channels": tuple(fields["conv_channels"])})
+        channels = tuple(tuple(c) if isinstance(c, list) else c for c in fields["conv_channels"])
+        return Experiment(**fields | {"conv_channels": channels})
 
     @cached_property
     def model(self) -> Any:
@@ -127,23 +130,28 @@ def train_run(
     *,
     quick: bool = False,
     epochs: int | None = None,
-    image_size: int = 150,
-    train_on: Iterable[str] | None = None,
+    image_size: int | None = None,
+    train_on: Collection[str] | None = None,
+    weights: str | Path = "imagenet",
     show_progress: bool = True,
 ) -> Run:
     """Train `experiment` on the study's split in `framework` and record the run; it replaces a recorded one.
 
     `epochs` and `image_size` (pixels) override the spec; `quick` is for trying things out: 48 photos of 64 px, 2
     epochs. `train_on` names some of the training photos by their hashes, in any order and as often as each shall count
-    (a subset for learning curves, a bootstrap sample); validation stays whole. Killed and called again, the run goes on
-    after the last epoch that was finished. Only training and validation labels are read. Raises TrainingDiverged,
-    MemoryError with advice, ValueError for hashes that are no training photos, and RuntimeError when another process is
-    already training this run.
+    (a subset for learning curves, a bootstrap sample); validation stays whole. `weights` are those of the experiment's
+    backbone, if it has one: "imagenet", a file, or "none" (`models.weights`); the finished checkpoint holds them. An
+    experiment that starts from another trains that one first, or takes its recorded run.
+
+    Killed and called again, the run goes on after the last epoch that was finished. Only training and validation labels
+    are read. Raises TrainingDiverged, MemoryError with advice, ValueError for hashes that are no training photos,
+    FileNotFoundError for weights that cannot be had, and RuntimeError when another process is training this run.
     """
     train_on = None if train_on is None else sorted(train_on)
-    spec = _specify(
-        study, experiment, framework, seed, quick=quick, epochs=epochs, image_size=image_size, train_on=train_on
-    )
+    experiment = _with_width(experiment, weights)
+    options = {"quick": quick, "epochs": epochs, "image_size": image_size, "train_on": train_on, "weights": weights}
+    spec = _specify(study, experiment, framework, seed, **options)
+    start = _train_start(study, experiment, framework, seed, show_progress, options)
     folder = study.runs / spec["run"]
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, f"{spec['run']} is being trained by another process; wait for it or end it"):
@@ -156,20 +164,30 @@ def train_run(
                 f"{study.splits}: training has the classes {', '.join(spec['class_names'])}, validation has "
                 f"{', '.join(sorted(validation['label'].unique()))}; both need the same two or more: split again"
             )
-        write_whole(folder / "spec.json", json.dumps(spec, indent=2) + "\n")
         size = spec["image_size"]
         numbers = {name: number for number, name in enumerate(spec["class_names"])}
+        # Before the photos are decoded: weights or a size that do not fit are said at once.
+        model = siblings.build_model(experiment, len(numbers), size, seed, weights=start)
+        if experiment.backbone and start is None and (file := find_weights(experiment, weights)):
+            siblings.load_backbone(model, file)
+            spec["weights_file"] = {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
+        write_whole(folder / "spec.json", json.dumps(spec, indent=2) + "\n")
         training_images, validation_images = (
             load_images(study.data, photos, size, show_progress) for photos in (training, validation)
         )
         training_labels, validation_labels = (
             photos["label"].map(numbers).to_numpy() for photos in (training.iloc[chosen], validation)
         )
+        if experiment.frozen:
+            with _explained(spec):
+                training_images, validation_images = (
+                    _features(study, spec, siblings, model, photos, images)
+                    for photos, images in ((training, training_images), (validation, validation_images))
+                )
         if train_on is not None:
             training_images = training_images[chosen]
         with _explained(spec):
             dataset = siblings.make_dataset(training_images, training_labels, experiment, seed)
-            model = siblings.build_model(experiment, len(numbers), size, seed)
             facts = siblings.describe(model)
             with Watch(spec, folder, facts["device"], len(chosen), validation_labels, show_progress) as watch:
                 siblings.train(
@@ -238,10 +256,13 @@ def _specify(
     *,
     quick: bool = False,
     epochs: int | None = None,
-    image_size: int = 150,
-    train_on: Iterable[str] | None = None,
+    image_size: int | None = None,
+    train_on: Collection[str] | None = None,
+    weights: str | Path = "imagenet",
 ) -> dict[str, Any]:
     """Give everything that makes a run this run and no other, with its name."""
+    experiment = _with_width(experiment, weights)
+    image_size = image_size or experiment.image_size
     if framework not in FRAMEWORKS:
         raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(FRAMEWORKS)}")
     if epochs is not None and epochs < 1:
@@ -257,6 +278,8 @@ def _specify(
         "split_version": split_version(study)[:12],
         "recipe_version": RECIPE_VERSION,
         "train_on": "",
+        "weights": identify_weights(weights) if experiment.backbone else "",
+        "pixels": PIXELS[experiment.backbone],
     }
     if train_on is not None:
         spec["train_on"] = hashlib.sha256("\n".join(sorted(train_on)).encode()).hexdigest()[:12]
@@ -267,6 +290,13 @@ def _specify(
     digest = hashlib.sha256(named.encode()).hexdigest()[:8]
     quickly = "-quick" if quick else ""
     return {"run": f"{experiment.name}-{framework}-s{seed}{quickly}-{digest}"} | spec
+
+
+def _with_width(experiment: Experiment, weights: str | Path) -> Experiment:
+    """Give the experiment as wide as its weights file is."""
+    if experiment.backbone != "mobilenet_v2" or str(weights) in ("imagenet", "none"):
+        return experiment
+    return replace(experiment, backbone_width=width_in_name(Path(weights)))
 
 
 def _read_photos(study: Study, quick: bool, train_on: list[str] | None) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -300,6 +330,32 @@ def _read_photos(study: Study, quick: bool, train_on: list[str] | None) -> tuple
             part = part.groupby("label", group_keys=False).head(each)
         parts.append(part[["sha256", "label", "path"]].reset_index(drop=True))
     return parts[0], parts[1]
+
+
+def _train_start(
+    study: Study, experiment: Experiment, framework: str, seed: int, show_progress: bool, options: dict
+) -> Path | None:
+    """Give the checkpoint from which `experiment` goes on, trained now where it is missing; None for a fresh start."""
+    if experiment.starts_from is None:
+        return None
+    shared = ("conv_channels", "dense_units", "backbone", "backbone_width", "image_size", "batch_size", "dtype")
+    before = replace(SERIES[experiment.starts_from], **{name: getattr(experiment, name) for name in shared})
+    run = load_or_train(study, before, framework, seed, show_progress=show_progress, **options)
+    if not (found := sorted(run.folder.glob("checkpoint.*"))):
+        run = train_run(study, before, framework, seed, show_progress=show_progress, **options)
+        found = sorted(run.folder.glob("checkpoint.*"))
+    return found[0]
+
+
+def _features(
+    study: Study, spec: dict, siblings: ModuleType, model: Any, photos: pd.DataFrame, images: np.ndarray
+) -> np.ndarray:
+    """Give the frozen backbone's features of these photos, computed once for all runs with the same backbone."""
+    wide = [spec["experiment"][name] for name in ("backbone", "backbone_width", "conv_channels", "dtype")]
+    # Random weights are another draw with each seed.
+    source = spec["weights"] if spec["weights"] != "none" else f"none {spec['seed']}"
+    key = json.dumps([PREPROCESSING, spec["pixels"], spec["image_size"], spec["framework"], source, *wide])
+    return cached_features(study.images, key, photos["sha256"], lambda: siblings.compute_features(model, images))
 
 
 def _positions(training: pd.DataFrame, train_on: list[str] | None) -> np.ndarray:

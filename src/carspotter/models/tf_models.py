@@ -17,8 +17,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is im
 import numpy as np
 import tensorflow as tf
 
-from carspotter.models.experiments import Experiment, draw_epoch, feature_side
+from carspotter.models.experiments import CAFFE_MEANS, Experiment, convolutions, draw_epoch, feature_count
 from carspotter.models.metrics import probabilities_from_logits
+from carspotter.models.weights import read_vgg16
 
 CHECKPOINT = "checkpoint{}.npz"
 RESUME = "resume.npz"
@@ -31,7 +32,8 @@ ON_EVERY_REPLICA = {"aggregation": tf.VariableAggregation.MEAN, "synchronization
 class PhotoDataset:
     """Batches in the order of `draw_epoch`, as a `tf.data.Dataset`: (images, transforms or None), labels.
 
-    The photos are gathered from the memory-mapped array batch by batch, a few batches ahead of the step.
+    The photos are gathered from the memory-mapped array batch by batch, a few batches ahead of the step. Features
+    (N, F) in place of images are given as they are.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, experiment: Experiment, seed: int, training: bool):
@@ -48,8 +50,9 @@ class PhotoDataset:
         transforms = transforms.reshape(-1, 9)[:, :8].astype(np.float32)
 
         def gather(photos):
-            images = tf.numpy_function(lambda photos: self.images[photos], [photos], tf.uint8, stateful=False)
-            return tf.ensure_shape(images, (None, size, size, 3))
+            dtype = tf.as_dtype(self.images.dtype)
+            images = tf.numpy_function(lambda photos: self.images[photos], [photos], dtype, stateful=False)
+            return tf.ensure_shape(images, (None, *self.images.shape[1:]))
 
         dataset = tf.data.Dataset.from_tensor_slices((order, transforms, self.labels[order].astype(np.int64)))
         dataset = dataset.batch(self.experiment.batch_size)
@@ -73,44 +76,59 @@ def warp(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
 
 
 class CarModel(tf.Module):
-    """Convolution blocks, a dense layer, logits; takes pixels 0 … 255. `weights` are in the order of the layers."""
+    """Convolution blocks, a dense layer, logits; takes pixels 0 … 255, or the features of a frozen backbone.
+
+    `weights` are in the order of the layers.
+    """
 
     def __init__(self, experiment: Experiment, classes: int, image_size: int, seed: int):
         super().__init__(name=experiment.name)
         self.experiment, self.image_size = experiment, image_size
         self.dtype = tf.float64 if experiment.dtype == "float64" else tf.float32
         self.random = tf.random.Generator.from_seed(seed)
-        channels = (3, *experiment.conv_channels)
-        features = feature_side(experiment, image_size) ** 2 * experiment.conv_channels[-1]
+        features, built = feature_count(experiment, image_size), convolutions(experiment)
+        inputs = (3, *(convolution.channels for convolution in built))
+        self.pooled = [convolution.pooled for convolution in built]
         self.blocks = [
-            self._layer(number, (3, 3, *channels[number : number + 2])) for number in range(len(channels) - 1)
+            self._layer(number, (3, 3, inputs[number], channels), learns=learns)
+            for number, (channels, _, learns) in enumerate(built)
         ]
-        self.dense = self._layer(len(self.blocks), (features, experiment.dense_units))
+        self.dense = self._layer(len(built), (features, experiment.dense_units)) if experiment.dense_units else {}
         outputs = 1 if classes == 2 else classes
-        self.logits = self._layer(len(self.blocks) + 1, (experiment.dense_units, outputs), norm=False)
+        self.logits = self._layer(len(built) + 1, (experiment.dense_units or features, outputs), norm=False)
 
     @tf.Module.with_name_scope
     def __call__(self, images: tf.Tensor, training: bool = False, dropout_seed: tf.Tensor | None = None) -> tf.Tensor:
         compute = tf.bfloat16 if self.experiment.dtype == "bfloat16" else self.dtype
-        x = tf.cast(tf.cast(images, self.dtype) / 255, compute)
-        for layer in self.blocks:
-            x = tf.nn.conv2d(x, tf.cast(layer["kernel"], compute), strides=1, padding="VALID")
-            x = self._activate(tf.nn.bias_add(x, tf.cast(layer["bias"], compute)), layer, training)
-            x = tf.nn.max_pool2d(x, 2, strides=2, padding="VALID")
-        x = tf.reshape(x, (-1, self.dense["kernel"].shape[0]))
+        x = self.features(images, training) if len(images.shape) == 4 else tf.cast(images, compute)
         if training and self.experiment.dropout_rate:
             x = tf.nn.experimental.stateless_dropout(x, self.experiment.dropout_rate, seed=dropout_seed)
-        x = tf.matmul(x, tf.cast(self.dense["kernel"], compute)) + tf.cast(self.dense["bias"], compute)
-        x = self._activate(x, self.dense, training)
+        if self.dense:
+            x = tf.matmul(x, tf.cast(self.dense["kernel"], compute)) + tf.cast(self.dense["bias"], compute)
+            x = self._activate(x, self.dense, training)
         # The last sum is not rounded to bfloat16: probabilities near 0 and 1 would clump.
         return tf.matmul(tf.cast(x, self.dtype), self.logits["kernel"]) + self.logits["bias"]
+
+    def features(self, images: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Give what the head sees of images (B, S, S, 3): (B, features)."""
+        compute = tf.bfloat16 if self.experiment.dtype == "bfloat16" else self.dtype
+        x = tf.cast(images, self.dtype)
+        x = tf.cast(x[..., ::-1] - CAFFE_MEANS if self.experiment.backbone else x / 255, compute)
+        for layer, pooled in zip(self.blocks, self.pooled, strict=True):
+            padding = "SAME" if self.experiment.backbone else "VALID"
+            x = tf.nn.conv2d(x, tf.cast(layer["kernel"], compute), strides=1, padding=padding)
+            x = self._activate(tf.nn.bias_add(x, tf.cast(layer["bias"], compute)), layer, training)
+            x = tf.nn.max_pool2d(x, 2, strides=2, padding="VALID") if pooled else x
+        return tf.reduce_mean(x, axis=(1, 2)) if self.experiment.backbone else tf.reshape(x, (-1, np.prod(x.shape[1:])))
 
     @property
     def weights(self) -> list[tf.Variable]:
         layers = [*self.blocks, self.dense, self.logits]
         return [layer[name] for layer in layers for name in layer]
 
-    def _layer(self, number: int, shape: tuple[int, ...], norm: bool = True) -> dict[str, tf.Variable]:
+    def _layer(
+        self, number: int, shape: tuple[int, ...], norm: bool = True, learns: bool = True
+    ) -> dict[str, tf.Variable]:
         # Glorot & Bengio 2010, uniform; a convolution's fans count its 3×3 window.
         window = int(np.prod(shape[:-2]))
         limit = (6 / (window * (shape[-2] + shape[-1]))) ** 0.5
@@ -119,8 +137,8 @@ class CarModel(tf.Module):
             return tf.Variable(tf.cast(value, self.dtype), trainable=trainable, name=name, **ON_EVERY_REPLICA)
 
         layer = {
-            "kernel": variable(self.random.uniform(shape, -limit, limit), f"kernel_{number}"),
-            "bias": variable(tf.zeros(shape[-1]), f"bias_{number}"),
+            "kernel": variable(self.random.uniform(shape, -limit, limit), f"kernel_{number}", learns),
+            "bias": variable(tf.zeros(shape[-1]), f"bias_{number}", learns),
         }
         if norm and self.experiment.batch_norm != "none":
             layer |= {
@@ -165,7 +183,8 @@ def build_model(
     """Build the model: images (N, S, S, 3), 0 … 255 → logits, (N, 1) for two classes, (N, classes) for more.
 
     Fresh weights are a function of `seed`; `weights` names a checkpoint to load instead. With several GPUs the
-    variables are mirrored on all of them. Raises ValueError when the images are too small for the blocks.
+    variables are mirrored on all of them. A backbone's weights are brought by `load_backbone`. Raises ValueError when
+    the images are too small for the blocks.
     """
     strategy = tf.distribute.get_strategy()
     if not tf.distribute.has_strategy() and len(tf.config.list_logical_devices("GPU")) > 1:
@@ -181,6 +200,21 @@ def build_model(
     return model
 
 
+def load_backbone(model: CarModel, path: Path) -> None:
+    """Load VGG16's weights, a Keras file without the top, into a model; raises ValueError where they do not fit."""
+    variables = [layer[name] for layer in model.blocks for name in ("kernel", "bias")]
+    for variable, array in zip(variables, read_vgg16(path, [tuple(v.shape) for v in variables]), strict=True):
+        variable.assign(array)
+
+
+def compute_features(model: CarModel, images: np.ndarray, batch_size: int = 50) -> np.ndarray:
+    """Give what a model's head sees of images uint8 (N, S, S, 3): float32 (N, features)."""
+    features = tf.function(model.features, reduce_retracing=True)
+    starts = range(0, len(images), batch_size)
+    found = [tf.cast(features(tf.constant(images[start : start + batch_size])), tf.float32) for start in starts]
+    return np.concatenate([batch.numpy() for batch in found])
+
+
 def train(
     model: CarModel,
     dataset: PhotoDataset,
@@ -194,7 +228,8 @@ def train(
 
     After each epoch: `on_epoch(epoch, training loss, training accuracy, validation probabilities)`; when it answers
     True, the weights are kept as the checkpoint of that epoch. The training figures are running means over the epoch,
-    augmentation and dropout included. `on_batch(photos)` reports progress.
+    augmentation and dropout included. `on_batch(photos)` reports progress. Where the backbone is frozen, the dataset
+    and `validation_images` hold features instead of images.
     """
     with model.strategy.scope():
         optimizer = RMSprop(model.trainable_variables, dataset.experiment.learning_rate)
@@ -272,9 +307,10 @@ class RMSprop(tf.Module):
 
 
 def predict_probabilities(model: CarModel, images: np.ndarray, batch_size: int = 100) -> np.ndarray:
-    """Give the class probabilities of images uint8 (N, S, S, 3): float32 (N, classes)."""
+    """Give the class probabilities of images uint8 (N, S, S, 3), or of features (N, F): float32 (N, classes)."""
+    predict = model.predict if images.ndim == 4 else model.__call__
     starts = range(0, len(images), batch_size)
-    logits = [model.predict(tf.constant(images[start : start + batch_size])).numpy() for start in starts]
+    logits = [predict(tf.constant(images[start : start + batch_size])).numpy() for start in starts]
     return probabilities_from_logits(np.concatenate(logits))
 
 

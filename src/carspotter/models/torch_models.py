@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from carspotter.models.experiments import Experiment, draw_epoch, feature_side
+from carspotter.models.experiments import CAFFE_MEANS, Experiment, convolutions, draw_epoch, feature_count
 from carspotter.models.metrics import probabilities_from_logits
+from carspotter.models.weights import read_vgg16
 
 CHECKPOINT = "checkpoint{}.pt"
 RESUME = "resume.pt"
@@ -26,7 +27,8 @@ DEVICE_SHARE = 0.5  # of the free memory of a GPU that the photos may take; beyo
 class PhotoDataset:
     """Batches in the order of `draw_epoch`, on the device: images (B, 3, S, S) 0 … 255, labels (B,).
 
-    The images stay uint8, and on the GPU altogether where they fit; a batch is gathered and warped there.
+    The images stay uint8, and on the GPU altogether where they fit; a batch is gathered and warped there. Features
+    (N, F) in place of images are given as they are.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, experiment: Experiment, seed: int, training: bool):
@@ -50,7 +52,8 @@ class PhotoDataset:
                 images = self.images[photos]
             else:
                 images = torch.from_numpy(self.images[photos]).to(self.device)
-            images = images.permute(0, 3, 1, 2)  # a view: the memory stays channels-last
+            if images.ndim == 4:
+                images = images.permute(0, 3, 1, 2)  # a view: the memory stays channels-last
             if matrices is not None:
                 images = warp(images, torch.from_numpy(matrices[batch]).to(self.device))
             yield images, self.labels[photos]
@@ -72,36 +75,48 @@ def warp(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
 
 
 class CarModel(nn.Module):
-    """Convolution blocks, a dense layer, logits; takes pixels 0 … 255."""
+    """Convolution blocks, a dense layer, logits; takes pixels 0 … 255, or the features of a frozen backbone."""
 
     def __init__(self, experiment: Experiment, classes: int, image_size: int):
         super().__init__()
         self.experiment = experiment
-        inputs = (3, *experiment.conv_channels[:-1])
+        features, built = feature_count(experiment, image_size), convolutions(experiment)
+        channels, self.pooled, learns = zip(*built, strict=True)
+        padding = 1 if experiment.backbone else 0
         self.convolutions = nn.ModuleList(
-            nn.Conv2d(before, after, 3) for before, after in zip(inputs, experiment.conv_channels, strict=True)
+            nn.Conv2d(before, after, 3, padding=padding)
+            for before, after in zip((3, *channels[:-1]), channels, strict=True)
         )
-        features = feature_side(experiment, image_size) ** 2 * experiment.conv_channels[-1]
-        self.dense = nn.Linear(features, experiment.dense_units)
-        self.logits = nn.Linear(experiment.dense_units, 1 if classes == 2 else classes)
+        for convolution, learning in zip(self.convolutions, learns, strict=True):
+            convolution.requires_grad_(learning)
+        self.dense = nn.Linear(features, experiment.dense_units) if experiment.dense_units else None
+        self.logits = nn.Linear(experiment.dense_units or features, 1 if classes == 2 else classes)
         if experiment.batch_norm != "none":
             # PyTorch's momentum is the weight of the new batch: .1 is what others call .9.
-            self.norms = nn.ModuleList(BatchNorm(n, eps=1e-3, momentum=0.1) for n in experiment.conv_channels)
+            self.norms = nn.ModuleList(BatchNorm(n, eps=1e-3, momentum=0.1) for n in channels)
             self.dense_norm = BatchNorm(experiment.dense_units, eps=1e-3, momentum=0.1)
+        if experiment.backbone:
+            self.register_buffer("means", torch.tensor(CAFFE_MEANS).reshape(3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         bfloat16 = self.experiment.dtype == "bfloat16"
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            x = images.to(self.logits.weight.dtype) / 255
-            for block, convolution in enumerate(self.convolutions):
-                norm = self.norms[block] if self.experiment.batch_norm != "none" else None
-                x = functional.max_pool2d(self._activate(convolution(x), norm), 2)
-            # Rows, columns, channels, as the siblings flatten: dense weights can be copied across.
-            x = x.permute(0, 2, 3, 1).flatten(1)
+            x = self.features(images) if images.ndim == 4 else images
             x = functional.dropout(x, self.experiment.dropout_rate, self.training)
-            x = self._activate(self.dense(x), self.dense_norm if self.experiment.batch_norm != "none" else None)
+            if self.dense is not None:
+                x = self._activate(self.dense(x), self.dense_norm if self.experiment.batch_norm != "none" else None)
         # The last sum is not rounded to bfloat16: probabilities near 0 and 1 would clump.
         return self.logits(x.to(self.logits.weight.dtype))
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Give what the head sees of images (B, 3, S, S): (B, features)."""
+        x = images.to(self.logits.weight.dtype)
+        x = x.flip(1) - self.means if self.experiment.backbone else x / 255
+        for number, convolution in enumerate(self.convolutions):
+            x = self._activate(convolution(x), self.norms[number] if self.experiment.batch_norm != "none" else None)
+            x = functional.max_pool2d(x, 2) if self.pooled[number] else x
+        # Rows, columns, channels, as the siblings flatten: dense weights can be copied across.
+        return x.mean(dim=(2, 3)) if self.experiment.backbone else x.permute(0, 2, 3, 1).flatten(1)
 
     def _activate(self, x: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
         if self.experiment.batch_norm == "before_relu":
@@ -152,8 +167,8 @@ def build_model(
 ) -> CarModel:
     """Build the model: images (N, 3, S, S), 0 … 255 → logits, (N, 1) for two classes, (N, classes) for more.
 
-    Fresh weights are a function of `seed`; `weights` names a checkpoint to load instead. Raises ValueError when the
-    images are too small for the blocks.
+    Fresh weights are a function of `seed`; `weights` names a checkpoint to load instead. A backbone's are brought by
+    `load_backbone`. Raises ValueError when the images are too small for the blocks.
     """
     model = CarModel(experiment, classes, image_size)
     generator = torch.Generator().manual_seed(seed)
@@ -166,6 +181,29 @@ def build_model(
     if weights:
         model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     return model.to(_device(), memory_format=torch.channels_last).eval()
+
+
+def load_backbone(model: CarModel, path: Path) -> None:
+    """Load VGG16's weights, a Keras file without the top, into a model; raises ValueError where they do not fit."""
+    # Keras' kernels are (3, 3, in, out), PyTorch's (out, in, 3, 3).
+    shapes = [(3, 3, c.in_channels, c.out_channels) for c in model.convolutions]
+    arrays = read_vgg16(path, [shape for kernel in shapes for shape in (kernel, kernel[-1:])])
+    with torch.no_grad():
+        for convolution, kernel, bias in zip(model.convolutions, arrays[::2], arrays[1::2], strict=True):
+            convolution.weight.copy_(torch.from_numpy(kernel.transpose(3, 2, 0, 1)))
+            convolution.bias.copy_(torch.from_numpy(bias))
+
+
+@torch.inference_mode()
+def compute_features(model: CarModel, images: np.ndarray, batch_size: int = 50) -> np.ndarray:
+    """Give what a model's head sees of images uint8 (N, S, S, 3): float32 (N, features)."""
+    device = next(model.parameters()).device
+    found = []
+    for start in range(0, len(images), batch_size):
+        batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device).permute(0, 3, 1, 2)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=model.experiment.dtype == "bfloat16"):
+            found.append(model.features(batch).float().cpu().numpy())
+    return np.concatenate(found)
 
 
 def train(
@@ -181,9 +219,10 @@ def train(
 
     After each epoch: `on_epoch(epoch, training loss, training accuracy, validation probabilities)`; when it answers
     True, the weights are kept as the checkpoint of that epoch. The training figures are running means over the epoch,
-    augmentation and dropout included. `on_batch(photos)` reports progress.
+    augmentation and dropout included. `on_batch(photos)` reports progress. Where the backbone is frozen, the dataset
+    and `validation_images` hold features instead of images.
     """
-    optimizer = RMSprop(model.parameters(), dataset.experiment.learning_rate)
+    optimizer = RMSprop([p for p in model.parameters() if p.requires_grad], dataset.experiment.learning_rate)
     finished = 0
     if (folder / RESUME).exists():
         state = torch.load(folder / RESUME, map_location=dataset.device, weights_only=True)
@@ -248,12 +287,13 @@ class RMSprop(torch.optim.Optimizer):
 
 @torch.inference_mode()
 def predict_probabilities(model: CarModel, images: np.ndarray, batch_size: int = 100) -> np.ndarray:
-    """Give the class probabilities of images uint8 (N, S, S, 3): float32 (N, classes)."""
+    """Give the class probabilities of images uint8 (N, S, S, 3), or of features (N, F): float32 (N, classes)."""
     model.eval()
     device = next(model.parameters()).device
     logits = []
     for start in range(0, len(images), batch_size):
-        batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device).permute(0, 3, 1, 2)
+        batch = torch.from_numpy(np.array(images[start : start + batch_size])).to(device)
+        batch = batch.permute(0, 3, 1, 2) if batch.ndim == 4 else batch.to(model.logits.weight.dtype)
         logits.append(model(batch).double().cpu().numpy())
     return probabilities_from_logits(np.concatenate(logits))
 
@@ -263,7 +303,7 @@ def describe(model: CarModel) -> dict:
     device = next(model.parameters()).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
     return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "device": name,
         "versions": f"torch {torch.__version__}",
     }
