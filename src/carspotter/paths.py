@@ -6,16 +6,15 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-KAGGLE_INPUT = Path("/kaggle/input")
-KAGGLE_WORKING = Path("/kaggle/working")
+KAGGLE = Path("/kaggle")  # /kaggle/input/ is read-only; a notebook starts in /kaggle/working/ and may write there
 
 
 def home() -> Path:
     """Give the folder that holds `data/` and `results/`.
 
     `CARSPOTTER_HOME` when set; else the nearest folder, from the working folder upwards, that is a Carspotter
-    checkout; else Kaggle's working folder; else the working folder. A notebook in `notebooks/` therefore finds
-    the repository's data, and `make demo` can send everything into `demo/`.
+    checkout; else Kaggle's working folder in a Kaggle notebook; else the working folder. A notebook in `notebooks/`
+    therefore finds the repository's data, and `make demo` can send everything into `demo/`.
     """
     if chosen := os.environ.get("CARSPOTTER_HOME"):
         return Path(chosen).resolve()
@@ -23,7 +22,16 @@ def home() -> Path:
     for folder in (here, *here.parents):
         if (folder / "src" / "carspotter" / "paths.py").is_file():
             return folder
-    return KAGGLE_WORKING if KAGGLE_WORKING.is_dir() else here
+    return mount / "working" if (mount := kaggle()) else here
+
+
+def kaggle() -> Path | None:
+    """Give the folder that holds Kaggle's `input/` and `working/`, or None outside a Kaggle notebook."""
+    if "KAGGLE_KERNEL_RUN_TYPE" not in os.environ:
+        return None
+    here = Path.cwd()
+    both = (folder for folder in (here, *here.parents) if (folder / "input").is_dir() and (folder / "working").is_dir())
+    return next(both, KAGGLE)
 
 
 def checkout() -> Path:
@@ -45,10 +53,12 @@ def real_photos() -> Path | None:
     return Path(folder) if folder and Path(folder).is_dir() else None
 
 
-def find_kaggle_dataset(owner: str, slug: str, mount: Path = KAGGLE_INPUT) -> Path | None:
+def find_kaggle_dataset(owner: str, slug: str) -> Path | None:
     """Give the folder where Kaggle mounted the data set `owner/slug`, or None; all three layouts are looked at."""
-    candidates = (mount / slug, mount / "datasets" / owner / slug, mount / owner / slug)
-    return next((folder for folder in candidates if folder.is_dir()), None)
+    if not (mount := kaggle()):
+        return None
+    candidates = (slug, f"datasets/{owner}/{slug}", f"{owner}/{slug}")
+    return next((mount / "input" / name for name in candidates if (mount / "input" / name).is_dir()), None)
 
 
 @dataclass(frozen=True)
