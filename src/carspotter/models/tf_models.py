@@ -87,6 +87,7 @@ class CarModel(tf.Module):
         self.dtype = tf.float64 if experiment.dtype == "float64" else tf.float32
         self.random = tf.random.Generator.from_seed(seed)
         features, built = feature_count(experiment, image_size), convolutions(experiment)
+        self.feature_count = features
         inputs = (3, *(convolution.channels for convolution in built))
         self.pooled = [convolution.pooled for convolution in built]
         self.blocks = [
@@ -119,7 +120,7 @@ class CarModel(tf.Module):
             x = tf.nn.conv2d(x, tf.cast(layer["kernel"], compute), strides=1, padding=padding)
             x = self._activate(tf.nn.bias_add(x, tf.cast(layer["bias"], compute)), layer, training)
             x = tf.nn.max_pool2d(x, 2, strides=2, padding="VALID") if pooled else x
-        return tf.reduce_mean(x, axis=(1, 2)) if self.experiment.backbone else tf.reshape(x, (-1, np.prod(x.shape[1:])))
+        return tf.reduce_mean(x, axis=(1, 2)) if self.experiment.backbone else tf.reshape(x, (-1, self.feature_count))
 
     @property
     def weights(self) -> list[tf.Variable]:
