@@ -2,15 +2,17 @@
 
 import hashlib
 import io
+import json
 import random
 import zipfile
 
+import pandas as pd
 import pytest
 from generated_photos import encode, scene
 from kaggle_stub import KaggleStub
 
 from carspotter.paths import Study
-from carspotter.photos import kaggle, splitting
+from carspotter.photos import kaggle, kaggle_push, splitting
 from carspotter.photos.table import read_journal, read_photos
 
 PER_CLASS = {"train": 8, "validation": 3, "test": 3}
@@ -202,3 +204,103 @@ def test_photos_of_the_same_classes_from_elsewhere_are_not_mixed_in(study, tmp_p
     kaggle.import_folder(study.data, tmp_path / "own", show_progress=False)
     with pytest.raises(ValueError, match="1 photos of swift from import.*--data"):
         fetch(study, source=lay_out(files, tmp_path / "unzipped"))
+
+
+def sign_in(monkeypatch):
+    monkeypatch.setenv("KAGGLE_API_TOKEN", "good-token")
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """No wheel is built here: that is for test_kaggle_mounts, which installs it."""
+
+    def build(folder):
+        folder.mkdir(parents=True)
+        (folder / "carspotter-0.1.0-py3-none-any.whl").write_bytes(b"a wheel")
+        return folder / "carspotter-0.1.0-py3-none-any.whl"
+
+    monkeypatch.setattr(kaggle_push, "build_wheel", build)
+
+
+def test_a_push_sends_the_wheel_and_a_notebook_that_the_client_finds_no_fault_with(
+    stub, tmp_path, monkeypatch, built, capsys
+):
+    sign_in(monkeypatch)
+    kaggle_push.push(["04"], out=tmp_path / "push")
+    (created,) = stub.datasets["tester/carspotter-wheel"]
+    assert created["service"] == "CreateDataset" and created["isPrivate"]
+    assert list(stub.uploads.values()) == [b"a wheel"] and len(created["files"]) == 1
+    sent = stub.notebooks["tester/carspotter-04-baseline-cnn"]
+    assert sent["newTitle"] == "Carspotter 04 baseline cnn"
+    assert sent["enableGpu"] is True and sent["enableInternet"] is False and sent["isPrivate"] is True
+    assert sent["machineShape"] == "NvidiaTeslaT4"
+    assert sent["datasetDataSources"] == ["ajaykgp12/cars-wagonr-swift", "tester/carspotter-wheel"]
+    cells = json.loads(sent["text"])["cells"]
+    assert [cell["source"] for cell in cells if cell["cell_type"] == "code"][1] == kaggle_push.BOOTSTRAP
+    assert "carspotter-04-baseline-cnn" in capsys.readouterr().out
+
+    kaggle_push.push(["04"], out=tmp_path / "push", internet=True)
+    assert stub.datasets["tester/carspotter-wheel"][-1]["service"] == "CreateDatasetVersion", "a second push updates it"
+    assert stub.notebooks["tester/carspotter-04-baseline-cnn"]["enableInternet"] is True
+
+
+@pytest.mark.parametrize("path", kaggle_push._find_notebooks(None), ids=lambda path: path.stem)
+def test_every_notebook_gets_metadata_whose_title_is_its_id(tmp_path, path):
+    slugify = pytest.importorskip("slugify").slugify  # the one that Kaggle's client holds the title against
+    metadata = kaggle_push.write_notebook(path, tmp_path, "tester", False, "git+https://example.org/x@1", ["a/b"])
+    assert metadata["id"] == f"tester/{slugify(metadata['title'])}"
+    assert 5 <= len(metadata["title"]) <= 50
+    assert 'outputs": [\n' not in (tmp_path / path.name).read_text()
+
+
+def test_a_dry_run_sends_nothing(stub, tmp_path, built):
+    with pytest.raises(ValueError, match="--user NAME"):
+        kaggle_push.push(["04"], dry_run=True, out=tmp_path / "push")
+    (folder,) = kaggle_push.push(["04"], user="somebody", dry_run=True, out=tmp_path / "push")
+    assert stub.calls == []
+    assert json.loads((folder / "kernel-metadata.json").read_text())["id"] == "somebody/carspotter-04-baseline-cnn"
+
+
+@pytest.mark.parametrize(
+    ("faults", "words"),
+    [
+        ({"SaveKernel": [401]}, "KAGGLE_API_TOKEN"),
+        ({"SaveKernel": [403]}, "403"),
+        ({"SaveKernel": [500]}, "500"),
+        ({"SaveKernel": ["cut"]}, "no way to Kaggle"),
+        ({"upload": [403]}, "Upload unsuccessful"),
+        ({"GetDatasetStatus": [500]}, "500"),
+        ({"CreateDataset": [500]}, "500"),
+    ],
+    ids=["401", "403", "500", "cut", "upload refused", "status 500", "create 500"],
+)
+def test_a_push_that_fails_says_so(stub, tmp_path, monkeypatch, built, faults, words):
+    sign_in(monkeypatch)
+    stub.faults.update(faults)
+    with pytest.raises(kaggle.KaggleRefused, match=words):
+        kaggle_push.push(["04"], out=tmp_path / "push")
+    assert stub.notebooks == {} or "SaveKernel" in faults
+
+
+def test_a_notebook_whose_data_set_is_not_there_is_no_success(stub, tmp_path, monkeypatch, built):
+    sign_in(monkeypatch)
+    with pytest.raises(kaggle.KaggleRefused, match="not valid dataset sources.*nobody/nothing"):
+        kaggle_push.push(["04"], out=tmp_path / "push", dataset="nobody/nothing")
+
+
+def test_what_is_published_can_be_fetched_again_with_its_groups(stub, study, files, tmp_path, monkeypatch):
+    sign_in(monkeypatch)
+    fetch(study, source=lay_out(files, tmp_path / "unzipped"))
+    folder = kaggle_push.publish(study, "my-cars", "CC0-1.0")
+    (created,) = stub.datasets["tester/my-cars"]
+    assert created["isPrivate"] and created["licenseName"] == "CC0-1.0"
+    assert "| swift | 3 | 8 | 3 |" in created["description"]
+    (sent,) = stub.uploads.values()
+    (tmp_path / "sent.zip").write_bytes(sent)
+    other = Study("again", tmp_path / "other", tmp_path / "results")
+    fetch(other, source=tmp_path / "sent.zip")
+    was, now = (splitting.read_splits(one)[["sha256", "label", "split"]] for one in (study, other))
+    pd.testing.assert_frame_equal(was, now)
+    assert folder.is_dir()
+    listings = read_photos(other.data)["listings"]
+    assert all(len(found) == 1 for found in listings), "the groups travel in the files' names"

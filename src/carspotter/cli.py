@@ -207,6 +207,28 @@ def kaggle_fetch(options) -> int:
     return 0
 
 
+def kaggle_push(options) -> int:
+    from carspotter.photos.kaggle_push import push
+
+    choices = {"internet": options.internet, "dry_run": options.dry_run, "out": options.out}
+    folders = push(options.notebook, options.user, **choices)
+    print(f"{'Would push' if options.dry_run else 'Pushed'} {len(folders)} notebooks: {folders[0].parent}")
+    return 0
+
+
+def kaggle_publish(options) -> int:
+    from carspotter.photos.kaggle_push import RIGHTS, publish
+
+    print(RIGHTS)
+    if not (options.rights_cleared or options.dry_run):
+        print("If all that is settled, say so with --rights-cleared; --dry-run only writes what would be sent.")
+        return 1
+    choices = {"public": options.public, "dry_run": options.dry_run, "out": options.out}
+    folder = publish(_study(options), options.name, options.licence, options.user, **choices)
+    print(f"{'Would publish' if options.dry_run else 'Published'} {folder}")
+    return 0
+
+
 def _study(options) -> Study:
     return Study.open(options.study, options.data)
 
@@ -294,6 +316,19 @@ def _parser() -> argparse.ArgumentParser:
     fetching.add_argument("--as-published", action="store_true", help="leave copies of a shot in more than one part")
     fetching.add_argument("--minutes", type=_positive, default=60, help="give up after (default %(default)s)")
     fetching.set_defaults(study="swift_wagonr")
+    pushing = errands.add_parser("push", help="the wheel as your private data set, and notebooks that use it")
+    pushing.add_argument("--notebook", nargs="+", metavar="NN", help="their numbers (default: all)")
+    pushing.add_argument("--internet", action="store_true", help="let them reach the net; off unless asked for")
+    pushing.set_defaults(verb=kaggle_push)
+    publishing = _verb(errands, "publish", kaggle_publish, "your own curated photos and their split as a data set")
+    publishing.add_argument("name", metavar="NAME", help="as in my-cars")
+    publishing.add_argument("--licence", required=True, help="as Kaggle spells it: CC0-1.0, CC-BY-SA-4.0, other …")
+    publishing.add_argument("--public", action="store_true", help="for everybody; private unless asked for")
+    publishing.add_argument("--rights-cleared", action="store_true", help="you have read the word on rights")
+    for errand in (pushing, publishing):
+        errand.add_argument("--user", metavar="NAME", help="your name on Kaggle (default: that of your credentials)")
+        errand.add_argument("--dry-run", action="store_true", help="write what would be sent, send nothing")
+        errand.add_argument("--out", type=Path, metavar="DIR", help="default: below data/kaggle")
 
     serving = verbs.add_parser("serve", help="the photo check over HTTP, with a page to try it")
     serving.add_argument("bundle", type=Path, metavar="BUNDLE", help="written by `carspotter export`")

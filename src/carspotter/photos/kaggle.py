@@ -157,7 +157,7 @@ def download(data: Path, dataset: str, minutes: float, pauses: Sequence[float], 
             return archive
         except KaggleRefused as refusal:
             if not refusal.passing or pause is None or time.monotonic() + pause > end:
-                raise
+                raise KaggleRefused(f"{refusal}. {_by_hand(dataset)}", refusal.passing) from None
             print(f"{refusal}\nTrying again in {pause} s", file=sys.stderr, flush=True)
             time.sleep(pause)
     raise AssertionError("the last try gives or raises")
@@ -230,7 +230,7 @@ def _explain(about: str, text: str) -> KaggleRefused:
         why, passing = f"Kaggle has a problem of its own ({status})", True
     else:
         why = f"Kaggle's client failed: {line[:300]}"
-    return KaggleRefused(f"{about}: {why}. {_by_hand(about)}", passing)
+    return KaggleRefused(f"{about}: {why}", passing)
 
 
 def _by_hand(dataset: str) -> str:
