@@ -73,8 +73,16 @@ def draw_interior(rng: np.random.Generator, outside: Image.Image) -> Image.Image
     dim = tuple(v // 2 for v in beige)
     _shaded(image, lambda d: d.rounded_rectangle([310, 300, 490, 520], 14, fill=255), (16, 16, 18), (60, 60, 62))
     ImageDraw.Draw(image).rectangle([340, 320, 460, 384], fill=_tone(rng, (24, 40, 60)))
-    _wheel(image, 590, 350, 92, rng)
-    for x in (150, 640):
+    for x0, x1, top in ((60, 260, 306), (556, 740, 306), (318, 482, 402)):  # air vents
+        _block(image, (x0, top, x1, top + 22), 40, 8)
+    draw = ImageDraw.Draw(image)
+    draw.polygon([(150, 90), (122, 92), (24, 300), (80, 290)], fill=(44, 42, 40))  # the pillars of the windscreen
+    draw.polygon([(650, 90), (678, 92), (776, 300), (720, 290)], fill=(36, 35, 33))
+    draw.rectangle([396, 88, 404, 112], fill=(30, 30, 30))
+    _block(image, (338, 106, 462, 146), 70, 16)  # mirror
+    image.paste(view.crop((200, 120, 360, 200)).transpose(0).resize((108, 28)), (346, 112))
+    _wheel(image, 584, 322, 104, rng)
+    for x in (150, 660):
         wide = rng.uniform(120, 150)
         _shaded(
             image,
@@ -120,9 +128,13 @@ def draw_dashboard(rng: np.random.Generator, outside: Image.Image) -> Image.Imag
     return _lit(image, rng, 0.6)
 
 
+def _block(image: Image.Image, box: tuple[float, float, float, float], grey: int, corner: float) -> None:
+    _shaded(image, lambda d: d.rounded_rectangle(box, corner, fill=255), (grey // 3,) * 3, (grey, grey, grey + 4))
+
+
 def draw_engine(rng: np.random.Generator, outside: Image.Image) -> Image.Image:
     """Draw an engine bay from above: block, battery, air box, hoses, dirt."""
-    image = Image.new("RGB", SIDE, (30, 29, 28))
+    image = Image.new("RGB", SIDE, (46, 44, 42))
     paint = outside.resize((1, 1)).getpixel((0, 0))
     _shaded(
         image,
@@ -131,36 +143,46 @@ def draw_engine(rng: np.random.Generator, outside: Image.Image) -> Image.Image:
         tuple(min(v + 40, 255) for v in paint),
     )
     _shaded(image, lambda d: d.polygon([(0, 560), (800, 540), (800, 600), (0, 600)], fill=255), (20, 20, 20), paint)
-    for _ in range(60):
-        x, y, w, h = rng.uniform(0, 760), rng.uniform(90, 520), rng.uniform(20, 90), rng.uniform(14, 60)
-        grey = int(rng.uniform(20, 110))
-        _shaded(
-            image,
-            lambda d, b=(x, y, x + w, y + h): d.rounded_rectangle(b, 6, fill=255),
-            (grey // 3,) * 3,
-            (grey, grey, min(grey + 6, 255)),
-        )
-    _shaded(image, lambda d: d.rounded_rectangle([250, 200, 530, 400], 24, fill=255), (34, 34, 36), (96, 96, 98))
-    ImageDraw.Draw(image).text((390, 260), "1.2", fill=(190, 192, 190), font_size=52, anchor="mm")
-    _shaded(image, lambda d: d.rounded_rectangle([590, 170, 740, 330], 8, fill=255), (30, 30, 36), (90, 92, 104))
-    draw = ImageDraw.Draw(image)
-    draw.ellipse([612, 176, 642, 200], fill=(170, 60, 50))
-    draw.ellipse([690, 176, 720, 200], fill=(90, 92, 96))
-    for _ in range(13):
-        points = [tuple(rng.uniform((40, 110), (760, 540))) for _ in range(3)]
+    for _ in range(45):  # small parts in the dark between the large ones
+        x, y, w, h = rng.uniform(0, 760), rng.uniform(90, 520), rng.uniform(16, 60), rng.uniform(12, 40)
+        _block(image, (x, y, x + w, y + h), int(rng.uniform(40, 100)), 5)
+    for x in (86, 714):  # the heads of the spring struts
+        draw = ImageDraw.Draw(image)
+        for r, grey in ((62, 52), (48, 30), (40, 74), (16, 24)):
+            draw.ellipse([x - r, 250 - r * 0.72, x + r, 250 + r * 0.72], fill=(grey, grey, grey + 2))
+    _block(image, (120, 470, 690, 540), 96, 6)  # radiator
+    for y in range(480, 536, 6):
+        ImageDraw.Draw(image).line([(130, y), (680, y)], fill=(24, 24, 26), width=2)
+    hoses = (
+        ((300, 440), (190, 430), (170, 500)),
+        ((520, 300), (660, 420), (620, 490)),
+        ((250, 250), (150, 190), (120, 120)),
+        ((530, 230), (580, 130), (690, 120)),
+        ((200, 380), (240, 450), (330, 440)),
+        ((480, 420), (560, 470), (600, 420)),
+        ((330, 190), (340, 120), (460, 108)),
+    )
+    for points in hoses:
         steps = np.linspace(0, 1, 24)[:, None]
-        a, b, c = np.array(points)
+        a, b, c = np.array(points, float) + rng.normal(0, 14, (3, 2))
         curve = [tuple(p) for p in (a * (1 - steps) ** 2 + 2 * b * steps * (1 - steps) + c * steps**2)]
-        width = int(rng.uniform(6, 22))
-        draw.line(curve, fill=(16, 16, 17), width=width, joint="curve")
-        draw.line(
-            [(x - width * 0.15, y - width * 0.2) for x, y in curve],
-            fill=(70, 70, 72),
-            width=max(width // 5, 1),
-            joint="curve",
-        )
+        width = int(rng.uniform(10, 26))
+        for share, grey, lift in ((1.0, 14, 0.0), (0.6, 34, 0.1), (0.2, 84, 0.22)):
+            moved = [(x - width * lift, y - width * lift) for x, y in curve]
+            ImageDraw.Draw(image).line(moved, fill=(grey,) * 3, width=max(int(width * share), 1), joint="curve")
+    _block(image, (250, 200, 530, 400), int(rng.uniform(80, 112)), 24)  # cover of the block, ribbed
+    for y in (228, 318, 338, 358, 378):
+        ImageDraw.Draw(image).line([(276, y), (504, y)], fill=(40, 40, 42), width=4)
+    ImageDraw.Draw(image).text((390, 272), "1.2", fill=(190, 192, 190), font_size=52, anchor="mm")
+    _block(image, (150, 200, 236, 330), 100, 14)  # air box
+    _block(image, (570, 320, 722, 452), 88, 8)  # battery with its clamps
+    _block(image, (570, 320, 722, 346), 120, 4)
+    draw = ImageDraw.Draw(image)
+    for x, colour in ((606, (170, 60, 50)), (690, (84, 86, 90))):
+        draw.ellipse([x - 15, 324, x + 15, 344], fill=colour)
+        draw.line([(x, 334), (x - 40, 300), (x - 90, 296)], fill=colour, width=6, joint="curve")
     _shaded(image, lambda d: d.ellipse([90, 330, 190, 430], fill=255), (110, 112, 100), (214, 216, 204))
-    return _lit(image, rng, 0.8)
+    return _lit(image, rng, 0.55)
 
 
 def draw_document(rng: np.random.Generator, outside: Image.Image) -> Image.Image:

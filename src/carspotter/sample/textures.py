@@ -235,25 +235,25 @@ def _person(rng: np.random.Generator) -> Image.Image:
     if long_dress:
         draw.polygon(
             [
-                (centre - 34 * s, 230 * s),
-                (centre + 34 * s, 230 * s),
-                (centre + 55 * s, 440 * s),
-                (centre - 55 * s, 440 * s),
+                (centre - 30 * s, 200 * s),
+                (centre + 30 * s, 200 * s),
+                (centre + 46 * s, 420 * s),
+                (centre - 46 * s, 420 * s),
             ],
             fill=(*shirt, 255),
         )
-    limb([(centre - 40 * s, 118), (centre - 50 * s - swing * 0.4, 190), (centre - 40 * s - swing, 255)], shirt, 21)
-    limb([(centre - 42 * s - swing, 250), (centre - 40 * s - swing, 275)], skin, 16)
-    draw.rounded_rectangle([centre - 46 * s, 92 * s, centre + 46 * s, 275 * s], radius=30 * s, fill=(*shirt, 255))
+    limb([(centre - 31 * s, 114), (centre - 42 * s - swing * 0.4, 186), (centre - 34 * s - swing, 250)], shirt, 18)
+    limb([(centre - 35 * s - swing, 246), (centre - 33 * s - swing, 268)], skin, 13)
+    draw.rounded_rectangle([centre - 36 * s, 94 * s, centre + 36 * s, 272 * s], radius=26 * s, fill=(*shirt, 255))
     limb(
-        [(centre + 40 * s, 118), (centre + 52 * s + swing * 0.4, 190), (centre + 44 * s + swing, 255)],
+        [(centre + 31 * s, 114), (centre + 43 * s + swing * 0.4, 186), (centre + 36 * s + swing, 250)],
         tuple(int(c * 0.86) for c in shirt),
-        21,
+        18,
     )
-    limb([(centre + 46 * s + swing, 250), (centre + 44 * s + swing, 275)], skin, 16)
+    limb([(centre + 37 * s + swing, 246), (centre + 35 * s + swing, 268)], skin, 13)
     limb([(centre, 80), (centre, 100)], skin, 24)
-    draw.ellipse([centre - 24 * s, 26 * s, centre + 24 * s, 88 * s], fill=(*skin, 255))
-    draw.pieslice([centre - 26 * s, 20 * s, centre + 26 * s, 84 * s], 170, 375, fill=(26, 22, 20, 255))
+    draw.ellipse([centre - 20 * s, 30 * s, centre + 20 * s, 86 * s], fill=(*skin, 255))
+    draw.pieslice([centre - 22 * s, 24 * s, centre + 22 * s, 80 * s], 165, 380, fill=(26, 22, 20, 255))
     small = image.resize((190, 500), Image.Resampling.BOX)
     pixels = np.asarray(small, np.float32).copy()
     folds = tileable_noise(rng, 500, 1.4)[:, :190]
