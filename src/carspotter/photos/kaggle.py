@@ -288,7 +288,9 @@ def _refuse_mixture(study: Study, labels: set[str]) -> None:
 
 
 def _take_over(study: Study, refused: pd.DataFrame, as_published: bool, show_progress: bool) -> PublishedSplit:
-    table = curation.curate_study(study, show_progress).merge(read_photos(study.data)[["sha256", "sites"]], on="sha256")
+    table = curation.curate_study(study, show_progress=show_progress).merge(
+        read_photos(study.data)[["sha256", "sites"]], on="sha256"
+    )
     published = [[part for part in PARTS if SITE.format(part) in sites] for sites in table["sites"]]
     table["published"] = list(map(" ".join, published))
     table = table[table["published"] != ""]
