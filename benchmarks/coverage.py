@@ -1,8 +1,8 @@
 """How often 95 % intervals hold the truth, on simulated studies whose truth is known: python benchmarks/coverage.py
 
 Prints one line per situation: coverage (wanted: .93 to .97 for accuracies and differences, .90 or more for forecasts)
-and mean width, with the share of a rival: BCa for accuracies, an oracle that knows the curve's form for forecasts.
-`--studies 100` is quicker and coarser; the default of 1,000 takes about six minutes on one core.
+and mean width, with the share of a rival: BCa for accuracies, an oracle that knows the curve's form for forecasts. The
+last lines pool the situations. `--studies 100` is quicker; the default of 400 takes some minutes on one core.
 """
 
 from __future__ import annotations
@@ -20,28 +20,37 @@ TRAINING_SIZES = np.array([100, 200, 400, 800, 1600])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--studies", type=int, default=1_000, help="simulated studies per situation")
+    parser.add_argument("--studies", type=int, default=400, help="simulated studies per situation")
     studies = parser.parse_args().studies
     rng = np.random.default_rng(0)
     print(f"{studies} studies each; listings of 1 to 12 photos unless said otherwise\n\naccuracies")
+    pooled = {name: [] for name in ("accuracies", "accuracies, skewed listings", "differences", "recipes", "forecasts")}
+    widths = []
     for count in (100, 200):
-        for sizes in ("1 to 12", "skewed"):
+        for sizes, name in (("1 to 12", "accuracies"), ("skewed", "accuracies, skewed listings")):
             for accuracy in (0.8, 0.9, 0.95, 0.97):
-                simulate_accuracies(rng, studies, count, sizes, accuracy)
+                pooled[name] += simulate_accuracies(rng, studies, count, sizes, accuracy)
     print("\npaired differences of two runs")
     for count in (100, 200):
         for accuracy, won, lost in ((0.85, 0.4, 0.05), (0.9, 0.2, 0.02), (0.95, 0.3, 0.01), (0.95, 0.1, 0.01)):
-            simulate_differences(rng, studies, count, accuracy, won, lost)
+            pooled["differences"] += simulate_differences(rng, studies, count, accuracy, won, lost)
     print("\npaired differences of two recipes, 150 listings of 6 photos, true difference 0")
     for seeds in (3, 5):
         for spread in (0.0, 0.01, 0.03):
-            simulate_recipes(rng, studies // 2, seeds, spread)
+            pooled["recipes"] += simulate_recipes(rng, studies // 2, seeds, spread)
     print(f"\nforecasts from {TRAINING_SIZES.tolist()} training photos, 3 seeds, 170 listings of 6 validation photos")
     for form in (*FORMS, "logistic", "stretched exponential"):
-        simulate_forecasts(rng, studies // 3, form)
+        covered, ratios = simulate_forecasts(rng, studies // 3, form)
+        pooled["forecasts"] += covered
+        widths += ratios
+    print("\npooled")
+    for name, covered in pooled.items():
+        error = np.sqrt(np.mean(covered) * (1 - np.mean(covered)) / len(covered))
+        print(f"  {name:64} covers {np.mean(covered):.3f} ± {1.96 * error:.3f} of {len(covered):,}")
+    print(f"  forecasts are {np.mean(widths):.2f} times as wide as the oracle's, at most {np.max(widths):.2f} times")
 
 
-def simulate_accuracies(rng, studies: int, count: int, sizes: str, accuracy: float) -> None:
+def simulate_accuracies(rng, studies: int, count: int, sizes: str, accuracy: float) -> list[bool]:
     covered, width, bca_covered = [], [], []
     for study in range(studies):
         photos = draw_sizes(rng, count, sizes)
@@ -56,9 +65,10 @@ def simulate_accuracies(rng, studies: int, count: int, sizes: str, accuracy: flo
     report(
         f"{count} listings of {sizes} photos, {accuracy:.2f} right", covered, width, f"BCa {np.mean(bca_covered):.3f}"
     )
+    return covered
 
 
-def simulate_differences(rng, studies: int, count: int, accuracy: float, won: float, lost: float) -> None:
+def simulate_differences(rng, studies: int, count: int, accuracy: float, won: float, lost: float) -> list[bool]:
     truth = (1 - accuracy) * won - accuracy * lost
     covered, width, bca_covered = [], [], []
     for study in range(studies):
@@ -82,9 +92,10 @@ def simulate_differences(rng, studies: int, count: int, accuracy: float, won: fl
         width,
         f"BCa {np.mean(bca_covered):.3f}",
     )
+    return covered
 
 
-def simulate_recipes(rng, studies: int, seeds: int, spread: float) -> None:
+def simulate_recipes(rng, studies: int, seeds: int, spread: float) -> list[bool]:
     covered, width, photos_covered = [], [], []
     groups = np.repeat(np.arange(150), 6)
     for study in range(studies):
@@ -99,9 +110,10 @@ def simulate_recipes(rng, studies: int, seeds: int, spread: float) -> None:
         width.append(interval.high - interval.low)
         photos_covered.append(of_photos.low <= 0 <= of_photos.high)
     report(f"{seeds} seeds, spread {spread:.2f}", covered, width, f"photos alone {np.mean(photos_covered):.3f}")
+    return covered
 
 
-def simulate_forecasts(rng, studies: int, form: str) -> None:
+def simulate_forecasts(rng, studies: int, form: str) -> tuple[list[bool], list[float]]:
     results = {(times, what): [] for times in (2, 4) for what in ("covered", "width", "oracle", "oracle width")}
     for study in range(studies):
         truth = draw_curve(rng, form)
@@ -117,12 +129,16 @@ def simulate_forecasts(rng, studies: int, form: str) -> None:
                     results[times, "width" if name == "covered" else "oracle width"].append(
                         forecast.high - forecast.low
                     )
+    covered, ratios = [], []
     for times in (2, 4):
         rival = "none of the three forms"
         if form in FORMS:
             width, known = (np.mean(results[times, what]) for what in ("width", "oracle width"))
+            ratios.append(width / known)
             rival = f"oracle {np.mean(results[times, 'oracle']):.3f}, {width / known:.2f} times its width"
+        covered += results[times, "covered"]
         report(f"{form}, {times} times the photos", results[times, "covered"], results[times, "width"], rival)
+    return covered, ratios
 
 
 def draw_sizes(rng, count: int, sizes: str) -> np.ndarray:

@@ -152,6 +152,18 @@ def test_the_temperature_undoes_the_factor_on_the_logits(too_sure):
     assert logits[np.arange(4_000), labels].mean() == pytest.approx((scaled * logits).sum(axis=1).mean(), abs=1e-3)
 
 
+@pytest.mark.parametrize("photos", [1, 50, 5_000])
+def test_the_temperature_is_bounded_where_every_prediction_is_right_or_none_is(photos):
+    sure = np.tile([0.9, 0.1], (photos, 1))
+    right, wrong = fit_temperature(np.zeros(photos, int), sure), fit_temperature(np.ones(photos, int), sure)
+    assert 0.05 <= right < 1 < wrong <= 20
+    assert np.isfinite(apply_temperature(sure, right)).all()
+    if photos == 1:
+        assert right > 0.7 and wrong < 3, "one photo says little"
+    certain = np.tile([1.0, 0.0], (photos, 1))
+    assert fit_temperature(np.zeros(photos, int), certain) == pytest.approx(1, abs=1e-3)
+
+
 def test_unusable_input_is_refused_with_what_was_found():
     with pytest.raises(ValueError, match="three or more models"):
         decompose([0, 1], [[0, 1], [0, 1]], [0, 1])
@@ -159,5 +171,3 @@ def test_unusable_input_is_refused_with_what_was_found():
         reliability([0, 1], [[1.0, 0.0]])
     with pytest.raises(ValueError, match="one column per class"):
         expected_calibration_error([0, 1], [[0.4], [0.7]])
-    with pytest.raises(ValueError, match="some mistakes among them"):
-        fit_temperature([0, 1], [[0.9, 0.1], [0.2, 0.8]])

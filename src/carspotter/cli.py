@@ -57,13 +57,18 @@ def import_photos(options) -> int:
 
 
 def curate_photos(options) -> int:
-    from carspotter.photos import curation
+    from carspotter.photos import curation, curation_score
+    from carspotter.photos.curation_report import write_report
 
     study = _study(options)
-    table = curation.curate_study(study)
+    features = _photo_features(study, options.weights)
+    table = curation.curate_study(study, features=features)
     print(curation.summary(table))
     if options.score:
-        print(curation.score_curation(table, options.score))
+        print(curation_score.score_curation(table, options.score))
+        print(curation_score.review_curve(table, options.score).to_string())
+    if options.report:
+        print(f"Report: {write_report(study)}")
     return 0
 
 
@@ -115,6 +120,7 @@ def review_photos(options) -> int:
 
     study, reviewer = _study(options), options.reviewer or getpass.getuser()
     settings = {"port": options.port, "host": options.host, "seed": options.seed}
+    settings["features"] = None if options.quiz else _photo_features(study, options.weights)
     with serve_reviews(study, reviewer, quiz=options.quiz, audit=options.audit, **settings) as server:
         print(f"Review on {server.url} (Ctrl-C stops; every decision is on disk)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
@@ -142,12 +148,22 @@ def report_runs(options) -> int:
     return 0
 
 
+def unseal_test(options) -> int:
+    from carspotter.evidence.sealed_score import unseal
+
+    for line in unseal(_study(options), options.run, options.reason, options.again):
+        print(line, flush=True)
+    return 0
+
+
 def sweep_runs(options) -> int:
     from carspotter.evidence.report import to_markdown
     from carspotter.models.sweep import read_sweep, run_sweep
 
-    table = run_sweep(_study(options), read_sweep(options.sweep), processes=options.processes)
+    cells = read_sweep(options.sweep)
+    table = run_sweep(_study(options), cells, options.processes, options.on, options.cpus)
     print(to_markdown(table), end="")
+    print(f"cost: {table['seconds'].sum() / 3600:.2f} cell-hours for {(table['seconds'] > 0).sum()} cells trained now")
     return 1 if (table["error"] != "").any() else 0
 
 
@@ -229,6 +245,29 @@ def kaggle_publish(options) -> int:
     return 0
 
 
+def _photo_features(study: Study, weights: Path | None):
+    """Give features of all readable photos, indexed by sha256: of MobileNetV2, or without weights of `appearance`."""
+    import pandas as pd
+
+    from carspotter.models.features import cached_features, extract_features
+    from carspotter.photos.appearance import SIDE, describe_images
+    from carspotter.photos.curation import readable_photos
+    from carspotter.photos.images import PREPROCESSING, load_images
+
+    photos = readable_photos(study.data)
+    if weights:
+        from carspotter.models.weights import identify_weights
+
+        key, size, describe = identify_weights(weights), 224, lambda images: extract_features(images, weights)
+    else:
+        key, size, describe = "appearance", SIDE, describe_images
+    names = photos["sha256"].tolist()
+    table = cached_features(
+        study.images, f"{PREPROCESSING} {size} {key}", names, lambda: describe(load_images(study.data, photos, size))
+    )
+    return pd.DataFrame(table, index=names)
+
+
 def _study(options) -> Study:
     return Study.open(options.study, options.data)
 
@@ -259,12 +298,17 @@ def _parser() -> argparse.ArgumentParser:
 
     curating = _verb(verbs, "curate", curate_photos, "find duplicates and bad photos -> data/curation.csv")
     curating.add_argument("--score", type=Path, metavar="TRUTH", help="compare with the truth.csv of rendered photos")
+    curating.add_argument("--report", action="store_true", help="write a page of counts and examples to data/reports")
+    curating.add_argument(
+        "--weights", type=Path, metavar="FILE", help="MobileNetV2's, without the top: ranks far better"
+    )
 
     reviewing = _verb(verbs, "review", review_photos, "a local page on which a person decides -> data/reviews.jsonl")
     reviewing.add_argument("--reviewer", metavar="NAME", help="default: your login name")
     reviewing.add_argument("--port", type=int, default=8766, help="default: %(default)s")
     reviewing.add_argument("--host", default="127.0.0.1", help="another than loopback asks for a token")
     reviewing.add_argument("--seed", type=int, default=0, help="another draw of the quiz or the audit")
+    reviewing.add_argument("--weights", type=Path, metavar="FILE", help="as for curate: shows the nearest kept photos")
     purposes = reviewing.add_mutually_exclusive_group()
     purposes.add_argument("--quiz", type=_positive, metavar="N", help="name the model in N validation photos")
     purposes.add_argument("--audit", type=_positive, metavar="N", help="judge N kept photos: how much junk is left?")
@@ -291,8 +335,15 @@ def _parser() -> argparse.ArgumentParser:
     sweeping = _verb(verbs, "sweep", sweep_runs, "train many runs: experiments, frameworks, image sizes, seeds")
     sweeping.add_argument("sweep", type=Path, metavar="SWEEP.toml")
     sweeping.add_argument("--processes", type=_positive, default=1, help="runs at a time (default %(default)s)")
+    sweeping.add_argument("--on", default="local", metavar="ENGINE", help="local, ray or ray://HOST:PORT (%(default)s)")
+    sweeping.add_argument("--cpus", type=_positive, default=1, help="for each run on Ray (default %(default)s)")
 
     _verb(verbs, "report", report_runs, "print the table of recorded runs and write it to results/STUDY/report.md")
+
+    unsealing = _verb(verbs, "unseal", unseal_test, "score a run on the sealed test set; every look is written down")
+    unsealing.add_argument("run", metavar="RUN", help="a run's id, or `chosen`: by the one-standard-error rule")
+    unsealing.add_argument("--reason", required=True, help="why the test set is opened; goes into the ledger")
+    unsealing.add_argument("--again", metavar="WHY", help="why another model than the first is looked at")
 
     checking = _verb(verbs, "check", check_photos, "name the model on photos, or check what a listing claims")
     checking.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files, or folders of them")

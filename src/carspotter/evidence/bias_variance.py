@@ -177,26 +177,22 @@ def expected_calibration_error(labels, probabilities, bins: int = 10) -> float:
 def fit_temperature(labels, probabilities) -> float:
     """Give the temperature that makes the probabilities fit best: above 1 the model was too sure, below 1 too timid.
 
-    `labels`: int (N,); `probabilities`: float (N, classes), of photos that the model was not trained on. Searched from
-    .05 to 20 for the lowest log loss; raises ValueError where that lies at an end, as when none is named wrongly.
+    `labels`: int (N,); `probabilities`: float (N, classes), of photos that the model was not trained on. Between .05
+    and 20. A weak prior, ln T ~ N(0, 1), keeps it near 1 where the photos say nothing: without a mistake among them the
+    likelihood alone would want an endless sharpening. With hundreds of photos and some mistakes it is not noticed.
 
-    Method: temperature scaling, Guo et al. 2017.
+    Method: temperature scaling, Guo et al. 2017, with a maximum a posteriori estimate.
     """
     labels, probabilities = _checked(labels, probabilities)
     logits = np.log(np.maximum(probabilities, EDGE))
 
     def loss(log_temperature: float) -> float:
         scaled = logits / np.exp(log_temperature)
-        return float(np.mean(special.logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels]))
+        misfit = special.logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels]
+        return float(misfit.sum() + log_temperature**2 / 2)
 
-    ends = np.log([0.05, 20])
-    best = float(optimize.minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-6}).x)
-    if min(abs(best - ends)) < 1e-3:
-        raise ValueError(
-            f"no temperature between .05 and 20 fits {len(labels)} photos, the best lies at {np.exp(best):.3g}; "
-            "fit it on more photos, with some mistakes among them"
-        )
-    return float(np.exp(best))
+    best = optimize.minimize_scalar(loss, bounds=np.log([0.05, 20]), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(best.x))
 
 
 def apply_temperature(probabilities, temperature: float) -> np.ndarray:
