@@ -107,32 +107,31 @@ def _fill(corners: np.ndarray, order: np.ndarray, size: tuple[int, int]) -> np.n
 
 
 def _pack(corners: np.ndarray, depth: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """Give for each triangle what its pixels need: corner, edges / determinant, u/w v/w 1/w, steps (M, 15)."""
+    """Give for each triangle what its pixels need: corner, edges / determinant, u/w v/w 1/w, steps (15, M)."""
     p0, e1, e2 = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     determinant = e1[:, 0] * e2[:, 1] - e2[:, 0] * e1[:, 1]
     determinant = np.where(np.abs(determinant) > 0.01, determinant, 1)[:, None]  # those are not drawn
     inverse = 1 / depth[..., None]
     values = np.concatenate([uv * inverse, inverse], -1)
     first = values[:, 0]
-    return np.concatenate(
-        [p0, e1 / determinant, e2 / determinant, first, values[:, 1] - first, values[:, 2] - first], 1
-    )
+    columns = [p0, e1 / determinant, e2 / determinant, first, values[:, 1] - first, values[:, 2] - first]
+    return np.ascontiguousarray(np.concatenate(columns, 1).T)
 
 
-def _texels(packed: np.ndarray, pixel_x, pixel_y, tile) -> tuple[np.ndarray, np.ndarray]:
-    """Give texel and inverse depth of pixels, each with its triangle's row; perspective-correct."""
-    row = packed.T
+def _texels(packed: np.ndarray, faces, pixel_x, pixel_y, tile) -> tuple[np.ndarray, np.ndarray]:
+    """Give texel and inverse depth of pixels of the triangles `faces`; perspective-correct."""
+    row = [column.take(faces) for column in packed]  # columns one by one stay contiguous: three times as fast
     x, y = pixel_x.astype(np.float32) + np.float32(0.5) - row[0], pixel_y.astype(np.float32) + np.float32(0.5) - row[1]
     b1 = np.clip(x * row[5] - y * row[4], 0, 1)
     b2 = np.clip(y * row[2] - x * row[3], 0, 1)
     w = row[8] + b1 * row[11] + b2 * row[14]
     u = np.clip((row[6] + b1 * row[9] + b2 * row[12]) / w, 0, 1)
     v = np.clip((row[7] + b1 * row[10] + b2 * row[13]) / w, 0, 1)
-    first, height, width = tile.T
+    first, height, width = (column.take(faces) for column in tile)
     half = np.float32(0.5)
-    return first + (v * (height - 1).astype(np.float32) + half).astype(np.int32) * width + (
+    return first + (v * (height - 1).astype(np.float32) + half).astype(np.intp) * width + (
         u * (width - 1).astype(np.float32) + half
-    ).astype(np.int32), w
+    ).astype(np.intp), w
 
 
 def draw_car(car: Car, look: Look, camera: Camera, light: Light, detail: float = 2.0):
@@ -159,16 +158,17 @@ def draw_car(car: Car, look: Look, camera: Camera, light: Light, detail: float =
     visible = np.flatnonzero((area > 0.3) & inside & before[car.faces].all(1))
     visible = visible[np.argsort(-depth[visible].mean(1), kind="stable")]
     nearest = np.zeros(size[::-1], np.float32).ravel()
-    texel = np.zeros(nearest.size, np.int32)
+    texel = np.zeros(nearest.size, np.intp)
     mirrored = np.zeros(nearest.size, np.float32)
+    packed = _pack(corners, depth, car.uv)
+    tile = np.ascontiguousarray(car.tile.T, np.intp)
     for layer in (0, 1):
         numbers = _fill(corners, visible[car.layer[visible] == layer], size).ravel()
-        packed = _pack(corners, depth, car.uv)
         all_hits = np.flatnonzero(numbers)
         for start in range(0, all_hits.size, CHUNK):
             hits = all_hits[start : start + CHUNK]
-            faces = numbers[hits] - 1
-            at, w = _texels(packed[faces], hits % size[0], hits // size[0], car.tile[faces])
+            faces = numbers[hits].astype(np.intp) - 1
+            at, w = _texels(packed, faces, hits % size[0], hits // size[0], tile)
             if layer == 0:  # the hollow of a wheel arch lies behind the wheel
                 w = np.where(car.materials[at] == MATERIAL["void"], np.float32(1e-6), w)
             closer = w > nearest[hits]
@@ -226,8 +226,8 @@ class _Skin:
 def _shade(skin: _Skin, light: Light, texel, mirrored, rays) -> np.ndarray:
     """Light the pixels: sun, sky, ground bounce, mirror image (Schlick, 1994), highlight; sRGB uint8 (N, 3)."""
     albedo, reflectance, glow = skin.albedo, skin.reflectance, skin.glow
-    kind = skin.materials[texel]
-    n = skin.normals[texel].T
+    kind = skin.materials[texel].astype(np.intp)
+    n = np.ascontiguousarray(skin.normals[texel].T)
     nx, ny, nz = n[0], n[1] * mirrored, n[2]
     shade = skin.shade[texel]
     rx, ry, rz = rays
@@ -242,30 +242,33 @@ def _shade(skin: _Skin, light: Light, texel, mirrored, rays) -> np.ndarray:
     around = mx / (np.abs(mx) + np.abs(my) + 1e-6)
     around = np.where(my < 0, 3 - around, 1 + around) * np.float32(0.25)  # a cheap angle: 0..1 once round
     row = ((np.clip(mz, -1, 1) * 0.5 + 0.5) * (rows - 1)).astype(np.int32)
-    mirror = light.surroundings[row, (around * columns).astype(np.int32) % columns]
+    mirrored_at = row.astype(np.intp) * columns + (around * columns).astype(np.intp) % columns
     sx, sy, sz = light.sun.astype(np.float32)
     lit = np.clip(nx * sx + ny * sy + nz * sz, 0, 1)
     toward = np.clip(mx * sx + my * sy + mz * sz, 0, 1)
-    gleam = toward**2
+    gleam = toward * toward
+    sharp = gleam
+    for _ in range(6):  # to the power of 128 by squaring
+        sharp = sharp * sharp
     gleam = gleam * gleam * gleam  # wide lobe of metallic flakes
-    sharp = toward**32
-    sharp = sharp * sharp * sharp * sharp
     sun_colour, sky_colour, ground_colour = (
         colour.astype(np.float32) for colour in (light.sun_colour, light.sky_colour, light.ground_colour)
     )
     painted = (kind == MATERIAL["paint"]) | (kind == MATERIAL["roof"])
     glass = kind == MATERIAL["glass"]
     up = nz * 0.5 + 0.5
+    mirror = np.ascontiguousarray(light.surroundings.reshape(-1, 3).T)
     out = np.empty((texel.size, 3), np.uint8)
+    own_light = glow.take(kind)
     spark = fresnel * sharp * 6
     flakes = painted * skin.metallic * gleam
     dim = np.where(glass, shade * 0.9, shade)
     veil = 1 - 0.7 * glass.astype(np.float32)
     mirrored_part = fresnel * np.where(glass, 1, 0.3 + 0.7 * shade)
     for k in range(3):
-        base = albedo[:, k][kind]
+        base = albedo[:, k].take(kind)
         diffuse = lit * sun_colour[k] * veil + sky_colour[k] * up + ground_colour[k] * (1 - up)
-        colour = base * (diffuse * dim + flakes * sun_colour[k] + glow[kind])
-        colour += mirrored_part * mirror[:, k] + spark * sun_colour[k]
+        colour = base * (diffuse * dim + flakes * sun_colour[k] + own_light)
+        colour += mirrored_part * mirror[k].take(mirrored_at) + spark * sun_colour[k]
         out[:, k] = np.sqrt(np.clip(colour, 0, 1)) * 255
     return out

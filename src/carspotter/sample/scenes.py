@@ -269,7 +269,8 @@ def _surroundings(rng: np.random.Generator, sky: np.ndarray, ground: np.ndarray,
 def _shadow_map(place: Place, cars: list[tuple[Car, tuple[float, float], float]]) -> np.ndarray:
     """Draw shadows on the ground: (rows, columns, 2) float32, sun and sky let through, 0..1."""
     scale = SHADOW_TEXELS / (2 * SHADOW_METRES)
-    sun_image, sky_image = (Image.new("L", (SHADOW_TEXELS, SHADOW_TEXELS), 255) for _ in range(2))
+    half = SHADOW_TEXELS // 2  # the sky's soft shadow needs no more
+    sun_image, sky_image = (Image.new("L", (side, side), 255) for side in (SHADOW_TEXELS, half))
     sun_draw, sky_draw = ImageDraw.Draw(sun_image), ImageDraw.Draw(sky_image)
     slope = place.light.sun[:2] / max(place.light.sun[2], 0.12)
     for car, offset, turn in cars:
@@ -277,14 +278,15 @@ def _shadow_map(place: Place, cars: list[tuple[Car, tuple[float, float], float]]
         for level, outline in enumerate(car.outlines):
             ground = outline[:, :2] @ np.array([[c, s], [-s, c]]) + offset
             if level == 2:
-                sky_draw.polygon([tuple(p) for p in ((ground + SHADOW_METRES) * scale).tolist()], fill=30)
+                sky_draw.polygon([tuple(p) for p in ((ground + SHADOW_METRES) * scale / 2).tolist()], fill=30)
             cast = (ground - slope * outline[:, 2:] + SHADOW_METRES) * scale
             sun_draw.polygon([tuple(p) for p in cast.tolist()], fill=0)
             bottom = (ground - slope * max(outline[0, 2] - 0.2, 0) + SHADOW_METRES) * scale
             if level == 0:
                 sun_draw.polygon([tuple(p) for p in bottom.tolist()], fill=0)
     sun = np.asarray(sun_image.filter(ImageFilter.BoxBlur(1.2)), np.float32)
-    sky = np.asarray(sky_image.filter(ImageFilter.BoxBlur(6)).filter(ImageFilter.BoxBlur(4)), np.float32)
+    sky_image = sky_image.filter(ImageFilter.BoxBlur(3)).filter(ImageFilter.BoxBlur(2))
+    sky = np.asarray(sky_image.resize(sun_image.size, Image.Resampling.BILINEAR), np.float32)
     return np.stack([sun, sky], -1) / 255
 
 
@@ -375,8 +377,9 @@ def _draw_wall(out, distance, wall: Wall, tint, light: Light, camera: Camera, ra
     factor = (
         np.sqrt(np.clip(light.sun_colour * lit + light.sky_colour * 0.75 + light.ground_colour * 0.3, 0, 1.3)) * tint
     )
-    colour = texture[row, column] * factor.astype(np.float32)
-    out.reshape(-1, 3)[hit] = np.minimum(colour, 255)
+    texel, flat = texture.reshape(-1, 3)[row.astype(np.intp) * tw + column], out.reshape(-1, 3)
+    for k in range(3):  # channel by channel: loops over three values at a time are slow in numpy
+        flat[hit, k] = np.minimum(texel[:, k] * np.float32(factor[k]), 255)
     distance.ravel()[hit] = flat_t
 
 
@@ -398,17 +401,21 @@ def _draw_ground(out, distance, place: Place, camera: Camera, rays, shadows: np.
     scale = SHADOW_TEXELS / (2 * SHADOW_METRES)
     column = np.clip((x + SHADOW_METRES) * scale, 0, SHADOW_TEXELS - 1).astype(np.int32)
     row = np.clip((y + SHADOW_METRES) * scale, 0, SHADOW_TEXELS - 1).astype(np.int32)
-    through = shadows[row, column]
+    sunny_part, open_part = shadows.reshape(-1, 2)[row.astype(np.intp) * SHADOW_TEXELS + column].T
     light = place.light
-    far = np.minimum(t / 30, 1)[:, None] * 0.8
-    texel = texture[v, u].astype(np.float32)
-    texel += (mean_colour(place.ground, place.ground_variant) - texel) * far
+    far = np.minimum(t / 30, 1) * np.float32(0.8)
+    texel = texture.reshape(-1, 3)[v.astype(np.intp) * TEXTURE + u]
+    mean = mean_colour(place.ground, place.ground_variant)
     sunny = light.sun_colour * max(light.sun[2], 0.1)
     tint = np.array(place.ground_tint)
     dark = (np.sqrt(light.sky_colour * 0.9) * tint).astype(np.float32)
     bright = (np.sqrt(np.clip(sunny + light.sky_colour * 0.9, 0, 1.2)) * tint).astype(np.float32)
-    texel *= (dark + (bright - dark) * through[:, :1]) * through[:, 1:]
-    out.reshape(-1, 3)[hit] = np.minimum(texel, 255)
+    flat = out.reshape(-1, 3)
+    for k in range(3):
+        colour = texel[:, k].astype(np.float32)
+        colour += (mean[k] - colour) * far
+        colour *= (dark[k] + (bright[k] - dark[k]) * sunny_part) * open_part
+        flat[hit, k] = np.minimum(colour, 255)
     distance.ravel()[hit] = t
 
 
