@@ -1,7 +1,6 @@
 """Curation: what it finds, what it leaves alone, and who has the last word."""
 
 import hashlib
-import io
 import json
 import os
 
@@ -9,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from generated_photos import encode, scene
-from PIL import Image, ImageDraw, ImageFilter, ImageOps
+from PIL import ImageFilter, ImageOps
 
 from carspotter.paths import Study
 from carspotter.photos import fingerprints
-from carspotter.photos.curation import curate, curate_study, kind_of, read_curation, score_curation, summary
-from carspotter.photos.fingerprints import find_duplicates, hash_windows, measure_photos
+from carspotter.photos.curation import curate, curate_study, kind_of, read_curation, summary
+from carspotter.photos.curation_score import review_curve, score_curation
+from carspotter.photos.fingerprints import measure_photos
 from carspotter.photos.table import import_folder, read_photos
 
 SIZE = (320, 240)
@@ -25,101 +25,6 @@ def crop(image, left, top, right, bottom):
     return image.crop(
         (round(left * width), round(top * height), round((1 - right) * width), round((1 - bottom) * height))
     )
-
-
-def watermark(image):
-    marked = image.copy()
-    draw = ImageDraw.Draw(marked)
-    draw.rectangle((0, 205, 320, 240), fill=(20, 20, 90))
-    draw.text((20, 208), "www.used-cars.example", fill="white", font_size=20)
-    return marked
-
-
-# What sellers and sites do to a photo, as functions of the picture; the bytes are coded anew in every case.
-COPIES = {
-    "re-encoded": lambda image: image,
-    "rescaled": lambda image: image.resize((150, 113), Image.Resampling.BILINEAR),
-    "mirrored": ImageOps.mirror,
-    "cropped by 15 % of its width": lambda image: crop(image, 0.15, 0, 0, 0),
-    "cropped by 10 % from all corners": lambda image: crop(image, 0.05, 0.06, 0.05, 0.04),
-    "cropped by 15 % of both sides": lambda image: crop(image, 0.03, 0.12, 0.12, 0.03),
-    "cropped and mirrored": lambda image: ImageOps.mirror(crop(image, 0.1, 0, 0.02, 0.1)),
-    "watermarked": watermark,
-    "made brighter": lambda image: image.point(lambda level: min(255, round(level * 1.2 + 10))),
-}
-
-
-def grey(images):
-    small = [image.convert("L").resize((64, 64), Image.Resampling.BILINEAR) for image in images]
-    table = np.zeros(len(small), dtype=fingerprints.FINGERPRINT)
-    table["grey"] = [np.asarray(image) for image in small]
-    return table
-
-
-@pytest.mark.parametrize("name", COPIES)
-def test_copies_are_found_and_other_photos_are_not(name):
-    originals = [scene(seed, SIZE) for seed in range(30)]
-    copies = [Image.open(io.BytesIO(encode(COPIES[name](image), quality=70))) for image in originals]
-    pairs = find_duplicates(grey(originals + copies), show_progress=False)
-    found = {tuple(sorted(pair)) for pair in zip(pairs["first"], pairs["second"], strict=True)}
-    true = {(k, k + 30) for k in range(30)}
-    assert found <= true, f"{len(found - true)} pairs of different photos"
-    assert len(found) >= 29, f"{30 - len(found)} of 30 copies missed"
-
-
-def test_two_shots_of_one_place_are_no_copies():
-    # The same backdrop with a car in another place: the whole is alike, a third of it is not.
-    def shot(seed, x):
-        image = scene(seed, SIZE)
-        image.paste(scene(500, (180, 130)), (x, 80))
-        return image
-
-    different = [shot(k, 10 if k % 2 else 130) for k in range(12)]
-    assert find_duplicates(grey(different), show_progress=False).empty
-
-
-def test_photos_that_are_alike_only_from_afar_are_no_copies():
-    # What the hashes see is the same in all of them, as with cars framed alike; the details are not.
-    def pixels(image):
-        return np.asarray(image, dtype=float)
-
-    afar = ImageFilter.GaussianBlur(14)
-    layout = pixels(scene(1, SIZE).filter(afar))
-    details = [pixels(scene(seed, SIZE)) - pixels(scene(seed, SIZE).filter(afar)) for seed in range(20, 32)]
-    photos = grey([Image.fromarray(np.clip(layout + detail, 0, 255).astype(np.uint8)) for detail in details])
-    whole = hash_windows(photos["grey"])[:, 0, 0]
-    assert np.bitwise_count(whole[0] ^ whole[1:]).min() < fingerprints.HASH_DISTANCE
-    assert find_duplicates(photos, show_progress=False).empty
-
-
-def test_flat_pictures_are_not_copies_of_each_other():
-    flat = [Image.new("RGB", SIZE, (level, level, level)) for level in (0, 100, 101, 255)]
-    assert find_duplicates(grey(flat), show_progress=False).empty
-
-
-def test_whether_two_photos_match_does_not_depend_on_the_others():
-    original = scene(1, SIZE)
-    pair = [original, crop(original, 0.1, 0.02, 0.03, 0.1)]
-    alone = find_duplicates(grey(pair), show_progress=False)
-    among = find_duplicates(grey([scene(seed, SIZE) for seed in range(50, 150)] + pair), show_progress=False)
-    assert alone["similarity"].tolist() == among["similarity"].tolist() and len(alone) == 1
-    turned_round = find_duplicates(grey(pair[::-1]), show_progress=False)
-    np.testing.assert_allclose(turned_round["similarity"], alone["similarity"], atol=1e-6)
-
-
-def test_the_mirrored_hash_is_the_hash_of_the_mirror_image():
-    images = grey([scene(seed, SIZE) for seed in range(8)])["grey"]
-    plain, mirrored = hash_windows(images), hash_windows(images[:, :, ::-1])
-    assert np.bitwise_count(plain[:, 0, 1] ^ mirrored[:, 0, 0]).max() <= 1
-
-
-def test_the_hash_of_a_window_is_close_to_the_hash_of_the_cropped_photo():
-    images = [scene(seed, SIZE) for seed in range(20)]
-    whole = hash_windows(grey(images)["grey"])
-    cut = hash_windows(grey([crop(image, 0.15, 0, 0, 0.15) for image in images])["grey"])[:, 0, 0]
-    nearest = np.bitwise_count(whole[:, :, 0] ^ cut[:, None]).min(axis=1)
-    unaided = np.bitwise_count(whole[:, 0, 0] ^ cut)
-    assert np.median(nearest) <= 4 < 10 <= np.median(unaided)
 
 
 @pytest.fixture
@@ -257,6 +162,21 @@ def test_a_person_has_the_last_word(data, folder):
     assert table.loc[large, "reason"] == f"duplicate: the same shot as {small[:12]}"
 
 
+def test_what_is_shown_is_ranked_by_features_and_a_person_stays_right(data, folder):
+    shas = [save(folder, f"swift/{seed}__01.jpg", scene(seed, (320, 240))) for seed in range(40)]
+    rng = np.random.default_rng(0)
+    features = pd.DataFrame(rng.normal(2, 1, (40, 8)), index=shas)
+    features.loc[shas[:2]] = [[9, -9] * 4, [-9, 9] * 4]
+    import_folder(data, folder, show_progress=False)
+    review(data, shas[0], "keep")
+    table = curate(data, read_photos(data), show_progress=False, features=features).set_index("sha256")
+    assert table.loc[shas[1], "score"] > 0.5 and kind_of(table.loc[shas[1], "reason"]) == "unlike its class"
+    assert set(table["verdict"]) == {"keep"} and table.loc[shas[0], "score"] == 0
+    # Photos without features (one that was collected since) are ranked by quality alone.
+    table = curate(data, read_photos(data), show_progress=False, features=features.iloc[2:]).set_index("sha256")
+    assert table.loc[shas[1], "score"] < 0.5
+
+
 def test_a_second_curation_decodes_nothing_and_says_the_same(data, folder, monkeypatch):
     for seed in range(4):
         save(folder, f"swift/{seed}.jpg", scene(seed, (640, 480)))
@@ -310,5 +230,9 @@ def test_scoring_against_the_truth(tmp_path):
     assert score.loc["copy: cropped", ["photos", "recall", "precision"]].tolist() == [2, 0.5, 0.5]
     assert score.loc["too_dark", ["photos", "recall", "precision"]].tolist() == [2, 0.5, 0.5]
     assert score.loc["too_dark", "worst_15"] == 0.5 and score.loc["interior", "recall"] == 0
+    assert score.loc["all junk", ["photos", "recall", "worst_15"]].tolist() == [3, 0.333, 0.333]
+    curve = review_curve(table, tmp_path / "truth.csv")
+    # Kept, worst first: d1, w, d2, then cars and the interior.
+    assert curve.loc[[0.15, 0.5, 1.0]].tolist() == [0.333, 0.667, 1.0]
     with pytest.raises(ValueError, match="knows none of these 9 photos"):
         score_curation(table.assign(sha256="other-" + truth["file"]), tmp_path / "truth.csv")

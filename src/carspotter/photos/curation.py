@@ -6,7 +6,6 @@ Everything else it keeps and *ranks*: a score, 0 (fine) … 1 (surely bad), and 
 
 from __future__ import annotations
 
-import itertools
 import os
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from carspotter.paths import Study
 from carspotter.photos.decisions import read_reviews
 from carspotter.photos.fingerprints import find_duplicates, measure_photos
 from carspotter.photos.grouping import Groups
+from carspotter.photos.ranking import rank_photos
 from carspotter.photos.table import read_photos
 
 COLUMNS = ["sha256", "label", "verdict", "reason", "score", "duplicate_cluster", "decided_by"]
@@ -26,18 +26,22 @@ COLUMNS = ["sha256", "label", "verdict", "reason", "score", "duplicate_cluster",
 SMALL = 150  # pixels, the shorter side: what models see
 DARK, BRIGHT = 35.0, 220.0  # mean grey, 0 … 255
 BLURRED = 0.8  # see fingerprints
-# The detector that looks for a kind of junk in truth.csv.
-DETECTORS = {"too_dark": "too dark", "too_blurred": "blurred", "thumbnail": "too small"}
 STEEPNESS = 4.0  # how fast the score moves from 0 to 1 about these limits
+# Rejects from which the ranking learns nothing: these faults are not in the features, or in other photos.
+NO_EXAMPLES = ("poor quality", "duplicate")
 
 
-def curate(data: Path, photos: pd.DataFrame, show_progress: bool = True) -> pd.DataFrame:
+def curate(
+    data: Path, photos: pd.DataFrame, show_progress: bool = True, features: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Give every photo a verdict: the columns of curation.csv, one row per photo, sorted by sha256.
 
     `photos` as from `read_photos`. verdict is keep or reject; reason starts with its kind and a colon ("too dark: …",
     "duplicate: …"), and is empty for a photo nothing is held against; score is 1 for a reject. A duplicate cluster is
-    named by the first hex digits of its lowest hash, and empty for a photo that stands alone. `data/reviews.jsonl`, if
-    there is one, overrules the detectors. Fingerprints are kept under `data`, so that a second call is quick.
+    named by the first hex digits of its lowest hash, and empty for a photo that stands alone. `features` (float,
+    indexed by sha256) rank by what is shown, see `ranking`; without them size, light and sharpness rank alone.
+    `data/reviews.jsonl`, if there is one, overrules the detectors, and its verdicts are examples for the ranking.
+    Fingerprints are kept under `data`, so that a second call is quick.
     """
     photos = photos.sort_values("sha256", ignore_index=True)
     fingerprints, unreadable = measure_photos(data, photos, show_progress)
@@ -72,14 +76,23 @@ def curate(data: Path, photos: pd.DataFrame, show_progress: bool = True) -> pd.D
     rejects |= _reject_duplicates(table, readable.set_index("sha256"), rejects, set(reviews["sha256"]))
     for sha256, reason in rejects.items():
         table.loc[sha256, ["verdict", "reason", "score"]] = ("reject", reason, 1.0)
+    if features is not None:
+        _rank_by_features(table, photos.set_index("sha256")["listings"], features, reviews)
     return table.reset_index()[COLUMNS]
 
 
-def curate_study(study: Study, show_progress: bool = True) -> pd.DataFrame:
-    """Curate all photos of the study's data folder and write `data/curation.csv`; give the table."""
-    table = curate(study.data, read_photos(study.data), show_progress)
+def curate_study(study: Study, show_progress: bool = True, features: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Curate all photos of the study's data folder and write `data/curation.csv`; give the table. See `curate`."""
+    table = curate(study.data, read_photos(study.data), show_progress, features)
     write_curation(study, table)
     return table
+
+
+def readable_photos(data: Path, show_progress: bool = True) -> pd.DataFrame:
+    """Give the photos that can be decoded, as from `read_photos`, sorted by sha256: those that features are made of."""
+    photos = read_photos(data).sort_values("sha256", ignore_index=True)
+    _, unreadable = measure_photos(data, photos, show_progress)
+    return photos[~photos["sha256"].isin(unreadable)].reset_index(drop=True)
 
 
 def write_curation(study: Study, curation: pd.DataFrame) -> None:
@@ -107,54 +120,6 @@ def summary(table: pd.DataFrame) -> str:
         f"{len(table):,} photos, {(table['verdict'] == 'keep').sum():,} kept\n{counts.to_string()}\n"
         f"{clusters.nunique():,} clusters of near-duplicates with {len(clusters):,} photos"
     )
-
-
-def score_curation(table: pd.DataFrame, truth: Path) -> pd.DataFrame:
-    """Hold a curation against the truth.csv of rendered photos: photos, recall, precision and worst_15 by kind.
-
-    Copies ("copy: cropped", …): recall counts pairs of copy and original that share bytes or a cluster; precision is
-    that of all pairs in one cluster, the same for every kind. Junk: recall and precision of the detector of that kind
-    (none for what is ranked elsewhere), and the share of that kind among the worst-ranked 15 % of the photos kept.
-    Raises ValueError when the truth knows none of the photos.
-    """
-    facts = pd.read_csv(truth, dtype=str, keep_default_na=False)
-    original = facts["duplicate_of"].map(facts.set_index("file")["sha256"])
-    facts["origin"] = original.fillna(facts["sha256"])
-    curated = table.set_index("sha256")
-    facts = facts[facts["sha256"].isin(curated.index)]
-    if facts.empty:
-        raise ValueError(f"{truth}: knows none of these {len(table)} photos; is it the truth of another import?")
-
-    # Photos that truly are one shot, against photos that share a cluster.
-    shots = facts.drop_duplicates("sha256").set_index("sha256")["origin"]
-    clusters = curated.loc[shots.index, "duplicate_cluster"]
-    true_pairs, found = _pairs_within(shots), _pairs_within(clusters[clusters != ""])
-    precision = len(found & true_pairs) / len(found) if found else np.nan
-    copies = facts[facts["copy"] != ""]
-    hit = [
-        sha == origin or (min(sha, origin), max(sha, origin)) in found
-        for sha, origin in zip(copies["sha256"], copies["origin"], strict=True)
-    ]
-    rows = [
-        (f"copy: {kind}", len(hits), hits.mean(), precision, np.nan)
-        for kind, hits in pd.Series(hit, index=copies["copy"], dtype=float).groupby(level=0)
-    ]
-
-    kept = curated.loc[shots.index].query("verdict == 'keep'").sort_values(["score", "sha256"], ascending=[False, True])
-    truly = facts.drop_duplicates("sha256").set_index("sha256")["kind"].loc[kept.index]
-    flagged = kept["reason"].map(kind_of)
-    worst = np.arange(len(kept)) < 0.15 * len(kept)
-    for kind in sorted(set(truly) - {"car"}):
-        right, detected = (truly == kind).to_numpy(), (flagged == DETECTORS.get(kind, "no detector")).to_numpy()
-        precision = (right & detected).sum() / detected.sum() if detected.any() else np.nan
-        rows.append((kind, right.sum(), (right & detected).sum() / right.sum(), precision, worst[right].mean()))
-    return pd.DataFrame(rows, columns=["kind", "photos", "recall", "precision", "worst_15"]).set_index("kind").round(3)
-
-
-def _pairs_within(sets: pd.Series) -> set[tuple[str, str]]:
-    """Give all pairs of index values that share a value."""
-    members = sets.groupby(sets).groups.values()
-    return {pair for shas in members for pair in itertools.combinations(sorted(shas), 2)}
 
 
 def kind_of(reason: str) -> str:
@@ -191,6 +156,27 @@ def _judge_quality(photos: pd.DataFrame, fingerprints: np.ndarray) -> pd.DataFra
         score = scores[question, row]
         rows.append((f"{name}: {sentence.format(shown[row])}" if score >= 0.5 else "", score))
     return pd.DataFrame(rows, columns=["reason", "score"], index=photos["sha256"])
+
+
+def _rank_by_features(table: pd.DataFrame, listings: pd.Series, features: pd.DataFrame, reviews: pd.DataFrame) -> None:
+    """Raise the score of photos that look wrong for their label, and say why; those decided on are only learnt from."""
+    reviews = reviews.set_index("sha256")
+    ranked = table.index[(table["verdict"] == "keep") | table.index.isin(reviews.index)]
+    ranked = ranked[ranked.isin(features.index)]
+    groups = Groups()
+    for sha256 in ranked:
+        cluster = table.at[sha256, "duplicate_cluster"]
+        groups.join([sha256, *listings[sha256], *([f"cluster {cluster}"] if cluster else [])])
+    rejected = (reviews["verdict"] == "reject").astype(float).where(~reviews["reason"].isin(NO_EXAMPLES))
+    found = rank_photos(
+        features.loc[ranked].to_numpy(),
+        table.loc[ranked, "label"],
+        [groups.root(sha256) for sha256 in ranked],
+        rejected.reindex(ranked).to_numpy(),
+    ).set_index(ranked)
+    worse = found["score"] > table.loc[ranked, "score"]
+    raised = ranked[worse & (table.loc[ranked, "decided_by"] == "machine")]
+    table.loc[raised, ["score", "reason"]] = found.loc[raised, ["score", "reason"]]
 
 
 def _reject_duplicates(table: pd.DataFrame, photos: pd.DataFrame, rejects: dict, reviews: set) -> dict[str, str]:
