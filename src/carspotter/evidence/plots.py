@@ -79,11 +79,14 @@ def count_bars(counts: pd.DataFrame, title: str = "", unit: str = "photos") -> F
         return _finish(figure)
 
 
-def learning_curves(histories: dict[str, pd.DataFrame], title: str = "") -> Figure:
+def learning_curves(
+    histories: dict[str, pd.DataFrame], title: str = "", overfits_from: dict[str, int | None] | None = None
+) -> Figure:
     """Draw accuracy and loss by epoch, training dashed and validation solid, one colour per run.
 
     `histories`: name -> table with epoch, train_accuracy, validation_accuracy, train_loss, validation_loss. The dot
-    marks the epoch with the best validation accuracy, which is the optimistic one.
+    marks the epoch with the best validation accuracy, which is the optimistic one. `overfits_from`: name -> the epoch
+    from which validation loss rises for good (`bias_variance.overfitting_start`), drawn as a dotted line on the loss.
     """
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
@@ -94,9 +97,13 @@ def learning_curves(histories: dict[str, pd.DataFrame], title: str = "") -> Figu
                 axis.plot(epochs, history[f"validation_{measure}"], color=colour, label=f"{name}, validation")
             best = history["validation_accuracy"].idxmax()
             left.plot(epochs[best], history["validation_accuracy"][best], "o", color=colour)
+            if (start := (overfits_from or {}).get(name)) is not None:
+                right.axvline(start, color=colour, linestyle=":", label=f"{name} overfits from epoch {start}")
         left.set(xlabel="epoch", ylabel="accuracy", title=title or "Accuracy")
         right.set(xlabel="epoch", ylabel="log loss (nats)", title="Loss")
         left.legend(fontsize=8)
+        if any(start is not None for start in (overfits_from or {}).values()):
+            right.legend(*_labelled(right, "overfits"), fontsize=8)
         return _finish(figure)
 
 
@@ -154,6 +161,102 @@ def coverage_risk_curve(
         axis.set(xlabel="share of photos answered, surest first", ylabel="share wrong of the answered")
         axis.legend(frameon=False)
         return _finish(figure)
+
+
+def reliability_diagram(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
+    """Draw accuracy against confidence, one colour per model; dots are bins, their area the share of photos.
+
+    `tables`: name -> table of `bias_variance.reliability`. On the diagonal a model is as sure as it is right.
+    """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(4.8, 4.4))
+        axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
+        for (name, table), colour in zip(tables.items(), (BLUE, ORANGE, GREEN, PURPLE, RED), strict=False):
+            share = table["photos"] / table["photos"].sum()
+            axis.plot(table["confidence"], table["accuracy"], color=colour, linewidth=1, label=name)
+            axis.scatter(table["confidence"], table["accuracy"], 20 + 300 * share, color=colour, alpha=0.6)
+        lowest = min(float(table["low"].min()) for table in tables.values())
+        axis.set(xlim=(lowest - 0.02, 1.02), ylim=(-0.04, 1.04), title=title)
+        axis.set(xlabel="confidence (probability of the named class)", ylabel="share of photos named rightly")
+        axis.legend(fontsize=8, loc="upper left")
+        return _finish(figure)
+
+
+def decomposition_bars(decompositions: dict, title: str = "") -> Figure:
+    """Draw the error of each recipe as bias and variance side by side: name -> `bias_variance.Decomposition`.
+
+    The line on the bias is its 95 % interval over groups; the dot is the error, which is the sum of the two.
+    """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(8, 1.2 + 0.65 * len(decompositions)))
+        for row, found in enumerate(decompositions.values()):
+            named = {"bias": BLUE, "variance": ORANGE} if row == 0 else {}
+            axis.barh(row - 0.2, found.bias.estimate, 0.36, color=BLUE, label="bias" if named else None)
+            axis.plot([found.bias.low, found.bias.high], [row - 0.2] * 2, color="black", linewidth=1.2)
+            axis.barh(row + 0.2, found.variance, 0.36, color=ORANGE, label="variance" if named else None)
+            axis.plot(found.error, row, "D", color="black", markersize=5, label="error" if named else None)
+        names = [f"{name} ({found.models} models)" for name, found in decompositions.items()]
+        axis.set_yticks(range(len(names)), names)
+        axis.axvline(0, color="black", linewidth=0.8)
+        axis.invert_yaxis()
+        axis.set(xlabel="share of validation photos, bias with its 95 % interval", title=title)
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+        return _finish(figure)
+
+
+def forecast_chart(curves: dict, farthest: float, title: str = "", target: float | None = None) -> Figure:
+    """Draw measured accuracies over training photos (log scale) and what is forecast, with its 95 % interval.
+
+    `curves`: name -> `learning_curves.LearningCurve`; `farthest`: the largest number of photos drawn; `target`: an
+    accuracy, a dashed line. Left of the last dot the band says what is known, right of it what is guessed.
+    """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7.5, 4))
+        for (name, curve), colour in zip(curves.items(), (BLUE, ORANGE, GREEN, PURPLE, RED), strict=False):
+            sizes = np.geomspace(curve.sizes.min(), max(farthest, curve.sizes.max()), 60)
+            known = [curve.at(size) for size in sizes]
+            axis.fill_between(sizes, [f.low for f in known], [f.high for f in known], color=colour, alpha=0.18, lw=0)
+            seen = sizes <= curve.sizes.max()
+            middle = np.array([f.estimate for f in known])
+            axis.plot(sizes[seen], middle[seen], color=colour)
+            axis.plot(sizes[~seen], middle[~seen], color=colour, linestyle="--")
+            axis.plot(curve.sizes, 1 - curve.errors, "o", color=colour, label=f"{name}, measured")
+        if target is not None:
+            axis.axhline(target, color=GREY, linestyle="--", linewidth=1, label=f"{target:.0%}")
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.set(xlabel="training photos (log scale)", ylabel="validation accuracy, 95 % interval", title=title)
+        axis.legend(fontsize=8, loc="lower right")
+        return _finish(figure)
+
+
+def pareto_chart(table: pd.DataFrame, title: str = "", cost: str = "training_seconds", unit: str = "s") -> Figure:
+    """Draw accuracy with its 95 % interval against a cost (log scale); recipes that nothing beats are joined.
+
+    `table`: as `costs.cost_table` gives it; its column `front` belongs to training_seconds.
+    """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7.5, 4))
+        for row in table.itertuples():
+            colour = BLUE if row.front else GREY
+            spent = getattr(row, cost)
+            axis.plot([spent, spent], [row.low, row.high], color=colour, linewidth=1.5)
+            axis.plot(spent, row.accuracy, "o" if row.front else "s", color=colour)
+            axis.annotate(row.recipe, (spent, row.accuracy), (7, 4), textcoords="offset points", fontsize=8)
+        front = table[table["front"]].sort_values(cost)
+        axis.plot(front[cost], front["accuracy"], color=BLUE, linewidth=1, label="no other is cheaper and better")
+        axis.set_xscale("log")
+        axis.margins(x=0.2)
+        axis.set(xlabel=f"{cost.replace('_', ' ')} ({unit}, log scale)", title=title)
+        axis.set_ylabel("validation accuracy, 95 % interval")
+        axis.legend(fontsize=8, loc="lower right")
+        return _finish(figure)
+
+
+def _labelled(axis: plt.Axes, word: str) -> tuple[list, list[str]]:
+    """The handles and labels of an axis whose label holds `word`."""
+    pairs = [pair for pair in zip(*axis.get_legend_handles_labels(), strict=True) if word in pair[1]]
+    return [handle for handle, _ in pairs], [label for _, label in pairs]
 
 
 def _thumbnail(photo: Path | np.ndarray, side: int = 160) -> Image.Image:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from carspotter.evidence.comparison import Interval, accuracy_interval
+from carspotter.evidence.comparison import Interval, accuracy_interval, equivalence
 from carspotter.evidence.selection import best_epoch_optimism
 from carspotter.models.runs import Run, load_run, read_runs
 from carspotter.paths import Study
@@ -113,6 +114,36 @@ def runs_report(study: Study) -> pd.DataFrame:
         )
     table = pd.DataFrame(rows)
     return table if (table["quick"] != "").any() else table.drop(columns="quick")
+
+
+def framework_verdicts(study: Study, experiment: str, margin: float = 0.03) -> pd.DataFrame:
+    """Compare an experiment's recorded full runs between frameworks: one row per pair that share seeds.
+
+    Columns: frameworks, seeds, difference (second less first, with its 90 % interval), verdict on equality within
+    `margin`, in the words of `comparison.verdict`.
+    """
+    rows = read_runs(study)
+    rows = rows[(rows["experiment"] == experiment) & (rows["quick"].astype(str) != "True") & (rows["train_on"] == "")]
+    found = []
+    options = ["epochs", "image_size", "dtype", "weights", "split_version"]
+    for _, alike in rows.groupby(options, sort=True):
+        for first, second in itertools.combinations(sorted(alike["framework"].unique()), 2):
+            sides = [alike[alike["framework"] == name].set_index("seed")["run"] for name in (first, second)]
+            seeds = sorted(set(sides[0].index) & set(sides[1].index))
+            if seeds:
+                runs = [load_run(study, side[seed]) for side in sides for seed in seeds]
+                results = results_of(study, runs)
+                a, b = results.correct[: len(seeds)], results.correct[len(seeds) :]
+                interval, words = equivalence(a, b, results.groups, margin)
+                found.append(
+                    {
+                        "frameworks": f"{first} → {second}",
+                        "seeds": len(seeds),
+                        "difference [90 %]": str(interval),
+                        "verdict": words,
+                    }
+                )
+    return pd.DataFrame(found, columns=["frameworks", "seeds", "difference [90 %]", "verdict"])
 
 
 def to_markdown(table: pd.DataFrame) -> str:
