@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from carspotter.models import runs
+from carspotter.models import runs, watch
 from carspotter.models.experiments import Experiment
-from carspotter.models.watch import HISTORY, TrainingDiverged
+from carspotter.models.watch import HISTORY, TrainingDiverged, probabilities_of_epochs
 from carspotter.paths import Study
 
 # Small enough for seconds, with everything that has a state: batch norm, dropout, augmentation.
@@ -157,10 +157,10 @@ def test_every_epochs_predictions_are_kept_and_give_its_accuracy(study):
 
 def test_predictions_of_an_epoch_keep_ties_apart_where_float16_would_not(tmp_path):
     labels, probabilities = np.array([0, 1]), np.array([[0.50001, 0.49999], [1e-9, 1 - 1e-9]])
-    spec = {"run": "a", "image_size": SIZE, "epochs": 1}
-    with runs.Watch(spec, tmp_path, "CPU", 2, labels, show_progress=False) as watch:
-        watch.on_epoch(1, 0.5, 0.5, probabilities)
-    assert runs.probabilities_of_epochs(tmp_path)[0].argmax(axis=1).tolist() == [0, 1]
+    spec = {"run": "a", "image_size": SIZE, "epochs": 1, "framework": "torch"}
+    with watch.Watch(spec, tmp_path, "CPU", 2, labels, show_progress=False) as seen:
+        seen.on_epoch(1, 0.5, 0.5, probabilities)
+    assert probabilities_of_epochs(tmp_path)[0].argmax(axis=1).tolist() == [0, 1]
 
 
 def test_training_accuracy_is_also_measured_as_at_inference(study, framework):
@@ -334,14 +334,27 @@ def test_a_run_that_diverges_stops_and_says_what_to_do(study, framework):
     assert len(runs.read_runs(study)) == 0
 
 
-def test_out_of_memory_is_explained(study, monkeypatch):
-    class ResourceExhaustedError(Exception):
-        pass
+def test_a_run_without_a_gpu_says_why(study, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(watch, "GPU", tmp_path / "nvidia0")
+    spec = {"run": "a", "image_size": SIZE, "epochs": 1, "framework": "torch"}
 
+    def headline(device):
+        with watch.Watch(spec, tmp_path, device, 2, np.array([0]), show_progress=True):
+            return capsys.readouterr().err
+
+    assert "CPU, 2 cores, no GPU found" in headline("CPU, 2 cores")
+    (tmp_path / "nvidia0").touch()
+    assert "not seen by torch; install torch's build for CUDA" in headline("CPU, 2 cores")
+    assert "CUDA" not in headline("NVIDIA H100")
+
+
+@pytest.mark.parametrize("name", ["ResourceExhaustedError", "OutOfMemoryError", "_ArrayMemoryError"])
+def test_out_of_memory_is_explained(study, monkeypatch, name):
+    exhausted_error = type(name, (MemoryError if "Array" in name else Exception,), {})
     keras_models = runs.import_framework("keras")
 
     def exhausted(*_):
-        raise ResourceExhaustedError("OOM when allocating tensor")
+        raise exhausted_error("OOM when allocating tensor")
 
     monkeypatch.setattr(keras_models, "train", exhausted)
     with pytest.raises(MemoryError, match="smaller batch_size"):
@@ -352,7 +365,7 @@ def test_one_run_is_trained_by_one_process_at_a_time(study):
     spec = runs._specify(study, TINY, "keras", 0, image_size=SIZE)
     folder = study.runs / spec["run"]
     folder.mkdir(parents=True)
-    with runs._locked(folder), pytest.raises(RuntimeError, match="another process"):
+    with runs.locked(folder), pytest.raises(RuntimeError, match="another process"):
         runs.train_run(study, TINY, "keras", image_size=SIZE, show_progress=False)
 
 
@@ -360,7 +373,7 @@ def test_rows_written_at_the_same_time_are_all_kept(study):
     from concurrent.futures import ThreadPoolExecutor
 
     def append(number):
-        runs._append_row(study, dict.fromkeys(runs.COLUMNS, 0) | {"run": f"run-{number}"})
+        runs.append_row(study, dict.fromkeys(runs.COLUMNS, 0) | {"run": f"run-{number}"})
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(append, range(40)))

@@ -7,18 +7,14 @@ run goes on where it was. Importing this module imports no framework, and record
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import importlib
 import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,7 +25,17 @@ import pandas as pd
 from carspotter.models.experiments import PIXELS, SERIES, Experiment
 from carspotter.models.features import cached_features
 from carspotter.models.metrics import accuracy
-from carspotter.models.watch import Watch, best_epoch, probabilities_of_epochs, write_whole
+from carspotter.models.records import (
+    COLUMNS,
+    FRAMEWORKS,
+    Run,
+    append_row,
+    import_framework,
+    load_run,
+    locked,
+    read_runs,
+)
+from carspotter.models.watch import Watch, best_epoch, write_whole
 from carspotter.models.weights import find_weights, identify_weights, width_in_name
 from carspotter.paths import Study
 from carspotter.photos.images import PREPROCESSING, load_images
@@ -39,71 +45,7 @@ from carspotter.photos.table import read_photos
 # Raise this by hand when training changes meaning: runs recorded before are then no longer taken for the same.
 RECIPE_VERSION = 1
 
-FRAMEWORKS = {"keras": "keras_models", "torch": "torch_models", "tensorflow": "tf_models"}
-COLUMNS = [
-    "run", "experiment", "framework", "seed", "epochs", "quick", "train_on", "weights", "image_size", "dtype",
-    "split_version", "recipe_version", "classes", "train_photos", "validation_photos", "parameters", "best_epoch",
-    "best_validation_accuracy", "best_validation_loss", "best_inference_train_accuracy", "last_train_accuracy",
-    "last_inference_train_accuracy", "last_validation_accuracy", "mean_last_five_validation_accuracy", "seconds",
-    "photos_per_second", "device", "commit", "versions", "finished_time",
-]  # fmt: skip
 QUICK_PHOTOS, QUICK_SIZE, QUICK_EPOCHS = 48, 64, 2  # 36 for training and 12 for validation: about 15 s a notebook
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run, as recorded; the checkpoint, which is not in git, may be missing."""
-
-    id: str
-    folder: Path
-    spec: dict[str, Any]  # spec.json
-    row: dict[str, Any]  # as in runs.csv
-    history: pd.DataFrame  # one row per epoch: the columns HISTORY; losses in nats, accuracies 0 … 1
-    validation: pd.DataFrame  # at the best epoch: sha256, label, one column of probabilities per class
-
-    @cached_property
-    def epoch_probabilities(self) -> np.ndarray:
-        """What the model said of the photos in `validation` after each epoch: float32 (epochs, N, classes).
-
-        About 3 digits; each photo's most probable class is exact. Raises FileNotFoundError for older runs without.
-        """
-        return probabilities_of_epochs(self.folder)
-
-    @property
-    def class_names(self) -> list[str]:
-        return self.spec["class_names"]
-
-    @property
-    def experiment(self) -> Experiment:
-        fields = self.spec["experiment"]
-        channels = tuple(tuple(c) if isinstance(c, list) else c for c in fields["conv_channels"])
-        return Experiment(**fields | {"conv_channels": channels})
-
-    @cached_property
-    def model(self) -> Any:
-        """The trained model, in its own framework; raises FileNotFoundError where the checkpoint is missing."""
-        weights = next(iter(sorted(self.folder.glob("checkpoint.*"))), None)
-        if weights is None:
-            raise FileNotFoundError(
-                f"{self.folder}: no checkpoint (weights are not in git); carspotter.models.runs.train_run with this "
-                f"run's experiment, framework and seed trains it again"
-            )
-        framework = import_framework(self.spec["framework"])
-        return framework.build_model(self.experiment, len(self.class_names), self.spec["image_size"], weights=weights)
-
-    def predict(self, images: np.ndarray) -> np.ndarray:
-        """Give the class probabilities of images uint8 (N, S, S, 3): float32 (N, classes), as `class_names`.
-
-        S is the run's image size (`photos.images.decode_image` makes such arrays). Raises ValueError for other shapes
-        or types, FileNotFoundError where the checkpoint is missing.
-        """
-        size = self.spec["image_size"]
-        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
-            raise ValueError(
-                f"{self.id} wants images uint8 (N, {size}, {size}, 3), not {images.dtype} {images.shape}; "
-                "make them with carspotter.photos.images.decode_image"
-            )
-        return import_framework(self.spec["framework"]).predict_probabilities(self.model, images)
 
 
 def load_or_train(
@@ -154,7 +96,7 @@ def train_run(
     start = _train_start(study, experiment, framework, seed, show_progress, options)
     folder = study.runs / spec["run"]
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, f"{spec['run']} is being trained by another process; wait for it or end it"):
+    with locked(folder, f"{spec['run']} is being trained by another process; wait for it or end it"):
         siblings = import_framework(framework)
         training, validation = _read_photos(study, quick, train_on)
         chosen = _positions(training, train_on)
@@ -204,48 +146,10 @@ def train_run(
         predictions = validation[["sha256", "label"]].reset_index(drop=True)
         predictions[spec["class_names"]] = probabilities
         write_whole(folder / "validation.csv", predictions.to_csv(index=False, float_format="%.6g"))
-        _append_row(study, _summarise(spec, facts, watch.history))
+        append_row(study, _summarise(spec, facts, watch.history))
         for state in folder.glob("resume*"):
             state.unlink()
     return load_run(study, spec["run"])
-
-
-def read_runs(study: Study) -> pd.DataFrame:
-    """Give the study's finished runs, one row each, with the columns COLUMNS; no rows where nothing was trained yet."""
-    if not study.runs_table.exists():
-        return pd.DataFrame(columns=COLUMNS)
-    text = {"commit": str, "split_version": str, "train_on": str}
-    # A column that is younger than the table is empty.
-    return pd.read_csv(study.runs_table, keep_default_na=False, dtype=text).reindex(columns=COLUMNS, fill_value="")
-
-
-def load_run(study: Study, run_id: str) -> Run:
-    """Give the recorded run `run_id`; raises KeyError where the study has none of that name."""
-    rows = read_runs(study)
-    row = rows[rows["run"] == run_id]
-    if row.empty:
-        known = ", ".join(rows["run"]) or "none yet"
-        raise KeyError(f"{study.runs_table}: no run {run_id!r}; recorded: {known}")
-    folder = study.runs / run_id
-    return Run(
-        id=run_id,
-        folder=folder,
-        spec=json.loads((folder / "spec.json").read_text()),
-        row=row.iloc[0].to_dict(),
-        history=pd.read_csv(folder / "history.csv"),
-        validation=pd.read_csv(folder / "validation.csv", dtype={"label": str}),
-    )
-
-
-def import_framework(framework: str) -> ModuleType:
-    """Import the sibling that speaks `framework`; raises ValueError for an unknown name, ImportError with advice."""
-    if framework not in FRAMEWORKS:
-        raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(FRAMEWORKS)}")
-    try:
-        with _without_banner():
-            return importlib.import_module(f"carspotter.models.{FRAMEWORKS[framework]}")
-    except ModuleNotFoundError as error:
-        raise ImportError(f"{error}; install it with: pip install 'carspotter[{framework}]'") from error
 
 
 def _specify(
@@ -396,44 +300,6 @@ def _summarise(spec: dict, facts: dict, history: pd.DataFrame) -> dict[str, Any]
     return {column: values[column] for column in COLUMNS}
 
 
-def _append_row(study: Study, row: dict[str, Any]) -> None:
-    """Append one row to runs.csv, atomically and one process at a time; a row of the same run is replaced."""
-    with _locked(study.folder, wait=True):
-        rows = read_runs(study)
-        rows = rows[rows["run"] != row["run"]]
-        new = pd.DataFrame([row], columns=COLUMNS)
-        table = new if rows.empty else pd.concat([rows, new], ignore_index=True)
-        write_whole(study.runs_table, table.to_csv(index=False))
-
-
-@contextlib.contextmanager
-def _locked(folder: Path, message: str = "", wait: bool = False) -> Iterator[None]:
-    """Hold a folder for this process; the system lets go of it when the process ends, however it ends."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise RuntimeError(message) from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _without_banner() -> Iterator[None]:
-    """Keep TensorFlow's banner out of terminals and notebooks: it is written before its log level is looked at."""
-    sys.stderr.flush()
-    kept, silent = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(silent, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(silent)
-
-
 @contextlib.contextmanager
 def _explained(spec: dict) -> Iterator[None]:
     """Turn each framework's own way of running out of memory into one sentence that helps."""
@@ -441,7 +307,7 @@ def _explained(spec: dict) -> Iterator[None]:
         yield
     except Exception as error:
         names = {kind.__name__ for kind in type(error).__mro__}
-        if names & {"OutOfMemoryError", "ResourceExhaustedError"} or "not enough memory" in str(error):
+        if names & {"OutOfMemoryError", "ResourceExhaustedError", "MemoryError"} or "not enough memory" in str(error):
             raise MemoryError(
                 f"{spec['run']}: out of memory with batches of {spec['experiment']['batch_size']} images of "
                 f"{spec['image_size']} px; use a smaller batch_size or image_size, or free the device"

@@ -19,6 +19,7 @@ from carspotter.models.metrics import accuracy, log_loss
 
 HISTORY = ["epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds"]
 EPOCHS = "validation_epochs.npz"
+GPU = Path("/dev/nvidia0")  # there wherever a driver has found one
 
 
 class TrainingDiverged(ArithmeticError):
@@ -45,7 +46,7 @@ class Watch:
         self.history = pd.read_csv(self.path) if self.path.exists() else pd.DataFrame(columns=HISTORY)
         self.scores = list(np.load(folder / EPOCHS)["scores"]) if (folder / EPOCHS).exists() else []
         self.show_progress, self.bar, self.started = show_progress, None, time.perf_counter()
-        self.headline = f"{spec['run']}: {train_photos} photos of {spec['image_size']} px, {device}"
+        self.headline = f"{spec['run']}: {train_photos} photos of {spec['image_size']} px, {_explain(device, spec)}"
 
     def __enter__(self) -> Watch:
         if self.show_progress and sys.stderr.isatty():
@@ -140,6 +141,16 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.part")
     partial.write_text(text)
     os.replace(partial, path)
+
+
+def _explain(device: str, spec: dict[str, Any]) -> str:
+    """Say of a run without a GPU why it has none."""
+    if not device.startswith("CPU"):
+        return device
+    if GPU.exists():
+        framework = spec["framework"]
+        return f"{device}: the GPU of this machine is not seen by {framework}; install {framework}'s build for CUDA"
+    return f"{device}, no GPU found"
 
 
 def _scores(probabilities: np.ndarray) -> np.ndarray:
