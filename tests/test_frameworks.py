@@ -17,12 +17,14 @@ from carspotter.models.experiments import (
     BASELINE,
     BATCH_NORM,
     DROPOUT,
+    FAST_RECIPE,
     MOBILENET_FEATURES,
     SERIES,
     VGG16_FEATURES,
     VGG16_FINE_TUNE,
     Experiment,
     convolutions,
+    draw_colours,
     draw_epoch,
     feature_count,
 )
@@ -40,7 +42,8 @@ GRID = {name: experiment for name, experiment in SERIES.items() if experiment.ba
 
 def small(experiment: Experiment, **changes) -> Experiment:
     channels = {"conv_channels": NARROW_VGG16} if experiment.backbone else {}
-    return replace(experiment, **SMALL | channels | changes)
+    dense = {"dense_units": min(experiment.dense_units, SMALL["dense_units"])}
+    return replace(experiment, **SMALL | channels | dense | changes)
 
 
 @pytest.fixture(params=FRAMEWORKS)
@@ -108,7 +111,8 @@ def copy_in(siblings, model, arrays) -> None:
 def torch_layers(model):
     if model.experiment.batch_norm == "none":
         return [(layer, None) for layer in (*model.convolutions, model.dense, model.logits)]
-    return [*zip(model.convolutions, model.norms, strict=True), (model.dense, model.dense_norm), (model.logits, None)]
+    dense = [(model.dense, model.dense_norm)] if model.dense else []
+    return [*zip(model.convolutions, model.norms, strict=True), *dense, (model.logits, None)]
 
 
 def logits_of(siblings, model, images, training=False) -> np.ndarray:
@@ -137,9 +141,9 @@ def pixels_and_labels(siblings, dataset, epoch=1):
     elif name == "torch":
         batches = [(images.permute(0, 2, 3, 1).numpy(), y.numpy()) for images, y in dataset.batches(epoch)]
     else:
-        for images, transforms, labels in dataset.batches(epoch):
+        for images, changes, labels in dataset.batches(epoch):
             warped = dataset.training and dataset.experiment.augment
-            batches.append(((siblings.warp(images, transforms) if warped else images).numpy(), labels.numpy()))
+            batches.append(((siblings.warp(images, changes) if warped else images).numpy(), labels.numpy()))
     return tuple(np.concatenate(parts) for parts in zip(*batches, strict=True))
 
 
@@ -168,12 +172,14 @@ def train(siblings, experiment, images, labels, folder, seed=0, classes=2, epoch
         # the head alone learns; then three convolutions of 512 channels with it
         (VGG16_FEATURES, 513 * 256 + 257),
         (VGG16_FINE_TUNE, 513 * 256 + 257 + 3 * (9 * 512 + 1) * 512),
+        # kernels and biases, scale and shift, and 257 in the head
+        (FAST_RECIPE, 9 * (3 * 16 + 16 * 32 + 32 * 64 + 64 * 128 + 128 * 256) + 3 * 496 + 257),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
 def test_contract_parameters_at_full_size(siblings, experiment, parameters):
     assert siblings.describe(siblings.build_model(experiment, 2, 150))["parameters"] == parameters
-    more = 2 * (experiment.dense_units + 1)
+    more = 2 * ((experiment.dense_units or feature_count(experiment, 150)) + 1)
     assert siblings.describe(siblings.build_model(experiment, 3, 150))["parameters"] == parameters + more
 
 
@@ -265,6 +271,48 @@ def test_contract_augmented_pixels_are_those_of_the_draw(siblings, photos):
     assert np.abs(seen - expected).mean() < 0.02, "in levels of 255"
 
 
+def test_contract_colours_are_those_of_the_draw(siblings, photos):
+    images, labels = photos
+    experiment = replace(FAST_RECIPE, **SMALL)
+    order, matrices = draw_epoch(experiment, 5, 3, len(images), SIZE)
+    colours = draw_colours(experiment, 5, 3, len(images))
+    seen, _ = pixels_and_labels(siblings, siblings.make_dataset(images, labels, experiment, seed=5), epoch=3)
+    pixels = warp_images(images[order], matrices) / 255
+    expected = 255 * np.clip(np.einsum("nij,nyxj->nyxi", colours[..., :3], pixels) + colours[:, None, None, :, 3], 0, 1)
+    assert np.abs(expected - 255 * pixels).mean() > 5
+    assert np.abs(seen - expected).mean() < 0.02, "in levels of 255"
+
+
+def test_contract_a_mirror_image_makes_no_difference_at_inference(siblings, photos):
+    images, _ = photos
+    model = siblings.build_model(small(FAST_RECIPE), 2, SIZE)
+    mirrored = np.ascontiguousarray(images[:8, :, ::-1])
+    np.testing.assert_allclose(logits_of(siblings, model, mirrored), logits_of(siblings, model, images[:8]), atol=1e-6)
+    lopsided = siblings.build_model(small(FAST_RECIPE, mirrored=False), 2, SIZE)
+    difference = logits_of(siblings, lopsided, mirrored) - logits_of(siblings, lopsided, images[:8])
+    assert np.abs(difference).max() > 1e-4
+
+
+def test_contract_a_killed_one_cycle_goes_on_where_it_was(siblings, photos, tmp_path):
+    images, labels = photos
+    experiment = small(FAST_RECIPE)
+    whole, _ = train(siblings, experiment, images, labels, tmp_path / "whole", epochs=3)
+
+    def killed(epoch, *_):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        return False
+
+    (tmp_path / "killed").mkdir()
+    dataset = siblings.make_dataset(images, labels, experiment)
+    with pytest.raises(KeyboardInterrupt):
+        siblings.train(siblings.build_model(experiment, 2, SIZE), dataset, images, 3, tmp_path / "killed", killed)
+    resumed, seen = train(siblings, experiment, images, labels, tmp_path / "killed", seed=0, epochs=3)
+    assert [epoch for epoch, *_ in seen] == [2, 3]
+    for found, expected in zip(to_list(siblings, resumed), to_list(siblings, whole), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_contract_dropout_is_for_training_only(siblings, photos):
     model = siblings.build_model(replace(DROPOUT, **SMALL), 2, SIZE)
     resting = [logits_of(siblings, model, photos[0][:4]) for _ in range(2)]
@@ -325,7 +373,7 @@ def test_equal_logits_in_float32(all_siblings, photos, experiment, classes):
         assert np.abs(other - logits[0]).max() < 1e-4 * scale
 
 
-@pytest.mark.parametrize("name", ["baseline_cnn", "batch_norm", "batch_norm_before_relu", *list(GRID)[-2:]])
+@pytest.mark.parametrize("name", ["baseline_cnn", "batch_norm", "batch_norm_before_relu", *list(GRID)[-3:]])
 @pytest.mark.parametrize("classes", [2, 3])
 def test_equal_loss_gradients_and_ten_steps_in_float64(all_siblings, photos, name, classes):
     # Dropout draws in each framework's own way and augmentation has its own test: neither belongs into this one.
@@ -405,13 +453,13 @@ def torch_gradients(model, images, labels):
 
 
 def keras_steps(siblings, model, experiment, batches):
-    trained = siblings.make_trained(model, experiment)
+    trained = siblings.make_trained(model, experiment, len(batches))
     for images, labels in batches:
         trained.train_on_batch(images, labels[:, None])
 
 
 def tensorflow_steps(siblings, model, experiment, batches):
-    step = siblings.make_step(model, siblings.RMSprop(model.trainable_variables, experiment.learning_rate), experiment)
+    step = siblings.make_step(model, siblings.make_optimizer(model, experiment, len(batches)), experiment)
     for images, labels in batches:
         step((images, np.zeros((len(images), 8), np.float32), labels), np.array([0, 0], np.int32))
 
@@ -419,8 +467,7 @@ def tensorflow_steps(siblings, model, experiment, batches):
 def torch_steps(siblings, model, experiment, batches):
     import torch
 
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = siblings.RMSprop(learning, experiment.learning_rate)
+    optimizer = siblings.make_optimizer(model, experiment, len(batches))
     model.train()
     for images, labels in batches:
         siblings.step(model, optimizer, as_torch(images), torch.tensor(labels))

@@ -20,9 +20,18 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from carspotter.models.experiments import CAFFE_MEANS, Experiment, convolutions, draw_epoch, feature_side
+from carspotter.models.experiments import (
+    CAFFE_MEANS,
+    Experiment,
+    convolutions,
+    draw_colours,
+    draw_epoch,
+    feature_side,
+    learning_rates,
+)
 from carspotter.models.metrics import probabilities_from_logits
 from carspotter.models.weights import read_vgg16
+from carspotter.photos.augmentation import RANGES
 
 CHECKPOINT = "checkpoint{}.weights.h5"
 RESUME = "resume.npz"
@@ -32,9 +41,10 @@ POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float64": "floa
 
 
 class PhotoDataset(keras.utils.PyDataset):
-    """Batches in the order of `draw_epoch`: ((images uint8, transforms float32 (B, 8)), labels float32 (B, 1)).
+    """Batches in the order of `draw_epoch`: ((images uint8, changes float32 (B, 8 or 20)), labels float32 (B, 1)).
 
-    The images stay uint8 until they are on the device; the layer `Warp` applies the transforms there.
+    The images stay uint8 until they are on the device; the layer `Warp` applies the changes there: eight numbers name
+    an affine one, and twelve more the one of colours, if any.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, experiment: Experiment, seed: int, training: bool):
@@ -47,12 +57,12 @@ class PhotoDataset(keras.utils.PyDataset):
         return -(-len(self.images) // self.experiment.batch_size)
 
     def __getitem__(self, index: int):
-        order, matrices = self.draw(self.epoch)
+        order, changes = self.draw(self.epoch)
         batch = slice(index * self.experiment.batch_size, (index + 1) * self.experiment.batch_size)
         photos = order[batch]
         inputs = (self.images[photos],)
-        if matrices is not None:
-            inputs += (matrices[batch].reshape(-1, 9)[:, :8].astype(np.float32),)
+        if changes is not None:
+            inputs += (changes[batch],)
         return inputs, self.labels[photos, None].astype(np.float32)
 
     def on_epoch_end(self) -> None:
@@ -61,23 +71,63 @@ class PhotoDataset(keras.utils.PyDataset):
     def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
         if not self.training:
             return np.arange(len(self.images)), None
-        return draw_epoch(self.experiment, self.seed, epoch, len(self.images), self.images.shape[1])
+        count, size = self.images.shape[:2]
+        order, matrices = draw_epoch(self.experiment, self.seed, epoch, count, size)
+        if matrices is None:
+            return order, None
+        colours = draw_colours(self.experiment, self.seed, epoch, count)
+        changes = [matrices.reshape(-1, 9)[:, :8]] + ([] if colours is None else [colours.reshape(-1, 12)])
+        return order, np.concatenate(changes, axis=1, dtype=np.float32)
 
 
 class Warp(layers.Layer):
-    """Applies one affine matrix per photo to a batch, in one operation; bilinear, the nearest border pixel repeats."""
+    """Applies one affine matrix per photo to a batch, in one operation; bilinear, the nearest border pixel repeats.
+
+    Then one change of colours, where it is given twelve more numbers.
+    """
 
     def __init__(self, **options):
         super().__init__(**options)
         self.supports_jit = keras.backend.backend() != "tensorflow"  # XLA does not know TensorFlow's warp
 
-    def call(self, images, transforms):
+    def call(self, images, changes):
         # A uint8 warp would truncate to whole levels; a copy of the matrices, because Keras on torch changes them.
-        images, transforms = ops.cast(images, "float32"), ops.cast(transforms, "float32") + 0.0
-        return ops.image.affine_transform(images, transforms, interpolation="bilinear", fill_mode="nearest")
+        images, transforms = ops.cast(images, "float32"), ops.cast(changes[:, :8], "float32") + 0.0
+        warped = ops.image.affine_transform(images, transforms, interpolation="bilinear", fill_mode="nearest")
+        if changes.shape[1] == 8:
+            return warped
+        size = images.shape[1]
+        colours = ops.transpose(ops.reshape(changes[:, 8:], (-1, 3, 4)), (0, 2, 1))
+        pixels = ops.reshape(warped, (-1, size * size, 3))
+        changed = ops.clip(ops.matmul(pixels, colours[:, :3]) + 255 * colours[:, 3:], 0, 255)
+        return ops.reshape(changed, (-1, size, size, 3))
 
-    def compute_output_shape(self, images_shape, transforms_shape):
+    def compute_output_shape(self, images_shape, changes_shape):
         return images_shape
+
+
+class AddMirrorImages(layers.Layer):
+    """At inference, puts the mirror images behind the photos of a batch."""
+
+    def call(self, images, training=False):
+        return images if training else ops.concatenate([images, ops.flip(images, axis=2)])
+
+
+class AverageMirrorImages(layers.Layer):
+    """At inference, takes the mean of each photo's features and its mirror image's."""
+
+    def call(self, features, training=False):
+        return features if training else sum(ops.split(features, 2)) / 2
+
+
+class OneRateAStep(keras.optimizers.schedules.LearningRateSchedule):
+    """The learning rates of `learning_rates`, step by step."""
+
+    def __init__(self, rates: np.ndarray):
+        self.rates = rates
+
+    def __call__(self, step):
+        return ops.take(ops.convert_to_tensor(self.rates), ops.cast(step, "int32"))
 
 
 def make_dataset(
@@ -132,12 +182,16 @@ def build_model(
         )
         backbone.trainable = False
         x = backbone(x, training=False)
-    padding = "same" if experiment.backbone else "valid"
+    if experiment.mirrored:
+        x = AddMirrorImages(dtype=dtype)(x)
+    padding = "same" if experiment.any_size else "valid"
     for channels, pooled, learns in convolutions(experiment):
         x = activate(layers.Conv2D(channels, 3, padding=padding, trainable=learns, **initial())(x))
         x = layers.MaxPooling2D(2, dtype=dtype)(x) if pooled else x
-    flatten = layers.GlobalAveragePooling2D if experiment.backbone else layers.Flatten
-    x = flatten(dtype=dtype, name="features")(x)
+    flatten = layers.GlobalAveragePooling2D if experiment.any_size else layers.Flatten
+    x = flatten(dtype=dtype)(x)
+    # A name for what the head sees: `compute_features` and `head_of` cut the model there.
+    x = (AverageMirrorImages if experiment.mirrored else layers.Identity)(dtype=dtype, name="features")(x)
     if experiment.dropout_rate:
         x = layers.Dropout(experiment.dropout_rate, seed=next(seeds), dtype=dtype)(x)
     if experiment.dense_units:
@@ -199,24 +253,26 @@ def train(
     augmentation and dropout included. `on_batch(photos)` reports progress. Where the backbone is frozen, the dataset
     and `validation_images` hold features instead of images.
     """
-    trained = make_trained(model, dataset.experiment)
+    trained = make_trained(model, dataset.experiment, epochs * len(dataset))
     finished = _load_state(folder / RESUME, trained)
     dataset.epoch = finished + 1
     epoch_end = _EpochEnd(model, dataset, validation_images, folder, on_epoch, on_batch)
     trained.fit(dataset, initial_epoch=finished, epochs=epochs, shuffle=False, verbose=0, callbacks=[epoch_end])
 
 
-def make_trained(model: keras.Model, experiment: Experiment) -> keras.Model:
+def make_trained(model: keras.Model, experiment: Experiment, steps: int) -> keras.Model:
     """Give the compiled model that `fit` sees: uint8 images, warped on the way where the experiment augments, → logits.
 
     It shares its weights with `model`, which stays free of augmentation. With a frozen backbone it is the head alone.
+    Its optimizer has a learning rate for each of `steps` steps.
     """
     if experiment.frozen:
         trained = head_of(model)
     else:
         inputs = [keras.Input(model.input_shape[1:], dtype="uint8", name="photo")]
         if experiment.augment:
-            inputs.append(keras.Input((8,), dtype="float32", name="transform"))
+            numbers = 20 if RANGES[experiment.ranges].colours else 8
+            inputs.append(keras.Input((numbers,), dtype="float32", name="changes"))
         warped = Warp(dtype="float32")(*inputs) if experiment.augment else inputs[0]
         trained = keras.Model(inputs, model(warped))
     if model.output_shape[1] == 1:
@@ -225,7 +281,11 @@ def make_trained(model: keras.Model, experiment: Experiment) -> keras.Model:
     else:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         metric = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
-    optimizer = keras.optimizers.RMSprop(experiment.learning_rate, rho=0.9, epsilon=1e-7)
+    if experiment.optimizer == "rmsprop":
+        optimizer = keras.optimizers.RMSprop(experiment.learning_rate, rho=0.9, epsilon=1e-7)
+    else:
+        rates = OneRateAStep(learning_rates(experiment, steps))
+        optimizer = keras.optimizers.Adam(rates, beta_1=0.9, beta_2=0.999, epsilon=1e-7)
     # XLA on the CPU forgoes oneDNN's convolutions and is several times slower; JAX has nothing else.
     trained.compile(optimizer, loss, metrics=[metric], jit_compile=keras.backend.backend() == "jax")
     optimizer.build(trained.trainable_variables)

@@ -17,7 +17,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow is im
 import numpy as np
 import tensorflow as tf
 
-from carspotter.models.experiments import CAFFE_MEANS, Experiment, convolutions, draw_epoch, feature_count
+from carspotter.models.experiments import (
+    CAFFE_MEANS,
+    Experiment,
+    convolutions,
+    draw_colours,
+    draw_epoch,
+    feature_count,
+    learning_rates,
+)
 from carspotter.models.metrics import probabilities_from_logits
 from carspotter.models.weights import read_vgg16
 
@@ -30,7 +38,7 @@ ON_EVERY_REPLICA = {"aggregation": tf.VariableAggregation.MEAN, "synchronization
 
 
 class PhotoDataset:
-    """Batches in the order of `draw_epoch`, as a `tf.data.Dataset`: (images, transforms or None), labels.
+    """Batches in the order of `draw_epoch`, as a `tf.data.Dataset`: images, changes, labels.
 
     The photos are gathered from the memory-mapped array batch by batch, a few batches ahead of the step. Features
     (N, F) in place of images are given as they are.
@@ -40,39 +48,50 @@ class PhotoDataset:
         self.images, self.labels, self.experiment, self.seed, self.training = images, labels, experiment, seed, training
 
     def batches(self, epoch: int) -> tf.data.Dataset:
-        """Give one epoch of (images uint8 (B, S, S, 3), transforms float32 (B, 8), labels int64 (B,))."""
+        """Give one epoch of (images uint8 (B, S, S, 3), changes float32 (B, 8 or 20), labels int64 (B,)).
+
+        Eight numbers name an affine change to TensorFlow; twelve more a change of colours, where there is one.
+        """
         count, size = self.images.shape[:2]
-        order, matrices = np.arange(count), None
+        order, matrices, colours = np.arange(count), None, None
         if self.training:
             order, matrices = draw_epoch(self.experiment, self.seed, epoch, count, size)
-        # Eight numbers name an affine change to TensorFlow; no change where there is no augmentation.
-        transforms = np.tile(np.eye(3), (count, 1, 1)) if matrices is None else matrices
-        transforms = transforms.reshape(-1, 9)[:, :8].astype(np.float32)
+            colours = draw_colours(self.experiment, self.seed, epoch, count)
+        matrices = np.tile(np.eye(3), (count, 1, 1)) if matrices is None else matrices
+        changes = [matrices.reshape(-1, 9)[:, :8]] + ([] if colours is None else [colours.reshape(-1, 12)])
+        changes = np.concatenate(changes, axis=1, dtype=np.float32)
 
         def gather(photos):
             dtype = tf.as_dtype(self.images.dtype)
             images = tf.numpy_function(lambda photos: self.images[photos], [photos], dtype, stateful=False)
             return tf.ensure_shape(images, (None, *self.images.shape[1:]))
 
-        dataset = tf.data.Dataset.from_tensor_slices((order, transforms, self.labels[order].astype(np.int64)))
+        dataset = tf.data.Dataset.from_tensor_slices((order, changes, self.labels[order].astype(np.int64)))
         dataset = dataset.batch(self.experiment.batch_size)
-        dataset = dataset.map(lambda photos, moves, labels: (gather(photos), moves, labels))
+        dataset = dataset.map(lambda photos, changes, labels: (gather(photos), changes, labels))
         return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def warp(images: tf.Tensor, transforms: tf.Tensor) -> tf.Tensor:
-    """Apply one affine change per photo, float32 (B, 8), to a batch in one operation: float32.
+def warp(images: tf.Tensor, changes: tf.Tensor) -> tf.Tensor:
+    """Apply one change per photo, float32 (B, 8 or 20), to a batch: float32.
 
-    Bilinear; the nearest border pixel repeats. A uint8 warp would truncate to whole levels.
+    Affine, in one operation: bilinear; the nearest border pixel repeats. A uint8 warp would truncate to whole levels.
+    Then one of colours, where there are twelve more numbers: (3, 4), for values 0 … 1.
     """
-    return tf.raw_ops.ImageProjectiveTransformV3(
+    warped = tf.raw_ops.ImageProjectiveTransformV3(
         images=tf.cast(images, tf.float32),
-        transforms=transforms,
+        transforms=changes[:, :8],
         output_shape=tf.shape(images)[1:3],
         fill_value=0.0,
         interpolation="BILINEAR",
         fill_mode="NEAREST",
     )
+    if changes.shape[1] == 8:
+        return warped
+    colours = tf.transpose(tf.reshape(changes[:, 8:], (-1, 3, 4)), (0, 2, 1))
+    pixels = tf.reshape(warped, (tf.shape(images)[0], -1, 3))
+    changed = tf.clip_by_value(pixels @ colours[:, :3] + 255 * colours[:, 3:], 0, 255)
+    return tf.reshape(changed, tf.shape(images))
 
 
 class CarModel(tf.Module):
@@ -115,12 +134,15 @@ class CarModel(tf.Module):
         compute = tf.bfloat16 if self.experiment.dtype == "bfloat16" else self.dtype
         x = tf.cast(images, self.dtype)
         x = tf.cast(x[..., ::-1] - CAFFE_MEANS if self.experiment.backbone else x / 255, compute)
+        mirrored = self.experiment.mirrored and not training
+        x = tf.concat([x, tf.reverse(x, axis=[2])], axis=0) if mirrored else x
         for layer, pooled in zip(self.blocks, self.pooled, strict=True):
-            padding = "SAME" if self.experiment.backbone else "VALID"
+            padding = "SAME" if self.experiment.any_size else "VALID"
             x = tf.nn.conv2d(x, tf.cast(layer["kernel"], compute), strides=1, padding=padding)
             x = self._activate(tf.nn.bias_add(x, tf.cast(layer["bias"], compute)), layer, training)
             x = tf.nn.max_pool2d(x, 2, strides=2, padding="VALID") if pooled else x
-        return tf.reduce_mean(x, axis=(1, 2)) if self.experiment.backbone else tf.reshape(x, (-1, self.feature_count))
+        x = tf.reduce_mean(x, axis=(1, 2)) if self.experiment.any_size else tf.reshape(x, (-1, self.feature_count))
+        return sum(tf.split(x, 2)) / 2 if mirrored else x
 
     @property
     def weights(self) -> list[tf.Variable]:
@@ -233,10 +255,11 @@ def train(
     and `validation_images` hold features instead of images.
     """
     with model.strategy.scope():
-        optimizer = RMSprop(model.trainable_variables, dataset.experiment.learning_rate)
+        steps = epochs * -(-len(dataset.images) // dataset.experiment.batch_size)
+        optimizer = make_optimizer(model, dataset.experiment, steps)
     finished = 0
     if (folder / RESUME).exists():
-        finished = _load(folder / RESUME, [*model.weights, *optimizer.squares])
+        finished = _load(folder / RESUME, [*model.weights, *optimizer.state])
     step = make_step(model, optimizer, dataset.experiment)
 
     count = len(dataset.images)
@@ -252,16 +275,16 @@ def train(
         probabilities = predict_probabilities(model, validation_images)
         if on_epoch(epoch, float(total_loss) / count, int(correct) / count, probabilities):
             _save(folder / CHECKPOINT.format(f"_{epoch:04}"), model.weights, epoch)
-        _save(folder / RESUME, [*model.weights, *optimizer.squares], epoch)
+        _save(folder / RESUME, [*model.weights, *optimizer.state], epoch)
 
 
-def make_step(model: CarModel, optimizer: RMSprop, experiment: Experiment) -> Callable:
+def make_step(model: CarModel, optimizer: RMSprop | Adam, experiment: Experiment) -> Callable:
     """Trace one step: (a batch, dropout seed (2,)) → the sum of its losses and the number of photos it got right."""
 
     def on_one_replica(batch, seed, photos):
-        images, transforms, labels = batch
+        images, changes, labels = batch
         if experiment.augment:
-            images = warp(images, transforms)
+            images = warp(images, changes)
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         with tf.GradientTape() as tape:
             logits = model(images, training=True, dropout_seed=seed + [0, 1_000_000] * replica)
@@ -292,19 +315,61 @@ def make_step(model: CarModel, optimizer: RMSprop, experiment: Experiment) -> Ca
     return step
 
 
+def make_optimizer(model: CarModel, experiment: Experiment, steps: int) -> RMSprop | Adam:
+    """Give the experiment's optimizer for the variables that learn, in a training of `steps` steps."""
+    if experiment.optimizer == "rmsprop":
+        return RMSprop(model.trainable_variables, experiment.learning_rate)
+    return Adam(model.trainable_variables, learning_rates(experiment, steps))
+
+
 class RMSprop(tf.Module):
     """RMSprop as Keras has it, Hinton's lecture 6e: v ← ρ·v + (1 - ρ)·g², w ← w - rate · g / √(v + ε)."""
 
     def __init__(self, variables: list[tf.Variable], rate: float, rho: float = 0.9, epsilon: float = 1e-7):
         super().__init__()
         self.targets, self.rate, self.rho, self.epsilon = variables, rate, rho, epsilon
-        self.squares = [tf.Variable(tf.zeros_like(v), trainable=False, **ON_EVERY_REPLICA) for v in variables]
+        self.state = self.squares = _zeros_like(variables)
 
     def apply(self, gradients: list[tf.Tensor]) -> None:
         for variable, square, gradient in zip(self.targets, self.squares, gradients, strict=True):
             mean = self.rho * square + (1 - self.rho) * tf.square(gradient)
             square.assign(mean)
             variable.assign(variable - self.rate * gradient / tf.sqrt(mean + self.epsilon))
+
+
+class Adam(tf.Module):
+    """Adam (Kingma & Ba 2015) with a rate for each step; as Keras has it, ε joins √v before that is corrected."""
+
+    def __init__(
+        self,
+        variables: list[tf.Variable],
+        rates: np.ndarray,
+        betas: tuple[float, float] = (0.9, 0.999),
+        epsilon: float = 1e-7,
+    ):
+        super().__init__()
+        self.targets, self.rates, self.betas, self.epsilon = variables, rates, betas, epsilon
+        self.taken = tf.Variable(
+            0, trainable=False, dtype=tf.int64, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA
+        )
+        self.means, self.squares = _zeros_like(variables), _zeros_like(variables)
+        self.state = [self.taken, *self.means, *self.squares]
+
+    def apply(self, gradients: list[tf.Tensor]) -> None:
+        beta, beta_square = self.betas
+        dtype = self.targets[0].dtype
+        taken = tf.cast(self.taken + 1, dtype)
+        rate = tf.cast(tf.gather(self.rates, self.taken), dtype)
+        rate *= tf.sqrt(1 - beta_square**taken) / (1 - beta**taken)
+        self.taken.assign_add(1)
+        for variable, mean, square, gradient in zip(self.targets, self.means, self.squares, gradients, strict=True):
+            mean.assign(mean + (1 - beta) * (gradient - mean))
+            square.assign(square + (1 - beta_square) * (tf.square(gradient) - square))
+            variable.assign(variable - rate * mean / (tf.sqrt(square) + self.epsilon))
+
+
+def _zeros_like(variables: list[tf.Variable]) -> list[tf.Variable]:
+    return [tf.Variable(tf.zeros_like(v), trainable=False, **ON_EVERY_REPLICA) for v in variables]
 
 
 def predict_probabilities(model: CarModel, images: np.ndarray, batch_size: int = 100) -> np.ndarray:

@@ -15,7 +15,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from carspotter.models.experiments import CAFFE_MEANS, Experiment, convolutions, draw_epoch, feature_count
+from carspotter.models.experiments import (
+    CAFFE_MEANS,
+    Experiment,
+    convolutions,
+    draw_colours,
+    draw_epoch,
+    feature_count,
+    learning_rates,
+)
 from carspotter.models.metrics import probabilities_from_logits
 from carspotter.models.weights import read_vgg16
 
@@ -41,9 +49,10 @@ class PhotoDataset:
             self.images = torch.from_numpy(np.array(images)).to(self.device)
 
     def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        order, matrices = np.arange(len(self.images)), None
+        order, matrices, colours = np.arange(len(self.images)), None, None
         if self.training:
             order, matrices = draw_epoch(self.experiment, self.seed, epoch, len(order), self.images.shape[1])
+            colours = draw_colours(self.experiment, self.seed, epoch, len(order))
         for start in range(0, len(order), self.experiment.batch_size):
             batch = slice(start, start + self.experiment.batch_size)
             photos = order[batch]
@@ -56,6 +65,8 @@ class PhotoDataset:
                 images = images.permute(0, 3, 1, 2)  # a view: the memory stays channels-last
             if matrices is not None:
                 images = warp(images, torch.from_numpy(matrices[batch]).to(self.device))
+            if colours is not None:
+                images = recolour(images, torch.from_numpy(colours[batch]).to(self.device))
             yield images, self.labels[photos]
 
 
@@ -74,6 +85,15 @@ def warp(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
     return functional.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=True)
 
 
+def recolour(images: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
+    """Apply one colour change (B, 3, 4), for values 0 … 1, to each of images (B, 3, S, S), 0 … 255: float32."""
+    colours = colours.float().transpose(1, 2)
+    pixels = images.permute(0, 2, 3, 1)
+    # One matrix product per photo; channels-last memory is a list of pixels already.
+    changed = torch.baddbmm(255 * colours[:, 3:], pixels.flatten(1, 2), colours[:, :3]).clamp_(0, 255)
+    return changed.reshape(pixels.shape).permute(0, 3, 1, 2)
+
+
 class CarModel(nn.Module):
     """Convolution blocks, a dense layer, logits; takes pixels 0 … 255, or the features of a frozen backbone."""
 
@@ -82,7 +102,7 @@ class CarModel(nn.Module):
         self.experiment = experiment
         features, built = feature_count(experiment, image_size), convolutions(experiment)
         channels, self.pooled, learns = zip(*built, strict=True)
-        padding = 1 if experiment.backbone else 0
+        padding = 1 if experiment.any_size else 0
         self.convolutions = nn.ModuleList(
             nn.Conv2d(before, after, 3, padding=padding)
             for before, after in zip((3, *channels[:-1]), channels, strict=True)
@@ -94,7 +114,7 @@ class CarModel(nn.Module):
         if experiment.batch_norm != "none":
             # PyTorch's momentum is the weight of the new batch: .1 is what others call .9.
             self.norms = nn.ModuleList(BatchNorm(n, eps=1e-3, momentum=0.1) for n in channels)
-            self.dense_norm = BatchNorm(experiment.dense_units, eps=1e-3, momentum=0.1)
+            self.dense_norm = BatchNorm(experiment.dense_units, eps=1e-3, momentum=0.1) if self.dense else None
         if experiment.backbone:
             self.register_buffer("means", torch.tensor(CAFFE_MEANS).reshape(3, 1, 1), persistent=False)
 
@@ -112,11 +132,14 @@ class CarModel(nn.Module):
         """Give what the head sees of images (B, 3, S, S): (B, features)."""
         x = images.to(self.logits.weight.dtype)
         x = x.flip(1) - self.means if self.experiment.backbone else x / 255
+        mirrored = self.experiment.mirrored and not self.training
+        x = torch.cat([x, x.flip(3)]) if mirrored else x
         for number, convolution in enumerate(self.convolutions):
             x = self._activate(convolution(x), self.norms[number] if self.experiment.batch_norm != "none" else None)
             x = functional.max_pool2d(x, 2) if self.pooled[number] else x
         # Rows, columns, channels, as the siblings flatten: dense weights can be copied across.
-        return x.mean(dim=(2, 3)) if self.experiment.backbone else x.permute(0, 2, 3, 1).flatten(1)
+        x = x.mean(dim=(2, 3)) if self.experiment.any_size else x.permute(0, 2, 3, 1).flatten(1)
+        return sum(x.chunk(2)) / 2 if mirrored else x
 
     def _activate(self, x: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
         if self.experiment.batch_norm == "before_relu":
@@ -222,7 +245,8 @@ def train(
     augmentation and dropout included. `on_batch(photos)` reports progress. Where the backbone is frozen, the dataset
     and `validation_images` hold features instead of images.
     """
-    optimizer = RMSprop([p for p in model.parameters() if p.requires_grad], dataset.experiment.learning_rate)
+    steps = epochs * -(-len(dataset.images) // dataset.experiment.batch_size)
+    optimizer = make_optimizer(model, dataset.experiment, steps)
     finished = 0
     if (folder / RESUME).exists():
         state = torch.load(folder / RESUME, map_location=dataset.device, weights_only=True)
@@ -266,6 +290,14 @@ def step(
     return loss.detach(), (predicted == labels).sum()
 
 
+def make_optimizer(model: CarModel, experiment: Experiment, steps: int) -> torch.optim.Optimizer:
+    """Give the experiment's optimizer for the parameters that learn, in a training of `steps` steps."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if experiment.optimizer == "rmsprop":
+        return RMSprop(parameters, experiment.learning_rate)
+    return Adam(parameters, learning_rates(experiment, steps))
+
+
 class RMSprop(torch.optim.Optimizer):
     """RMSprop as Keras has it: the step divides by √(v + ε), PyTorch's own by √v + ε; ρ is .9, PyTorch's .99."""
 
@@ -283,6 +315,31 @@ class RMSprop(torch.optim.Optimizer):
             torch._foreach_addcmul_(squares, gradients, gradients, 1 - group["rho"])
             roots = torch._foreach_sqrt(torch._foreach_add(squares, group["eps"]))
             torch._foreach_addcdiv_(parameters, gradients, roots, -group["lr"])
+
+
+class Adam(torch.optim.Optimizer):
+    """Adam (Kingma & Ba 2015) with a rate for each step; as Keras has it, ε joins √v before that is corrected."""
+
+    def __init__(self, parameters, rates: np.ndarray, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-7):
+        super().__init__(parameters, {"betas": betas, "eps": eps, "taken": 0})
+        self.rates = rates.tolist()
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            (beta, beta_square), taken = group["betas"], group["taken"] + 1
+            rate = self.rates[taken - 1] * (1 - beta_square**taken) ** 0.5 / (1 - beta**taken)
+            parameters = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in parameters]
+            means, squares = (
+                [self.state[p].setdefault(name, torch.zeros_like(p)) for p in parameters] for name in ("mean", "square")
+            )
+            torch._foreach_lerp_(means, gradients, 1 - beta)
+            torch._foreach_mul_(squares, beta_square)
+            torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta_square)
+            roots = torch._foreach_add(torch._foreach_sqrt(squares), group["eps"])
+            torch._foreach_addcdiv_(parameters, means, roots, -rate)
+            group["taken"] = taken
 
 
 @torch.inference_mode()

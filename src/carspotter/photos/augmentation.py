@@ -27,6 +27,18 @@ class AugmentationRanges:
     contrast: float = 0.0  # ± share, about middle grey
     saturation: float = 0.0  # ± share, about the pixel's own grey
 
+    @property
+    def colours(self) -> bool:
+        """Whether colours change at all."""
+        return bool(self.brightness or self.contrast or self.saturation)
+
+
+# "mild": cars stand upright and fill the photo; their paint and the light tell nothing about the model.
+RANGES = {
+    "original": AugmentationRanges(),
+    "mild": AugmentationRanges(rotation=15, shift=0.1, brightness=0.1, contrast=0.2, saturation=0.3),
+}
+
 
 def draw_affine(
     rng: np.random.Generator,
