@@ -1,0 +1,109 @@
+"""How fast is augmentation? One fused warp per batch, in each framework, against the original's photo-by-photo one.
+
+    python benchmarks/augment.py [--photos 400] [--seconds 4] [--batch 20]
+
+The original: Keras' `ImageDataGenerator.random_transform` in a loop. Ours: the draws in numpy and the warp, from uint8
+images in memory to float32 ones. 150 px, the same ranges, all cores; each framework in its own process, with the
+original measured in the same process before and after it. Needs the extras keras and torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+
+import numpy as np
+from machine import describe, run_contestant
+
+from carspotter.models.runs import FRAMEWORKS, import_framework
+from carspotter.photos.augmentation import draw_affine
+
+SIZE = 150
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=int, default=400)
+    parser.add_argument("--seconds", type=float, default=4, help="length of each measurement (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=20, help="photos a batch (default: the original's %(default)s)")
+    parser.add_argument("--contestant", choices=FRAMEWORKS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.contestant:
+        print(json.dumps(measure(options.contestant, options)))
+        return
+    print(describe("keras", "tensorflow", "torch", "numpy"))
+    for name in FRAMEWORKS:
+        arguments = ("--photos", options.photos, "--seconds", options.seconds, "--batch", options.batch)
+        before, fused, after = run_contestant(__file__, "--contestant", name, *arguments)
+        print(
+            f"{name:12} {fused:7.0f} photos/s in batches of {options.batch}, ImageDataGenerator {before:.0f} before, "
+            f"{after:.0f} after: {2 * fused / (before + after):.1f} × (wanted: 5 or more)"
+        )
+
+
+def measure(framework: str, options: argparse.Namespace) -> tuple[float, float, float]:
+    """Give photos/s of the original, of the framework's fused warp, and of the original again."""
+    images = np.random.default_rng(0).integers(0, 256, (options.photos, SIZE, SIZE, 3), dtype=np.uint8)
+    warp = WARPS[framework]()
+    rng = np.random.default_rng(0)
+
+    def fused(start: int) -> int:
+        batch = images[start : start + options.batch]
+        warp(batch, draw_affine(rng, len(batch), SIZE))
+        return len(batch)
+
+    from keras.src.legacy.preprocessing.image import ImageDataGenerator  # noqa: PLC0415 - after the framework
+
+    generator = ImageDataGenerator(
+        rotation_range=40,
+        width_shift_range=0.2,
+        height_shift_range=0.2,
+        shear_range=0.2,
+        zoom_range=0.2,
+        horizontal_flip=True,
+    )
+
+    def one(start: int) -> int:
+        generator.random_transform(images[start].astype(np.float32))
+        return 1
+
+    return tuple(rate(work, len(images), options.seconds) for work in (one, fused, one))
+
+
+def rate(work: Callable[[int], int], photos: int, seconds: float) -> float:
+    """Give photos/s of `work`, which is given where to start and says how many photos it did."""
+    work(0)
+    done, started = 0, time.perf_counter()
+    while (gone := time.perf_counter() - started) < seconds:
+        done += work(done % photos)
+    return done / gone
+
+
+def keras_warp() -> Callable:
+    siblings = import_framework("keras")
+    keras = siblings.keras
+    inputs = keras.Input((SIZE, SIZE, 3), dtype="uint8"), keras.Input((8,), dtype="float32")
+    model = keras.Model(inputs, siblings.Warp(dtype="float32")(*inputs))
+    return lambda images, matrices: model.predict_on_batch((images, matrices.reshape(-1, 9)[:, :8].astype(np.float32)))
+
+
+def torch_warp() -> Callable:
+    siblings = import_framework("torch")
+    torch = siblings.torch
+    return lambda images, matrices: siblings.warp(
+        torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(matrices)
+    )
+
+
+def tensorflow_warp() -> Callable:
+    siblings = import_framework("tensorflow")
+    warp = siblings.tf.function(siblings.warp, reduce_retracing=True)
+    return lambda images, matrices: warp(images, matrices.reshape(-1, 9)[:, :8].astype(np.float32))
+
+
+WARPS = {"keras": keras_warp, "torch": torch_warp, "tensorflow": tensorflow_warp}
+
+if __name__ == "__main__":
+    main()
