@@ -8,15 +8,18 @@ import hashlib
 import json
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+from protego import Protego
 
 from carspotter.sample import listings as sample_listings
 from carspotter.sample.bodies import MATERIAL, build_car
 from carspotter.sample.listings import COPIES, JUNK, plan_listings, render_listing, write_photos
+from carspotter.sample.phone import decode
 from carspotter.sample.raster import Camera
 from carspotter.sample.scenes import Place, draw_look, draw_place, draw_scene
 from carspotter.sample.shapes import SHAPES
@@ -120,6 +123,41 @@ def test_a_listing_has_four_to_twelve_photos_and_a_tenth_of_all_is_junk():
     across = [photo.original.split("/")[1].split("__")[0] != one.id for one, photo in copies]
     assert 0 < np.mean(across) < 0.6
     assert len({one.id for one in plan}) == 400
+
+
+def test_a_photo_without_its_car_differs_where_the_car_was():
+    listing = next(one for one in plan_listings(6, SEED) if one.photos[0].kind == "car")
+    name = listing.file(0)
+    shown, left_out = (
+        np.asarray(decode(render_listing(listing, SEED, SMALL, cars)[name][0]).convert("L"), float)
+        for cars in (True, False)
+    )
+    height, width = shown.shape
+    middle, edge = np.s_[height // 3 : height * 3 // 4, width // 3 : width * 2 // 3], np.s_[:, : width // 8]
+    # correlation, because the phone meters another picture and exposes it otherwise
+    alike = {part: np.corrcoef(shown[at].ravel(), left_out[at].ravel())[0, 1] for part, at in
+             (("middle", middle), ("edge", edge))}  # fmt: skip
+    assert alike["edge"] > 0.8 > alike["middle"] + 0.2, alike
+
+
+def test_another_colour_changes_the_photo_and_not_its_label(monkeypatch):
+    listing = next(one for one in plan_listings(6, SEED) if one.photos[0].kind == "car")
+    photo, row = render_listing(listing, SEED, SMALL)[listing.file(0)]
+    draw = sample_listings.draw_look
+    monkeypatch.setattr(sample_listings, "draw_look", lambda *given: replace(draw(*given), paint=(0.02, 0.3, 0.05)))
+    recoloured, same_row = render_listing(listing, SEED, SMALL)[listing.file(0)]
+    assert (row, photo == recoloured) == (same_row, False) and row["model"] == listing.claim
+
+
+def test_a_mirrored_copy_keeps_its_label_and_swaps_its_sides(truth):
+    by_file = {row["file"]: row for row in truth}
+    mirrored = [row for row in truth if row["copy"] == "mirrored"]
+    assert mirrored
+    swap = {"left": "right", "right": "left"}
+    for row in mirrored:
+        original = by_file[row["duplicate_of"]]
+        assert (row["model"], row["generation"]) == (original["model"], original["generation"])
+        assert row["view"] == "_".join(swap.get(word, word) for word in original["view"].split("_"))
 
 
 def test_copies_look_like_their_originals(folder, truth):
@@ -272,7 +310,11 @@ def test_other_models_have_a_page_without_cars(site):
 
 def test_robots_txt_closes_the_private_photos_and_allowed_photos_knows_it(site, truth):
     robots = get(site.base_url + "/robots.txt")[2].decode()
-    assert "Disallow: /photos/private/" in robots and "Crawl-delay: 0" in robots
+    assert "Crawl-delay: 0" in robots
+    rules = Protego.parse(robots)
+    for path in site.files:
+        for address in (path, site.small_path(path)):
+            assert rules.can_fetch(address, "*") == (not path.startswith("/photos/private/")), address
     public = {path for path in site.files if not path.startswith("/photos/private/")}
     assert 0 < len(public) < len(site.files)
     served = {hashlib.sha256(get(site.base_url + path)[2]).hexdigest() for path in public}

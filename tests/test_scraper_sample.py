@@ -1,6 +1,7 @@
-"""The scraper on the sample site, with a real browser: exactly the photos that robots.txt allows, also after a kill."""
+"""The scraper on the two sample sites, with a real browser: exactly the photos that robots.txt allows."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,8 @@ import pytest
 from misbehaving_site import jpeg
 from test_scraper_crawl import assert_no_browser_left, wait_until
 
-from carspotter.sample.site import SampleSite
+from carspotter.sample.second_site import CARS_A_PAGE, SecondSite
+from carspotter.sample.site import MODEL_NAMES, SampleSite
 from scraper.browser import CHROMIUM_NAMES
 from scraper.journal import Journal
 
@@ -38,9 +40,9 @@ def photos(tmp_path):
     return folder
 
 
-def scrape(site: SampleSite, out: Path) -> subprocess.Popen:
+def scrape(site: SampleSite, out: Path, name: str = "sample") -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "scraper", "sample", "--base-url", site.base_url, "--out", str(out)],
+        [sys.executable, "-m", "scraper", name, "--base-url", site.base_url, "--out", str(out)],
         cwd=Path(__file__).parent.parent,
         env=os.environ | {"TMPDIR": str(out.parent)},
         stderr=subprocess.PIPE,
@@ -79,3 +81,41 @@ def test_sample_site_gives_exactly_the_allowed_photos_despite_a_kill(photos, sho
     for line in lines:
         listing = by_id[line["listing"]]
         assert (line["label"], line["city"].lower(), line["year"]) == (listing.model, listing.city, listing.year)
+
+
+def test_second_site_gives_exactly_the_allowed_photos_with_what_its_pages_say(short_path):
+    folder = short_path / "photos"
+    rows = ["file,listing,claim,city,year,price,kilometres"]
+    # eight Swifts fill more than a page; the seventh-and-so-on listings keep photos for their owners
+    for number in range(CARS_A_PAGE + 6):
+        model = "swift" if number < CARS_A_PAGE + 2 else ("wagonr", "alto")[number % 2]
+        (folder / model).mkdir(parents=True, exist_ok=True)
+        for shot in range(3 if number % 7 == 3 else 1):
+            name = f"{model}/{number:03}__{shot:02}.jpg"
+            (folder / name).write_bytes(jpeg(name))
+            rows.append(f"{name},{number:03},{model},hyderabad,{2010 + number},{435_000 + number},{10_000 + number}")
+    (folder / "listings.csv").write_text("\n".join(rows))
+    with SecondSite(folder, crawl_delay=0.01) as site:
+        allowed = site.allowed_photos(MODELS)
+        crawl = scrape(site, short_path / "raw", "hyderabad")
+        _, text = crawl.communicate(timeout=120)
+        assert crawl.returncode == 0, text
+        asked = [path for _, path, _ in list(site.requests)]
+    stored = {path.stem for path in (short_path / "raw" / "hyderabad").glob("??/*")}
+    assert stored == allowed and len(allowed) > CARS_A_PAGE
+    assert not [path for path in asked if "/media/full/owners/" in path or "truth" in path]
+    with Journal(short_path / "raw" / "hyderabad") as journal:
+        lines = [journal.newest_line(url) for url in journal.fates]
+    assert {line["sha256"] for line in lines if line["status"] == "fetched"} == allowed
+    assert {line["reason"] for line in lines if line["status"] == "refused"} == {"robots.txt forbids it"}
+    by_id = {listing.id: listing for listing in site.listings}
+    for line in lines:
+        listing = by_id[line["listing"]]
+        name = MODEL_NAMES[listing.model]
+        assert (line["label"], line["model"], line["title"]) == (
+            listing.model,
+            name,
+            f"{listing.year} Maruti Suzuki {name}",
+        )
+        assert (line["year"], line["city"]) == (listing.year, "Hyderabad")
+        assert line["price"].startswith("₹ 4,35,") and int(re.sub(r"\D", "", line["price"])) == listing.price

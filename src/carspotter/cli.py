@@ -37,12 +37,16 @@ def sample_photos(options) -> int:
 
 def sample_serve(options) -> int:
     from carspotter.sample.listings import write_photos
+    from carspotter.sample.second_site import SecondSite
     from carspotter.sample.site import SampleSite
 
-    if not options.out.exists():
-        write_photos(options.out, listings=options.listings, seed=options.seed)
-    site = SampleSite(options.out, port=options.port)
-    print(f"Serving the sample site on {site.base_url} (Ctrl-C stops it)", flush=True)
+    # the second site's robots.txt asks for a pause, as real ones do
+    site_of, port, delay = (SampleSite, 8000, 0.0) if options.site == "sample" else (SecondSite, 8001, 0.5)
+    folder = options.out or Path("demo/site" if options.site == "sample" else "demo/site-hyderabad")
+    if not folder.exists():
+        write_photos(folder, listings=options.listings, seed=options.seed, cities=site_of.cities)
+    site = site_of(folder, port=port if options.port is None else options.port, crawl_delay=delay)
+    print(f"Serving the {options.site} site on {site.base_url} (Ctrl-C stops it)", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         site.serve_forever()
     return 0
@@ -287,10 +291,11 @@ def _parser() -> argparse.ArgumentParser:
         part.set_defaults(verb=verb)
     photos.add_argument("--out", type=Path, required=True, metavar="DIR")
     photos.add_argument("--longest-side", type=_positive, default=1600, metavar="PIXELS", help="smaller is quicker")
+    serve.add_argument("--site", choices=("sample", "hyderabad"), default="sample", help="default: %(default)s")
     serve.add_argument(
-        "--out", type=Path, default=Path("demo/site"), metavar="DIR", help="its photos; drawn if missing"
+        "--out", type=Path, metavar="DIR", help="its photos; drawn if missing (default demo/site, demo/site-hyderabad)"
     )
-    serve.add_argument("--port", type=int, default=8000, help="0 takes a free one (default %(default)s)")
+    serve.add_argument("--port", type=int, help="0 takes a free one (default 8000, hyderabad 8001)")
 
     importing = _verb(verbs, "import", import_photos, "take in a folder of photos: one sub-folder per class")
     importing.add_argument("folder", type=Path)

@@ -183,9 +183,13 @@ def _wheel_close_up(rng: np.random.Generator, shape, size: tuple[int, int]) -> C
 
 
 def render_listing(
-    listing: PlannedListing, seed: int, longest_side: int = LONGEST_SIDE
+    listing: PlannedListing, seed: int, longest_side: int = LONGEST_SIDE, cars: bool = True
 ) -> dict[str, tuple[bytes, dict]]:
-    """Draw the photos of a listing that are not copies: file name -> (JPEG bytes, row of the truth)."""
+    """Draw the photos of a listing that are not copies: file name -> (JPEG bytes, row of the truth).
+
+    Without `cars` the car on sale and its shadow are left out of the same views: what a model learns from those, it
+    has learnt from the place.
+    """
     rng = np.random.default_rng([seed, listing.number, 2])
     shape = next(s for s in SHAPES if s.model == listing.claim and s.generation == listing.generation)
     look, place, phone = draw_look(rng, shape), draw_place(rng, listing.city), draw_phone(rng, listing.city)
@@ -221,7 +225,8 @@ def render_listing(
             image = draw_scene(replace(place, parked=()), _wheel_close_up(rng, shape, scene), build_car(shape), look)
         else:
             camera, view = _aim(rng, shown, scene)
-            image = draw_scene(place, camera, build_car(shown), shown_look, _in_front(rng, camera))
+            car = build_car(shown) if cars else None
+            image = draw_scene(place, camera, car, shown_look, _in_front(rng, camera))
         if photo.kind == "too_dark":
             exposure = float(rng.uniform(0.06, 0.16))
         elif photo.kind == "too_blurred":
@@ -277,13 +282,13 @@ def _write(path: Path, content: bytes) -> None:
     partial_path.replace(path)
 
 
-def _render_into(folder: str, seed: int, longest_side: int, listing: PlannedListing) -> list[dict]:
+def _render_into(folder: str, seed: int, longest_side: int, cars: bool, listing: PlannedListing) -> list[dict]:
     """Draw a listing into the folder, or only describe it when an interrupted run has drawn it already."""
     done = Path(folder) / ".rows" / f"{listing.number}.json"
     if done.exists():
         return json.loads(done.read_text())
     rows = []
-    for name, (photo, row) in render_listing(listing, seed, longest_side).items():
+    for name, (photo, row) in render_listing(listing, seed, longest_side, cars).items():
         _write(Path(folder) / name, photo)
         rows.append(row)
     _write(done, json.dumps(rows).encode())
@@ -296,12 +301,15 @@ def _copy_into(folder: str, seed: int, originals: dict[str, dict], listing: Plan
         if not photo.copy:
             continue
         rng = np.random.default_rng([seed, listing.number, 4, index])
-        name = listing.file(index)
+        name, view = listing.file(index), originals[photo.original]["view"]
+        if photo.copy == "mirrored" and view:
+            view = VIEWS[-VIEWS.index(view)]
         _write(Path(folder) / name, _copied(photo.copy, (Path(folder) / photo.original).read_bytes(), rng))
         rows.append(
             {
                 **originals[photo.original],
                 "file": name,
+                "view": view,
                 "listing": listing.id,
                 "city": listing.city,
                 "copy": photo.copy,
@@ -346,12 +354,14 @@ def write_photos(
     *,
     cities: tuple[str, ...] = CITIES,
     longest_side: int = LONGEST_SIDE,
+    cars: bool = True,
     processes: int | None = None,
     show_progress: bool = True,
 ) -> Path:
     """Write photos as `<claim>/<listing>__<NN>.jpg`, with truth.csv and listings.csv; give the folder.
 
-    `longest_side` caps the photos' size in pixels: small photos are quick to draw.
+    `longest_side` caps the photos' size in pixels: small photos are quick to draw. Without `cars` the cars on sale are
+    left out, for the test that places and phones do not give the model away.
     The same seed gives the same bytes on one machine, whatever the number of processes. The folder gets its name
     only when it is whole; until then it is `<name>.partial`, and the same call takes up an interrupted run there.
     Raises FileExistsError when `out` holds something or `<name>.partial` belongs to another call, ValueError for
@@ -369,6 +379,7 @@ def write_photos(
         "models": list(models),
         "cities": list(cities),
         "longest_side": longest_side,
+        "cars": cars,
     }
     marker = folder / ".call.json"
     if folder.exists() and not (marker.exists() and json.loads(marker.read_text()) == call):
@@ -376,7 +387,7 @@ def write_photos(
     try:
         _write(marker, json.dumps(call).encode())
         rows = _draw_all(
-            folder, plan, seed, longest_side, min(processes or os.cpu_count() or 1, listings), show_progress
+            folder, plan, seed, longest_side, cars, min(processes or os.cpu_count() or 1, listings), show_progress
         )
         _tables(folder, plan, rows)
     except OSError as error:
@@ -396,7 +407,13 @@ def write_photos(
 
 
 def _draw_all(
-    folder: Path, plan: list[PlannedListing], seed: int, longest_side: int, processes: int, show_progress: bool
+    folder: Path,
+    plan: list[PlannedListing],
+    seed: int,
+    longest_side: int,
+    cars: bool,
+    processes: int,
+    show_progress: bool,
 ) -> list[dict]:
     rows: list[dict] = []
     total = sum(len(listing.photos) for listing in plan)
@@ -409,7 +426,7 @@ def _draw_all(
     try:
         run = pool.map if pool else map
         with progress_bar(total, "draw", "photos", show_progress) as bar:
-            for drawn in run(partial(_render_into, str(folder), seed, longest_side), plan):
+            for drawn in run(partial(_render_into, str(folder), seed, longest_side, cars), plan):
                 rows += drawn
                 bar.update(len(drawn))
             originals = {row["file"]: row for row in rows}

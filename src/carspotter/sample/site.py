@@ -22,7 +22,7 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from PIL import Image, ImageOps
 
-from .listings import write_photos
+from .listings import CITIES, write_photos
 from .pages import GRID_PAGE, HOME_PAGE, PLACEHOLDER
 
 PAGE_SIZE = 8
@@ -36,7 +36,8 @@ MODEL_NAMES = {
     "ertiga": "Ertiga",
     "brezza": "Brezza",
 }
-ROBOTS = "User-agent: *\nDisallow: /photos/private/\nDisallow: /sellers/\nCrawl-delay: {delay:g}\n"
+Answer = tuple[HTTPStatus, str, bytes]
+PAGE = "text/html; charset=utf-8"
 
 
 @dataclass
@@ -52,8 +53,10 @@ class Listing:
     photos: list[tuple[str, str]] = field(default_factory=list)
 
 
-def read_listings(folder: Path) -> list[Listing]:
+def read_listings(folder: Path, public: str = "/photos/", private: str = "/photos/private/") -> list[Listing]:
     """Read listings.csv of a folder written by `write_photos`; every seventh listing keeps two photos private.
+
+    `public` and `private` are what the two kinds of photos' addresses begin with.
 
     Raises FileNotFoundError, naming the folder, when it has no listings.csv.
     """
@@ -72,8 +75,8 @@ def read_listings(folder: Path) -> list[Listing]:
                 ),
             )
             name = row["file"].split("/")[-1]
-            private = list(listings).index(row["listing"]) % 7 == 3 and len(listing.photos) in (1, 2)
-            listing.photos.append((f"/photos/private/{name}" if private else f"/photos/{name}", row["file"]))
+            kept = list(listings).index(row["listing"]) % 7 == 3 and len(listing.photos) in (1, 2)
+            listing.photos.append(((private if kept else public) + name, row["file"]))
     return list(listings.values())
 
 
@@ -82,7 +85,13 @@ class SampleSite:
 
     Give a folder written by `write_photos`, or `listings` and `seed` to draw one into a scratch folder. Port 0 takes a
     free one; only loopback is bound. `site.requests` is the log: (method, path with query, status) in order of arrival.
+    Raises OSError, naming the port, when it is taken.
     """
+
+    public, private, small = "/photos/", "/photos/private/", "/thumbs/photos/"
+    closed = ("/photos/private/", "/thumbs/photos/private/", "/sellers/")  # to robots
+    cities = CITIES
+    cookie: str | None = None  # sent with every page
 
     def __init__(
         self,
@@ -96,14 +105,21 @@ class SampleSite:
     ):
         self._temporary = None if folder else Path(tempfile.mkdtemp(prefix="carspotter-site-"))
         if self._temporary:
-            folder = write_photos(self._temporary / "photos", listings, seed, show_progress=show_progress)
+            folder = write_photos(
+                self._temporary / "photos", listings, seed, cities=self.cities, show_progress=show_progress
+            )
         self.folder = Path(folder).resolve()
-        self.listings = read_listings(self.folder)
+        self.listings = read_listings(self.folder, self.public, self.private)
         self.crawl_delay = crawl_delay
         self.requests: list[tuple[str, str, int]] = []
         self.files = {path: self.folder / file for listing in self.listings for path, file in listing.photos}
+        self.small_files = {self.small_path(path): path for path in self.files}
         self._thumbnails: dict[str, bytes] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"site": self}))
+        try:
+            self._server = ThreadingHTTPServer(("127.0.0.1", port), type("Handler", (_Handler,), {"site": self}))
+        except OSError as error:
+            message = f"cannot serve on 127.0.0.1:{port} ({error.strerror}); choose another --port"
+            raise OSError(error.errno, message) from error
         self._server.daemon_threads = True
 
     @property
@@ -139,12 +155,16 @@ class SampleSite:
             for listing in self.listings
             if models is None or listing.model in models
             for path, file in listing.photos
-            if not path.startswith("/photos/private/")
+            if not path.startswith(self.private)
         }
 
     def found(self, model: str, city: str | None) -> list[Listing]:
         """Give the listings of a model, in one city or (None) in all."""
         return [one for one in self.listings if one.model == model and city in (None, "", one.city)]
+
+    def small_path(self, path: str) -> str:
+        """Give the address of a photo's thumbnail."""
+        return self.small + path.removeprefix(self.public)
 
     def thumbnail(self, path: str) -> bytes:
         """Give the small JPEG of a photo; made when first asked for."""
@@ -157,30 +177,81 @@ class SampleSite:
             self._thumbnails[path] = buffer.getvalue()
         return self._thumbnails[path]
 
+    def respond(self, path: str, query: dict[str, str], cookie: str) -> Answer | None:
+        """Give the page at `path`, or None when there is none; photos and robots.txt are seen to before."""
+        if path == "/":
+            return HTTPStatus.OK, PAGE, self._home().encode()
+        if path == "/api/listings":
+            return self._more(query)
+        model = path.removeprefix("/used/")
+        if path.startswith("/used/") and model in MODEL_NAMES:
+            return HTTPStatus.OK, PAGE, self._search(model, query.get("city", "")).encode()
+        return None
 
-def _rupees(amount: int) -> str:
+    def _more(self, query: dict[str, str]) -> Answer:
+        number = query.get("page", "1")
+        if not number.isdecimal() or not 1 <= int(number) <= 10_000:
+            return HTTPStatus.BAD_REQUEST, "application/json", b'{"error": "page must be a number from 1"}'
+        found = self.found(query.get("model", ""), query.get("city"))
+        start = (int(number) - 1) * PAGE_SIZE
+        chosen = found[start : start + PAGE_SIZE]
+        answer = {"listings": [self.article(one) for one in chosen], "more": start + PAGE_SIZE < len(found)}
+        return HTTPStatus.OK, "application/json; charset=utf-8", json.dumps(answer).encode()
+
+    def _search(self, model: str, city: str) -> str:
+        found = self.found(model, city)
+        cities = sorted({one.city for one in self.listings if one.model == model})
+        chips = "".join(
+            f'<a class="chip{" on" if one == city else ""}" href="/used/{model}{"?city=" + quote(one) if one else ""}">'
+            f"{one.title() or 'All India'}</a>"
+            for one in ["", *cities]
+        )
+        name = f"Used Maruti Suzuki {MODEL_NAMES[model]}{' in ' + html.escape(city.title()) if city else ''}"
+        first = found[:PAGE_SIZE]
+        return GRID_PAGE.format(
+            name=name,
+            count=len(found),
+            chips=chips,
+            model=model,
+            city=json.dumps(city).replace("<", "\\u003c"),
+            cards="".join(map(self.article, first)),
+            more="true" if len(found) > PAGE_SIZE else "false",
+        )
+
+    def _home(self) -> str:
+        tiles = []
+        for model, name in MODEL_NAMES.items():
+            found = self.found(model, None)
+            cover = next((path for one in found for path, _ in one.photos if not path.startswith(self.private)), None)
+            picture = f'<img src="{quote(self.small_path(cover))}" alt="">' if cover else '<div class="blank"></div>'
+            tiles.append(
+                f'<a class="tile" href="/used/{model}">{picture}<b>{name}</b><span>{len(found)} cars</span></a>'
+            )
+        return HOME_PAGE.format(tiles="".join(tiles))
+
+    def article(self, listing: Listing) -> str:
+        """Give one advertisement as HTML."""
+        name = f"Maruti Suzuki {MODEL_NAMES.get(listing.model, listing.model.title())}"
+        pictures = "".join(
+            f'<img class="photo" alt="{name}, picture {number}" src="{PLACEHOLDER}" data-src="{quote(path)}" '
+            f'data-srcset="{quote(self.small_path(path))} {THUMBNAIL_WIDTH}w, {quote(path)} 1024w">'
+            for number, (path, _) in enumerate(listing.photos, 1)
+        )
+        return (
+            f'<article class="listing" data-listing-id="{html.escape(listing.id)}">'
+            f'<div class="gallery">{pictures}</div><span class="count">{len(listing.photos)} photos</span>'
+            f'<div class="facts"><h2 class="title">{name}</h2><p><span class="price">{rupees(listing.price)}</span></p>'
+            f'<p class="line"><span class="year">{listing.year}</span> · '
+            f'<span class="km">{listing.kilometres:,} km</span> · <span class="city">{listing.city.title()}</span></p>'
+            f'<a class="contact" href="/sellers/{listing.id}">Contact seller</a></div></article>'
+        )
+
+
+def rupees(amount: int) -> str:
     """Write an amount as Indian sites do: 4,35,000."""
     text = str(amount)
     head, tail = text[:-3], text[-3:]
     return "₹ " + (re.sub(r"(?<=\d)(?=(\d\d)+$)", ",", head) + "," + tail if head else tail)
-
-
-def article(listing: Listing) -> str:
-    """Give one advertisement as HTML."""
-    name = f"Maruti Suzuki {MODEL_NAMES.get(listing.model, listing.model.title())}"
-    pictures = "".join(
-        f'<img class="photo" alt="{name}, picture {number}" src="{PLACEHOLDER}" data-src="{quote(path)}" '
-        f'data-srcset="{quote("/thumbs" + path)} {THUMBNAIL_WIDTH}w, {quote(path)} 1024w">'
-        for number, (path, _) in enumerate(listing.photos, 1)
-    )
-    return (
-        f'<article class="listing" data-listing-id="{html.escape(listing.id)}">'
-        f'<div class="gallery">{pictures}</div><span class="count">{len(listing.photos)} photos</span>'
-        f'<div class="facts"><h2 class="title">{name}</h2><p><span class="price">{_rupees(listing.price)}</span></p>'
-        f'<p class="line"><span class="year">{listing.year}</span> · <span class="km">{listing.kilometres:,} km</span>'
-        f' · <span class="city">{listing.city.title()}</span></p>'
-        f'<a class="contact" href="/sellers/{listing.id}">Contact seller</a></div></article>'
-    )
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -206,92 +277,27 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_response(status)
             self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
+            if self.site.cookie and kind == PAGE:
+                self.send_header("Set-Cookie", self.site.cookie)
             self.end_headers()
             if with_body:
                 self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):  # the visitor has left
             self.close_connection = True
 
-    def _respond(self, path: str, query: dict[str, str]) -> tuple[HTTPStatus, str, bytes]:
+    def _respond(self, path: str, query: dict[str, str]) -> Answer:
         site = self.site
-        page = "text/html; charset=utf-8"
         if path == "/robots.txt":
-            return HTTPStatus.OK, "text/plain; charset=utf-8", ROBOTS.format(delay=site.crawl_delay).encode()
+            lines = ["User-agent: *", *(f"Disallow: {closed}" for closed in site.closed)]
+            lines.append(f"Crawl-delay: {site.crawl_delay:g}\n")
+            return HTTPStatus.OK, "text/plain; charset=utf-8", "\n".join(lines).encode()
         # a photo is found by its public path in a table, never by joining a path: nothing else can be asked for
         if path in site.files:
             return HTTPStatus.OK, "image/jpeg", site.files[path].read_bytes()
-        if path.startswith("/thumbs/") and path.removeprefix("/thumbs") in site.files:
-            return HTTPStatus.OK, "image/jpeg", site.thumbnail(path.removeprefix("/thumbs"))
-        if path == "/":
-            return HTTPStatus.OK, page, self._home().encode()
-        if path == "/api/listings":
-            return self._more(query)
-        model = path.removeprefix("/used/")
-        if path.startswith("/used/") and model in MODEL_NAMES:
-            return HTTPStatus.OK, page, self._search(model, query.get("city", "")).encode()
-        return (
+        if path in site.small_files:
+            return HTTPStatus.OK, "image/jpeg", site.thumbnail(site.small_files[path])
+        return site.respond(path, query, self.headers.get("Cookie", "")) or (
             HTTPStatus.NOT_FOUND,
-            page,
+            PAGE,
             b"<!doctype html><title>Not found</title><h1>This page does not exist</h1><a href='/'>Home</a>",
         )
-
-    def _more(self, query: dict[str, str]) -> tuple[HTTPStatus, str, bytes]:
-        number = query.get("page", "1")
-        if not number.isdecimal() or not 1 <= int(number) <= 10_000:
-            return HTTPStatus.BAD_REQUEST, "application/json", b'{"error": "page must be a number from 1"}'
-        found = self.site.found(query.get("model", ""), query.get("city"))
-        start = (int(number) - 1) * PAGE_SIZE
-        chosen = found[start : start + PAGE_SIZE]
-        answer = {"listings": [article(one) for one in chosen], "more": start + PAGE_SIZE < len(found)}
-        return HTTPStatus.OK, "application/json; charset=utf-8", json.dumps(answer).encode()
-
-    def _search(self, model: str, city: str) -> str:
-        found = self.site.found(model, city)
-        cities = sorted({one.city for one in self.site.listings if one.model == model})
-        chips = "".join(
-            f'<a class="chip{" on" if one == city else ""}" href="/used/{model}{"?city=" + quote(one) if one else ""}">'
-            f"{one.title() or 'All India'}</a>"
-            for one in ["", *cities]
-        )
-        name = f"Used Maruti Suzuki {MODEL_NAMES[model]}{' in ' + html.escape(city.title()) if city else ''}"
-        first = found[:PAGE_SIZE]
-        return GRID_PAGE.format(
-            name=name,
-            count=len(found),
-            chips=chips,
-            model=model,
-            city=json.dumps(city).replace("<", "\\u003c"),
-            cards="".join(map(article, first)),
-            more="true" if len(found) > PAGE_SIZE else "false",
-        )
-
-    def _home(self) -> str:
-        tiles = []
-        for model, name in MODEL_NAMES.items():
-            found = self.site.found(model, None)
-            cover = next((path for one in found for path, _ in one.photos if "/private/" not in path), None)
-            picture = f'<img src="{quote("/thumbs" + cover)}" alt="">' if cover else '<div class="blank"></div>'
-            tiles.append(
-                f'<a class="tile" href="/used/{model}">{picture}<b>{name}</b><span>{len(found)} cars</span></a>'
-            )
-        return HOME_PAGE.format(tiles="".join(tiles))
-
-
-def serve(
-    folder: Path | str | None = None, *, listings: int = 24, seed: int = 0, port: int = 8000, crawl_delay: float = 0.0
-) -> None:
-    """Draw the photos if no folder is given, print the address and serve until Ctrl-C.
-
-    Raises OSError, naming the port, when it is taken.
-    """
-    try:
-        site = SampleSite(folder, listings=listings, seed=seed, port=port, crawl_delay=crawl_delay, show_progress=True)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"cannot serve on 127.0.0.1:{port} ({error.strerror}); choose another --port"
-        ) from error
-    print(f"sample site: {site.base_url}/  (Ctrl-C ends it)", flush=True)
-    try:
-        site.serve_forever()
-    except KeyboardInterrupt:
-        print("ended")
