@@ -77,7 +77,8 @@ def compare(options: argparse.Namespace) -> None:
         whole, step = median[name, False], median[name, True]
         print(
             f"{name:12} {whole:6.1f} photos/s end to end, {whole / base:.2f} × the original, "
-            f"{whole * GFLOP / best:.2f} of the {dtype} matrix rate; step alone {step:6.1f} photos/s, {step * GFLOP / best:.2f}"
+            f"{whole * GFLOP / best:.2f} of the {dtype} matrix rate; step alone {step:6.1f} photos/s, "
+            f"{step * GFLOP / best:.2f}"
         )
     print(WANTED)
 
