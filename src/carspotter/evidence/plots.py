@@ -253,6 +253,25 @@ def pareto_chart(table: pd.DataFrame, title: str = "", cost: str = "training_sec
         return _finish(figure)
 
 
+def framework_bars(table: pd.DataFrame, title: str = "") -> Figure:
+    """Draw what each framework costs, one panel a measure; `table`: of `frameworks.compare_frameworks`."""
+    panels = {
+        "photos_per_second": "training photos/s (more is better)",
+        "first_step_seconds": "import to first step, s (less is better)",
+        "peak_mb": "peak memory, MB (less is better)",
+    }
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(panels), figsize=(10, 1.3 + 0.4 * len(table)), sharey=True)
+        for axis, (measure, label), colour in zip(axes, panels.items(), (BLUE, ORANGE, GREEN), strict=True):
+            bars = axis.barh(table["framework"], table[measure], color=colour)
+            axis.bar_label(bars, fmt="{:.3g}", padding=3, fontsize=9)
+            axis.margins(x=0.2)
+            axis.set_xlabel(label)
+        axes[0].invert_yaxis()
+        axes[0].set_title(title)
+        return _finish(figure)
+
+
 def _labelled(axis: plt.Axes, word: str) -> tuple[list, list[str]]:
     """The handles and labels of an axis whose label holds `word`."""
     pairs = [pair for pair in zip(*axis.get_legend_handles_labels(), strict=True) if word in pair[1]]

@@ -1,0 +1,108 @@
+"""Other training sets from the same photos: what they keep, and what alone they change."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from carspotter.evidence.training_sets import (
+    bootstrap_sample,
+    derive_study,
+    log_spaced_sizes,
+    mislabel,
+    mix_in,
+    nested_samples,
+)
+from carspotter.paths import Study
+from carspotter.photos.splitting import read_splits, split_version
+
+
+@pytest.fixture
+def splits():
+    """40 listings of five photos, every fourth one for validation, the last eight photos sealed."""
+    number = np.arange(200)
+    group = number // 5
+    table = pd.DataFrame(
+        {
+            "sha256": [f"{n * 7919 % 100_000:05}" for n in number],
+            "label": np.where(group % 2 == 0, "swift", "wagonr"),
+            "group": [f"g{g:02}" for g in group],
+            "split": np.where(group % 4 == 3, "validation", "train"),
+        }
+    )
+    table.loc[192:, ["label", "split"]] = ["", "test"]
+    return table
+
+
+def groups_of(splits, hashes):
+    return splits.set_index("sha256").loc[hashes, "group"]
+
+
+def test_sizes_double_up_to_the_largest():
+    assert log_spaced_sizes(282, 5) == [18, 35, 70, 141, 282]
+    assert log_spaced_sizes(20, 5) == [8, 10, 20]
+
+
+def test_nested_samples_are_training_photos_in_whole_groups(splits):
+    samples = nested_samples(splits, (20, 40, 80), seed=3)
+    training = set(splits.loc[splits["split"] == "train", "sha256"])
+    smaller = set()
+    for size, hashes in samples.items():
+        assert len(hashes) == size and set(hashes) <= training and smaller <= set(hashes)
+        assert groups_of(splits, hashes).value_counts().eq(5).all()
+        smaller = set(hashes)
+
+
+def test_a_bootstrap_sample_draws_whole_groups_of_each_class_with_replacement(splits):
+    hashes = bootstrap_sample(splits, seed=1)
+    training = splits[splits["split"] == "train"].set_index("sha256")
+    drawn = training.loc[hashes]
+    assert drawn.groupby("label").size().tolist() == training.groupby("label").size().tolist()
+    times = drawn.groupby(drawn.index).size()
+    assert times.max() > 1, "nothing was drawn twice"
+    assert times.groupby(training.loc[times.index, "group"]).nunique().eq(1).all(), "a group was torn apart"
+    share = drawn["group"].nunique() / training["group"].nunique()
+    assert 0.45 < share < 0.85  # 1 - 1/e = .63 is expected
+    assert bootstrap_sample(splits, seed=1) == hashes != bootstrap_sample(splits, seed=2)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 1.0])
+def test_wrong_labels_come_by_whole_training_groups(splits, share):
+    changed = mislabel(splits, share, seed=5)
+    wrong = changed["label"] != splits["label"]
+    training = splits["split"] == "train"
+    assert not wrong[~training].any()
+    assert wrong[training].mean() == pytest.approx(share, abs=2.5 / training.sum() * 2)
+    assert wrong[training].groupby(splits["group"]).nunique().eq(1).all()
+    assert set(changed.loc[training, "label"]) == {"swift", "wagonr"}
+    more = mislabel(splits, min(1.0, share + 0.2), seed=5)["label"] != splits["label"]
+    assert more[wrong].all(), "a larger share does not hold the smaller one"
+
+
+def test_rejects_take_the_place_of_training_photos(splits):
+    rejects = pd.DataFrame({"sha256": [f"r{n}" for n in range(30)], "label": ["swift", "wagonr", "alto"] * 10})
+    mixed = mix_in(splits, rejects, 0.1, seed=2)
+    before, after = (table[table["split"] == "train"] for table in (splits, mixed))
+    assert len(after) == len(before)
+    come = after[after["sha256"].str.startswith("r")]
+    assert len(come) == round(0.1 * len(before)) and set(come["label"]) == {"swift", "wagonr"}
+    assert (come.set_index("sha256")["label"] == rejects.set_index("sha256")["label"].loc[come["sha256"]]).all()
+    others = splits["split"] != "train"
+    assert set(splits.loc[others, "sha256"]) <= set(mixed["sha256"])
+    with pytest.raises(ValueError, match=r"20 are there; ask for 1\d\.\d% at most"):
+        mix_in(splits, rejects, 0.5)
+
+
+def test_a_derived_study_has_a_version_of_its_own_and_nothing_sealed(splits, tmp_path):
+    study = Study("sample", tmp_path / "data", tmp_path / "results")
+    study.folder.mkdir(parents=True)
+    splits.to_csv(study.splits, index=False)
+    derived = derive_study(study, "noisy", mislabel(splits, 0.2))
+    assert derived.name == "sample_noisy" and derived.data == study.data
+    assert set(read_splits(derived)["split"]) == {"train", "validation"}
+    assert split_version(derived) != split_version(study)
+    assert not derived.sealed.exists()
+
+
+def test_one_class_cannot_be_mislabelled(splits):
+    with pytest.raises(ValueError, match="class swift alone"):
+        mislabel(splits[splits["label"] == "swift"], 0.1)
