@@ -13,6 +13,7 @@ from PIL import ImageFilter, ImageOps
 from carspotter.paths import Study
 from carspotter.photos import fingerprints
 from carspotter.photos.curation import curate, curate_study, kind_of, read_curation, summary
+from carspotter.photos.curation_report import count_duplicates, junk_rate, write_report
 from carspotter.photos.curation_score import review_curve, score_curation
 from carspotter.photos.fingerprints import measure_photos
 from carspotter.photos.table import import_folder, read_photos
@@ -175,6 +176,35 @@ def test_what_is_shown_is_ranked_by_features_and_a_person_stays_right(data, fold
     # Photos without features (one that was collected since) are ranked by quality alone.
     table = curate(data, read_photos(data), show_progress=False, features=features.iloc[2:]).set_index("sha256")
     assert table.loc[shas[1], "score"] < 0.5
+
+
+def test_the_report_shows_counts_examples_copies_and_what_is_left(tmp_path, folder):
+    study = Study("sample", tmp_path / "data", tmp_path / "results")
+    image = scene(1, (640, 480))
+    save(folder, "swift/l1__01.jpg", image)
+    save(folder, "swift/l2__01.jpg", image.resize((320, 240)))
+    dark = save(folder, "swift/l3__01.jpg", scene(2, (640, 480)).point(lambda level: level // 6))
+    import_folder(study.data, folder, show_progress=False)
+    curate_study(study, show_progress=False)
+    assert count_duplicates(study) == {
+        "clusters": 1,
+        "across listings": 1,
+        "across parts of the split": 0,
+        "surplus copies": 1,
+    }
+    page = write_report(study).read_text()
+    assert "too dark: 1" in page and "duplicate: 1" in page and "across listings: 1" in page
+    assert page.count("<img") == 3 and "not known" in page
+    review(study.data, dark, "reject", reason="poor quality", label="swift", audit=0)
+    curate_study(study, show_progress=False)
+    assert "100.0% [2.5%, 100.0%], from a random sample of 1" in write_report(study).read_text()
+
+
+def test_the_junk_rate_has_its_exact_interval():
+    assert junk_rate(0, 100) == pytest.approx((0, 0, 0.03622), abs=1e-4)
+    assert junk_rate(10, 100) == pytest.approx((0.1, 0.0490, 0.1762), abs=1e-4)
+    with pytest.raises(ValueError, match="no photo was looked at"):
+        junk_rate(0, 0)
 
 
 def test_a_second_curation_decodes_nothing_and_says_the_same(data, folder, monkeypatch):

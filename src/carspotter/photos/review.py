@@ -31,8 +31,9 @@ from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import read_journal, read_photos
 
 EDGES = {"thumb": 240, "large": 1600}  # longest side of a preview, pixels
-# What the machine measures is one reason for a person.
-QUALITY = dict.fromkeys(("too small", "too dark", "too bright", "blurred"), "poor quality")
+# What the machine found, as a person would say it; the other kinds of its reasons say too little to suggest one.
+SUGGESTED = dict.fromkeys(("too small", "too dark", "too bright", "blurred"), "poor quality")
+SUGGESTED["another model"] = "other model"
 EXAMPLES = 24  # good photos per class from which those shown for comparison are drawn
 PREVIEWS_KEPT = 500  # about 100 MB at most
 
@@ -223,7 +224,7 @@ class Session:
             "kind": photo["kind"],
             "sentence": photo["sentence"],
             "score": photo["score"],
-            "suggested": QUALITY.get(photo["kind"], photo["kind"]),
+            "suggested": SUGGESTED.get(photo["kind"], ""),
             "near": self.neighbours.of(photo["sha256"]),
         }
 
