@@ -35,6 +35,13 @@ def sample_photos(options) -> int:
     return 0
 
 
+def sample_sheet(options) -> int:
+    from carspotter.sample.contact_sheet import write_contact_sheet
+
+    print(f"Wrote {write_contact_sheet(options.out, options.seed)}")
+    return 0
+
+
 def sample_serve(options) -> int:
     from carspotter.sample.listings import write_photos
     from carspotter.sample.second_site import SecondSite
@@ -282,9 +289,13 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
     sample = verbs.add_parser("sample", help="rendered listing photos and the sample site")
-    parts = sample.add_subparsers(required=True, metavar="photos|serve")
+    parts = sample.add_subparsers(required=True, metavar="photos|serve|sheet")
     photos = parts.add_parser("photos", help="write class folders of rendered photos, with truth.csv beside them")
     serve = parts.add_parser("serve", help="serve the sample used-car site on loopback")
+    sheet = parts.add_parser("sheet", help="write the contact sheet of the README")
+    sheet.add_argument("--out", type=Path, default=Path("results/sample/figures/contact_sheet.jpg"), metavar="FILE")
+    sheet.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    sheet.set_defaults(verb=sample_sheet)
     for part, verb in ((photos, sample_photos), (serve, sample_serve)):
         part.add_argument("--listings", type=_positive, default=120, help="cars on sale (default %(default)s)")
         part.add_argument("--seed", type=int, default=0, help="another seed, another town (default %(default)s)")
