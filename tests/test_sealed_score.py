@@ -2,6 +2,8 @@
 
 import json
 import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from carspotter import cli
 from carspotter.evidence import sealed_score
 from carspotter.evidence.comparison import Interval, accuracy_interval
+from carspotter.evidence.report import runs_report, validation_interval
 from carspotter.evidence.sealed_score import choose_run, drop, photo_facts, read_scores, score_sealed
 from carspotter.models.runs import COLUMNS, Run, load_run
 from carspotter.paths import Study
@@ -93,7 +96,8 @@ def record(study, splits, experiment, seed, parameters, wrong, quick=False):
         "seed": seed,
     }
     row |= {"parameters": parameters, "quick": quick, "split_version": "v1", "finished_time": f"2026-01-0{seed + 1}"}
-    row |= {"epochs": 1, "image_size": SIZE, "dtype": "float32"}
+    row |= {"epochs": 1, "image_size": SIZE, "dtype": "float32", "best_epoch": 1, "seconds": 60}
+    row |= {"best_validation_accuracy": 0.9, "last_validation_accuracy": 0.9}
     table = pd.DataFrame([row], columns=COLUMNS)
     table.to_csv(study.runs_table, mode="a", index=False, header=not study.runs_table.exists())
 
@@ -209,3 +213,32 @@ def test_a_sealed_set_that_is_refused_leaves_no_score(study):
     with pytest.raises(SealedTestRefused, match="say why"):
         score_sealed(study, load_run(study, "large-s0"), " ")
     assert read_scores(study) == []
+
+
+OPENED = []  # (whether sealed_test.py was at work, the file): an audit hook cannot be taken off again
+
+
+def _watch(event, arguments):
+    if event == "open" and "sealed" in Path(str(arguments[0])).parts:
+        frame, files = sys._getframe(1), []
+        while frame is not None:
+            files.append(Path(frame.f_code.co_filename).name)
+            frame = frame.f_back
+        OPENED.append(("sealed_test.py" in files, Path(str(arguments[0])).name))
+
+
+sys.addaudithook(_watch)
+
+
+def test_at_run_time_nothing_but_the_door_opens_the_sealed_file(study):
+    OPENED.clear()
+    run, _ = choose_run(study)
+    validation_interval(study, run)
+    runs_report(study)
+    photo_facts(study)
+    read_scores(study)
+    assert OPENED == []
+    score_sealed(study, run, "chosen on validation")
+    assert OPENED and all(through_the_door for through_the_door, _ in OPENED)
+    pd.read_csv(study.sealed)
+    assert OPENED[-1] == (False, "study.csv"), "the watch does not see who reads"

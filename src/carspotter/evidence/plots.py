@@ -139,7 +139,9 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
         axis.set_yticks(range(len(intervals)), list(intervals))
         axis.set_ylim(len(intervals) - 0.5, -0.5)
         axis.margins(x=0.35)
-        axis.set(xlabel=f"{unit}, 95 % interval", title=title)
+        levels = sorted({interval.level for interval in intervals.values()})
+        words = ", ".join(f"{level * 100:.4g} %" for level in levels)
+        axis.set(xlabel=f"{unit}, {words} interval", title=title)
         return _finish(figure)
 
 
