@@ -14,6 +14,7 @@ from carspotter.evidence.comparison import (
     mcnemar,
     paired_difference,
     photos_needed,
+    seeds_needed,
     verdict,
 )
 
@@ -271,3 +272,12 @@ def test_unusable_input_is_refused_with_what_was_found():
         independent_photos_needed(0.05, 0.01)
     with pytest.raises(ValueError, match="one truth value per photo"):
         independent_interval([])
+
+
+def test_the_seeds_needed_are_the_fewest_for_which_the_photos_at_hand_suffice():
+    measured = Interval(0.02, -0.01, 0.05, photos=800, groups=130, seeds=3, seed_spread=0.02, seed_share=0.6)
+    seeds = seeds_needed(measured, 0.03)
+    assert photos_needed(measured, 0.03, seeds=int(seeds)) <= 800 < photos_needed(measured, 0.03, seeds=int(seeds) - 1)
+    # 1.96 + .84 half-widths of .0153: .0429² × .6 × 3 / (.03² − .0429² × .4)
+    assert seeds == 21
+    assert seeds_needed(measured, 0.02) == np.inf

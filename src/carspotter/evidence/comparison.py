@@ -129,6 +129,19 @@ def photos_needed(measured: Interval, difference: float, seeds: int | None = Non
     return float(np.ceil(measured.photos * reach**2 * (1 - measured.seed_share) / room)) if room > 0 else np.inf
 
 
+def seeds_needed(measured: Interval, difference: float, power: float = 0.8) -> float:
+    """Give how many seeds would show a `difference` on as many photos as measured; `power` as in `photos_needed`.
+
+    Gives inf where the photos alone leave too wide an interval: plan more of them. Few seeds also know little about
+    their own spread, so a claim needs three whatever this says.
+    """
+    quantile = stats.norm.ppf(0.5 + measured.level / 2)
+    reach = (measured.high - measured.low) / 2 * (quantile + stats.norm.ppf(power)) / quantile
+    room = difference**2 - reach**2 * (1 - measured.seed_share)
+    needed = reach**2 * measured.seed_share * measured.seeds / room if room > 0 else np.inf
+    return float(np.ceil(needed)) if np.isfinite(needed) else np.inf
+
+
 def independent_photos_needed(difference: float, disagreement: float, power: float = 0.8, level: float = 0.95) -> int:
     """Give how many independent photos McNemar's test needs to show a `difference` between two models.
 
