@@ -1,15 +1,17 @@
 """What a photo looks like in 4 kB: a small grey copy, a perceptual hash, brightness and sharpness; and near-duplicates.
 
 A near-duplicate is the same shot: re-encoded, rescaled, cropped by up to 15 % of a side, mirrored or watermarked.
-Candidates come from 64-bit DCT hashes (pHash; Zauner, 2010) of the photo and of 36 windows of it, looked up by
+Candidates come from 143-bit DCT hashes (pHash; Zauner, 2010) of the photo and of 36 windows of it, looked up by
 locality-sensitive hashing (Indyk and Motwani, 1998), never N×N; each is then confirmed on pixels, after the two grey
-copies have been aligned (Lucas and Kanade, 1981). Whether two photos match depends on these two alone.
+copies have been aligned (Lucas and Kanade, 1981).
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,12 +31,18 @@ FINGERPRINT = np.dtype(
 # Windows: what a crop may have cut off the two ends of a side, in shares of it.
 CUTS = [(0, 0), (0.075, 0), (0, 0.075), (0.075, 0.075), (0.15, 0), (0, 0.15)]
 WITHOUT_EDGE = (24, 30)  # the windows that lack the uppermost or the lowest 15 %, where sites print their banner
-TABLES, KEY_BITS = 24, 16
-HASH_DISTANCE = 14  # of 63 bits: farther apart, a candidate is not looked at
+FREQUENCIES = 12  # cosines along a side
+# Of 143 bits, and of the 63 lowest frequencies: farther apart, a pair is not looked at. Of crops by 5–15 % of both
+# sides .99 come as near; of pairs of different photos some 10 in a million.
+HASH_DISTANCE, LOW_DISTANCE = 34, 14
+TABLES = 64
+SPARE_BITS = 2  # a table has four slots and more for each photo
+BUCKET, CROWDED = 64, 4  # of a slot with more than BUCKET photos a query meets CROWDED: bounds the work
 QUERY_CHUNK = 4096  # photos looked up at once: bounds memory
-CANDIDATE = np.dtype([("whole", "i4"), ("cut", "i4"), ("window", "u1"), ("distance", "u1")])
+HASH_CHUNK = 512
+CANDIDATE = np.dtype([("whole", "i4"), ("cut", "i4"), ("window", "u1"), ("mirrored", "?"), ("distance", "u1")])
 PAIR_CHUNK = 64
-ALIGN_STEPS = 10
+COARSE_STEPS, FINE_STEPS = 6, 5  # of the alignment, at 16 × 16 and at 32 × 32 points
 BLOCKS, FLAT = 8, 4.0  # blocks along a side; below this spread of grey (0 … 255) a block says nothing
 # Of 1,201 real photos, pairs that show one shot score .85 and more, other cars framed alike up to .80.
 SAME_SHOT = 0.83
@@ -87,114 +95,206 @@ def find_duplicates(fingerprints: np.ndarray, show_progress: bool = True) -> pd.
     """Find all pairs that show the same shot: columns first, second (rows of `fingerprints`), similarity (0 … 1).
 
     `similarity` is the median correlation of small blocks once the pair is aligned; below SAME_SHOT it is no pair.
+    `fingerprints` may be memory-mapped. Work and memory grow in proportion to their number, as long as no more of them
+    are alike.
     """
-    candidates = _find_candidates(hash_windows(fingerprints["grey"]))
+    candidates = find_candidates(hash_windows(fingerprints["grey"]), show_progress)
     similarity = np.empty(len(candidates), dtype=np.float32)
-    with progress_bar(len(candidates), "compare", "pairs", show_progress) as progress:
-        for start in range(0, len(candidates), PAIR_CHUNK):
-            chunk = candidates[start : start + PAIR_CHUNK]
-            similarity[start : start + PAIR_CHUNK] = _compare(fingerprints["grey"], chunk)
-            progress.update(len(chunk))
+    chunks = [slice(start, start + PAIR_CHUNK) for start in range(0, len(candidates), PAIR_CHUNK)]
+
+    def compare(chunk: slice) -> int:
+        similarity[chunk] = _compare(fingerprints["grey"], candidates[chunk])
+        return len(candidates[chunk])
+
+    with (
+        progress_bar(len(candidates), "compare", "pairs", show_progress) as progress,
+        ThreadPoolExecutor(WORKERS) as pool,
+    ):
+        for count in pool.map(compare, chunks):
+            progress.update(count)
     pairs = pd.DataFrame({"first": candidates["whole"], "second": candidates["cut"], "similarity": similarity})
     return pairs[similarity >= SAME_SHOT].reset_index(drop=True)
 
 
 def hash_windows(grey: np.ndarray) -> np.ndarray:
-    """Hash every window of grey photos (N, 64, 64), and its mirror image: uint64, (N, 36, 2); [:, 0, 0] is the whole.
+    """Hash every window of grey photos (N, 64, 64): uint64, (N, 36, 3); [:, 0] is the whole.
 
-    One bit per DCT coefficient below 8 × 8, but for the mean: its sign. A mirror image turns the signs of the odd
-    horizontal frequencies, so its hash costs nothing.
+    One bit per DCT coefficient below 12 × 12, but for the mean: its sign. The first of the three words holds those
+    below 8 × 8.
     """
     basis = np.stack([_window_basis(start, end) for start, end in CUTS]).astype(np.float32)
-    hashes = np.empty((len(grey), len(CUTS) ** 2, 2), dtype=np.uint64)
-    odd = np.tile(np.arange(8) % 2 == 1, 8)
-    for start in range(0, len(grey), 1024):
-        block = grey[start : start + 1024].astype(np.float32)
+    hashes = np.empty((len(grey), len(CUTS) ** 2, len(WORDS)), dtype=np.uint64)
+    for start in range(0, len(grey), HASH_CHUNK):
+        block = grey[start : start + HASH_CHUNK].astype(np.float32)
         block -= block.mean(axis=(1, 2), keepdims=True)
         # n photo, v and h cuts of the two sides, k and l frequencies, y and x pixels
         half = np.einsum("nyx,hlx->nyhl", block, basis, optimize=True)
         waves = np.einsum("vky,nyhl->nvhkl", basis, half, optimize=True)
-        bits = waves.reshape(len(block), len(CUTS) ** 2, 64) > 0
-        mirrored = bits ^ odd
-        for side, signs in enumerate((bits, mirrored)):
-            signs[..., 0] = False
-            hashes[start : start + 1024, :, side] = np.packbits(signs, axis=-1).view(np.uint64)[..., 0]
+        bits = waves.reshape(len(block), len(CUTS) ** 2, FREQUENCIES**2) > 0
+        for word, places in enumerate(WORDS):
+            hashes[start : start + HASH_CHUNK, :, word] = _pack(bits[..., places])
     return hashes
 
 
+def mirror_hashes(hashes: np.ndarray) -> np.ndarray:
+    """Give the hashes (…, 3) of the mirror images: the odd horizontal frequencies turn their signs."""
+    return hashes ^ ODD
+
+
+def _pack(bits: np.ndarray) -> np.ndarray:
+    """Pack up to 64 bits along the last axis into a uint64."""
+    padded = np.zeros((*bits.shape[:-1], 64), dtype=bool)
+    padded[..., : bits.shape[-1]] = bits
+    return np.packbits(padded, axis=-1).view(np.uint64)[..., 0]
+
+
+# Places of the coefficients (flattened 12 × 12) in the three words; the mean, at place 0, is nowhere.
+_vertical, _horizontal = np.divmod(np.arange(FREQUENCIES**2), FREQUENCIES)
+_low = (_vertical < 8) & (_horizontal < 8)
+WORDS = [np.flatnonzero(_low)[1:], *np.array_split(np.flatnonzero(~_low), 2)]
+ODD = np.array([_pack(_horizontal[places] % 2 == 1) for places in WORDS])
+LOW_BITS = np.flatnonzero(np.unpackbits(_pack(np.ones(63, dtype=bool))[None].view(np.uint8), bitorder="little"))
+
+
 def _window_basis(start: float, end: float) -> np.ndarray:
-    """Give the first 8 cosines over the part of a side that is left when its ends are cut: (8, 64)."""
+    """Give the first 12 cosines over the part of a side that is left when its ends are cut: (12, 64)."""
     low, high = SIDE * start, SIDE * (1 - end)
     pixels = np.arange(SIDE)
     covered = np.clip(np.minimum(pixels + 1, high) - np.maximum(pixels, low), 0, 1)
     centre = np.clip(pixels + 0.5, low, high)
-    waves = np.cos(np.pi * np.arange(8)[:, None] * (centre - low) / (high - low)) * covered
+    waves = np.cos(np.pi * np.arange(FREQUENCIES)[:, None] * (centre - low) / (high - low)) * covered
     waves[1:] -= covered * waves[1:].sum(axis=1, keepdims=True) / covered.sum()
     return waves
 
 
-def _find_candidates(hashes: np.ndarray) -> np.ndarray:
+def find_candidates(hashes: np.ndarray, show_progress: bool = True) -> np.ndarray:
     """Pair photos of which a window of the one, perhaps mirrored, hashes like the whole of the other.
 
-    A banner along an edge changes every hash of the whole; so the photos without their lowest and without their highest
-    part are compared as well.
+    `hashes` as from `hash_windows`; gives an array of CANDIDATE, sorted, one per pair: the nearest. Each of TABLES hash
+    tables puts photos that agree in some of the 63 low bits into one slot; the bits of a key grow with the logarithm of
+    the number of photos, so that slots stay small. A banner along an edge changes every hash of the whole; so the
+    photos without their lowest and without their highest part are compared as well.
     """
-    found = np.empty(0, dtype=CANDIDATE)
+    count = len(hashes)
+    key_bits = max(12, (max(count, 1) - 1).bit_length() + SPARE_BITS)
     rng = np.random.default_rng(20190101)
-    for _ in range(TABLES):
-        mask = np.bitwise_or.reduce(np.uint64(1) << rng.choice(63, KEY_BITS, replace=False).astype(np.uint64))
-        fresh = [_look_up(hashes[:, 0, 0], hashes.reshape(len(hashes), 2 * len(CUTS) ** 2), mask)]
-        fresh += [_look_up(hashes[:, window, 0], hashes[:, window], mask) for window in WITHOUT_EDGE]
-        found = _keep_nearest(np.concatenate([found, *fresh]))
-    return found
+    masks = [
+        np.bitwise_or.reduce(np.uint64(1) << rng.choice(LOW_BITS, key_bits, replace=False).astype(np.uint64))
+        for _ in range(TABLES)
+    ]
+    every = range(hashes.shape[1])
+    jobs = [
+        (table, whole, windows)
+        for table in range(TABLES)
+        for whole, windows in [(0, every), *((window, [window]) for window in WITHOUT_EDGE)]
+    ]
+
+    def look_up(job: tuple[int, int, Sequence[int]]) -> np.ndarray:
+        table, whole, windows = job
+        return _look_up(hashes, whole, windows, masks[table], key_bits, table)
+
+    pairs = np.empty(0, dtype=np.int64)
+    with (
+        progress_bar(len(jobs), "look up", "tables", show_progress) as progress,
+        ThreadPoolExecutor(WORKERS) as pool,
+    ):
+        for fresh in _a_few_ahead(pool, look_up, jobs):
+            pairs = np.unique(np.concatenate([pairs, fresh]))
+            progress.update()
+    return _nearest_windows(hashes, *np.divmod(pairs, max(count, 1)))
 
 
-def _look_up(hashes: np.ndarray, queries: np.ndarray, mask: np.uint64) -> np.ndarray:
-    """Find for each photo's queries (N, Q) the other photos whose hash (N,) agrees under the mask and is near."""
-    order = np.argsort(hashes & mask, kind="stable")
-    keys = (hashes & mask)[order]
-    width = queries.shape[1]
+def _nearest_windows(hashes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Give each pair its nearest windows, as CANDIDATE: the ones by which the tables met depend on the other photos."""
+    nearest = np.empty(len(first), dtype=CANDIDATE)
+    for start in range(0, len(first), QUERY_CHUNK):
+        low, high = first[start : start + QUERY_CHUNK], second[start : start + QUERY_CHUNK]
+        every = []
+        for whole, cut in ((low, high), (high, low)):
+            for turn in (np.zeros_like(ODD), ODD):
+                distance = np.bitwise_count(hashes[whole] ^ turn ^ hashes[cut, :1]).sum(axis=2)
+                for edge in WITHOUT_EDGE:
+                    alike = np.bitwise_count(hashes[whole, edge] ^ turn ^ hashes[cut, edge]).sum(axis=1)
+                    distance[:, 0] = np.minimum(distance[:, 0], alike)
+                every.append(distance)
+        every = np.concatenate(every, axis=1)
+        best = every.argmin(axis=1)
+        part = nearest[start : start + QUERY_CHUNK]
+        part["distance"] = every[np.arange(len(best)), best]
+        side, part["window"] = np.divmod(best, hashes.shape[1])
+        turned, part["mirrored"] = np.divmod(side, 2)
+        part["whole"], part["cut"] = np.where(turned, high, low), np.where(turned, low, high)
+    return nearest
+
+
+def _a_few_ahead(pool: ThreadPoolExecutor, function: Callable, jobs: list) -> Iterator:
+    """Like pool.map, but no more results wait than the pool has workers: bounds memory."""
+    waiting = deque()
+    for job in jobs:
+        waiting.append(pool.submit(function, job))
+        if len(waiting) > WORKERS:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _look_up(
+    hashes: np.ndarray, whole: int, windows: Sequence[int], mask: np.uint64, key_bits: int, table: int
+) -> np.ndarray:
+    """Look in one table for the other photos whose window `whole` is near one of the `windows` of each photo.
+
+    Gives pairs as lower row × count + higher row, sorted, each once. Where a slot is crowded, the photos that are
+    compared lie elsewhere in it from table to table.
+    """
+    wholes = np.ascontiguousarray(hashes[:, whole])
+    keys = _slot(wholes[:, 0], mask, key_bits)
+    order = np.argsort(keys, kind="stable").astype(np.int32)
+    first = np.zeros((1 << key_bits) + 1, dtype=np.int32)
+    np.cumsum(np.bincount(keys, minlength=1 << key_bits), out=first[1:])
     found = []
-    for start in range(0, len(queries), QUERY_CHUNK):
-        wanted = (queries[start : start + QUERY_CHUNK] & mask).ravel()
-        low, high = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
-        counts = high - low
-        query = np.repeat(np.arange(len(wanted)), counts)
-        within = np.arange(len(query)) - np.repeat(np.cumsum(counts) - counts, counts)
-        cut = order[np.repeat(low, counts) + within]
-        photo, window = start + query // width, query % width
-        distance = np.bitwise_count(queries[photo, window] ^ hashes[cut])
-        near = np.flatnonzero((distance <= HASH_DISTANCE) & (photo != cut))
-        fresh = np.empty(len(near), dtype=CANDIDATE)
-        fresh["whole"], fresh["cut"] = photo[near], cut[near]
-        fresh["window"], fresh["distance"] = window[near], distance[near]
-        found.append(_keep_nearest(fresh))
-    return np.concatenate(found) if found else np.empty(0, dtype=CANDIDATE)
+    for start in range(0, len(hashes), QUERY_CHUNK):
+        block = hashes[start : start + QUERY_CHUNK]
+        for window in windows:
+            for turn in (np.zeros_like(ODD), ODD):
+                query = block[:, window] ^ turn
+                slot = _slot(query[:, 0], mask, key_bits)
+                low, size = first[slot], first[slot + 1] - first[slot]
+                crowded = np.flatnonzero(size > BUCKET)
+                low[crowded] += table * CROWDED % (size[crowded] - CROWDED + 1)
+                size[crowded] = CROWDED
+                photo = np.repeat(np.arange(len(block)), size)
+                within = np.arange(len(photo)) - np.repeat(np.cumsum(size) - size, size)
+                cut = order[np.repeat(low, size) + within]
+                distance = np.bitwise_count(query[photo, 0] ^ wholes[cut, 0])
+                near = np.flatnonzero((distance <= LOW_DISTANCE) & (photo + start != cut))
+                photo, cut = photo[near], cut[near]
+                distance = np.bitwise_count(query[photo] ^ wholes[cut]).sum(axis=1)
+                near = distance <= HASH_DISTANCE
+                photo, cut = photo[near] + start, cut[near]
+                found.append(np.minimum(photo, cut) * len(hashes) + np.maximum(photo, cut))
+    return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
 
 
-def _keep_nearest(candidates: np.ndarray) -> np.ndarray:
-    """Keep, of all candidates for one pair of photos, the one with the least distance."""
-    low = np.minimum(candidates["whole"], candidates["cut"])
-    high = np.maximum(candidates["whole"], candidates["cut"])
-    order = np.lexsort((candidates["window"], candidates["whole"], candidates["distance"], high, low))
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (np.diff(low[order]) != 0) | (np.diff(high[order]) != 0)
-    return candidates[order[first]]
+def _slot(hashes: np.ndarray, mask: np.uint64, key_bits: int) -> np.ndarray:
+    """Give the slot of each hash in a table: its bits under the mask, spread by Fibonacci hashing."""
+    return ((hashes & mask) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - key_bits)).astype(np.int64)
 
 
 def _compare(grey: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """Align the window of `whole` with `cut`, then say how well they agree: float32, 0 … 1, one per candidate."""
-    vertical, rest = np.divmod(candidates["window"], 2 * len(CUTS))
-    horizontal, mirrored = np.divmod(rest, 2)
+    vertical, horizontal = np.divmod(candidates["window"], len(CUTS))
+    mirrored = candidates["mirrored"]
     whole = _soften(grey[candidates["whole"]])
     cut = _soften(grey[candidates["cut"]])
     # A mirrored hash is that of the window seen in a mirror: turn the other photo instead, the window stays.
-    cut[mirrored == 1] = cut[mirrored == 1, :, ::-1]
+    cut[mirrored] = cut[mirrored, :, ::-1]
     # The window as (start, length) of the two sides, in shares of them.
     cuts = np.array([(start, 1 - start - end) for start, end in CUTS], dtype=np.float32)
     window = np.concatenate([cuts[vertical], cuts[horizontal]], axis=1)
-    for _ in range(ALIGN_STEPS):
-        window = _improve(whole, cut, window)
+    for points, steps in ((SIDE // 4, COARSE_STEPS), (SIDE // 2, FINE_STEPS)):
+        reduced = cut.reshape(-1, points, SIDE // points, points, SIDE // points).mean(axis=(2, 4))
+        for _ in range(steps):
+            window = _improve(whole, reduced, window)
     return _agreement(_look_through(whole, window, SIDE)[0], cut)
 
 
@@ -223,11 +323,10 @@ def _look_through(whole: np.ndarray, window: np.ndarray, points: int) -> tuple[n
 
 
 def _improve(whole: np.ndarray, cut: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """One Gauss-Newton step towards the window (start, length of both sides) that looks most like `cut`."""
-    view, down, across = _look_through(whole, window, SIDE // 2)
-    # `cut` at the same points: they lie where four pixels meet
-    cut = (cut[:, ::2, ::2] + cut[:, 1::2, ::2] + cut[:, ::2, 1::2] + cut[:, 1::2, 1::2]) / 4
-    at = _grid(SIDE // 2)
+    """One Gauss-Newton step towards the window (start, length of both sides) that looks most like the reduced `cut`."""
+    points = cut.shape[1]
+    view, down, across = _look_through(whole, window, points)
+    at = _grid(points)
     # d view / d (start, length of both sides); brightness may change by a gain and an offset
     slopes = np.stack([down, down * at[:, None], across, across * at, view / SIDE, np.ones_like(view)], axis=1)
     slopes = slopes.reshape(len(view), 6, -1) * SIDE

@@ -1,0 +1,231 @@
+"""The duplicate search: its growth on made-up photos, its recall on altered copies of real ones, beside a peer.
+
+    python -m benchmarks.duplicates grow --sizes 10000 30000 100000
+    python -m benchmarks.duplicates copies --peer-python PYTHON
+
+Both read the photos of the folder that the variable CARSPOTTER_REAL_PHOTOS names. `grow` makes photos up from them:
+half the variance of each is a real photo's, the other half drawn from their principal components, so that hashes are as
+skewed as real ones; one in a hundred is an altered copy of another. `copies` adds a re-encoded, rescaled, cropped
+(by 5–15 % of both sides), mirrored and watermarked copy of every photo, and then holds the pairs found against the
+truth; a PYTHON that has `imagededup` does the same with its perceptual hash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+from benchmarks.machine import describe
+from carspotter.photos.fingerprints import (
+    FINGERPRINT,
+    HASH_DISTANCE,
+    LOW_DISTANCE,
+    SIDE,
+    find_candidates,
+    find_duplicates,
+    hash_windows,
+    mirror_hashes,
+)
+
+COMPONENTS = 300
+PLANTED = 100  # one photo in so many is an altered copy
+BRUTE_FORCE = 20_000  # photos up to which all pairs are looked at
+PEER = """
+import json, sys, time
+from imagededup.methods import PHash
+started = time.perf_counter()
+found = PHash(verbose=False).find_duplicates(image_dir=sys.argv[1], max_distance_threshold=int(sys.argv[2]))
+seconds = time.perf_counter() - started
+pairs = sorted({tuple(sorted((name, other))) for name, others in found.items() for other in others})
+print(json.dumps({"seconds": seconds, "pairs": pairs}))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("grow", "copies"))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--photos", type=int, help="only so many of the real photos")
+    parser.add_argument("--peer-python", type=Path, help="a Python that has imagededup")
+    parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    files = sorted(Path(os.environ["CARSPOTTER_REAL_PHOTOS"]).rglob("*.jpg"))
+    files = random.Random(0).sample(files, options.photos) if options.photos else files
+    if options.size:
+        print(json.dumps(grow(files, options.size)))
+        return
+    print(describe("numpy", "pillow"))
+    if options.part == "copies":
+        compare_copies(files, options.peer_python)
+        return
+    for size in options.sizes:  # each in a process of its own, for its memory
+        command = [sys.executable, "-m", "benchmarks.duplicates", "grow", "--size", str(size)]
+        print(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip(), flush=True)
+
+
+def grow(files: list[Path], count: int) -> dict:
+    """Search `count` made-up photos; give seconds, candidates, recall and the memory (MB) added by the search."""
+    rng = np.random.default_rng(1)
+    real = np.stack([_grey(Image.open(file)) for file in files]).reshape(len(files), -1).astype(np.float32)
+    mean = real.mean(axis=0)
+    _, spread, waves = np.linalg.svd(real - mean, full_matrices=False)
+    waves = (spread[:COMPONENTS, None] * waves[:COMPONENTS] / np.sqrt(len(real))).astype(np.float32)
+    hashes = np.empty((count, 36, 3), dtype=np.uint64)
+    planted = np.arange(PLANTED, count, PLANTED)
+    hashing = [0.0, 0.0]
+    for start in range(0, count, PLANTED * 40):
+        size = min(PLANTED * 40, count - start)
+        drawn = rng.normal(size=(size, len(waves))).astype(np.float32) @ waves
+        grey = mean + np.sqrt(0.5) * (drawn + real[rng.integers(len(real), size=size)] - mean)
+        grey = grey.clip(0, 255).astype(np.uint8).reshape(size, SIDE, SIDE)
+        for row in range(PLANTED, size, PLANTED):
+            grey[row] = _grey(_crop(Image.fromarray(grey[row - 1]), random.Random(int(start + row))))
+        before = time.perf_counter(), time.process_time()
+        hashes[start : start + size] = hash_windows(grey)
+        hashing[0] += time.perf_counter() - before[0]
+        hashing[1] += time.process_time() - before[1]
+    planted = planted[planted % (PLANTED * 40) != 0]
+    before = time.perf_counter(), time.process_time()
+    candidates = find_candidates(hashes, show_progress=False)
+    seconds, cpu = time.perf_counter() - before[0], time.process_time() - before[1]
+    found = np.unique(_pairs(candidates["whole"], candidates["cut"], count))
+    wanted = _pairs(planted - 1, planted, count)
+    result = {
+        "photos": count,
+        "hash_seconds": hashing[0],
+        "hash_cpu_seconds": hashing[1],
+        "search_seconds": seconds,
+        "search_cpu_seconds": cpu,
+        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
+        "candidates": len(candidates),
+        "planted_found": np.isin(wanted, found).mean(),
+    }
+    if count <= BRUTE_FORCE:
+        true = _search_all_pairs(hashes)
+        result |= {"pairs_of_brute_force": len(true), "recall_of_brute_force": np.isin(true, found).mean()}
+        result["recall_of_planted_among_these"] = np.isin(np.intersect1d(wanted, true), found).mean()
+    return {name: round(float(value), 4) for name, value in result.items()}
+
+
+def _search_all_pairs(hashes: np.ndarray) -> np.ndarray:
+    found = []
+    wholes = np.ascontiguousarray(hashes[:, 0])
+    for row, windows in enumerate(hashes):
+        both = np.concatenate([windows, mirror_hashes(windows)])
+        low = np.bitwise_count(both[:, :1] ^ wholes[None, :, 0]) <= LOW_DISTANCE
+        window, other = np.nonzero(low)
+        near = np.bitwise_count(both[window] ^ wholes[other]).sum(axis=1) <= HASH_DISTANCE
+        other = np.unique(other[near])
+        found.append(_pairs(row, other[other != row], len(hashes)))
+    return np.unique(np.concatenate(found))
+
+
+def _pairs(first: np.ndarray | int, second: np.ndarray, count: int) -> np.ndarray:
+    return np.minimum(first, second).astype(np.int64) * count + np.maximum(first, second)
+
+
+def compare_copies(files: list[Path], peer_python: Path | None) -> None:
+    """Print, for ours and the peer, the time and the share of copies found by kind, and how many pairs are right."""
+    chance = random.Random(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for number, file in enumerate(files):
+            with Image.open(file) as opened:
+                photo = ImageOps.exif_transpose(opened).convert("RGB")
+            photo.save(folder / f"{number:05}-original.jpg", quality=92)
+            for kind, change in COPIES.items():
+                change(photo, chance).save(folder / f"{number:05}-{kind}.jpg", quality=70)
+        names = sorted(path.name for path in folder.iterdir())
+
+        started = time.perf_counter()
+        fingerprints = np.zeros(len(names), dtype=FINGERPRINT)
+        fingerprints["grey"] = [_grey(Image.open(folder / name)) for name in names]
+        pairs = find_duplicates(fingerprints, show_progress=False)
+        seconds = time.perf_counter() - started
+        ours = {(names[a], names[b]) for a, b in zip(pairs["first"], pairs["second"], strict=True)}
+        _print_score("ours", seconds, ours, names)
+        if peer_python:
+            for threshold in (4, 10):
+                command = [peer_python, "-c", PEER, folder, str(threshold)]
+                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+                answer = json.loads(output)
+                theirs = {tuple(pair) for pair in answer["pairs"]}
+                _print_score(f"imagededup, distance {threshold}", answer["seconds"], theirs, names)
+
+
+def _print_score(who: str, seconds: float, pairs: set[tuple[str, str]], names: list[str]) -> None:
+    """Pairs of one original are right; pairs among the originals are listed apart, for some are true duplicates."""
+    pairs = {tuple(sorted(pair)) for pair in pairs}
+    right = sum(a[:5] == b[:5] for a, b in pairs)
+    parents = {tuple(sorted((a[:5], b[:5]))) for a, b in pairs if "original" in a and "original" in b}
+    # Copies of two originals that were already called duplicates are neither right nor wrong.
+    wrong = sum(a[:5] != b[:5] and tuple(sorted((a[:5], b[:5]))) not in parents for a, b in pairs)
+    numbers = sorted({name[:5] for name in names})
+    recall = {
+        kind: np.mean([(f"{number}-{kind}.jpg", f"{number}-original.jpg") in pairs for number in numbers])
+        for kind in COPIES
+    }
+    shares = ", ".join(f"{kind} {share:.3f}" for kind, share in recall.items())
+    print(
+        f"{who}: {len(names)} photos in {seconds:.0f} s; of the copies found with their original "
+        f"{np.mean(list(recall.values())):.3f} ({shares}); "
+        f"{len(pairs)} pairs, precision {right / (right + wrong or 1):.4f} "
+        f"({wrong} of different photos, and {len(parents)} pairs among the originals)",
+        flush=True,
+    )
+
+
+def _grey(photo: Image.Image) -> np.ndarray:
+    grey = photo.convert("L").resize((4 * SIDE, 4 * SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(grey.reduce(4))
+
+
+def _encode(photo: Image.Image, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    photo.save(buffer, "JPEG", quality=quality)
+    return Image.open(buffer)
+
+
+def _crop(photo: Image.Image, chance: random.Random) -> Image.Image:
+    """Cut off 5–15 % of the width and of the height, somewhere."""
+    box = []
+    for side in photo.size:
+        cut = chance.uniform(0.05, 0.15) * side
+        start = chance.uniform(0, cut)
+        box.append((start, side - cut + start))
+    return photo.crop((round(box[0][0]), round(box[1][0]), round(box[0][1]), round(box[1][1])))
+
+
+def _watermark(photo: Image.Image, chance: random.Random) -> Image.Image:
+    marked = photo.copy()
+    draw = ImageDraw.Draw(marked)
+    width, height = marked.size
+    top = chance.choice((0, round(0.88 * height)))
+    draw.rectangle((0, top, width, top + round(0.12 * height)), fill=(20, 20, 90))
+    draw.text((width // 20, top), "www.used-cars.example", fill="white", font_size=max(8, height // 12))
+    return marked
+
+
+COPIES: dict[str, Callable[[Image.Image, random.Random], Image.Image]] = {
+    "re-encoded": lambda photo, _: _encode(photo, 40),
+    "rescaled": lambda photo, _: photo.resize((max(1, photo.width // 3), max(1, photo.height // 3))),
+    "cropped": _crop,
+    "mirrored": lambda photo, _: ImageOps.mirror(photo),
+    "watermarked": _watermark,
+}
+
+if __name__ == "__main__":
+    main()
