@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 import urllib3
 from selenium import webdriver
@@ -23,8 +24,12 @@ from selenium.webdriver.support.ui import WebDriverWait
 from scraper.site import Site
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ATTEMPTS = 2  # a page that crashes two fresh browsers is left alone
 POLL = 0.05  # seconds
+TAB_MEGABYTES = 512  # what a page's scripts may keep
+SOCKET = "/org.chromium.Chromium.XXXXXX/SingletonSocket"  # what Chromium puts into the temporary folder
+LONGEST_SOCKET_PATH = 107  # bytes: a limit of the kernel's
 
 # distinct listings: a "load more" that repeats its last page adds elements but no listing
 COUNT_LISTINGS = """
@@ -54,6 +59,7 @@ class LoadedPage:
     html: str
     stopped_by: str  # "end marker" · "nothing new" · "bound" · "single page"
     cookies: list[dict]
+    asked: str = ""  # the address that led there
 
 
 class Browser:
@@ -121,7 +127,8 @@ class Browser:
                 self._driver.get(url)
                 self._wait_for(ready or self.site.selectors.listing)
                 stopped_by = expand()
-                return LoadedPage(self._driver.current_url, self._driver.page_source, stopped_by, self._cookies())
+                found = self._driver.current_url, self._driver.page_source
+                return LoadedPage(*found, stopped_by, self._cookies(), url)
             except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
                 # whatever it was, the next attempt and the next page get a fresh browser
                 self.quit(at_once=True)
@@ -195,11 +202,14 @@ class Browser:
             if self.remote_url:
                 self._driver = webdriver.Remote(self.remote_url, options=self._options())
             else:
+                _check_temporary_folder()
                 self._profile = tempfile.mkdtemp(prefix="scraper-browser-")
                 self._guard = _stand_guard(self._profile)
                 self._driver = webdriver.Chrome(*self._local())
         except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
             self.quit(at_once=True)
+            if self.remote_url:
+                raise BrowserError(f"no browser at {self.remote_url} ({_describe(error)}); is it running?") from error
             raise BrowserError(
                 f"no browser could be started ({_describe(error)}); install Chromium and chromedriver "
                 "(Debian: apt install chromium chromium-driver), or give --remote-url"
@@ -219,6 +229,11 @@ class Browser:
         options.unhandled_prompt_behavior = "dismiss"  # an alert box must not stop a crawl
         for flag in ("--disable-dev-shm-usage", "--disable-background-networking", "--window-size=1280,1600"):
             options.add_argument(flag)
+        # a page that leaks memory loses its tab, not the machine
+        options.add_argument(f"--js-flags=--max-old-space-size={TAB_MEGABYTES}")
+        # as root Chromium starts only without its sandbox; who runs a browser elsewhere is not ours to know
+        if os.geteuid() == 0 and urlsplit(self.remote_url or "http://localhost").hostname in LOOPBACK:
+            options.add_argument("--no-sandbox")
         if not self.headed:
             options.add_argument("--headless=new")
         options.add_argument(f"--user-agent={self.site.user_agent}")
@@ -228,8 +243,6 @@ class Browser:
     def _local(self) -> tuple[webdriver.ChromeOptions, Service]:
         """Options and service of a browser on this machine: the system's where there is one, else Selenium's."""
         options = self._options()
-        if os.geteuid() == 0:
-            options.add_argument("--no-sandbox")
         options.add_argument(f"--user-data-dir={self._profile}")
         chromium = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
         driver = shutil.which("chromedriver")
@@ -273,6 +286,17 @@ kill -KILL 0
 
 def _stand_guard(profile: str) -> subprocess.Popen:
     return subprocess.Popen(["/bin/sh", "-c", GUARD, "guard", profile], stdin=subprocess.PIPE, process_group=0)
+
+
+def _check_temporary_folder() -> None:
+    """Raises BrowserError where Chromium would end at once without saying why."""
+    folder = tempfile.gettempdir()
+    if len(os.fsencode(folder + SOCKET)) > LONGEST_SOCKET_PATH:
+        most = LONGEST_SOCKET_PATH - len(SOCKET)
+        raise BrowserError(
+            f"the temporary folder {folder} has too long a path for the browser's socket: {len(os.fsencode(folder))} "
+            f"bytes, and {most} are the most; set the variable TMPDIR to a shorter one, as TMPDIR=/tmp"
+        )
 
 
 def _describe(error: Exception) -> str:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from scraper.browser import Browser, LoadedPage, PageFailed
 from scraper.download import Downloader
@@ -94,12 +95,18 @@ class Crawl:
 
     def _crawl_start(self, start: Start) -> None:
         known: set[str] = set()
+        bare: str | None = None  # what to say of an empty page if another with listings comes after it
         try:
             for number, page in enumerate(self.browser.load(start.url, self.limit)):
                 listings = self._read_page(page, start, is_first=number == 0)
+                if not listings and not bare and number and not is_empty_search(page.html, self.site):
+                    bare = self._rot(page, "selectors.listing", self.journal.folder / "pages")
+                    continue
                 fresh = [listing for listing in listings if listing.id is None or listing.id not in known]
                 if not fresh:  # past its last page a site shows nothing, or the last page once more
                     return
+                if bare:
+                    raise NoListings(bare)
                 known.update(listing.id for listing in fresh if listing.id)
                 self._count(fresh, page)
                 refusal = self._refusal(page)
@@ -142,6 +149,8 @@ class Crawl:
     def _read_page(self, page: LoadedPage, start: Start, is_first: bool) -> list[Listing]:
         archived = self._archive(page, start)
         listings = extract_listings(page.html, page.url, self.site)
+        if not listings and page.asked and _path(page.asked) != _path(page.url):
+            raise Failed(f"led to {page.url}, which shows no listing: a log-in page, perhaps, or the session expired")
         name = "selectors.photos" if listings else "selectors.listing"
         is_rotten = is_first and not listings and not is_empty_search(page.html, self.site)
         if listings and not self.site.detail:
@@ -245,6 +254,10 @@ class Crawl:
         for url in left:
             line = self.journal.newest_line(url)
             self._photo({key: value for key, value in line.items() if key not in RESULT_KEYS})
+
+
+def _path(url: str) -> str:
+    return urlsplit(url).path.rstrip("/")
 
 
 def kind_of(error: Exception) -> str:

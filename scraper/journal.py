@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,7 +96,8 @@ class Journal:
     def __init__(self, folder: Path):
         self.folder = folder
         self.fates: dict[str, Fate] = {}
-        self.forgotten: set[str] = set()  # hashes of photos that somebody asked to be removed
+        # hashes of photos that somebody asked to be removed, from this site or from one beside it
+        self.forgotten: set[str] = set()
         self.collected: set[str] = set()  # listings' own pages whose photos all have their fate
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -106,6 +107,8 @@ class Journal:
             self.is_new = not (folder / "journal.jsonl").exists()
             self._photos = Lines(folder / "journal.jsonl")
             self._pages = Lines(folder / "pages.jsonl")
+            for beside in folder.parent.glob("*/journal.jsonl"):
+                self.forgotten |= read_forgotten(beside)
             for place, line in self._photos.replay():
                 self._remember(line, place)
             for _, line in self._pages.replay():
@@ -162,6 +165,19 @@ class Journal:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def read_forgotten(journal: Path) -> set[str]:
+    """Give the hashes that a journal marks as forgotten; lines that it cannot make sense of are passed over."""
+    forgotten = set()
+    with open(journal, "rb") as lines:
+        for line in lines:
+            if b'"forgotten"' in line:  # few lines are worth parsing
+                with suppress(ValueError):
+                    content = json.loads(line)
+                    if content.get("status") == "forgotten":
+                        forgotten.add(content["sha256"])
+    return forgotten
 
 
 @contextmanager

@@ -20,9 +20,10 @@ class Report:
 
 def check_site(site: Site, browser: Browser) -> Report:
     """Open the first page of the first start entry, and one listing's own page where the site has them."""
-    url = site.starts[0].url
+    start = site.starts[0].url
+    url = start.replace("{page}", str(site.paging.first_page))
     try:
-        page = next(browser.load(url))
+        page = next(browser.load(start))
         listings = extract_listings(page.html, page.url, site)
         listing_names = tuple(name for name in named_selectors(site) if not name.startswith("detail."))
         lines = [f"{page.url} ({page.stopped_by})", *_table(page.html, site, listing_names)]
@@ -31,11 +32,13 @@ def check_site(site: Site, browser: Browser) -> Report:
             own_page = browser.open(example.link)
             example = extract_detail(own_page.html, own_page.url, site, example)
             detail_names = tuple(name for name in named_selectors(site) if name.startswith("detail."))
-            lines += ["", own_page.url, *_table(own_page.html, site, detail_names)]
+            lines += ["", f"{own_page.url} (the first listing's own page)", *_table(own_page.html, site, detail_names)]
     except (Refused, Failed, PageFailed) as error:
         return Report(f"{url}: not opened: {error}", False)
-    photos = sum(len(listing.photos) for listing in listings)
-    lines += ["", f"{len(listings)} listings, {photos} photos on this page"]
+    photos = f"{sum(len(listing.photos) for listing in listings)} photos on this page"
+    if site.detail:
+        photos = "their photos on their own pages"
+    lines += ["", f"{len(listings)} listings, {photos}"]
     if example:
         lines += [
             f"the first: id {example.id!r}, {len(example.photos)} photos",

@@ -199,17 +199,24 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def search(self, query: dict[str, str]) -> None:
         page = int(query.get("page", 0))
+        if "session" in query and page >= int(query["session"]):
+            self.redirect("/login")
+            return
+        if query.get("rot") == str(page):
+            query["changed"] = "1"
         html, last = self.cards(page, query)
         script = SCROLL_SCRIPT + (ON_SCROLL if query.get("kind") == "scroll" else "")
         if query.get("kind") == "button":
             html += '<button id="more" onclick="more()">more</button>'
         if query.get("kind") == "next" and not last:
-            others = "&".join(f"{key}={value}" for key, value in query.items() if key != "page")
+            others = "&".join(f"{key}={value}" for key, value in query.items() if key not in ("page", "changed"))
             html += f'<a rel="next" href="/search?{others}&page={page + 1}">next</a>'
         if "alert" in query:
             script += "alert('Subscribe!'); setTimeout(() => alert('Really?'), 50);"
         if "hang" in query:
             script = "while (true) {}"
+        if "leak" in query:
+            script = "const kept = []; while (true) kept.push(new Array(1e6).fill().map(Math.random));"
         if "cookie" in query and "visited=1" not in self.headers.get("Cookie", ""):
             self.send(b"", "text/html", 302, Location=self.path, Set_Cookie="visited=1; Path=/")
             return
@@ -219,6 +226,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if "blank" in query or "empty" in query:
             body = f"<!doctype html>{empty}<p>Welcome</p>"
         self.send(body.encode(), "text/html; charset=utf-8")
+
+    def login(self, _) -> None:
+        self.send(b"<!doctype html><form>Your session has expired. Password: <input></form>", "text/html")
 
     def api_cards(self, query: dict[str, str]) -> None:
         html, last = self.cards(int(query["page"]), query)

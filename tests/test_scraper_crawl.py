@@ -75,6 +75,9 @@ PAGE_FAULTS = {
     "next": ("listings=13&kind=next", {"restart_every": 1}),
     "numbered": ("listings=13&kind=numbered&page={page}", {}),
     "numbered-repeats": ("listings=10&kind=numbered&repeat=1&page={page}", {}),
+    "numbered-rot": ("listings=13&kind=numbered&rot=1&page={page}", {}),
+    "next-rot": ("listings=13&kind=next&rot=1", {}),
+    "session-expired": ("listings=13&kind=numbered&session=1&page={page}", {}),
     "detail": ("listings=3&kind=none", {"more": '[detail]\nphotos = "#gallery img"'}),
     "detail-bare": ("listings=5&kind=none", {"more": '[detail]\nphotos = "#renamed img"', "photos": "img.renamed"}),
     "alert": ("alert=1", {}),
@@ -86,6 +89,7 @@ PAGE_FAULTS = {
     "changed-layout": ("changed=1", {}),
     "no-photos": ("listings=5", {"photos": "img.renamed"}),
     "hang": ("hang=1", {"page_timeout": 1}),
+    "leak": ("leak=1", {"page_timeout": 60}),
     "crash-once": ("listings=5", {}),
     "tab-crash-once": ("listings=5", {}),
     "robots-forbids": ("listings=5", {"robots": "User-agent: *\nDisallow: /search\n"}),
@@ -218,6 +222,48 @@ def test_interrupted_it_says_how_far_it_came(name, short_path):
     assert process.returncode == 130, text
     assert "the same command goes on where it stopped" in text and re.search(r"photos found +[45]\n", text)
     assert_no_browser_left(short_path)
+
+
+@pytest.fixture
+def webdriver_endpoint(short_path):
+    """A chromedriver of its own, as a WebDriver endpoint somewhere else would be; gives its address."""
+    command = ["chromedriver", "--port=0"]
+    environment = os.environ | {"TMPDIR": str(short_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        try:
+            port = next(found[1] for line in process.stdout if (found := re.search(r"success.* on port (\d+)", line)))
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+
+
+def test_a_browser_behind_a_webdriver_endpoint_does_the_same(webdriver_endpoint, tmp_path):
+    with MisbehavingSite() as site:
+        file = write_site_file(tmp_path, f"{site.base_url}/search?listings=13&kind=scroll", "scroll", restart_every=1)
+        assert main([str(file), "--out", str(tmp_path / "raw"), "--remote-url", webdriver_endpoint]) == 0
+        assert len(site.photo_requests()) == 13
+
+
+def test_an_endpoint_that_is_not_there_is_named(tmp_path, capsys):
+    file = write_site_file(tmp_path, "http://127.0.0.1:9/search")
+    assert main([str(file), "--out", str(tmp_path / "raw"), "--remote-url", "http://127.0.0.1:9"]) == 3
+    assert "no browser at http://127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_a_temporary_folder_too_deep_for_the_browser_is_named(tmp_path, monkeypatch, capsys):
+    deep = tmp_path / ("d" * 90)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    file = write_site_file(tmp_path, "http://127.0.0.1:9/search")
+    assert main([str(file), "--out", str(tmp_path / "raw")]) == 3
+    assert re.search("too long a path for the browser's socket.*TMPDIR=/tmp", capsys.readouterr().err)
+
+
+def test_a_folder_that_cannot_be_written_stops_at_once(tmp_path, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    file = write_site_file(tmp_path, "http://127.0.0.1:9/search")
+    assert main([str(file), "--out", str(tmp_path / "file" / "raw")]) == 3
+    assert re.search("cannot write .*file.*run the same command again", capsys.readouterr().err)
 
 
 def test_limit_ends_the_crawl_early(tmp_path, capsys):

@@ -133,6 +133,16 @@ def test_a_read_only_folder_is_named(tmp_path):
         Journal(folder)
 
 
+def test_photos_forgotten_at_one_site_are_forgotten_at_all(tmp_path):
+    with Journal(tmp_path / "a") as journal:
+        journal.append(line(title='status "forgotten"'))
+        journal.append({"status": "forgotten", "sha256": "cd"})
+    with open(tmp_path / "a" / "journal.jsonl", "a") as torn:
+        torn.write('{"status": "forgotten", "sha2')
+    with Journal(tmp_path / "b") as journal:
+        assert journal.forgotten == {"cd"}
+
+
 def test_forgotten_photos_are_known_by_their_hash(tmp_path):
     with Journal(tmp_path) as journal:
         journal.append({"status": "forgotten", "sha256": "ab"})
