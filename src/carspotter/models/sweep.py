@@ -1,4 +1,4 @@
-"""Many runs: experiments × frameworks × image sizes × seeds, each in a process of its own.
+"""Many runs: experiments × frameworks × image sizes × seeds, each in a process of its own, here or on a cluster.
 
 A cell that fails is reported and the others go on; asking again trains what is missing, and resumes what was killed.
 """
@@ -10,16 +10,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from carspotter.models.cluster import run_on_ray
 from carspotter.models.experiments import SERIES
-from carspotter.models.runs import FRAMEWORKS, load_or_train, read_runs
+from carspotter.models.runs import FRAMEWORKS, _specify, load_or_train, read_runs
 from carspotter.paths import Study
 from carspotter.progress import progress_bar
 
@@ -64,25 +66,61 @@ def read_sweep(path: Path) -> list[Cell]:
     return [Cell(**dict(values), **common) for values in itertools.product(*axes)]
 
 
-def run_sweep(study: Study, cells: Iterable[Cell], processes: int = 1, show_progress: bool = True) -> pd.DataFrame:
-    """Make the runs of `cells`, `processes` at a time: one row per cell, its fields, run, validation accuracy, error.
+def run_sweep(
+    study: Study,
+    cells: Iterable[Cell],
+    processes: int = 1,
+    on: str = "local",
+    cpus: int = 1,
+    show_progress: bool = True,
+) -> pd.DataFrame:
+    """Make the runs of `cells`: one row per cell, its fields, run, validation accuracy, seconds, error.
 
-    error is "" where the run is recorded; a cell that fails, or whose process is killed, does not stop the others.
+    `on` is local, `processes` at a time; or ray (see `cluster.run_on_ray`), ray://HOST:PORT or a cluster's HOST:PORT,
+    with `cpus` for each cell. The table is the same. error is "" where the run is recorded; a cell that fails, or whose
+    process is killed, does not stop the others. seconds are what was spent on a cell now, 0 where it was recorded.
     """
     cells = list(dict.fromkeys(cells))
-    results: dict[Cell, dict] = {}
-    with (
-        ThreadPoolExecutor(processes) as pool,
-        progress_bar(len(cells), "sweep", "runs", show_progress) as progress,
-    ):
-        waiting = {pool.submit(_run_cell, study, cell, processes): cell for cell in cells}
-        for future in as_completed(waiting):
-            cell = waiting[future]
-            results[cell] = future.result()
-            if results[cell]["error"]:
-                progress.write(f"failed: {cell}: {results[cell]['error']}", file=sys.stderr)
+    recorded = set(read_runs(study)["run"])
+    runs = {cell: _run_of(study, cell) for cell in cells}
+    results = {cell: {"run": run, "seconds": 0.0, "error": ""} for cell, run in runs.items() if run in recorded}
+    missing = [cell for cell in cells if cell not in results]
+    with progress_bar(len(cells), "sweep", "runs", show_progress, done=len(results)) as progress:
+        for cell, result in _run_cells(study, missing, processes, on, cpus):
+            results[cell] = result
+            if result["error"]:
+                progress.write(f"failed: {cell}: {result['error']}", file=sys.stderr)
             progress.update()
+    accuracies = read_runs(study).set_index("run")["best_validation_accuracy"]
+    for result in results.values():
+        result["best_validation_accuracy"] = float(accuracies[result["run"]]) if result["run"] else float("nan")
     return pd.DataFrame([asdict(cell) | results[cell] for cell in cells])
+
+
+def _run_of(study: Study, cell: Cell) -> str:
+    """Name the run that a cell makes; "" where it can make none, which its process will then explain."""
+    arguments = asdict(cell)
+    try:
+        return _specify(study, SERIES[arguments.pop("experiment")], **arguments)["run"]
+    except ValueError:
+        return ""
+
+
+def _run_cells(study: Study, cells: list[Cell], processes: int, on: str, cpus: int) -> Iterator[tuple[Cell, dict]]:
+    """Run cells wherever they are to be run, and give each with its result as it is finished."""
+    if not cells:
+        return
+    if on != "local":
+        yield from run_on_ray(study, {cell: asdict(cell) for cell in cells}, None if on == "ray" else on, cpus)
+        return
+    with ThreadPoolExecutor(processes) as pool:
+        waiting = {pool.submit(_run_cell, study, cell, processes): cell for cell in cells}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+        finally:
+            # After Ctrl-C the cells that have not begun must not begin.
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _run_cell(study: Study, cell: Cell, processes: int) -> dict:
@@ -91,17 +129,17 @@ def _run_cell(study: Study, cell: Cell, processes: int) -> dict:
     limits = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), threads)
     # The package may be on this process' path only, in a checkout that is not installed.
     found_from = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    started = time.perf_counter()
     message = json.dumps({"study": [study.name, str(study.data), str(study.results)], "cell": asdict(cell)})
     finished = subprocess.run(
         [sys.executable, "-c", "from carspotter.models.sweep import main; main()"],
         input=message, capture_output=True, text=True, env=limits | os.environ | {"PYTHONPATH": found_from},
     )  # fmt: skip
+    result = {"run": "", "seconds": time.perf_counter() - started, "error": ""}
     if finished.returncode:
         lines = finished.stderr.strip().splitlines() or [f"the process ended with status {finished.returncode}"]
-        return {"run": "", "best_validation_accuracy": float("nan"), "error": lines[-1]}
-    run = finished.stdout.split()[-1]
-    row = read_runs(study).set_index("run").loc[run]
-    return {"run": run, "best_validation_accuracy": float(row["best_validation_accuracy"]), "error": ""}
+        return result | {"error": lines[-1]}
+    return result | {"run": finished.stdout.split()[-1]}
 
 
 def main() -> None:

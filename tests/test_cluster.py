@@ -1,0 +1,107 @@
+"""A sweep on a real Ray cluster: a head and a second node on loopback, which is killed in the middle."""
+
+import shutil
+import sys
+import threading
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from test_sweep import study  # noqa: F401  the same forty photos
+
+from carspotter.models.cluster import pack_study, unpack_study
+from carspotter.models.runs import load_run, read_runs
+from carspotter.models.sweep import Cell, run_sweep
+from carspotter.photos.splitting import split_version
+
+CELLS = [Cell("baseline_cnn", "torch", image_size=48, seed=seed, epochs=30, quick=True) for seed in range(3)]
+BROKEN = Cell("baseline_cnn", "torch", image_size=20, epochs=30, quick=True)
+TIMES = ["seconds", "photos_per_second", "finished_time"]
+
+
+@pytest.fixture
+def quick_ray(tmp_path, monkeypatch):
+    """Ray starts some eight processes, and gives each node 15 s to come up.
+
+    Jupyter's extras make jsonschema, which Ray imports everywhere, build a grammar of addresses: 3 s of CPU each time.
+    """
+    (tmp_path / "rfc3987_syntax.py").write_text("raise ImportError\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    return pytest.importorskip("ray.cluster_utils")
+
+
+def test_what_a_node_gets_is_what_training_reads_and_no_more(study, tmp_path):  # noqa: F811
+    splits = pd.read_csv(study.splits)
+    splits.loc[splits.index[:5], ["split", "label"]] = ["test", ""]
+    splits.to_csv(study.splits, index=False)
+    archive = pack_study(study)
+    assert archive == pack_study(study), "the same study is the same archive"
+    there = unpack_study(study.name, archive, tmp_path / "node")
+    assert split_version(there) == split_version(study)
+    assert {path.stem for path in there.raw.glob("*/??/*")} == set(splits["sha256"][5:]), "no test photo travels"
+    assert not (there.data / "sealed").exists()
+    (there.data / "mark").touch()
+    assert unpack_study(study.name, archive, tmp_path / "node").data.joinpath("mark").exists(), "unpacked once"
+
+
+def test_ray_that_is_missing_is_named(study, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"carspotter\[cluster\]"):
+        run_sweep(study, CELLS, on="ray", show_progress=False)
+
+
+def test_a_node_that_is_killed_loses_its_running_cell_alone_and_the_table_is_complete(
+    study,  # noqa: F811
+    tmp_path,
+    short_path,
+    quick_ray,
+    monkeypatch,
+):
+    pytest.importorskip("torch")
+    monkeypatch.setenv("TMPDIR", str(short_path))  # Ray has sockets there too
+    size = {"num_cpus": 1, "object_store_memory": 100_000_000, "memory": 4_000_000_000, "include_dashboard": False}
+    cluster = quick_ray.Cluster(initialize_head=True, head_node_args=size)
+    stop = threading.Event()
+    lost = []
+    try:
+        second = cluster.add_node(**size)
+
+        place = f"carspotter-*-{second.node_id[:12]}/study/results/toy/runs"
+
+        def kill_when_it_trains():
+            while not stop.wait(0.005):
+                for history in short_path.glob(f"{place}/*/history.csv"):
+                    if not (history.parent / "validation.csv").exists():
+                        cluster.remove_node(second, allow_graceful=False)
+                        lost.append(history.parent.name)
+                        return
+
+        killer = threading.Thread(target=kill_when_it_trains)
+        killer.start()
+        table = run_sweep(study, [*CELLS, BROKEN], on=cluster.address, show_progress=False)
+    finally:
+        stop.set()
+        killer.join()
+        cluster.shutdown()
+
+    assert len(lost) == 1, "the second node was killed while it trained a cell"
+    assert not list(short_path.glob(f"{place}/{lost[0]}/validation.csv"))
+    assert list(table["error"].astype(bool)) == [False] * len(CELLS) + [True]
+    assert "20 px vanish" in table["error"].iloc[-1]
+    assert lost[0] in set(table["run"]), "its cell was trained elsewhere"
+    assert sorted(read_runs(study)["run"]) == sorted(table["run"][:-1]), "each run once, the failed one not"
+    assert (table["seconds"] > 0).all()
+
+    again = run_sweep(study, CELLS, on="ray://127.0.0.1:1", show_progress=False)
+    assert list(again["run"]) == list(table["run"][:-1]), "found, without a cluster"
+    assert load_run(study, lost[0]).model is not None, "the weights came back too"
+    here = replace(study, results=tmp_path / "here")
+    shutil.copytree(study.folder, here.folder, ignore=shutil.ignore_patterns("runs", "runs.csv"))
+    local = run_sweep(here, CELLS[:1], show_progress=False)
+    same = [column for column in table if column != "seconds"]
+    pd.testing.assert_frame_equal(local[same], table[same][:1])
+    mine, theirs = (read_runs(one).sort_values("run").drop(columns=TIMES) for one in (here, study))
+    theirs = theirs[theirs["run"].isin(mine["run"])]
+    pd.testing.assert_frame_equal(mine.reset_index(drop=True), theirs.reset_index(drop=True))
