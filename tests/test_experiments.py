@@ -11,6 +11,7 @@ from carspotter.models.experiments import (
     BATCH_NORM,
     BATCH_NORM_BEFORE_RELU,
     DROPOUT,
+    FAST_RECIPE,
     MOBILENET_FEATURES,
     SERIES,
     VGG16_FEATURES,
@@ -18,9 +19,11 @@ from carspotter.models.experiments import (
     Experiment,
     convolutions,
     describe_difference,
+    draw_colours,
     draw_epoch,
     feature_count,
     feature_side,
+    learning_rates,
 )
 
 
@@ -105,3 +108,31 @@ def test_without_augmentation_the_order_is_the_same_and_nothing_else_is_drawn():
     order, matrices = draw_epoch(BASELINE, seed=3, epoch=2, count=50, image_size=64)
     assert matrices is None
     np.testing.assert_array_equal(order, draw_epoch(AUGMENTATION, 3, 2, 50, 64)[0])
+
+
+def test_padded_blocks_halve_the_side_and_their_last_maps_are_averaged():
+    assert (
+        feature_side(FAST_RECIPE, 96) == 3 and feature_count(FAST_RECIPE, 96) == feature_count(FAST_RECIPE, 64) == 256
+    )
+    with pytest.raises(ValueError, match="32 px or more"):
+        feature_side(FAST_RECIPE, 31)
+
+
+def test_fast_recipe_turns_photos_less_and_changes_colours():
+    _, mild = draw_epoch(FAST_RECIPE, seed=3, epoch=2, count=500, image_size=64)
+    sines = np.abs(mild[:, 1, 0] / np.hypot(mild[:, 0, 0], mild[:, 1, 0]))
+    assert 0.2 < sines.max() < np.sin(np.deg2rad(15)) * 1.5  # zooms of the two axes stretch the angle
+    colours = draw_colours(FAST_RECIPE, seed=3, epoch=2, count=500)
+    assert colours.shape == (500, 3, 4) and np.ptp(colours[:, :, 3]) > 0.2
+    assert (colours != draw_colours(FAST_RECIPE, seed=3, epoch=3, count=500)).any()
+    assert draw_colours(AUGMENTATION, seed=3, epoch=2, count=500) is None
+    assert draw_colours(replace(FAST_RECIPE, augment=False), seed=3, epoch=2, count=500) is None
+
+
+def test_learning_rates_are_constant_or_go_up_and_down_once():
+    np.testing.assert_array_equal(learning_rates(BASELINE, 7), np.full(7, 1e-4, np.float32))
+    rates = learning_rates(FAST_RECIPE, 200)
+    top = int(rates.argmax())
+    assert rates.dtype == np.float32 and 25 <= top <= 35 and rates[top] == pytest.approx(2e-3, rel=0.01)
+    assert (np.diff(rates[: top + 1]) > 0).all() and (np.diff(rates[top:]) < 0).all()
+    assert 0 < rates[-1] < 1e-6 and 0 < rates[0] < 1e-4
