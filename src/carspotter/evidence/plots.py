@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image, ImageOps
 
 # Okabe and Ito's colours, told apart by colour-blind readers too: https://jfly.uni-koeln.de/color/
@@ -225,8 +226,7 @@ def forecast_chart(curves: dict, farthest: float, title: str = "", target: float
             axis.plot(curve.sizes, 1 - curve.errors, "o", color=colour, label=f"{name}, measured")
         if target is not None:
             axis.axhline(target, color=GREY, linestyle="--", linewidth=1, label=f"{target:.0%}")
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:,.0f}")
+        _log_scale(axis)
         axis.set(xlabel="training photos (log scale)", ylabel="validation accuracy, 95 % interval", title=title)
         axis.legend(fontsize=8, loc="lower right")
         return _finish(figure)
@@ -247,7 +247,7 @@ def pareto_chart(table: pd.DataFrame, title: str = "", cost: str = "training_sec
             axis.annotate(row.recipe, (spent, row.accuracy), (7, 4), textcoords="offset points", fontsize=8)
         front = table[table["front"]].sort_values(cost)
         axis.plot(front[cost], front["accuracy"], color=BLUE, linewidth=1, label="no other is cheaper and better")
-        axis.set_xscale("log")
+        _log_scale(axis)
         axis.margins(x=0.2)
         axis.set(xlabel=f"{cost.replace('_', ' ')} ({unit}, log scale)", title=title)
         axis.set_ylabel("validation accuracy, 95 % interval")
@@ -272,6 +272,14 @@ def framework_bars(table: pd.DataFrame, title: str = "") -> Figure:
         axes[0].invert_yaxis()
         axes[0].set_title(title)
         return _finish(figure)
+
+
+def _log_scale(axis: plt.Axes) -> None:
+    """Spread the horizontal axis by factors, with plain numbers at 1, 2 and 5."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:,g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _labelled(axis: plt.Axes, word: str) -> tuple[list, list[str]]:
