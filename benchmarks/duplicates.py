@@ -57,7 +57,7 @@ print(json.dumps({"seconds": seconds, "pairs": pairs}))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("grow", "copies"))
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="PHOTOS")
     parser.add_argument("--photos", type=int, help="only so many of the real photos")
     parser.add_argument("--peer-python", type=Path, help="a Python that has imagededup")
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
@@ -175,7 +175,9 @@ def _print_score(who: str, seconds: float, pairs: set[tuple[str, str]], names: l
     wrong = sum(a[:5] != b[:5] and tuple(sorted((a[:5], b[:5]))) not in parents for a, b in pairs)
     numbers = sorted({name[:5] for name in names})
     recall = {
-        kind: np.mean([(f"{number}-{kind}.jpg", f"{number}-original.jpg") in pairs for number in numbers])
+        kind: np.mean(
+            [tuple(sorted((f"{number}-{kind}.jpg", f"{number}-original.jpg"))) in pairs for number in numbers]
+        )
         for kind in COPIES
     }
     shares = ", ".join(f"{kind} {share:.3f}" for kind, share in recall.items())
