@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,7 @@ from carspotter.photos.fingerprints import (
     hash_windows,
     mirror_hashes,
 )
+from carspotter.photos.images import WORKERS
 
 COMPONENTS = 300
 PLANTED = 100  # one photo in so many is an altered copy
@@ -152,7 +154,8 @@ def compare_copies(files: list[Path], peer_python: Path | None) -> None:
 
         started = time.perf_counter()
         fingerprints = np.zeros(len(names), dtype=FINGERPRINT)
-        fingerprints["grey"] = [_grey(Image.open(folder / name)) for name in names]
+        with ThreadPoolExecutor(WORKERS) as pool:  # as the curation does
+            fingerprints["grey"] = list(pool.map(_grey, (Image.open(folder / name) for name in names)))
         pairs = find_duplicates(fingerprints, show_progress=False)
         seconds = time.perf_counter() - started
         ours = {(names[a], names[b]) for a, b in zip(pairs["first"], pairs["second"], strict=True)}

@@ -81,6 +81,11 @@ class Browser:
         self._guard: subprocess.Popen | None = None
         self._pages = 0
 
+    @property
+    def process_group(self) -> int | None:
+        """The process group of a local browser and all its helpers; None when there is none."""
+        return self._guard.pid if self._guard else None
+
     def __enter__(self) -> Browser:
         self._start()
         return self
