@@ -6,17 +6,25 @@ that is needed. Linux and macOS; elsewhere a remote browser (`--remote-url`) doe
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 import urllib3
 from selenium import webdriver
-from selenium.common.exceptions import NoSuchDriverException, TimeoutException, WebDriverException
+from selenium.common.exceptions import (
+    NoAlertPresentException,
+    NoSuchDriverException,
+    TimeoutException,
+    UnexpectedAlertPresentException,
+    WebDriverException,
+)
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -26,6 +34,7 @@ from scraper.site import Site
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ATTEMPTS = 2  # a page that crashes two fresh browsers is left alone
+MAX_ALERTS = 5  # boxes that one page may open while it is read
 POLL = 0.05  # seconds
 TAB_MEGABYTES = 512  # what a page's scripts may keep
 SOCKET = "/org.chromium.Chromium.XXXXXX/SingletonSocket"  # what Chromium puts into the temporary folder
@@ -129,16 +138,28 @@ class Browser:
             self.permit(url)
             self._pages += 1
             try:
-                self._driver.get(url)
-                self._wait_for(ready or self.site.selectors.listing)
-                stopped_by = expand()
-                found = self._driver.current_url, self._driver.page_source
-                return LoadedPage(*found, stopped_by, self._cookies(), url)
+                with suppress(UnexpectedAlertPresentException):
+                    self._driver.get(url)
+                return self._read(url, expand, ready or self.site.selectors.listing)
             except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
                 # whatever it was, the next attempt and the next page get a fresh browser
                 self.quit(at_once=True)
                 if attempt + 1 == ATTEMPTS:
                     raise PageFailed(_describe(error)) from error
+
+    def _read(self, url: str, expand: Callable[[], str], ready: str) -> LoadedPage:
+        """Wait for what `ready` selects, expand the page and take its HTML, whatever alert boxes come in between."""
+        for left in itertools.count(MAX_ALERTS, -1):
+            try:
+                self._wait_for(ready)
+                stopped_by = expand()
+                found = self._driver.current_url, self._driver.page_source
+                return LoadedPage(*found, stopped_by, self._cookies(), url)
+            except UnexpectedAlertPresentException:
+                if not left:
+                    raise
+                with suppress(NoAlertPresentException):  # the driver has dismissed it already, as a rule
+                    self._driver.switch_to.alert.dismiss()
 
     def _cookies(self) -> list[dict]:
         return self._driver.get_cookies()
