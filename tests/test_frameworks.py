@@ -12,6 +12,7 @@ os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 import numpy as np
 import pytest
 
+from carspotter.check.onnx_graph import build_graph, read_layers
 from carspotter.models.experiments import (
     AUGMENTATION,
     BASELINE,
@@ -291,6 +292,19 @@ def test_contract_a_mirror_image_makes_no_difference_at_inference(siblings, phot
     lopsided = siblings.build_model(small(FAST_RECIPE, mirrored=False), 2, SIZE)
     difference = logits_of(siblings, lopsided, mirrored) - logits_of(siblings, lopsided, images[:8])
     assert np.abs(difference).max() > 1e-4
+
+
+def test_contract_the_onnx_graph_takes_mirror_images_in_as_the_model_does(siblings, photos):
+    pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    experiment = small(FAST_RECIPE)
+    for classes in (2, 3):
+        model = siblings.build_model(experiment, classes, SIZE)
+        graph = build_graph(experiment, read_layers(name_of(siblings), model), SIZE)
+        logits, features = onnxruntime.InferenceSession(graph).run(None, {"image": photos[0][:7]})
+        expected = siblings.predict_probabilities(model, photos[0][:7])
+        np.testing.assert_allclose(probabilities_from_logits(logits), expected, atol=1e-5)
+        assert features.shape == (7, 16)
 
 
 def test_contract_a_killed_one_cycle_goes_on_where_it_was(siblings, photos, tmp_path):
