@@ -55,7 +55,7 @@ def compare(options: argparse.Namespace) -> None:
     print(describe("keras", "tensorflow", "torch", "numpy"))
     rates = run_contestant(__file__, "--contestant", "rates")
     dtype = max(rates, key=rates.get) if options.dtype == "auto" else options.dtype
-    print(f"matrix rate: {', '.join(f'{name} {rate:.0f} GFLOP/s' for name, rate in rates.items())}; ours: {dtype}")
+    print(f"matrix rate: {', '.join(f'{name} {rate:.1f} GFLOP/s' for name, rate in rates.items())}; ours: {dtype}")
     measured = {}
     with tempfile.TemporaryDirectory() as folder:
         write_jpegs(Path(folder), options.photos)
@@ -68,7 +68,7 @@ def compare(options: argparse.Namespace) -> None:
                     alone = run_contestant(__file__, "--contestant", name, "--step-alone", *common)
                     measured.setdefault((name, True), []).append(alone)
         rates_after = run_contestant(__file__, "--contestant", "rates")
-    print(f"matrix rate afterwards: {', '.join(f'{name} {rate:.0f}' for name, rate in rates_after.items())}")
+    print(f"matrix rate afterwards: {', '.join(f'{name} {rate:.1f}' for name, rate in rates_after.items())}")
     best = max(rates[dtype], rates_after[dtype])
     median = {key: float(np.median(values)) for key, values in measured.items()}
     base = median["original", False]
