@@ -8,6 +8,7 @@ SYSTEM_PYTHON ?= python3
 PHOTOS ?=
 CLASSES ?=
 EPOCHS ?=
+DATA ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup browser demo study test lint lab clean
@@ -40,7 +41,7 @@ demo: setup  ## the whole road on the sample site: scrape, curate, split, train,
 	$(PYTHON) -m carspotter demo
 
 study: setup  ## the same on your photos: make study PHOTOS=FOLDER CLASSES="a b"
-	$(PYTHON) -m carspotter study $(if $(PHOTOS),"$(PHOTOS)") $(if $(CLASSES),--classes $(CLASSES)) $(if $(EPOCHS),--epochs $(EPOCHS))
+	$(PYTHON) -m carspotter study $(if $(PHOTOS),"$(PHOTOS)") $(if $(CLASSES),--classes $(CLASSES)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(DATA),--data "$(DATA)")
 
 test: setup  ## run the tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile

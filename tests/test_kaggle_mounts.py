@@ -18,7 +18,6 @@ from carspotter.photos.kaggle import open_study
 from carspotter.photos.kaggle_push import BOOTSTRAP, build_wheel, write_notebook
 
 NOTEBOOKS = sorted((Path(__file__).resolve().parents[1] / "notebooks").glob("[0-9]*.ipynb"))
-PREPARED = NOTEBOOKS[:5]  # those that have the bootstrap cell by now; NOTEBOOKS when all have it
 LAYOUTS = ["cars-wagonr-swift", "datasets/ajaykgp12/cars-wagonr-swift", "ajaykgp12/cars-wagonr-swift"]
 BY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS, ids=["by name", "datasets/owner", "owner"])
 PER_CLASS = {"train": 20, "validation": 8, "test": 8}
@@ -89,7 +88,7 @@ def contents(folder):
     }
 
 
-@pytest.mark.parametrize("path", PREPARED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_every_notebook_has_the_bootstrap_cell(path):
     cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert "parameters" in cells[0].metadata.get("tags", [])

@@ -26,8 +26,15 @@ from carspotter.photos.table import read_photos
 from carspotter.sample.listings import write_photos
 from carspotter.sample.site import SampleSite
 
+# The notebooks of the road. The others compare many runs, and take hours rather than minutes.
+ROAD = ("01_collect", "02_curate", "03_split", "04_baseline_cnn", "05_augmentation", "14_photo_check")
 # A notebook that finds no recorded run trains it, but a kernel shows no progress; so the verb does it first.
-TRAINED_BEFORE = {"04_baseline_cnn": "baseline_cnn", "05_augmentation": "augmentation"}
+TRAINED_BEFORE = {
+    "04_baseline_cnn": ("baseline_cnn",),
+    "05_augmentation": ("augmentation",),
+    "14_photo_check": ("fast_recipe", "--framework", "torch"),
+}
+ONE_CYCLE = ("fast_recipe",)  # its learning rate rises and falls once over its own number of epochs: not to be cut
 MAIN_FIGURE = "main-figure"  # tag of the cell whose figure stands for its notebook on the page
 
 
@@ -71,11 +78,12 @@ def _run_notebooks(
         {"CLASSES": tuple(classes)} if classes else {}
     )
     executed = []
-    for source in sorted((checkout() / "notebooks").glob("[0-9]*.ipynb")):
-        if experiment := TRAINED_BEFORE.get(source.stem):
-            _say(started, f"training {experiment}")
-            length = ["--epochs", str(epochs)] if epochs else []
-            _command("carspotter", "train", experiment, *_of(study), *length)
+    for name in ROAD:
+        source = checkout() / "notebooks" / f"{name}.ipynb"
+        if training := TRAINED_BEFORE.get(name):
+            _say(started, f"training {training[0]}")
+            length = ["--epochs", str(epochs)] if epochs and training[0] not in ONE_CYCLE else []
+            _command("carspotter", "train", *training, *_of(study), *length)
         _say(started, f"notebook {source.stem}")
         target = folder / "notebooks" / source.name
         execute_notebook(source, target, **parameters)
