@@ -314,9 +314,20 @@ def test_grad_cam_is_the_same_map_in_all_three_frameworks(alike, label):
         np.testing.assert_allclose(maps[framework], maps["keras"], atol=1e-4 * maps["keras"].max())
 
 
+@pytest.mark.parametrize("framework", ["keras", "torch", "tensorflow"])
+def test_grad_cam_of_a_model_that_mirrors_takes_both_images_in(framework):
+    pytest.importorskip(framework)
+    experiment = replace(experiments.FAST_RECIPE, conv_channels=(4, 8))
+    model = runs.import_framework(framework).build_model(experiment, 2, SIZE, seed=1)
+    run, image = SimpleNamespace(spec={"framework": framework}, model=model), draw("lying", 3, SIZE)
+    heat = explain.grad_cam(run, image, 1)
+    assert heat.shape == (SIZE // 2, SIZE // 2) and heat.max() > 0
+    np.testing.assert_allclose(explain.grad_cam(run, image[:, ::-1], 1)[:, ::-1], heat, atol=1e-4 * heat.max())
+
+
 def test_grad_cam_follows_the_gradient(alike):
     model, image, step, tried = alike["tensorflow"], draw("lying", 3, SIZE), 1e-2, 0
-    activations, gradients = explain._tensorflow_maps(model, image, 1)
+    activations, gradients = (maps[0] for maps in explain._tensorflow_maps(model, image, 1))
     for row, column, channel in zip(
         *np.unravel_index(np.argsort(-np.abs(gradients), axis=None), gradients.shape), strict=True
     ):

@@ -6,7 +6,8 @@ is covered than when another of the same shape is?
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,13 +43,15 @@ def grad_cam(run: Run, image: np.ndarray, label: int) -> np.ndarray:
     """Give the Grad-CAM of class `label` on an image uint8 (S, S, 3): float32 (h, w), 0 or more, the last block's grid.
 
     Channels of the last convolution block (activated, before pooling) are weighted by the mean gradient of the class's
-    logit; negative sums are cut off. Selvaraju et al. 2017. Raises ValueError for a Keras backend without gradients at
-    hand, FileNotFoundError without checkpoint.
+    logit; negative sums are cut off. Selvaraju et al. 2017. Where the model averages the mirror image in, so does the
+    map. Raises ValueError for a Keras backend without gradients at hand and for a backbone that is one single layer,
+    FileNotFoundError without checkpoint.
     """
     siblings = {"keras": _keras_maps, "torch": _torch_maps, "tensorflow": _tensorflow_maps}
     activations, gradients = siblings[run.spec["framework"]](run.model, image, label)
-    weights = gradients.mean(axis=(0, 1))
-    return np.maximum(activations @ weights, 0).astype(np.float32)
+    maps = np.einsum("nhwc,nc->nhw", activations, gradients.mean(axis=(1, 2)))
+    maps[1:] = maps[1:, :, ::-1]  # the mirror image, turned back
+    return np.maximum(maps.sum(axis=0), 0).astype(np.float32)
 
 
 def overlay_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -85,7 +88,10 @@ def deletion_check(
 def _keras_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
     import keras
 
-    pool = [layer for layer in model.layers if isinstance(layer, keras.layers.MaxPooling2D)][-1]
+    pools = [layer for layer in model.layers if isinstance(layer, keras.layers.MaxPooling2D)]
+    if not pools:
+        raise ValueError(f"{model.name} has no convolution blocks of its own to look into; use occlusion_map")
+    pool = pools[-1]
     both = keras.Model(model.input, [pool.input, model.output])
     batch = image[np.newaxis].astype(np.float32)
     backend = keras.backend.backend()
@@ -103,39 +109,52 @@ def _keras_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.nd
         (gradients,) = torch.autograd.grad(_score(logits, label), activations)
     else:
         raise ValueError(f"Grad-CAM needs Keras on tensorflow or torch, this is {backend}; set KERAS_BACKEND")
-    return tuple(keras.ops.convert_to_numpy(maps)[0].astype(np.float32) for maps in (activations, gradients))
+    return tuple(keras.ops.convert_to_numpy(maps).astype(np.float32) for maps in (activations, gradients))
 
 
 def _torch_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
-    # Layer by layer as in the model's own forward, which does not give its maps away.
-    norms = [*model.norms, model.dense_norm] if model.experiment.batch_norm != "none" else [None] * 99
-    x = torch.from_numpy(image.copy()).to(model.logits.weight.device)[None].permute(0, 3, 1, 2)
-    x = x.to(model.logits.weight.dtype) / 255
-    for convolution, norm in zip(model.convolutions, norms, strict=False):
-        activations = model._activate(convolution(x), norm)
-        x = torch.nn.functional.max_pool2d(activations, 2)
-    x = model._activate(model.dense(x.permute(0, 2, 3, 1).flatten(1)), norms[-1])
-    (gradients,) = torch.autograd.grad(_score(model.logits(x), label), activations)
-    return tuple(maps[0].detach().permute(1, 2, 0).float().cpu().numpy() for maps in (activations, gradients))
+    kept = []
+
+    def keep(x, norm):
+        activations = type(model)._activate(model, x, norm)
+        kept.append(activations if activations.requires_grad else activations.requires_grad_())
+        return kept[-1]
+
+    batch = torch.from_numpy(image.copy()).to(model.logits.weight.device)[None].permute(0, 3, 1, 2)
+    model.eval()
+    with _replaced(model, "_activate", keep):
+        score = _score(model(batch), label)
+    activations = kept[len(model.convolutions) - 1]  # a dense layer may come after
+    (gradients,) = torch.autograd.grad(score, activations)
+    return tuple(maps.detach().permute(0, 2, 3, 1).float().cpu().numpy() for maps in (activations, gradients))
 
 
 def _tensorflow_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
     import tensorflow as tf
 
-    x = tf.cast(image[np.newaxis], model.dtype) / 255
-    with tf.GradientTape() as tape:
-        for layer in model.blocks:
-            x = tf.nn.bias_add(tf.nn.conv2d(x, layer["kernel"], strides=1, padding="VALID"), layer["bias"])
-            activations = model._activate(x, layer, False)
-            tape.watch(activations)
-            x = tf.nn.max_pool2d(activations, 2, strides=2, padding="VALID")
-        x = tf.matmul(tf.reshape(x, (1, -1)), model.dense["kernel"]) + model.dense["bias"]
-        x = model._activate(x, model.dense, False)
-        score = _score(tf.matmul(x, model.logits["kernel"]) + model.logits["bias"], label)
-    gradients = tape.gradient(score, activations)
-    return activations[0].numpy().astype(np.float32), gradients[0].numpy().astype(np.float32)
+    kept = []
+
+    def keep(x, layer, training):
+        kept.append(type(model)._activate(model, x, layer, training))
+        tape.watch(kept[-1])
+        return kept[-1]
+
+    with tf.GradientTape() as tape, _replaced(model, "_activate", keep):
+        score = _score(model(tf.constant(image[np.newaxis])), label)
+    activations = kept[len(model.blocks) - 1]  # a dense layer may come after
+    return activations.numpy().astype(np.float32), tape.gradient(score, activations).numpy().astype(np.float32)
+
+
+@contextmanager
+def _replaced(model, method: str, by: Callable) -> Iterator[None]:
+    """Give one object another method for a while: its forward pass keeps its maps to itself."""
+    setattr(model, method, by)
+    try:
+        yield
+    finally:
+        delattr(model, method)
 
 
 def _score(logits, label: int):
