@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from carspotter.models.records import without_banner
 from carspotter.models.weights import width_in_name
 from carspotter.progress import progress_bar
 
@@ -70,7 +71,8 @@ def cached_features(cache: Path, key: str, photos: Iterable[str], compute: Calla
 
 def _compute(images: np.ndarray, weights: Path, alpha: float, batch_size: int, show_progress: bool) -> np.ndarray:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    keras = import_module("keras")
+    with without_banner():
+        keras = import_module("keras")
     side = images.shape[1]
     backbone = keras.applications.MobileNetV2((side, side, 3), alpha, include_top=False, weights=None, pooling="avg")
     try:

@@ -114,7 +114,7 @@ def load_run(study: Study, run_id: str) -> Run:
         spec=json.loads((folder / "spec.json").read_text()),
         row=row.iloc[0].to_dict(),
         history=pd.read_csv(folder / "history.csv"),
-        validation=pd.read_csv(folder / "validation.csv", dtype={"label": str}),
+        validation=pd.read_csv(folder / "validation.csv", dtype={"sha256": str, "label": str}),
     )
 
 
@@ -123,7 +123,7 @@ def import_framework(framework: str) -> ModuleType:
     if framework not in FRAMEWORKS:
         raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(FRAMEWORKS)}")
     try:
-        with _without_banner():
+        with without_banner():
             return importlib.import_module(f"carspotter.models.{FRAMEWORKS[framework]}")
     except ModuleNotFoundError as error:
         raise ImportError(f"{error}; install it with: pip install 'carspotter[{framework}]'") from error
@@ -154,7 +154,7 @@ def locked(folder: Path, message: str = "", wait: bool = False) -> Iterator[None
 
 
 @contextlib.contextmanager
-def _without_banner() -> Iterator[None]:
+def without_banner() -> Iterator[None]:
     """Keep TensorFlow's banner out of terminals and notebooks: it is written before its log level is looked at."""
     sys.stderr.flush()
     kept, silent = os.dup(2), os.open(os.devnull, os.O_WRONLY)
