@@ -61,6 +61,9 @@ def test_a_node_that_is_killed_loses_its_running_cell_alone_and_the_table_is_com
 ):
     pytest.importorskip("torch")
     monkeypatch.setenv("TMPDIR", str(short_path))  # Ray has sockets there too
+    monkeypatch.setenv(
+        "OMP_NUM_THREADS", "1"
+    )  # as a cell on the cluster has: sums of two threads differ in a last digit
     size = {"num_cpus": 1, "object_store_memory": 100_000_000, "memory": 4_000_000_000, "include_dashboard": False}
     cluster = quick_ray.Cluster(initialize_head=True, head_node_args=size)
     stop = threading.Event()

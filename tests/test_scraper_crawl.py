@@ -98,24 +98,24 @@ PAGE_FAULTS = {
 
 
 @pytest.mark.parametrize("row", table_rows("Faults of a page"), ids=lambda row: row[0])
-def test_page_fault_ends_as_the_readme_says(row, tmp_path, capsys, monkeypatch):
+def test_page_fault_ends_as_the_readme_says(row, tmp_path, short_path, capsys, monkeypatch):
     name, _, fetched, status, said, code = row
     query, settings = PAGE_FAULTS[name]
     settings = dict(settings)
     with MisbehavingSite(robots=settings.pop("robots", "User-agent: *\nDisallow: /private/\n")) as site:
         if "crash" in name:
             kind_of_process = "--type=renderer" if name.startswith("tab") else ""
-            site.on_request = lambda path: kill_browser(tmp_path, kind_of_process) if len(site.log) == 2 else None
+            site.on_request = lambda path: kill_browser(short_path, kind_of_process) if len(site.log) == 2 else None
         kind = re.search(r"kind=(\w+)|$", query).group(1) or "none"
         file = write_site_file(tmp_path, f"{site.base_url}/search?{query}", kind, **settings)
-        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))  # the browser's profile, by which it is found
+        monkeypatch.setattr("tempfile.tempdir", str(short_path))  # the browser's profile, by which it is found
         result = main([str(file), "--out", str(tmp_path / "raw"), "--json"])
     output = capsys.readouterr()
     stats = json.loads(output.out)
     pages = read_lines(tmp_path / "raw" / "misbehaving" / "pages.jsonl")
     assert (stats["fetched"], pages[-1]["status"], result) == (int(fetched), status, int(code)), output.err
     assert re.search(said, output.err + json.dumps(pages, ensure_ascii=False)), output.err
-    assert_no_browser_left(tmp_path)
+    assert_no_browser_left(short_path)
     if "crash" in name or name == "hang":
         assert site.counts["/search"] == 2, "a second browser tries"
     if name.startswith("robots"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from itertools import count
 from pathlib import Path
@@ -106,18 +106,26 @@ class Warp(layers.Layer):
         return images_shape
 
 
+@keras.saving.register_keras_serializable("carspotter")
 class AddMirrorImages(layers.Layer):
     """At inference, puts the mirror images behind the photos of a batch."""
 
     def call(self, images, training=False):
         return images if training else ops.concatenate([images, ops.flip(images, axis=2)])
 
+    def compute_output_shape(self, images_shape):
+        return None, *images_shape[1:]
 
+
+@keras.saving.register_keras_serializable("carspotter")
 class AverageMirrorImages(layers.Layer):
     """At inference, takes the mean of each photo's features and its mirror image's."""
 
     def call(self, features, training=False):
         return features if training else sum(ops.split(features, 2)) / 2
+
+    def compute_output_shape(self, features_shape):
+        return features_shape
 
 
 class OneRateAStep(keras.optimizers.schedules.LearningRateSchedule):
@@ -191,7 +199,8 @@ def build_model(
     flatten = layers.GlobalAveragePooling2D if experiment.any_size else layers.Flatten
     x = flatten(dtype=dtype)(x)
     # A name for what the head sees: `compute_features` and `head_of` cut the model there.
-    x = (AverageMirrorImages if experiment.mirrored else layers.Identity)(dtype=dtype, name="features")(x)
+    features = AverageMirrorImages if experiment.mirrored else partial(layers.Activation, "linear")
+    x = features(dtype=dtype, name="features")(x)
     if experiment.dropout_rate:
         x = layers.Dropout(experiment.dropout_rate, seed=next(seeds), dtype=dtype)(x)
     if experiment.dense_units:
