@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-from machine import describe, run_contestant
+from machine import ORIGINAL_AUGMENTATION, describe, run_contestant
 
 from carspotter.models.runs import FRAMEWORKS, import_framework
 from carspotter.photos.augmentation import draw_affine
@@ -59,14 +59,7 @@ def measure(framework: str, options: argparse.Namespace) -> tuple[tuple[float, f
 
     from keras.src.legacy.preprocessing.image import ImageDataGenerator  # noqa: PLC0415 - after the framework
 
-    generator = ImageDataGenerator(
-        rotation_range=40,
-        width_shift_range=0.2,
-        height_shift_range=0.2,
-        shear_range=0.2,
-        zoom_range=0.2,
-        horizontal_flip=True,
-    )
+    generator = ImageDataGenerator(**ORIGINAL_AUGMENTATION)
 
     def one(start: int) -> int:
         generator.random_transform(images[start].astype(np.float32))

@@ -14,6 +14,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+# The original study's arguments of Keras' ImageDataGenerator.
+ORIGINAL_AUGMENTATION = {
+    "rotation_range": 40,
+    "width_shift_range": 0.2,
+    "height_shift_range": 0.2,
+    "shear_range": 0.2,
+    "zoom_range": 0.2,
+    "horizontal_flip": True,
+}
+
 
 def describe(*packages: str) -> str:
     """Say on what was measured: processor, cores that may be used, load of other work, versions of `packages`."""

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from machine import describe, matrix_rates, run_contestant, write_jpegs
+from machine import ORIGINAL_AUGMENTATION, describe, matrix_rates, run_contestant, write_jpegs
 
 from carspotter.models.experiments import AUGMENTATION
 from carspotter.models.runs import FRAMEWORKS, import_framework
@@ -88,15 +88,7 @@ def original(folder: Path, epochs: int) -> float:
     import tensorflow as tf  # noqa: PLC0415 - one framework a process
 
     keras = tf.keras
-    generator = keras.preprocessing.image.ImageDataGenerator(
-        rescale=1 / 255,
-        rotation_range=40,
-        width_shift_range=0.2,
-        height_shift_range=0.2,
-        shear_range=0.2,
-        zoom_range=0.2,
-        horizontal_flip=True,
-    )
+    generator = keras.preprocessing.image.ImageDataGenerator(rescale=1 / 255, **ORIGINAL_AUGMENTATION)
     batches = generator.flow_from_directory(
         folder, target_size=(SIZE, SIZE), batch_size=20, class_mode="binary", classes=["a", "b"]
     )

@@ -8,7 +8,7 @@ import zipfile
 
 import pandas as pd
 import pytest
-from generated_photos import encode, scene
+from generated_photos import encode, published_photos, scene
 from kaggle_stub import KaggleStub
 
 from carspotter.paths import Study
@@ -16,17 +16,6 @@ from carspotter.photos import kaggle, kaggle_push, splitting
 from carspotter.photos.table import read_journal, read_photos
 
 PER_CLASS = {"train": 8, "validation": 3, "test": 3}
-
-
-def published_files():
-    """File name -> bytes of a small data set in the published layout; every photo shows something else."""
-    seeds = iter(range(1000))
-    return {
-        f"data/{part}/{label}/{number}.jpg": encode(scene(next(seeds), (200, 150)))
-        for part, count in PER_CLASS.items()
-        for label in ("swift", "wagonr")
-        for number in range(count)
-    }
 
 
 def zipped(files):
@@ -41,7 +30,7 @@ def zipped(files):
 
 @pytest.fixture(scope="module")
 def files():
-    return published_files()
+    return published_photos(PER_CLASS)
 
 
 @pytest.fixture(scope="module")

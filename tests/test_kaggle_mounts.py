@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from generated_photos import encode, scene
+from generated_photos import published_photos
 
 from carspotter import paths
 from carspotter.photos.kaggle import open_study
@@ -42,13 +42,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def photos():
-    seeds = iter(range(1000))
-    return {
-        f"data/{part}/{label}/{number}.jpg": encode(scene(next(seeds), (200, 150)))
-        for part, count in PER_CLASS.items()
-        for label in ("swift", "wagonr")
-        for number in range(count)
-    }
+    return published_photos(PER_CLASS)
 
 
 @pytest.fixture

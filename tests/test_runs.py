@@ -109,7 +109,7 @@ def test_asking_twice_trains_once_and_the_second_time_needs_no_photos(study, mon
 def test_a_run_is_named_by_all_that_makes_it(study):
     def name(experiment=TINY, framework="keras", seed=0, **options):
         options = {"image_size": SIZE} | options
-        return runs._specify(study, experiment, framework, seed, **options)["run"]
+        return runs.specify_run(study, experiment, framework, seed, **options)["run"]
 
     names = [
         name(),
@@ -362,7 +362,7 @@ def test_out_of_memory_is_explained(study, monkeypatch, name):
 
 
 def test_one_run_is_trained_by_one_process_at_a_time(study):
-    spec = runs._specify(study, TINY, "keras", 0, image_size=SIZE)
+    spec = runs.specify_run(study, TINY, "keras", 0, image_size=SIZE)
     folder = study.runs / spec["run"]
     folder.mkdir(parents=True)
     with runs.locked(folder), pytest.raises(RuntimeError, match="another process"):

@@ -7,7 +7,6 @@ sure? Each has a threshold that comes from validation photos and a stated risk.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,8 +59,7 @@ class Rejection:
         temperature = 1.0
         # Without a mistake, or without a hit, the best temperature is an endless one, and means nothing.
         if 0 < correct.sum() < len(correct):
-            with suppress(ValueError):  # nor does the end of the range, where a model at chance level arrives
-                temperature = fit_temperature(labels, probabilities)
+            temperature = fit_temperature(labels, probabilities)
         calibrated = calibrate(probabilities, temperature)
         # The photo that sets the threshold must pass it again, whatever the last digit of another machine.
         confidence = choose_threshold(calibrated.max(axis=1), correct, risk) - TOLERANCE

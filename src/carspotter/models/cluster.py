@@ -143,7 +143,7 @@ def _record(study: Study, result: dict) -> dict:
         shutil.rmtree(study.runs / result["run"], ignore_errors=True)
         os.replace(folder, study.runs / result["run"])
         # On a node the package is no checkout.
-        runs.append_row(study, result["row"] | {"commit": result["row"]["commit"] or runs._commit()})
+        runs.append_row(study, result["row"] | {"commit": result["row"]["commit"] or runs.find_commit()})
     return {key: result[key] for key in ("run", "seconds", "error")}
 
 

@@ -58,7 +58,7 @@ def load_or_train(
     **options,
 ) -> Run:
     """Give the recorded run of these arguments, which are those of `train_run`; where there is none, train it."""
-    run_id = _specify(study, experiment, framework, seed, **options)["run"]
+    run_id = specify_run(study, experiment, framework, seed, **options)["run"]
     if run_id in set(read_runs(study)["run"]):
         return load_run(study, run_id)
     return train_run(study, experiment, framework, seed, show_progress=show_progress, **options)
@@ -92,7 +92,7 @@ def train_run(
     train_on = None if train_on is None else sorted(train_on)
     experiment = _with_width(experiment, weights)
     options = {"quick": quick, "epochs": epochs, "image_size": image_size, "train_on": train_on, "weights": weights}
-    spec = _specify(study, experiment, framework, seed, **options)
+    spec = specify_run(study, experiment, framework, seed, **options)
     start = _train_start(study, experiment, framework, seed, show_progress, options)
     folder = study.runs / spec["run"]
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +152,7 @@ def train_run(
     return load_run(study, spec["run"])
 
 
-def _specify(
+def specify_run(
     study: Study,
     experiment: Experiment,
     framework: str,
@@ -293,7 +293,7 @@ def _summarise(spec: dict, facts: dict, history: pd.DataFrame) -> dict[str, Any]
         "seconds": round(seconds, 1),
         # Whole epochs: validation and saving included.
         "photos_per_second": round(facts["train_photos"] * len(history) / seconds, 1),
-        "commit": _commit(),
+        "commit": find_commit(),
         "versions": f"{facts['versions']}, numpy {np.__version__}, python {platform.python_version()}",
         "finished_time": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
@@ -315,7 +315,7 @@ def _explained(spec: dict) -> Iterator[None]:
         raise
 
 
-def _commit() -> str:
+def find_commit() -> str:
     """Give the commit of the checkout this file belongs to, "-dirty" when it was changed; "" outside a checkout."""
     here = Path(__file__).resolve()
 

@@ -21,7 +21,7 @@ import pandas as pd
 
 from carspotter.models.cluster import run_on_ray
 from carspotter.models.experiments import SERIES
-from carspotter.models.runs import FRAMEWORKS, _specify, load_or_train, read_runs
+from carspotter.models.runs import FRAMEWORKS, load_or_train, read_runs, specify_run
 from carspotter.paths import Study
 from carspotter.progress import progress_bar
 
@@ -101,7 +101,7 @@ def _run_of(study: Study, cell: Cell) -> str:
     """Name the run that a cell makes; "" where it can make none, which its process will then explain."""
     arguments = asdict(cell)
     try:
-        return _specify(study, SERIES[arguments.pop("experiment")], **arguments)["run"]
+        return specify_run(study, SERIES[arguments.pop("experiment")], **arguments)["run"]
     except ValueError:
         return ""
 
