@@ -104,7 +104,7 @@ def split_photos(options) -> int:
 
 
 def train_model(options) -> int:
-    from carspotter.models import experiments, runs
+    from carspotter.models import experiments, runs, workers
 
     run = runs.load_or_train(
         _study(options),
@@ -116,6 +116,8 @@ def train_model(options) -> int:
         image_size=options.image_size,
         weights=options.weights,
     )
+    if workers.this_worker(options.framework).number:
+        return 0  # of several processes the first speaks
     row = run.row
     print(
         f"{run.id}: validation accuracy {row['best_validation_accuracy']:.3f} at its best epoch ({row['best_epoch']}), "

@@ -37,6 +37,7 @@ from carspotter.models.records import (
 )
 from carspotter.models.watch import Watch, best_epoch, write_whole
 from carspotter.models.weights import find_weights, identify_weights, width_in_name
+from carspotter.models.workers import this_worker
 from carspotter.paths import Study
 from carspotter.photos.images import PREPROCESSING, load_images
 from carspotter.photos.splitting import read_splits, split_version
@@ -88,7 +89,12 @@ def train_run(
     Killed and called again, the run goes on after the last epoch that was finished. Only training and validation labels
     are read. Raises TrainingDiverged, MemoryError with advice, ValueError for hashes that are no training photos,
     FileNotFoundError for weights that cannot be had, and RuntimeError when another process is training this run.
+
+    Processes that train one model together (`models.workers`) all call this; the first of them records the run, and the
+    others wait for it.
     """
+    worker = this_worker(framework)
+    show_progress = show_progress and worker.number == 0
     train_on = None if train_on is None else sorted(train_on)
     experiment = _with_width(experiment, weights)
     options = {"quick": quick, "epochs": epochs, "image_size": image_size, "train_on": train_on, "weights": weights}
@@ -96,7 +102,8 @@ def train_run(
     start = _train_start(study, experiment, framework, seed, show_progress, options)
     folder = study.runs / spec["run"]
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, f"{spec['run']} is being trained by another process; wait for it or end it"):
+    message = f"{spec['run']} is being trained by another process; wait for it or end it"
+    with contextlib.nullcontext() if worker.number else locked(folder, message):
         siblings = import_framework(framework)
         training, validation = _read_photos(study, quick, train_on)
         chosen = _positions(training, train_on)
@@ -113,7 +120,8 @@ def train_run(
         if experiment.backbone and start is None and (file := find_weights(experiment, weights)):
             siblings.load_backbone(model, file)
             spec["weights_file"] = {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-        write_whole(folder / "spec.json", json.dumps(spec, indent=2) + "\n")
+        if worker.number == 0:
+            write_whole(folder / "spec.json", json.dumps(spec, indent=2) + "\n")
         training_images, validation_images = (
             load_images(study.data, photos, size, show_progress) for photos in (training, validation)
         )
@@ -135,6 +143,9 @@ def train_run(
                 siblings.train(
                     model, dataset, validation_images, spec["epochs"], folder, watch.on_epoch, watch.on_batch
                 )
+            if worker.number:
+                with locked(folder, wait=True):  # which the first lets go of when the run is recorded
+                    return load_run(study, spec["run"])
             # As at inference, on the photos as they are: the history's training figures have augmentation in them.
             of_last = accuracy(training_labels, siblings.predict_probabilities(model, training_images))
             checkpoint = _keep_checkpoint(folder, int(watch.best()["epoch"]))

@@ -1,19 +1,22 @@
 """The experiments in PyTorch: an `nn.Module` and an explicit loop.
 
 What to see here: the model is a class whose `forward` is plain Python, and nothing about training is hidden: the loop
-zeroes gradients, goes back through the loss and steps. Siblings: keras_models.py, tf_models.py.
+zeroes gradients, goes back through the loss and steps. Started by `torchrun`, the same loop trains on several devices,
+a process for each (workers.py). Siblings: keras_models.py, tf_models.py.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 
 from carspotter.models.experiments import (
     CAFFE_MEANS,
@@ -26,6 +29,7 @@ from carspotter.models.experiments import (
 )
 from carspotter.models.metrics import probabilities_from_logits
 from carspotter.models.weights import read_vgg16
+from carspotter.models.workers import Worker, this_worker
 
 CHECKPOINT = "checkpoint{}.pt"
 RESUME = "resume.pt"
@@ -36,16 +40,17 @@ class PhotoDataset:
     """Batches in the order of `draw_epoch`, on the device: images (B, 3, S, S) 0 … 255, labels (B,).
 
     The images stay uint8, and on the GPU altogether where they fit; a batch is gathered and warped there. Features
-    (N, F) in place of images are given as they are.
+    (N, F) in place of images are given as they are. Where several processes train together, each has every so many'th
+    photo of a batch, which may be none of the last.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, experiment: Experiment, seed: int, training: bool):
         self.experiment, self.seed, self.training = experiment, seed, training
-        self.device = _device()
+        self.device, self.worker = _device(), this_worker("torch") if training else Worker()
         # A memory-mapped array is read-only, which torch warns of; nothing here writes to it.
         self.images = images
         self.labels = torch.tensor(np.array(labels), device=self.device)
-        if self.device.type == "cuda" and images.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info()[0]:
+        if self.device.type == "cuda" and images.nbytes < DEVICE_SHARE * torch.cuda.mem_get_info(self.device)[0]:
             self.images = torch.from_numpy(np.array(images)).to(self.device)
 
     def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -54,7 +59,7 @@ class PhotoDataset:
             order, matrices = draw_epoch(self.experiment, self.seed, epoch, len(order), self.images.shape[1])
             colours = draw_colours(self.experiment, self.seed, epoch, len(order))
         for start in range(0, len(order), self.experiment.batch_size):
-            batch = slice(start, start + self.experiment.batch_size)
+            batch = slice(start + self.worker.number, start + self.experiment.batch_size, self.worker.count)
             photos = order[batch]
             if isinstance(self.images, torch.Tensor):
                 photos = torch.from_numpy(photos).to(self.device)
@@ -246,7 +251,7 @@ def train(
     After each epoch: `on_epoch(epoch, training loss, training accuracy, validation probabilities)`; when it answers
     True, the weights are kept as the checkpoint of that epoch. The training figures are running means over the epoch,
     augmentation and dropout included. `on_batch(photos)` reports progress. Where the backbone is frozen, the dataset
-    and `validation_images` hold features instead of images.
+    and `validation_images` hold features instead of images. Of several processes the first calls `on_epoch` and saves.
     """
     steps = epochs * -(-len(dataset.images) // dataset.experiment.batch_size)
     optimizer = make_optimizer(model, dataset.experiment, steps)
@@ -256,30 +261,43 @@ def train(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         finished = state["epoch"]
+    worker, count, batch_size = dataset.worker, len(dataset.images), dataset.experiment.batch_size
+    parted = _join(model) if worker.count > 1 else model
 
     for epoch in range(finished + 1, epochs + 1):
-        torch.manual_seed(1_000_003 * dataset.seed + epoch)  # dropout: a resumed epoch draws what it would have drawn
+        # Dropout: a resumed epoch draws what it would have drawn, and no two processes draw the same.
+        torch.manual_seed(1_000_003 * dataset.seed + epoch + (worker.number << 32))
         model.train()
         # Summed on the device: asking for a number at every step would make a GPU wait for the answer.
         total_loss = torch.zeros((), dtype=torch.float64, device=dataset.device)
         correct = torch.zeros((), dtype=torch.int64, device=dataset.device)
-        for images, labels in dataset.batches(epoch):
-            loss, hits = step(model, optimizer, images, labels)
-            total_loss += loss.double() * len(labels)
+        for number, (images, labels) in enumerate(dataset.batches(epoch)):
+            photos = min(batch_size, count - number * batch_size)  # in the whole batch, of which this may be a part
+            loss, hits = step(parted, optimizer, images, labels, worker.count * len(labels) / photos)
+            if len(labels):  # the mean of nothing is no number
+                total_loss += loss.double() * len(labels)
             correct += hits
-            on_batch(len(labels))
-        photos = len(dataset.images)
+            on_batch(photos)
+        if worker.count > 1:
+            distributed.all_reduce(total_loss)
+            distributed.all_reduce(correct)
+        if worker.number:
+            continue  # the others wait for the first at the next step
         probabilities = predict_probabilities(model, validation_images)
-        if on_epoch(epoch, total_loss.item() / photos, correct.item() / photos, probabilities):
+        if on_epoch(epoch, total_loss.item() / count, correct.item() / count, probabilities):
             _save(model.state_dict(), folder / CHECKPOINT.format(f"_{epoch:04}"))
         state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch}
         _save(state, folder / RESUME)
 
 
 def step(
-    model: CarModel, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor, weight: float = 1.0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Take one step on a batch; give its mean loss and the number of photos it got right, before the step."""
+    """Take one step on a batch; give its mean loss and the number of photos it got right, before the step.
+
+    Among N processes, `weight` is N times this one's share of the batch: DDP takes the plain mean of their gradients,
+    and so it becomes the mean over all photos, however they are shared out.
+    """
     optimizer.zero_grad(set_to_none=True)
     logits = model(images)
     if logits.shape[1] == 1:
@@ -288,9 +306,17 @@ def step(
     else:
         loss = functional.cross_entropy(logits, labels)
         predicted = logits.argmax(dim=1)
-    loss.backward()
+    (loss * weight).backward()
     optimizer.step()
     return loss.detach(), (predicted == labels).sum()
+
+
+def _join(model: CarModel) -> DistributedDataParallel:
+    """Meet the other processes of this training; all go on from the weights of the first."""
+    if not distributed.is_initialized():
+        distributed.init_process_group()  # as torchrun's variables say; gloo on CPUs, NCCL on GPUs
+        atexit.register(distributed.destroy_process_group)
+    return DistributedDataParallel(model)
 
 
 def make_optimizer(model: CarModel, experiment: Experiment, steps: int) -> torch.optim.Optimizer:
@@ -362,6 +388,7 @@ def describe(model: CarModel) -> dict:
     """Give what a run records about its model and machine: parameters (learned ones), device, versions."""
     device = next(model.parameters()).device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {os.cpu_count()} cores"
+    name += f", {count} processes" if (count := this_worker("torch").count) > 1 else ""
     return {
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "device": name,
@@ -370,7 +397,10 @@ def describe(model: CarModel) -> dict:
 
 
 def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # torchrun numbers the processes of a machine: each takes the GPU of its number.
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) if this_worker("torch").count > 1 else 0)
 
 
 def _save(state: dict, path: Path) -> None:
