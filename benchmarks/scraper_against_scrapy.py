@@ -1,10 +1,11 @@
-"""Photos per second of our downloader against Scrapy's images pipeline, on the same static page, no delay asked.
+"""Photos and CPU time of our downloader against Scrapy's images pipeline, on the same static page, no delay asked.
 
     pip install scrapy
     python -m benchmarks.scraper_against_scrapy
 
 Both obey robots.txt and decode each photo. Ours keeps the original bytes, synced to the disk, with a journal line
-each; Scrapy re-encodes to JPEG. Both run in a process of their own, alternating; the server is a third process.
+each, one photo after the other; Scrapy re-encodes to JPEG and fetches eight at once. Both run in a process of their
+own, alternating; the server is a third process.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.machine import describe
 from scraper.browser import LoadedPage
 from scraper.crawl import Crawl
 from scraper.download import Downloader
@@ -126,8 +128,10 @@ def main() -> int:
         if kind == "serve":
             serve(Path(rest[0]))
         else:
-            print({"ours": run_ours, "scrapy": run_scrapy}[kind](rest[0], Path(rest[1])))
+            before = time.process_time()
+            print({"ours": run_ours, "scrapy": run_scrapy}[kind](rest[0], Path(rest[1])), time.process_time() - before)
         return 0
+    print(describe("requests", "pillow", "scrapy"))
     command = [sys.executable, "-m", "benchmarks.scraper_against_scrapy", "--child"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "site"
@@ -141,8 +145,11 @@ def main() -> int:
             for kind, found in rates.items():
                 out = Path(temporary) / f"{kind}{repeat}"
                 child = subprocess.run([*command, kind, base_url, str(out)], cwd=ROOT, check=True, capture_output=True)
-                found.append(PHOTOS / float(child.stdout))
-                print(f"{kind}: {found[-1]:.1f} photos/s", flush=True)
+                seconds, cpu_seconds = map(float, child.stdout.split())
+                found.append(PHOTOS / seconds)
+                print(
+                    f"{kind}: {found[-1]:.1f} photos/s, {1000 * cpu_seconds / PHOTOS:.1f} ms of CPU a photo", flush=True
+                )
         server.communicate()
     ratio = statistics.median(rates["ours"]) / statistics.median(rates["scrapy"])
     print(f"ours {ratio:.2f} × Scrapy (medians of {options.repeats})")
