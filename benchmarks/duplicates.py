@@ -30,6 +30,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 
 from benchmarks.machine import describe
+from carspotter.photos.alignment import CLOSE_SIDE
 from carspotter.photos.fingerprints import (
     FINGERPRINT,
     HASH_DISTANCE,
@@ -156,7 +157,7 @@ def compare_copies(files: list[Path], peer_python: Path | None) -> None:
         fingerprints = np.zeros(len(names), dtype=FINGERPRINT)
         with ThreadPoolExecutor(WORKERS) as pool:  # as the curation does
             fingerprints["grey"] = list(pool.map(_grey, (Image.open(folder / name) for name in names)))
-        pairs = find_duplicates(fingerprints, show_progress=False)
+        pairs = find_duplicates(fingerprints, False, lambda row: _grey(Image.open(folder / names[row]), CLOSE_SIDE))
         seconds = time.perf_counter() - started
         ours = {(names[a], names[b]) for a, b in zip(pairs["first"], pairs["second"], strict=True)}
         _print_score("ours", seconds, ours, names)
@@ -193,9 +194,9 @@ def _print_score(who: str, seconds: float, pairs: set[tuple[str, str]], names: l
     )
 
 
-def _grey(photo: Image.Image) -> np.ndarray:
+def _grey(photo: Image.Image, side: int = SIDE) -> np.ndarray:
     grey = photo.convert("L").resize((4 * SIDE, 4 * SIDE), Image.Resampling.BILINEAR)
-    return np.asarray(grey.reduce(4))
+    return np.asarray(grey.reduce(4) if side == SIDE else grey.resize((side, side), Image.Resampling.BILINEAR))
 
 
 def _encode(photo: Image.Image, quality: int) -> Image.Image:

@@ -8,6 +8,7 @@ from generated_photos import encode, scene
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from carspotter.photos import fingerprints
+from carspotter.photos.alignment import CLOSE_SIDE
 from carspotter.photos.fingerprints import find_candidates, find_duplicates, hash_windows, mirror_hashes
 
 SIZE = (320, 240)
@@ -83,6 +84,30 @@ def test_photos_that_are_alike_only_from_afar_are_no_copies():
     whole = hash_windows(photos["grey"])[:, 0]
     assert np.bitwise_count(whole[0] ^ whole[1:]).sum(axis=1).min() < fingerprints.HASH_DISTANCE
     assert find_duplicates(photos, show_progress=False).empty
+
+
+def test_a_closer_look_tells_photos_apart_that_the_small_copies_do_not():
+    # Engine bays of one make, or a second shot from half a step aside: alike but for a part of the details.
+    def large(image):
+        return np.asarray(image.convert("L").resize((CLOSE_SIDE, CLOSE_SIDE), Image.Resampling.BILINEAR))
+
+    original = scene(1, (640, 480))
+    other = original.copy()
+    for x in range(0, 640, 160):  # a row of other small things in each third of the picture
+        for y in (60, 220, 380):
+            other.paste(scene(1000 + x + y, (44, 44)), (x + 20, y))
+    banner = original.copy()
+    banner.paste((20, 20, 90), (0, 430, 640, 480))
+    copies = [crop(original, 0.05, 0.1, 0.02, 0), ImageOps.mirror(original), banner]
+    photos = [original, other, *(Image.open(io.BytesIO(encode(image, quality=70))) for image in copies)]
+
+    def found(**options):
+        pairs = find_duplicates(grey(photos), show_progress=False, **options)
+        return {tuple(sorted(pair)) for pair in zip(pairs["first"], pairs["second"], strict=True)}
+
+    assert (0, 1) in found()
+    assert found(open_large=lambda row: large(photos[row])) >= {(0, 2), (0, 3), (0, 4)}
+    assert (0, 1) not in found(open_large=lambda row: large(photos[row]))
 
 
 def test_flat_pictures_are_not_copies_of_each_other():

@@ -13,9 +13,11 @@ import numpy as np
 import pandas as pd
 
 from carspotter.paths import Study
+from carspotter.photos.alignment import CLOSE_SIDE
 from carspotter.photos.decisions import read_reviews
 from carspotter.photos.fingerprints import find_duplicates, measure_photos
 from carspotter.photos.grouping import Groups
+from carspotter.photos.images import decode_image
 from carspotter.photos.ranking import rank_photos
 from carspotter.photos.table import read_photos
 
@@ -45,8 +47,8 @@ def curate(
     """
     photos = photos.sort_values("sha256", ignore_index=True)
     fingerprints, unreadable = measure_photos(data, photos, show_progress)
-    pairs = find_duplicates(fingerprints, show_progress)
     readable = photos[~photos["sha256"].isin(unreadable)].reset_index(drop=True)
+    pairs = find_duplicates(fingerprints, show_progress, lambda row: _open_grey(data / readable["path"][row]))
 
     table = photos[["sha256", "label"]].copy()
     table["label"] = table["label"].fillna("")
@@ -125,6 +127,10 @@ def summary(table: pd.DataFrame) -> str:
 def kind_of(reason: str) -> str:
     """Give the kind of a reason: what stands before its colon."""
     return reason.partition(":")[0]
+
+
+def _open_grey(path: Path) -> np.ndarray:
+    return decode_image(path, CLOSE_SIDE).mean(axis=2).astype(np.uint8)
 
 
 def _cluster(sha256: list[str], pairs: pd.DataFrame) -> dict[str, str]:

@@ -2,8 +2,7 @@
 
 A near-duplicate is the same shot: re-encoded, rescaled, cropped by up to 15 % of a side, mirrored or watermarked.
 Candidates come from 143-bit DCT hashes (pHash; Zauner, 2010) of the photo and of 36 windows of it, looked up by
-locality-sensitive hashing (Indyk and Motwani, 1998), never N×N; each is then confirmed on pixels, after the two grey
-copies have been aligned (Lucas and Kanade, 1981).
+locality-sensitive hashing (Indyk and Motwani, 1998), never N×N; each is then confirmed on pixels, see `alignment`.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from carspotter.photos.alignment import compare_closely, compare_shots
 from carspotter.photos.images import CHUNK, WORKERS, UnreadablePhoto, open_photo, to_rgb
 from carspotter.progress import progress_bar
 
@@ -42,10 +42,11 @@ QUERY_CHUNK = 4096  # photos looked up at once: bounds memory
 HASH_CHUNK = 512
 CANDIDATE = np.dtype([("whole", "i4"), ("cut", "i4"), ("window", "u1"), ("mirrored", "?"), ("distance", "u1")])
 PAIR_CHUNK = 64
-COARSE_STEPS, FINE_STEPS = 6, 5  # of the alignment, at 16 × 16 and at 32 × 32 points
-BLOCKS, FLAT = 8, 4.0  # blocks along a side; below this spread of grey (0 … 255) a block says nothing
-# Of 1,201 real photos, pairs that show one shot score .85 and more, other cars framed alike up to .80.
-SAME_SHOT = 0.83
+# On the grey copies pairs of one shot score .85 and more, other cars framed alike up to .80 (1,201 real photos), a shot
+# from a step aside or another engine bay of the same make up to .87. Where the photos are at hand, what is likely is
+# looked at once more, at three times the size.
+SAME_SHOT, LIKELY = 0.83, 0.78
+SAME_SHOT_CLOSELY = 0.92  # rendered: copies .97 and more, others up to .89; real copies .92 and more
 
 
 def measure_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True) -> tuple[np.ndarray, dict[str, str]]:
@@ -91,20 +92,33 @@ def measure_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True)
     return known[[row_of[sha256] for sha256 in photos["sha256"] if sha256 not in unreadable]], unreadable
 
 
-def find_duplicates(fingerprints: np.ndarray, show_progress: bool = True) -> pd.DataFrame:
+def find_duplicates(
+    fingerprints: np.ndarray, show_progress: bool = True, open_large: Callable[[int], np.ndarray] | None = None
+) -> pd.DataFrame:
     """Find all pairs that show the same shot: columns first, second (rows of `fingerprints`), similarity (0 … 1).
 
-    `similarity` is the median correlation of small blocks once the pair is aligned; below SAME_SHOT it is no pair.
-    `fingerprints` may be memory-mapped. Work and memory grow in proportion to their number, as long as no more of them
-    are alike.
+    `similarity` is how well small blocks agree once the pair is aligned. With `open_large`, which gives the grey photo
+    of a row as uint8 (CLOSE_SIDE, CLOSE_SIDE), likely pairs are compared on that and have SAME_SHOT_CLOSELY or more;
+    without it, on the small copies, SAME_SHOT or more. `fingerprints` may be memory-mapped. Work and memory grow in
+    proportion to their number, as long as no more of them are alike.
     """
     candidates = find_candidates(hash_windows(fingerprints["grey"]), show_progress)
     similarity = np.empty(len(candidates), dtype=np.float32)
     chunks = [slice(start, start + PAIR_CHUNK) for start in range(0, len(candidates), PAIR_CHUNK)]
 
     def compare(chunk: slice) -> int:
-        similarity[chunk] = _compare(fingerprints["grey"], candidates[chunk])
-        return len(candidates[chunk])
+        some = candidates[chunk]
+        grey, whole = fingerprints["grey"], some["whole"]
+        # A mirrored hash is that of the window seen in a mirror: turn the other photo instead, the window stays.
+        cut = grey[some["cut"]]
+        cut[some["mirrored"]] = cut[some["mirrored"], :, ::-1]
+        similarity[chunk], windows = compare_shots(grey[whole], cut, _spans(some["window"]))
+        if open_large:
+            for row in np.flatnonzero(similarity[chunk] >= LIKELY):
+                large = open_large(int(some["cut"][row]))
+                large = large[:, ::-1] if some["mirrored"][row] else large
+                similarity[chunk.start + row] = compare_closely(open_large(int(whole[row])), large, windows[row])
+        return len(some)
 
     with (
         progress_bar(len(candidates), "compare", "pairs", show_progress) as progress,
@@ -113,7 +127,13 @@ def find_duplicates(fingerprints: np.ndarray, show_progress: bool = True) -> pd.
         for count in pool.map(compare, chunks):
             progress.update(count)
     pairs = pd.DataFrame({"first": candidates["whole"], "second": candidates["cut"], "similarity": similarity})
-    return pairs[similarity >= SAME_SHOT].reset_index(drop=True)
+    return pairs[similarity >= (SAME_SHOT_CLOSELY if open_large else SAME_SHOT)].reset_index(drop=True)
+
+
+def _spans(windows: np.ndarray) -> np.ndarray:
+    """Give windows by their number as (start, length) of the two sides, in shares of them: float32 (N, 4)."""
+    spans = np.array([(start, 1 - start - end) for start, end in CUTS], dtype=np.float32)
+    return np.concatenate([spans[side] for side in np.divmod(windows, len(CUTS))], axis=1)
 
 
 def hash_windows(grey: np.ndarray) -> np.ndarray:
@@ -278,94 +298,6 @@ def _look_up(
 def _slot(hashes: np.ndarray, mask: np.uint64, key_bits: int) -> np.ndarray:
     """Give the slot of each hash in a table: its bits under the mask, spread by Fibonacci hashing."""
     return ((hashes & mask) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - key_bits)).astype(np.int64)
-
-
-def _compare(grey: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Align the window of `whole` with `cut`, then say how well they agree: float32, 0 … 1, one per candidate."""
-    vertical, horizontal = np.divmod(candidates["window"], len(CUTS))
-    mirrored = candidates["mirrored"]
-    whole = _soften(grey[candidates["whole"]])
-    cut = _soften(grey[candidates["cut"]])
-    # A mirrored hash is that of the window seen in a mirror: turn the other photo instead, the window stays.
-    cut[mirrored] = cut[mirrored, :, ::-1]
-    # The window as (start, length) of the two sides, in shares of them.
-    cuts = np.array([(start, 1 - start - end) for start, end in CUTS], dtype=np.float32)
-    window = np.concatenate([cuts[vertical], cuts[horizontal]], axis=1)
-    for points, steps in ((SIDE // 4, COARSE_STEPS), (SIDE // 2, FINE_STEPS)):
-        reduced = cut.reshape(-1, points, SIDE // points, points, SIDE // points).mean(axis=(2, 4))
-        for _ in range(steps):
-            window = _improve(whole, reduced, window)
-    return _agreement(_look_through(whole, window, SIDE)[0], cut)
-
-
-def _soften(grey: np.ndarray) -> np.ndarray:
-    """Blur over 3 × 3 pixels: alignment needs slopes, and re-encoding leaves noise."""
-    soft = np.pad(grey.astype(np.float32), ((0, 0), (1, 1), (1, 1)), mode="edge")
-    soft = (soft[:, :-2] + 2 * soft[:, 1:-1] + soft[:, 2:]) / 4
-    return (soft[:, :, :-2] + 2 * soft[:, :, 1:-1] + soft[:, :, 2:]) / 4
-
-
-def _look_through(whole: np.ndarray, window: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sample a window of each photo at points × points; give the view and its slopes down and across, per pixel."""
-    at = _grid(points)
-    y, x = (np.clip((window[:, [k]] + window[:, [k + 1]] * at) * SIDE - 0.5, 0, SIDE - 1.001) for k in (0, 2))
-    top, left = y.astype(np.intp), x.astype(np.intp)
-    dy, dx = (y - top)[:, :, None], (x - left)[:, None, :]
-    corner = (np.arange(len(whole)) * SIDE * SIDE)[:, None, None] + top[:, :, None] * SIDE + left[:, None, :]
-    pixels = whole.ravel()
-    a, b, c, d = (pixels[corner + step] for step in (0, 1, SIDE, SIDE + 1))
-    b -= a
-    d -= c
-    a += b * dx
-    c += d * dx
-    c -= a
-    return a + c * dy, c, b + (d - b) * dy
-
-
-def _improve(whole: np.ndarray, cut: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """One Gauss-Newton step towards the window (start, length of both sides) that looks most like the reduced `cut`."""
-    points = cut.shape[1]
-    view, down, across = _look_through(whole, window, points)
-    at = _grid(points)
-    # d view / d (start, length of both sides); brightness may change by a gain and an offset
-    slopes = np.stack([down, down * at[:, None], across, across * at, view / SIDE, np.ones_like(view)], axis=1)
-    slopes = slopes.reshape(len(view), 6, -1) * SIDE
-    error = (cut - view).reshape(len(view), -1)
-    # Pixels that differ a lot (a watermark) must not pull: weights of Geman and McClure.
-    spread = 2 * np.median(np.abs(error), axis=1, keepdims=True) + 2
-    weight = 1 / (1 + (error / spread) ** 2) ** 2
-    weighted = slopes * weight[:, None]
-    normal = weighted @ slopes.transpose(0, 2, 1)
-    normal += np.eye(6, dtype=np.float32) * (1e-5 * np.trace(normal, axis1=1, axis2=2)[:, None, None] + 1e-3)
-    step = np.linalg.solve(normal, weighted @ error[..., None])[:, :4, 0]
-    return window + np.clip(step, -0.03, 0.03)
-
-
-def _grid(points: int) -> np.ndarray:
-    return ((np.arange(points) + 0.5) / points).astype(np.float32)
-
-
-def _agreement(view: np.ndarray, cut: np.ndarray) -> np.ndarray:
-    """Give the median correlation of the 8 × 8 blocks that hold any structure.
-
-    Blocks, because two cars framed alike correlate as wholes but not in their details; the median, because a watermark
-    spoils some blocks only.
-    """
-    view, cut = (
-        photo.reshape(-1, BLOCKS, SIDE // BLOCKS, BLOCKS, SIDE // BLOCKS)
-        .transpose(0, 1, 3, 2, 4)
-        .reshape(len(photo), BLOCKS**2, -1)
-        for photo in (view, cut)
-    )
-    view = view - view.mean(axis=2, keepdims=True)
-    cut = cut - cut.mean(axis=2, keepdims=True)
-    view_spread, cut_spread = view.std(axis=2), cut.std(axis=2)
-    # The 1 added to either spread keeps coding noise in nearly flat blocks from counting as structure.
-    correlation = (view * cut).mean(axis=2) / ((view_spread + 1) * (cut_spread + 1))
-    structured = np.maximum(view_spread, cut_spread) > FLAT
-    enough = structured.sum(axis=1) >= BLOCKS
-    correlation = np.where(structured | ~enough[:, None], correlation, np.nan)
-    return np.where(enough, np.nanmedian(correlation, axis=1), 0).astype(np.float32)
 
 
 def _measure(sha256: str, photo: bytes) -> np.ndarray:
