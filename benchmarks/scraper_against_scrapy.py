@@ -84,7 +84,7 @@ def run_ours(base_url: str, out: Path) -> float:
 
     started = time.perf_counter()
     with Journal(out) as journal:
-        stats = Crawl(site, journal, OnePage(), Downloader(site)).run()
+        stats = Crawl(site, journal, [OnePage()], Downloader(site)).run()
     assert stats.fetched == PHOTOS, stats
     return time.perf_counter() - started
 

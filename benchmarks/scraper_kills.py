@@ -52,7 +52,7 @@ def crawl(folder: Path, base_url: str) -> None:
     }
     site = parse_site(content, Path("kills.toml"))
     with Journal(folder) as journal:
-        Crawl(site, journal, OnePage(base_url), Downloader(site)).run()
+        Crawl(site, journal, [OnePage(base_url)], Downloader(site)).run()
 
 
 def kill_run(kills: int, seed: int, show: bool = False) -> dict[str, int]:

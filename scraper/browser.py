@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -47,7 +48,10 @@ const own = card => attribute && card.getAttribute(attribute);
 const key = card => own(card) || card.querySelector("a[href]")?.href || card.innerText;
 return new Set(Array.from(document.querySelectorAll(selector), key)).size;
 """
+HTTP_STATUS = "return performance.getEntriesByType('navigation')[0]?.responseStatus;"
 SCROLL_DOWN = "window.scrollTo(0, document.scrollingElement.scrollHeight);"
+# clicked by script: a banner over the button does not matter
+CLICK = "arguments[0].scrollIntoView(); arguments[0].click();"
 # some loaders watch for movement: a step back up before the end is reached again
 SCROLL_AGAIN = "window.scrollBy(0, -window.innerHeight); window.scrollTo(0, document.scrollingElement.scrollHeight);"
 
@@ -69,19 +73,21 @@ class LoadedPage:
     stopped_by: str  # "end marker" · "nothing new" · "bound" · "single page"
     cookies: list[dict]
     asked: str = ""  # the address that led there
+    http_status: int | None = None  # None where the browser does not tell
 
 
 class Browser:
     """A headless Chromium that is gone when the context is left, however that happens.
 
-    `permit(url)` is called before each thing that makes the site work: a page, a scroll, a click. It waits as
-    politeness asks, and raises what it likes to forbid it. Raises BrowserError when no browser starts.
+    Each thing that makes the site work, a page, a scroll, a click, is done within the context that `permit(url)`
+    gives. It waits as politeness asks, and raises what it likes to forbid it. Raises BrowserError when no browser
+    starts.
     """
 
     def __init__(
         self,
         site: Site,
-        permit: Callable[[str], None] = lambda url: None,
+        permit: Callable[[str], AbstractContextManager] = lambda url: nullcontext(),
         headed: bool = False,
         remote_url: str | None = None,
     ):
@@ -89,6 +95,7 @@ class Browser:
         self._driver: webdriver.Remote | None = None
         self._guard: subprocess.Popen | None = None
         self._pages = 0
+        self._is_given_up = False
 
     @property
     def process_group(self) -> int | None:
@@ -135,10 +142,9 @@ class Browser:
             if self._driver is None or self._pages >= self.site.politeness.restart_browser_every:
                 self.quit()
                 self._start()
-            self.permit(url)
             self._pages += 1
             try:
-                with suppress(UnexpectedAlertPresentException):
+                with self.permit(url), suppress(UnexpectedAlertPresentException):
                     self._driver.get(url)
                 return self._read(url, expand, ready or self.site.selectors.listing)
             except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
@@ -154,15 +160,15 @@ class Browser:
                 self._wait_for(ready)
                 stopped_by = expand()
                 found = self._driver.current_url, self._driver.page_source
-                return LoadedPage(*found, stopped_by, self._cookies(), url)
+                return LoadedPage(*found, stopped_by, self._driver.get_cookies(), url, self._http_status())
             except UnexpectedAlertPresentException:
                 if not left:
                     raise
                 with suppress(NoAlertPresentException):  # the driver has dismissed it already, as a rule
                     self._driver.switch_to.alert.dismiss()
 
-    def _cookies(self) -> list[dict]:
-        return self._driver.get_cookies()
+    def _http_status(self) -> int | None:
+        return self._driver.execute_script(HTTP_STATUS) or None
 
     def _wait_for(self, selector: str) -> None:
         """Wait until the first listing or a marker is there; a page that shows neither in time is taken as it is."""
@@ -183,7 +189,6 @@ class Browser:
                 return "end marker"
             if count >= most:
                 return "bound"
-            self.permit(self._driver.current_url)
             if not self._advance(count):
                 return "end marker" if self._at_end() else "nothing new"
         return "bound"
@@ -191,16 +196,15 @@ class Browser:
     def _advance(self, count: int) -> bool:
         """Ask for more and tell whether more listings came than `count`."""
         paging = self.site.paging
-        moves = (SCROLL_DOWN, SCROLL_AGAIN)
+        moves: tuple[tuple, ...] = ((SCROLL_DOWN,), (SCROLL_AGAIN,))
         if paging.kind == "button":
             buttons = [button for button in self._find(paging.button) if button.is_displayed() and button.is_enabled()]
             if not buttons:
                 return False
-            # clicked by script: a banner over the button does not matter
-            self._driver.execute_script("arguments[0].scrollIntoView(); arguments[0].click();", buttons[0])
-            moves = ("",)
-        for move in moves:
-            self._driver.execute_script(move)
+            moves = ((CLICK, buttons[0]),)
+        for number, move in enumerate(moves):
+            with nullcontext() if number else self.permit(self._driver.current_url):
+                self._driver.execute_script(*move)
             try:
                 self._until(lambda: self._count() > count or self._at_end(), paging.patience / len(moves))
                 return self._count() > count
@@ -224,6 +228,8 @@ class Browser:
 
     def _start(self) -> None:
         self._pages = 0
+        if self._is_given_up:
+            raise BrowserError("the crawl is at its end")
         try:
             if self.remote_url:
                 self._driver = webdriver.Remote(self.remote_url, options=self._options())
@@ -296,6 +302,14 @@ class Browser:
                 if guard.returncode is None:
                     guard.communicate(b"\n")
                 shutil.rmtree(self._profile, ignore_errors=True)
+
+    def give_up(self) -> None:
+        """End the browser under the hands of the thread that uses it, which gets a PageFailed or BrowserError."""
+        self._is_given_up = True
+        guard = self._guard
+        if guard is not None and guard.poll() is None:
+            with suppress(ProcessLookupError):  # it ended in this moment
+                os.killpg(guard.pid, signal.SIGKILL)
 
 
 # A scraper killed by SIGKILL can run no code. This shell then sees its input end; it ends all processes of its group,

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +77,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
         parser.add_argument("--headed", action="store_true", help="show the browser")
         parser.add_argument("--remote-url", help="a WebDriver endpoint (Selenium Grid) instead of a local browser")
     if command == "crawl":
+        parser.add_argument(
+            "--browsers", type=_positive, default=1, help="open pages with this many browsers at once (default 1)"
+        )
         parser.add_argument("--limit", type=_positive, help="stop after this many photos were fetched")
     return parser
 
@@ -98,11 +102,6 @@ def _read_site(options: argparse.Namespace) -> Site:
 
 def _crawl(site: Site, options: argparse.Namespace) -> int:
     downloader = Downloader(site)
-
-    def permit(url: str) -> None:
-        downloader.check(url)
-        downloader.pacer.wait(url)
-
     with Journal(options.out / site.name) as journal, Progress() as progress:
         if journal.is_new:
             hosts = ", ".join(sorted({start.url.split("/")[2] for start in site.starts}))
@@ -110,10 +109,16 @@ def _crawl(site: Site, options: argparse.Namespace) -> int:
                 NOTICE.format(name=site.name, hosts=hosts, user_agent=site.user_agent, notice=site.notice),
                 file=sys.stderr,
             )
-        browser = Browser(site, permit, headed=options.headed, remote_url=options.remote_url)
-        crawl = Crawl(site, journal, browser, downloader, options.limit, progress.show)
+        browsers = [
+            Browser(site, downloader.permit, headed=options.headed, remote_url=options.remote_url)
+            for _ in range(options.browsers)
+        ]
+        crawl = Crawl(site, journal, browsers, downloader, options.limit, progress.show)
         try:
-            with browser:
+            with ExitStack() as stack:
+                for browser in browsers:
+                    stack.callback(browser.quit)
+                stack.enter_context(browsers[0])  # the others start when there is a page for them
                 crawl.run()
             code = DONE
         except CrawlStopped as stop:
@@ -182,12 +187,7 @@ class Progress:
 
 
 def _check(site: Site, options: argparse.Namespace) -> int:
-    downloader = Downloader(site)
-
-    def permit(url: str) -> None:
-        downloader.check(url)
-        downloader.pacer.wait(url)
-
+    permit = Downloader(site).permit
     one_page = replace(site, paging=replace(site.paging, max_pages=1))
     with Browser(one_page, permit, headed=options.headed, remote_url=options.remote_url) as browser:
         report = check_site(one_page, browser)

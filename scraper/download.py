@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import urldefrag, urljoin, urlsplit
 
@@ -47,7 +47,7 @@ class Photo:
 
 
 class Downloader:
-    """Fetches the photos of one site, one at a time, through one session.
+    """Fetches the photos of one site; each thread that uses it has a session and cookies of its own.
 
     Time is handed in (`sleep`, `clock` in seconds, `wall_clock` in Unix seconds), and so is name resolution, so that
     tests need neither patience nor a network.
@@ -56,7 +56,7 @@ class Downloader:
     def __init__(
         self,
         site: Site,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         resolve: Callable[..., list] = socket.getaddrinfo,
@@ -69,24 +69,40 @@ class Downloader:
         self._private = [ipaddress.ip_network(text) for text in site.politeness.allow_private]
         self._public_hosts: set[tuple[str, int]] = set()
         self._proxies: dict[str, dict] = {}
-        self._session = requests.Session()
-        self._session.trust_env = False  # no passwords from ~/.netrc to photo hosts
-        self._session.headers = {
-            "User-Agent": site.user_agent,
-            "Accept": "image/jpeg,image/png,image/webp,image/*;q=0.8",
-            "Accept-Encoding": "identity",
-        }
-        self._adapter = _DeadlineAdapter()
-        self._session.mount("http://", self._adapter)
-        self._session.mount("https://", self._adapter)
+        self._own = threading.local()
+        self._sessions: list[_Session] = []
+        self._cookies: list[dict] = []  # the newest, with which a thread's session begins
+
+    @property
+    def _session(self) -> _Session:
+        """The session of the thread that asks."""
+        if not hasattr(self._own, "session"):
+            self._own.session = _Session(self.site.user_agent)
+            self._own.session.use_cookies(self._cookies)
+            self._sessions.append(self._own.session)
+        return self._own.session
 
     def close(self) -> None:
-        self._session.close()
+        for session in self._sessions:
+            session.close()
+
+    def stop(self) -> None:
+        """End all exchanges and waits of other threads at once: they get Stopped."""
+        self.pacer.stop()
+        for session in list(self._sessions):
+            session.adapter.shut_down()
+
+    @contextlib.contextmanager
+    def permit(self, url: str) -> Iterator[None]:
+        """Check `url`, wait for its host's turn, and keep the turn while the context lasts: for a browser's use."""
+        self.check(url)
+        with self.pacer.turn(url):
+            yield
 
     def use_cookies(self, cookies: list[dict]) -> None:
         """Take over the browser's cookies, given as Selenium gives them, so that photos come from the same session."""
-        for cookie in cookies:
-            self._session.cookies.set(cookie["name"], cookie["value"], domain=cookie["domain"], path=cookie["path"])
+        self._session.use_cookies(cookies)
+        self._cookies = cookies
 
     def check(self, url: str) -> None:
         """Return if `url` may be asked for. Raises Refused (scheme, private address, robots.txt) or Failed."""
@@ -131,7 +147,7 @@ class Downloader:
         started = self.pacer.clock()
         try:
             with (
-                self._adapter.deadline(self.politeness.total_timeout) as deadline,
+                self._session.adapter.deadline(self.politeness.total_timeout) as deadline,
                 self._session.get(
                     url,
                     headers=headers,
@@ -300,6 +316,26 @@ class _Transient(Exception):
         self.url, self.retry_after = url, retry_after
 
 
+class _Session(requests.Session):
+    """A session that says who we are; its `adapter` knows how to end an exchange."""
+
+    def __init__(self, user_agent: str):
+        super().__init__()
+        self.trust_env = False  # no passwords from ~/.netrc to photo hosts
+        self.headers = {
+            "User-Agent": user_agent,
+            "Accept": "image/jpeg,image/png,image/webp,image/*;q=0.8",
+            "Accept-Encoding": "identity",
+        }
+        self.adapter = _DeadlineAdapter()
+        self.mount("http://", self.adapter)
+        self.mount("https://", self.adapter)
+
+    def use_cookies(self, cookies: list[dict]) -> None:
+        for cookie in cookies:
+            self.cookies.set(cookie["name"], cookie["value"], domain=cookie["domain"], path=cookie["path"])
+
+
 class _DeadlineAdapter(HTTPAdapter):
     """Ends an exchange after a total time: a server that sends a byte now and then never trips a read timeout.
 
@@ -309,11 +345,13 @@ class _DeadlineAdapter(HTTPAdapter):
     def init_poolmanager(self, *args, **kwargs) -> None:
         super().init_poolmanager(*args, **kwargs)
         self._sockets = sockets = weakref.WeakSet()
+        self._lock = lock = threading.Lock()
 
         class Watched:
             def connect(self) -> None:
                 super().connect()
-                sockets.add(self.sock)
+                with lock:
+                    sockets.add(self.sock)
 
             def getresponse(self):
                 connection = self.sock
@@ -332,7 +370,15 @@ class _DeadlineAdapter(HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": http, "https": https}
 
     def deadline(self, seconds: float) -> _Until:
-        return _Until(self._sockets, seconds)
+        return _Until(self.shut_down, seconds)
+
+    def shut_down(self) -> None:
+        """Shut down the sockets of all connections."""
+        with self._lock:
+            connections = list(self._sockets)
+        for connection in connections:
+            with contextlib.suppress(OSError):  # closed by itself in the meantime
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def _acknowledge_at_once(connection: socket.socket) -> None:
@@ -345,16 +391,14 @@ def _acknowledge_at_once(connection: socket.socket) -> None:
 
 
 class _Until:
-    def __init__(self, sockets: weakref.WeakSet, seconds: float):
-        self.sockets, self.passed = sockets, False
+    def __init__(self, shut_down: Callable[[], None], seconds: float):
+        self.shut_down, self.passed = shut_down, False
         self._timer = threading.Timer(seconds, self._pass)
         self._timer.daemon = True
 
     def _pass(self) -> None:
         self.passed = True
-        for connection in list(self.sockets):
-            with contextlib.suppress(OSError):  # closed by itself in the meantime
-                connection.shutdown(socket.SHUT_RDWR)
+        self.shut_down()
 
     def __enter__(self) -> _Until:
         self._timer.start()

@@ -73,6 +73,22 @@ def is_empty_search(html: str, site: Site) -> bool:
     return bool(site.paging.empty) and BeautifulSoup(html, "html.parser").select_one(site.paging.empty) is not None
 
 
+def is_end_of_search(html: str, first: str | None, site: Site) -> bool:
+    """Tell whether a page without listings may be the end of a search whose first page was `first`.
+
+    On a first page, and on sites with an `empty` marker, only the marker says so. Elsewhere a page past the end
+    resembles the first page without its listings, while one whose layout changed is still about as large as the first
+    page with them; what is in between counts as what it is nearer to.
+    """
+    if first is None or site.paging.empty:
+        return is_empty_search(html, site)
+    whole = BeautifulSoup(first, "html.parser")
+    full = len(whole.find_all())
+    for card in whole.select(site.selectors.listing):
+        card.extract()
+    return len(BeautifulSoup(html, "html.parser").find_all()) <= (full + len(whole.find_all())) / 2
+
+
 def find_refusal(html: str) -> str | None:
     """Give the word by which a page's `<meta name="robots">` keeps its photos out of data sets, or None."""
     soup = BeautifulSoup(html, "html.parser")

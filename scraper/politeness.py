@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -16,6 +18,8 @@ ROBOTS_LIMIT = 500 * 1024  # bytes; RFC 9309 asks for at least this much to be p
 ROBOTS_LIFETIME = 24 * 3600.0  # seconds; RFC 9309, 2.4
 LONGEST_WAIT = 300.0  # seconds; a host that asks for more is left alone in this run
 LONGEST_SLOWDOWN = 60.0
+NO_TIME = 0.001  # seconds; what rounding may leave of a wait
+POLL = 0.02  # seconds
 
 
 class Refused(Exception):
@@ -26,6 +30,10 @@ class Failed(Exception):
     """A URL could not be had now; a later run tries again."""
 
 
+class Stopped(Exception):
+    """The crawl is at its end: nothing may be asked any more."""
+
+
 @dataclass
 class _Host:
     next_time: float = 0.0
@@ -33,25 +41,29 @@ class _Host:
     slowdown: float = 0.0  # seconds on top, after 429 and server errors
     usual_latency: float | None = None
     latency: float = 0.0
+    is_held: bool = False  # by somebody's turn
 
 
 class Pacer:
     """Keeps the requests to one host apart: the site file's delay or robots.txt's, whichever is longer, with jitter.
 
     The delay grows with the host's latency, against the quickest it has shown, up to tenfold; it doubles from one
-    second upwards at each sign of overload and shrinks again with each good answer. All times are in seconds.
+    second upwards at each sign of overload and shrinks again with each good answer. All times are in seconds. Any
+    number of threads may ask; a host sees them one after the other.
     """
 
     def __init__(
         self,
         politeness: Politeness,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
     ):
-        self.politeness, self.sleep, self.clock = politeness, sleep, clock
+        self._stopping = threading.Event()
+        self.politeness, self.sleep, self.clock = politeness, sleep or self._stopping.wait, clock
         self.rng = rng or random.Random()
         self._hosts: dict[str, _Host] = {}
+        self._lock = threading.RLock()
 
     def _host(self, url: str) -> _Host:
         return self._hosts.setdefault(urlsplit(url).netloc.lower(), _Host())
@@ -65,13 +77,41 @@ class Pacer:
 
     def wait(self, url: str) -> None:
         """Wait until the host of `url` may be asked again. Raises Failed if it asked for a longer rest than we wait."""
+        self._take(url, hold=False)
+
+    @contextmanager
+    def turn(self, url: str) -> Iterator[None]:
+        """Wait as `wait` does, and let nobody else ask the host while the context lasts.
+
+        A browser asks a moment after it was told to; the delay counts from when it has its answer.
+        """
+        self._take(url, hold=True)
+        try:
+            yield
+        finally:
+            with self._lock:
+                host = self._host(url)
+                host.is_held = False
+                self._space(host, url)
+
+    def _take(self, url: str, hold: bool) -> None:
         host = self._host(url)
-        rest = host.next_time - self.clock()
-        if rest > LONGEST_WAIT:
-            raise Failed(f"host asked us to wait: {rest:.0f} s more")
-        if rest > 0:
+        while True:
+            if self._stopping.is_set():
+                raise Stopped
+            with self._lock:
+                rest = max(host.next_time - self.clock(), POLL if host.is_held else 0.0)
+                if rest > LONGEST_WAIT:
+                    raise Failed(f"host asked us to wait: {rest:.0f} s more")
+                if rest < NO_TIME:
+                    host.is_held = hold
+                    self._space(host, url)
+                    return
             self.sleep(rest)
-        self._space(host, url)
+
+    def stop(self) -> None:
+        """Let every wait, under way or to come, raise Stopped."""
+        self._stopping.set()
 
     def _space(self, host: _Host, url: str) -> None:
         pause = self.delay(url) * (1 + self.rng.uniform(0, self.politeness.jitter))
@@ -79,25 +119,28 @@ class Pacer:
 
     def set_crawl_delay(self, url: str, seconds: float) -> None:
         """Never ask the host of `url` more often than its robots.txt says."""
-        host = self._host(url)
-        host.crawl_delay = seconds
-        host.next_time = max(host.next_time, self.clock() + seconds)
+        with self._lock:
+            host = self._host(url)
+            host.crawl_delay = seconds
+            host.next_time = max(host.next_time, self.clock() + seconds)
 
     def answered(self, url: str, latency: float) -> None:
         """Note a good answer that began after `latency` seconds."""
-        host = self._host(url)
-        host.latency = latency if host.usual_latency is None else 0.7 * host.latency + 0.3 * latency
-        host.usual_latency = max(0.1, min(host.usual_latency or latency, latency))
-        host.slowdown = host.slowdown * 0.8 if host.slowdown > 0.05 else 0.0
-        self._space(host, url)
+        with self._lock:
+            host = self._host(url)
+            host.latency = latency if host.usual_latency is None else 0.7 * host.latency + 0.3 * latency
+            host.usual_latency = max(0.1, min(host.usual_latency or latency, latency))
+            host.slowdown = host.slowdown * 0.8 if host.slowdown > 0.05 else 0.0
+            self._space(host, url)
 
     def overloaded(self, url: str, attempt: int, retry_after: float | None) -> None:
         """Note a failure: the host rests as long as it asked for, or longer with each `attempt` (counted from 0)."""
-        host = self._host(url)
-        host.slowdown = min(LONGEST_SLOWDOWN, max(1.0, 2 * host.slowdown))
-        backoff = min(60.0, 2.0**attempt) * (1 + self.rng.uniform(0, 0.5))
-        rest = max(retry_after, self.delay(url)) if retry_after is not None else max(backoff, self.delay(url))
-        host.next_time = max(host.next_time, self.clock() + rest)
+        with self._lock:
+            host = self._host(url)
+            host.slowdown = min(LONGEST_SLOWDOWN, max(1.0, 2 * host.slowdown))
+            backoff = min(60.0, 2.0**attempt) * (1 + self.rng.uniform(0, 0.5))
+            rest = max(retry_after, self.delay(url)) if retry_after is not None else max(backoff, self.delay(url))
+            host.next_time = max(host.next_time, self.clock() + rest)
 
 
 class Robots:
@@ -110,15 +153,17 @@ class Robots:
     def __init__(self, fetch: Callable[[str, int], tuple[int, bytes]], pacer: Pacer):
         self.fetch, self.pacer = fetch, pacer
         self._rules: dict[str, tuple[float, Protego | None, str]] = {}
+        self._reading: dict[str, threading.Lock] = {}
 
     def check(self, url: str) -> None:
         """Return if `url` may be fetched. Raises Refused if robots.txt forbids it, Failed if that cannot be read."""
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}".lower()
-        read_at, rules, trouble = self._rules.get(origin, (0.0, None, ""))
-        if origin not in self._rules or self.pacer.clock() - read_at > ROBOTS_LIFETIME:
-            rules, trouble = self._read(origin)
-            self._rules[origin] = (self.pacer.clock(), rules, trouble)
+        with self._reading.setdefault(origin, threading.Lock()):  # several threads ask for it once
+            read_at, rules, trouble = self._rules.get(origin, (0.0, None, ""))
+            if origin not in self._rules or self.pacer.clock() - read_at > ROBOTS_LIFETIME:
+                rules, trouble = self._read(origin)
+                self._rules[origin] = (self.pacer.clock(), rules, trouble)
         if rules is None:
             raise Failed(f"robots.txt cannot be read: {trouble}")
         if not rules.can_fetch(url, ROBOT_NAME):

@@ -202,7 +202,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if "session" in query and page >= int(query["session"]):
             self.redirect("/login")
             return
-        if query.get("rot") == str(page):
+        if query.get("rot") == str(page) or page >= int(query.get("rot-from", page + 1)):
             query["changed"] = "1"
         html, last = self.cards(page, query)
         script = SCROLL_SCRIPT + (ON_SCROLL if query.get("kind") == "scroll" else "")
@@ -221,11 +221,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send(b"", "text/html", 302, Location=self.path, Set_Cookie="visited=1; Path=/")
             return
         meta = '<meta name="robots" content="noai">' if "noai" in query else ""
-        empty = '<p id="nothing">Nothing found</p>' if "empty" in query else ""
+        is_past_the_end = "<article" not in html
+        empty = ""
+        if "empty" in query or is_past_the_end and "mute" not in query:
+            empty = '<p id="nothing">Nothing found</p>'
         body = f"<!doctype html><meta charset=utf-8>{meta}{empty}<main>{html}</main><script>{script}</script>"
         if "blank" in query or "empty" in query:
             body = f"<!doctype html>{empty}<p>Welcome</p>"
-        self.send(body.encode(), "text/html; charset=utf-8")
+        status = 404 if is_past_the_end and "missing" in query else 200
+        self.send(body.encode(), "text/html; charset=utf-8", status)
 
     def login(self, _) -> None:
         self.send(b"<!doctype html><form>Your session has expired. Password: <input></form>", "text/html")

@@ -41,12 +41,13 @@ kind = "{kind}"
 button = "#more"
 next = "a[rel=next]"
 end = "#end"
-empty = "#nothing"
+empty = "{empty}"
 patience = 2.0
 first_page = 0
 max_pages = {max_pages}
 [politeness]
-delay = 0
+delay = {delay}
+jitter = 0
 page_timeout = {page_timeout}
 allow_private = ["127.0.0.1"]
 restart_browser_every = {restart_every}
@@ -55,7 +56,8 @@ restart_browser_every = {restart_every}
 
 
 def write_site_file(folder: Path, url: str, kind: str = "none", **settings) -> Path:
-    defaults = {"photos": "img.photo", "max_pages": 30, "page_timeout": 20, "restart_every": 50, "more": ""}
+    defaults = {"photos": "img.photo", "empty": "#nothing", "max_pages": 30, "page_timeout": 20}
+    defaults |= {"restart_every": 50, "delay": 0, "more": ""}
     path = folder / "misbehaving.toml"
     path.write_text(SITE_FILE.format(url=url, kind=kind, **defaults | settings))
     return path
@@ -77,6 +79,11 @@ PAGE_FAULTS = {
     "numbered-repeats": ("listings=10&kind=numbered&repeat=1&page={page}", {}),
     "numbered-rot": ("listings=13&kind=numbered&rot=1&page={page}", {}),
     "next-rot": ("listings=13&kind=next&rot=1", {}),
+    "numbered-mute": ("listings=13&kind=numbered&mute=1&page={page}", {"empty": ""}),
+    "numbered-404": ("listings=13&kind=numbered&mute=1&missing=1&page={page}", {}),
+    "numbered-rot-on": ("listings=23&kind=numbered&rot-from=2&page={page}", {}),
+    "numbered-rot-on-mute": ("listings=23&kind=numbered&mute=1&rot-from=2&page={page}", {"empty": ""}),
+    "next-rot-on": ("listings=23&kind=next&rot-from=2", {}),
     "session-expired": ("listings=13&kind=numbered&session=1&page={page}", {}),
     "detail": ("listings=3&kind=none", {"more": '[detail]\nphotos = "#gallery img"'}),
     "detail-bare": ("listings=5&kind=none", {"more": '[detail]\nphotos = "#renamed img"', "photos": "img.renamed"}),

@@ -41,7 +41,7 @@ def crawl_many(folder, pages: int) -> tuple[ManyPages, int]:
     tracemalloc.start()
     try:
         with Journal(folder) as journal:
-            stats = Crawl(fetcher.site, journal, browser, fetcher).run()
+            stats = Crawl(fetcher.site, journal, [browser], fetcher).run()
     finally:
         tracemalloc.stop()
     return browser, stats.fetched
