@@ -128,12 +128,15 @@ def test_the_onnx_graph_of_a_backbone_answers_as_its_model(framework, experiment
         # Norms that have learned something, so that none of their four figures can be left out.
         moved = [w + 0.1 * np.abs(rng.standard_normal(w.shape)) * (w.ndim == 1) for w in backbone.get_weights()]
         backbone.set_weights(moved)
+        (norm,) = (layer for layer in model.layers if "batch_norm" in layer.name)
+        norm.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in norm.get_weights()])
     path = tmp_path / "model.onnx"
     path.write_bytes(onnx_graph.build_graph(experiment, onnx_graph.read_layers(framework, model), size))
     images = np.random.default_rng(0).integers(0, 255, (4, size, size, 3), dtype=np.uint8)
     probabilities, features = load_onnx(path, threads=1)(images)
     if experiment.dense_units == 0:  # otherwise the last layer sees what the dense one makes of them
-        expected = siblings.compute_features(model, images)
+        mean, variance = norm.get_weights()
+        expected = (siblings.compute_features(model, images) - mean) / np.sqrt(variance + norm.epsilon)
         np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
     np.testing.assert_allclose(probabilities, siblings.predict_probabilities(model, images), atol=1e-4)
 

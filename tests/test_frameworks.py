@@ -552,9 +552,14 @@ def test_mobilenet_is_there_in_keras_and_refused_elsewhere(siblings, photos):
             siblings.build_model(experiment, 2, 96)
         return
     model = siblings.build_model(experiment, 2, SIZE)
-    assert siblings.describe(model)["parameters"] == 1281
+    images = photos[0][:3].astype(np.float32)
+    both = np.concatenate([images, images[:, :, ::-1]]) / np.float32(127.5) - 1
+    levels = [np.asarray(siblings.ops.convert_to_numpy(maps)) for maps in model.get_layer("backbone")([both])]
+    assert [maps.shape[1] for maps in levels] == [-(-SIZE // side) for side in (4, 8, 16, 32)]
+    pooled = np.concatenate([pool for maps in levels for pool in (maps.mean((1, 2)), maps.max((1, 2)))], axis=1)
     features = siblings.compute_features(model, photos[0][:3])
-    assert features.shape == (3, 1280)
+    np.testing.assert_allclose(features, (pooled[:3] + pooled[3:]) / 2, atol=1e-4 * np.abs(pooled).max())
+    assert siblings.describe(model)["parameters"] == features.shape[1] + 1
     np.testing.assert_allclose(
         siblings.predict_probabilities(model, features), siblings.predict_probabilities(model, photos[0][:3]), atol=1e-5
     )

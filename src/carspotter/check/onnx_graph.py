@@ -79,8 +79,9 @@ def build_graph(experiment: Experiment, layers: list[Layer], image_size: int) ->
         groups = layer.kernel.shape[2] if depthwise else 1
         return add("Conv", [x, *weights], f"{name}_conv", pads=pads, strides=[stride, stride], group=groups)
 
-    def mobilenet(x: str, layers: list[Layer]) -> str:
-        left, side = iter(layers), image_size
+    def mobilenet(x: str, layers: list[Layer]) -> list[str]:
+        """Add the backbone; give the maps of `experiments.MOBILENET_LEVELS`."""
+        left, side, levels = iter(layers), image_size, []
 
         def block(x: str, name: str, stride: int = 1, depthwise: bool = False, window: int = 3, bend: bool = True):
             nonlocal side
@@ -99,12 +100,14 @@ def build_graph(experiment: Experiment, layers: list[Layer], image_size: int) ->
                 name, entry, stride = f"residual{group}_{number}", x, first_stride if number == 0 else 1
                 if expansion > 1:
                     x, _ = block(x, f"{name}_expand", window=1)
+                    if stride == 2 and group > 1:  # the last maps before the side is halved
+                        levels.append(x)
                 x, _ = block(x, f"{name}_depth", stride, depthwise=True)
                 x, out = block(x, f"{name}_project", window=1, bend=False)
                 if stride == 1 and channels == out:
                     x = add("Add", [entry, x], f"{name}_sum")
                 channels = out
-        return block(x, "top", window=1)[0]
+        return [*levels, block(x, "top", window=1)[0]]
 
     *layers, last = layers
     dense = layers.pop() if experiment.dense_units else None
@@ -116,7 +119,7 @@ def build_graph(experiment: Experiment, layers: list[Layer], image_size: int) ->
         x = add("Sub", [x, constant("means", np.float32(CAFFE_MEANS).reshape(3, 1, 1))], "scaled")
     elif experiment.backbone == "mobilenet_v2":
         x = add("Div", [x, constant("half", np.float32(127.5))], "halved")
-        x = mobilenet(add("Sub", [x, constant("one", np.float32(1))], "scaled"), layers)
+        x = add("Sub", [x, constant("one", np.float32(1))], "scaled")
     else:
         x = add("Div", [x, constant("levels", np.float32(255))], "scaled")
     if experiment.mirrored:
@@ -124,12 +127,21 @@ def build_graph(experiment: Experiment, layers: list[Layer], image_size: int) ->
             constants.append(numpy_helper.from_array(np.array([number]), name))
         mirrored = add("Slice", [x, "last", "before_first", "across", "backwards"], "mirrored")
         x = add("Concat", [x, mirrored], "both", axis=0)
+    if experiment.backbone == "mobilenet_v2":
+        *levels, x = mobilenet(x, layers)
     for number, convolution in enumerate(convolutions(experiment)):
         layer, name = layers[number], f"block{number + 1}"
         x = activate(convolve(x, layer, name, [1 if experiment.any_size else 0] * 4), layer, name)
         if convolution.pooled:
             x = add("MaxPool", [x], f"{name}_pool", kernel_shape=[2, 2], strides=[2, 2])
-    if experiment.any_size:
+    if experiment.multi_level:
+        pools = [
+            add("Flatten", [add(f"Global{pool}Pool", [maps], f"{maps}_{pool}")], f"{maps}_{pool}_flat")
+            for maps in (*levels, x)
+            for pool in ("Average", "Max")
+        ]
+        x = add("Concat", pools, "flat", axis=1)
+    elif experiment.any_size:
         x = add("Flatten", [add("GlobalAveragePool", [x], "mean")], "flat")
     else:
         # Rows, columns, channels, as the siblings flatten.
@@ -139,6 +151,8 @@ def build_graph(experiment: Experiment, layers: list[Layer], image_size: int) ->
         constants.append(numpy_helper.from_array(np.array([2, -1, width]), "two_halves"))
         x = add("Reshape", [x, "two_halves"], "pairs")
         x = add("ReduceMean", [x], "mean_of_pairs", axes=[0], keepdims=0)
+    if experiment.multi_level:
+        x = normalise(x, last, "levels")
     if dense:
         weights = [constant("dense_kernel", dense.kernel), constant("dense_bias", dense.bias)]
         x = activate(add("Gemm", [x, *weights], "dense"), dense, "dense")
@@ -177,7 +191,9 @@ def _read_keras(model) -> list[Layer]:
         kernel, *bias = layer.get_weights()
         # MobileNetV2's convolutions have no bias: batch norm follows each.
         bias = bias[0] if bias else np.zeros(norm.gamma.shape, np.float32)
-        found.append(Layer(kernel, bias, tuple(norm.get_weights()) if norm else None))
+        *affine, mean, variance = norm.get_weights() if norm else (None, None)
+        affine = affine or (np.ones_like(mean), np.zeros_like(mean))
+        found.append(Layer(kernel, bias, (*affine, mean, variance) if norm else None))
     return found
 
 

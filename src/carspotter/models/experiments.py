@@ -12,6 +12,8 @@ import numpy as np
 
 from carspotter.photos.augmentation import RANGES, draw_affine, draw_colour
 
+# MobileNetV2's last maps at a quarter, an eighth, a sixteenth and a thirty-second of the image's side, by Keras' names.
+MOBILENET_LEVELS = ("block_3_expand_relu", "block_6_expand_relu", "block_13_expand_relu", "out_relu")
 VGG16_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
@@ -42,6 +44,9 @@ class Experiment:
     image_size: int = 150  # pixels on a side, the original's
     backbone: Literal[None, "vgg16", "mobilenet_v2"] = None
     backbone_width: float = 1.0  # MobileNetV2's α; a run takes it from the name of the weights file
+    # The head sees the mean and the maximum of MOBILENET_LEVELS, each brought to one scale, instead of the last maps'
+    # means: what parts are there at every resolution, which "a car" has thrown away by the end.
+    multi_level: bool = False
     tuned_blocks: int = 0  # the backbone's last blocks, learning with the head; 0: frozen, its features computed once
     starts_from: str | None = None  # the experiment from whose trained weights this one goes on
     # bfloat16: products in bfloat16, weights in float32. float64 is for the proofs of equality.
@@ -67,6 +72,8 @@ class Experiment:
                 raise ValueError(f"{self.name}: {field} is {getattr(self, field)}; it must be above 0")
         if self.batch_norm != "none" and self.backbone:
             raise ValueError(f"{self.name}: batch_norm is {self.batch_norm!r}; a backbone keeps its own, use 'none'")
+        if self.multi_level and self.backbone != "mobilenet_v2":
+            raise ValueError(f"{self.name}: multi_level is True; it is there for the backbone mobilenet_v2 only")
         if self.augment and self.frozen:
             raise ValueError(f"{self.name}: augment is True; the features of a frozen backbone are computed once")
         tunable = len(self.conv_channels) if self.backbone else 0
@@ -121,11 +128,13 @@ VGG16_FINE_TUNE = replace(
     tuned_blocks=1,
     starts_from="vgg16_features",
 )
-# A linear head: 1,281 parameters. 224 px is what the weights were learned on, and the photos are larger than that.
+# A linear head: 4,385 parameters. 224 px is what the weights were learned on, and the photos are larger than that.
 MOBILENET_FEATURES = Experiment(
     "mobilenet_features",
     conv_channels=(),
     dense_units=0,
+    mirrored=True,
+    multi_level=True,
     dropout_rate=0.5,
     learning_rate=1e-3,
     image_size=224,

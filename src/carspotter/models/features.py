@@ -9,12 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable
-from importlib import import_module
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from carspotter.models.records import without_banner
+from carspotter.models.experiments import MOBILENET_FEATURES
+from carspotter.models.records import import_framework
 from carspotter.models.weights import width_in_name
 from carspotter.progress import progress_bar
 
@@ -70,24 +71,17 @@ def cached_features(cache: Path, key: str, photos: Iterable[str], compute: Calla
 
 
 def _compute(images: np.ndarray, weights: Path, alpha: float, batch_size: int, show_progress: bool) -> np.ndarray:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with without_banner():
-        keras = import_module("keras")
-    side = images.shape[1]
-    backbone = keras.applications.MobileNetV2((side, side, 3), alpha, include_top=False, weights=None, pooling="avg")
-    try:
-        backbone.load_weights(weights)
-    except ValueError as error:
-        raise ValueError(f"{weights}: not weights of MobileNetV2 of width {alpha} without the top: {error}") from error
-    features = []
+    siblings = import_framework("keras")
+    experiment = replace(MOBILENET_FEATURES, backbone_width=alpha, multi_level=False, mirrored=False)
+    model = siblings.build_model(experiment, 2, images.shape[1])
+    siblings.load_backbone(model, weights)
+    features = [np.empty((0, model.get_layer("features").output.shape[1]), np.float32)]
     with progress_bar(len(images), "features", "photos", show_progress) as progress:
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
-            # Batch norm rests: with these weights it may even be folded into the convolutions.
-            found = backbone(batch.astype(np.float32) / 127.5 - 1, training=False)
-            features.append(keras.ops.convert_to_numpy(found))
+            features.append(siblings.compute_features(model, batch))
             progress.update(len(batch))
-    return np.concatenate(features) if features else np.empty((0, 1280), np.float32)
+    return np.concatenate(features)
 
 
 def _save(path: Path, features: np.ndarray) -> None:

@@ -22,6 +22,7 @@ from keras import layers, ops
 
 from carspotter.models.experiments import (
     CAFFE_MEANS,
+    MOBILENET_LEVELS,
     Experiment,
     convolutions,
     draw_colours,
@@ -183,24 +184,32 @@ def build_model(
 
     image = keras.Input((image_size, image_size, 3), dtype=dtype.variable_dtype, name="image")
     x = scale(image)
-    if experiment.backbone == "mobilenet_v2":
-        # One layer for all of it, at rest: with some weights its batch norm is folded into the convolutions.
-        backbone = keras.applications.MobileNetV2(
-            x.shape[1:], experiment.backbone_width, include_top=False, weights=None, name="backbone"
-        )
-        backbone.trainable = False
-        x = backbone(x, training=False)
     if experiment.mirrored:
         x = AddMirrorImages(dtype=dtype)(x)
+    if experiment.backbone == "mobilenet_v2":
+        # One layer for all of it, at rest: with some weights its batch norm is folded into the convolutions.
+        mobilenet = keras.applications.MobileNetV2(
+            x.shape[1:], experiment.backbone_width, include_top=False, weights=None
+        )
+        levels = [mobilenet.get_layer(name).output for name in MOBILENET_LEVELS]
+        backbone = keras.Model(mobilenet.inputs, levels if experiment.multi_level else levels[-1], name="backbone")
+        backbone.trainable = False
+        x = backbone(x, training=False)
     padding = "same" if experiment.any_size else "valid"
     for channels, pooled, learns in convolutions(experiment):
         x = activate(layers.Conv2D(channels, 3, padding=padding, trainable=learns, **initial())(x))
         x = layers.MaxPooling2D(2, dtype=dtype)(x) if pooled else x
-    flatten = layers.GlobalAveragePooling2D if experiment.any_size else layers.Flatten
-    x = flatten(dtype=dtype)(x)
+    if experiment.multi_level:
+        pools = (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D)
+        x = layers.Concatenate(dtype=dtype)([pool(dtype=dtype)(maps) for maps in x for pool in pools])
+    else:
+        flatten = layers.GlobalAveragePooling2D if experiment.any_size else layers.Flatten
+        x = flatten(dtype=dtype)(x)
     # A name for what the head sees: `compute_features` and `head_of` cut the model there.
     features = AverageMirrorImages if experiment.mirrored else partial(layers.Activation, "linear")
     x = features(dtype=dtype, name="features")(x)
+    if experiment.multi_level:  # a mean over many cells is small, a maximum large
+        x = layers.BatchNormalization(momentum=0.9, epsilon=1e-3, center=False, scale=False, dtype=dtype)(x)
     if experiment.dropout_rate:
         x = layers.Dropout(experiment.dropout_rate, seed=next(seeds), dtype=dtype)(x)
     if experiment.dense_units:
@@ -217,8 +226,11 @@ def build_model(
 def load_backbone(model: keras.Model, path: Path) -> None:
     """Load a backbone's weights, a Keras file without the top; raises ValueError where they do not fit."""
     if "backbone" in [layer.name for layer in model.layers]:
+        # Files name the layers by their order in a model with these last maps alone.
+        backbone = model.get_layer("backbone")
+        whole = keras.Model(backbone.inputs, backbone.get_layer(MOBILENET_LEVELS[-1]).output)
         try:
-            model.get_layer("backbone").load_weights(path)
+            whole.load_weights(path)
         except (ValueError, OSError) as error:
             raise ValueError(f"{path}: not weights of MobileNetV2 of this width without the top: {error}") from error
         return
