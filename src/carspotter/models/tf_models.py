@@ -1,12 +1,14 @@
 """The experiments in TensorFlow 2 itself: `tf.data`, `tf.function`, `GradientTape`, a `tf.distribute` strategy.
 
 What to see here: the model is a `tf.Module` of variables and plain operations, a step is traced once into a graph, and
-the same step runs on one device or on several, each with its part of the batch. No Keras. Siblings: keras_models.py,
-torch_models.py.
+the same step runs on one device or on several, each with its part of the batch; with TF_CONFIG also in several
+processes (workers.py). No Keras. Siblings: keras_models.py, torch_models.py.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import os
 from collections.abc import Callable
@@ -28,6 +30,7 @@ from carspotter.models.experiments import (
 )
 from carspotter.models.metrics import probabilities_from_logits
 from carspotter.models.weights import read_vgg16
+from carspotter.models.workers import this_worker
 
 CHECKPOINT = "checkpoint{}.npz"
 RESUME = "resume.npz"
@@ -41,7 +44,8 @@ class PhotoDataset:
     """Batches in the order of `draw_epoch`, as a `tf.data.Dataset`: images, changes, labels.
 
     The photos are gathered from the memory-mapped array batch by batch, a few batches ahead of the step. Features
-    (N, F) in place of images are given as they are.
+    (N, F) in place of images are given as they are. Where several processes train together, each has every so many'th
+    photo of a batch, which may be none of the last.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, experiment: Experiment, seed: int, training: bool):
@@ -68,6 +72,8 @@ class PhotoDataset:
 
         dataset = tf.data.Dataset.from_tensor_slices((order, changes, self.labels[order].astype(np.int64)))
         dataset = dataset.batch(self.experiment.batch_size)
+        if self.training and (worker := this_worker("tensorflow")).count > 1:
+            dataset = dataset.map(lambda *batch: tuple(part[worker.number :: worker.count] for part in batch))
         dataset = dataset.map(lambda photos, changes, labels: (gather(photos), changes, labels))
         return dataset.prefetch(tf.data.AUTOTUNE)
 
@@ -210,9 +216,11 @@ def build_model(
     the images are too small for the blocks.
     """
     strategy = tf.distribute.get_strategy()
-    if not tf.distribute.has_strategy() and len(tf.config.list_logical_devices("GPU")) > 1:
+    if this_worker("tensorflow").count > 1:
+        strategy = _join()
+    elif not tf.distribute.has_strategy() and len(tf.config.list_logical_devices("GPU")) > 1:
         strategy = tf.distribute.MirroredStrategy()
-    with strategy.scope():
+    with _scope(strategy):
         model = CarModel(experiment, classes, image_size, seed)
     model.strategy = strategy
     if weights:
@@ -221,6 +229,21 @@ def build_model(
     signature = tf.TensorSpec((None, image_size, image_size, 3), tf.uint8, name="images")
     model.predict = tf.function(model.__call__, input_signature=[signature])
     return model
+
+
+@functools.cache
+def _join() -> tf.distribute.Strategy:
+    """Meet the other processes that TF_CONFIG names; it has to be before TensorFlow computes anything."""
+    strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    if strategy.num_replicas_in_sync > this_worker("tensorflow").count:
+        raise ValueError("TF_CONFIG: each process takes one GPU; name it in its CUDA_VISIBLE_DEVICES")
+    return strategy
+
+
+def _scope(strategy: tf.distribute.Strategy) -> contextlib.AbstractContextManager:
+    """Where variables are made: on all devices of a process; over the net each assignment would ask everybody."""
+    over_the_net = isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy)
+    return contextlib.nullcontext() if over_the_net else strategy.scope()
 
 
 def load_backbone(model: CarModel, path: Path) -> None:
@@ -252,9 +275,9 @@ def train(
     After each epoch: `on_epoch(epoch, training loss, training accuracy, validation probabilities)`; when it answers
     True, the weights are kept as the checkpoint of that epoch. The training figures are running means over the epoch,
     augmentation and dropout included. `on_batch(photos)` reports progress. Where the backbone is frozen, the dataset
-    and `validation_images` hold features instead of images.
+    and `validation_images` hold features instead of images. Of several processes the first calls `on_epoch` and saves.
     """
-    with model.strategy.scope():
+    with _scope(model.strategy):
         steps = epochs * -(-len(dataset.images) // dataset.experiment.batch_size)
         optimizer = make_optimizer(model, dataset.experiment, steps)
     finished = 0
@@ -262,16 +285,20 @@ def train(
         finished = _load(folder / RESUME, [*model.weights, *optimizer.state])
     step = make_step(model, optimizer, dataset.experiment)
 
-    count = len(dataset.images)
+    count, worker = len(dataset.images), this_worker("tensorflow")
     for epoch in range(finished + 1, epochs + 1):
         total_loss, correct = tf.zeros((), tf.float64), tf.zeros((), tf.int64)
         batches = dataset.batches(epoch)
-        for number, batch in enumerate(model.strategy.experimental_distribute_dataset(batches)):
+        if worker.count == 1:
+            batches = model.strategy.experimental_distribute_dataset(batches)
+        for number, batch in enumerate(batches):
             seed = tf.constant([dataset.seed * 1_000_003 + epoch, number])
             loss, hits = step(batch, seed)
             total_loss += loss
             correct += hits
             on_batch(min(dataset.experiment.batch_size, count - number * dataset.experiment.batch_size))
+        if worker.number:
+            continue  # the others wait for the first at the next step
         probabilities = predict_probabilities(model, validation_images)
         if on_epoch(epoch, float(total_loss) / count, int(correct) / count, probabilities):
             _save(folder / CHECKPOINT.format(f"_{epoch:04}"), model.weights, epoch)
@@ -281,7 +308,7 @@ def train(
 def make_step(model: CarModel, optimizer: RMSprop | Adam, experiment: Experiment) -> Callable:
     """Trace one step: (a batch, dropout seed (2,)) → the sum of its losses and the number of photos it got right."""
 
-    def on_one_replica(batch, seed, photos):
+    def on_one_replica(batch, seed):
         images, changes, labels = batch
         if experiment.augment:
             images = warp(images, changes)
@@ -296,20 +323,18 @@ def make_step(model: CarModel, optimizer: RMSprop | Adam, experiment: Experiment
                 losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
                 predicted = tf.argmax(logits, axis=1, output_type=labels.dtype)
             # The mean over the whole batch, of which a replica holds a part.
-            loss = tf.reduce_sum(losses) / tf.cast(photos, losses.dtype)
+            photos = tf.distribute.get_replica_context().all_reduce(total, tf.cast(tf.size(labels), losses.dtype))
+            loss = tf.reduce_sum(losses) / photos
         gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients))
+        optimizer.apply(tf.distribute.get_replica_context().all_reduce(total, gradients))
         hits = tf.reduce_sum(tf.cast(predicted == labels, tf.int64))
         return tf.cast(tf.reduce_sum(losses), tf.float64), hits
 
-    strategy = model.strategy
+    strategy, total = model.strategy, tf.distribute.ReduceOp.SUM
 
     @tf.function(reduce_retracing=True)
     def step(batch, seed):
-        parts = strategy.experimental_local_results(batch[2])
-        photos = tf.add_n([tf.shape(part)[0] for part in parts])
-        loss, hits = strategy.run(on_one_replica, args=(batch, seed, photos))
-        total = tf.distribute.ReduceOp.SUM
+        loss, hits = strategy.run(on_one_replica, args=(batch, seed))
         return strategy.reduce(total, loss, axis=None), strategy.reduce(total, hits, axis=None)
 
     return step
@@ -383,10 +408,11 @@ def predict_probabilities(model: CarModel, images: np.ndarray, batch_size: int =
 def describe(model: CarModel) -> dict:
     """Give what a run records about its model and machine: parameters (learned ones), device, versions."""
     gpus = tf.config.list_physical_devices("GPU")
+    processes = f", {count} processes" if (count := this_worker("tensorflow").count) > 1 else ""
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for gpu in gpus]
     return {
         "parameters": sum(int(np.prod(variable.shape)) for variable in model.trainable_variables),
-        "device": ", ".join(names) or f"CPU, {os.cpu_count()} cores",
+        "device": (", ".join(names) or f"CPU, {os.cpu_count()} cores") + processes,
         "versions": f"tensorflow {tf.__version__}",
     }
 
