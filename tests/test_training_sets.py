@@ -65,6 +65,13 @@ def test_a_bootstrap_sample_draws_whole_groups_of_each_class_with_replacement(sp
     assert bootstrap_sample(splits, seed=1) == hashes != bootstrap_sample(splits, seed=2)
 
 
+def test_a_bootstrap_sample_of_a_smaller_collection_draws_fewer_groups(splits):
+    quarter = bootstrap_sample(splits, seed=1, share=0.25)
+    assert 0.2 < len(quarter) / len(bootstrap_sample(splits, seed=1)) < 0.3
+    with pytest.raises(ValueError, match="share is 0"):
+        bootstrap_sample(splits, share=0)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 1.0])
 def test_wrong_labels_come_by_whole_training_groups(splits, share):
     changed = mislabel(splits, share, seed=5)

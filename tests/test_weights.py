@@ -51,6 +51,9 @@ def test_weights_are_named_by_their_bytes(tmp_path):
     a, b, c = (weights.identify_weights(tmp_path / f"{name}.h5") for name in "abc")
     assert a == b != c and len(a) == 12
     assert (weights.identify_weights("imagenet"), weights.identify_weights("none")) == ("imagenet", "none")
+    assert weights.identify_weights(a) == a
+    with pytest.raises(FileNotFoundError, match=f"{a} names runs that are recorded"):
+        weights.find_weights(VGG16_FEATURES, a)
     assert weights.find_weights(VGG16_FEATURES, "none") is None
     with pytest.raises(FileNotFoundError, match="nowhere"):
         weights.identify_weights(tmp_path / "nowhere.h5")

@@ -31,16 +31,20 @@ def nested_samples(splits: pd.DataFrame, sizes: Sequence[int], seed: int = 0) ->
     return {size: training["sha256"].iloc[positions].tolist() for size, positions in subsets.items()}
 
 
-def bootstrap_sample(splits: pd.DataFrame, seed: int = 0) -> list[str]:
+def bootstrap_sample(splits: pd.DataFrame, seed: int = 0, share: float = 1.0) -> list[str]:
     """Draw a training set as another collection might have given it: whole groups of each class, with replacement.
 
-    Photos of a group drawn twice are named twice. Only training photos of `splits` are drawn from.
+    `share`: how many groups are drawn, of those that there are (0 … 1); a smaller collection is trained on sooner. Photos
+    of a group drawn twice are named twice. Only training photos of `splits` are drawn from. Raises ValueError for a
+    share that is not above 0.
     """
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}; draw more than none of the groups, and at most all (1.0)")
     rng = np.random.default_rng(seed)
     hashes = []
     for _, members in _training(splits).groupby("label", sort=True):
         groups = [group["sha256"].tolist() for _, group in members.groupby("group", sort=True)]
-        for number in rng.integers(len(groups), size=len(groups)):
+        for number in rng.integers(len(groups), size=max(1, round(share * len(groups)))):
             hashes += groups[number]
     return hashes
 

@@ -208,8 +208,8 @@ def specify_run(
 
 
 def _with_width(experiment: Experiment, weights: str | Path) -> Experiment:
-    """Give the experiment as wide as its weights file is."""
-    if experiment.backbone != "mobilenet_v2" or str(weights) in ("imagenet", "none"):
+    """Give the experiment as wide as its weights file is; where no file is named it is as wide as it says."""
+    if experiment.backbone != "mobilenet_v2" or not Path(weights).is_file():
         return experiment
     return replace(experiment, backbone_width=width_in_name(Path(weights)))
 

@@ -1,7 +1,8 @@
 """Weights that a backbone learned elsewhere: which file, where it comes from, what is in it.
 
-`weights` is "imagenet" (a file known by name, downloaded where it can be), the path of a file, or "none" (random ones,
-for trying things out). Whatever it was: a finished run's checkpoint holds the whole model and needs the file no more.
+`weights` is "imagenet" (a file known by name, downloaded where it can be), the path of a file, the first twelve digits of a
+file's SHA-256 (finds the runs that were recorded with it), or "none" (random ones, for trying things out). Whatever it
+was: a finished run's checkpoint holds the whole model and needs the file no more.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SECONDS = 30  # without an answer: offline, and said so
 
 def identify_weights(weights: str | Path) -> str:
     """Give what names these weights in a run's id: "imagenet", "none", or the start of the file's SHA-256."""
-    if str(weights) in ("imagenet", "none"):
+    if str(weights) in ("imagenet", "none") or _is_digest(weights):
         return str(weights)
     if not Path(weights).is_file():
         raise FileNotFoundError(f"{weights}: no such file of weights; give a path, imagenet or none")
@@ -48,6 +49,8 @@ def find_weights(experiment: Experiment, weights: str | Path) -> Path | None:
     """
     if str(weights) == "none":
         return None
+    if _is_digest(weights):
+        raise FileNotFoundError(f"{weights} names runs that are recorded; to train another give the weights' file")
     if str(weights) != "imagenet":
         return Path(weights)
     name = FILES[experiment.backbone].format(width=experiment.backbone_width)
@@ -56,6 +59,10 @@ def find_weights(experiment: Experiment, weights: str | Path) -> Path | None:
     if not path.exists():
         _download(f"{PUBLISHED}/{name}", path, MD5.get(experiment.backbone))
     return path
+
+
+def _is_digest(weights: str | Path) -> bool:
+    return re.fullmatch("[0-9a-f]{12}", str(weights)) is not None
 
 
 def width_in_name(weights: Path) -> float:
