@@ -34,9 +34,9 @@ def nested_samples(splits: pd.DataFrame, sizes: Sequence[int], seed: int = 0) ->
 def bootstrap_sample(splits: pd.DataFrame, seed: int = 0, share: float = 1.0) -> list[str]:
     """Draw a training set as another collection might have given it: whole groups of each class, with replacement.
 
-    `share`: how many groups are drawn, of those that there are (0 … 1); a smaller collection is trained on sooner. Photos
-    of a group drawn twice are named twice. Only training photos of `splits` are drawn from. Raises ValueError for a
-    share that is not above 0.
+    `share`: how many groups are drawn, of those that there are (0 … 1); a smaller collection is trained on sooner.
+    Photos of a group drawn twice are named twice. Only training photos of `splits` are drawn from. Raises ValueError
+    for a share that is not above 0.
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is {share}; draw more than none of the groups, and at most all (1.0)")

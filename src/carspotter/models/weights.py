@@ -1,8 +1,8 @@
 """Weights that a backbone learned elsewhere: which file, where it comes from, what is in it.
 
-`weights` is "imagenet" (a file known by name, downloaded where it can be), the path of a file, the first twelve digits of a
-file's SHA-256 (finds the runs that were recorded with it), or "none" (random ones, for trying things out). Whatever it
-was: a finished run's checkpoint holds the whole model and needs the file no more.
+`weights` is "imagenet" (a file known by name, downloaded where it can be), the path of a file, the first twelve
+digits of a file's SHA-256 (finds the runs that were recorded with it), or "none" (random ones, for trying things out).
+Whatever it was: a finished run's checkpoint holds the whole model and needs the file no more.
 """
 
 from __future__ import annotations
