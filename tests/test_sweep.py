@@ -1,33 +1,16 @@
 """Sweeps: the cells that a file asks for; every cell in its own process, a failed one not fatal."""
 
 import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
+from generated_photos import noise_study
 
 from carspotter.models.runs import read_runs
 from carspotter.models.sweep import Cell, read_sweep, run_sweep
-from carspotter.paths import Study
-from carspotter.photos.table import import_folder, read_photos
 
 
 @pytest.fixture
 def study(tmp_path):
-    """Forty photos of two classes, imported as any folder is; every fourth is for validation."""
-    rng = np.random.default_rng(0)
-    for number in range(40):
-        label = ("dark", "bright")[number % 2]
-        (tmp_path / "photos" / label).mkdir(parents=True, exist_ok=True)
-        pixels = rng.integers(0, 100, (70, 90, 3), dtype=np.uint8) + np.uint8(100 * (number % 2))
-        Image.fromarray(pixels).save(tmp_path / "photos" / label / f"{number}.png")
-    study = Study("toy", tmp_path / "data", tmp_path / "results")
-    import_folder(study.data, tmp_path / "photos", show_progress=False)
-    photos = read_photos(study.data).sort_values(["label", "sha256"])
-    splits = pd.DataFrame({"sha256": photos["sha256"], "label": photos["label"], "group": photos["sha256"]})
-    splits["split"] = ["validation" if number % 4 == 3 else "train" for number in range(len(splits))]
-    study.folder.mkdir(parents=True)
-    splits.to_csv(study.splits, index=False)
-    return study
+    return noise_study(tmp_path)
 
 
 def write(tmp_path, text):
@@ -41,6 +24,11 @@ def test_a_file_names_every_combination_once(tmp_path):
     cells = read_sweep(write(tmp_path, text))
     assert len(set(cells)) == len(cells) == 12
     assert Cell("dropout", "torch", seed=2, epochs=5) in cells
+
+
+def test_without_image_sizes_each_experiment_keeps_its_own(tmp_path):
+    cells = read_sweep(write(tmp_path, 'experiments = ["baseline_cnn", "fast_recipe"]'))
+    assert [cell.image_size for cell in cells] == [150, 96]
 
 
 @pytest.mark.parametrize(

@@ -410,7 +410,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
     demo.add_argument("--listings", type=_positive, default=60)
     demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--epochs", type=_positive, default=10)
+    demo.add_argument("--epochs", type=_positive, default=20)
     demo.set_defaults(verb=run_demo)
 
     study = verbs.add_parser("study", help="the whole road on a folder of photos")

@@ -30,11 +30,12 @@ from carspotter.sample.site import SampleSite
 ROAD = ("01_collect", "02_curate", "03_split", "04_baseline_cnn", "05_augmentation", "14_photo_check")
 # A notebook that finds no recorded run trains it, but a kernel shows no progress; so the verb does it first.
 TRAINED_BEFORE = {
-    "04_baseline_cnn": ("baseline_cnn",),
-    "05_augmentation": ("augmentation",),
-    "14_photo_check": ("fast_recipe", "--framework", "torch"),
+    "04_baseline_cnn": "baseline_cnn",
+    "05_augmentation": "augmentation",
+    "14_photo_check": "fast_recipe",
 }
-ONE_CYCLE = ("fast_recipe",)  # its learning rate rises and falls once over its own number of epochs: not to be cut
+OWN_LENGTH = "fast_recipe"  # its learning rate rises and falls once over its own number of epochs: not to be cut
+DEMO_IMAGE_SIZE = 64  # pixels: a minute for each training on two processor cores
 MAIN_FIGURE = "main-figure"  # tag of the cell whose figure stands for its notebook on the page
 
 
@@ -55,7 +56,7 @@ def run_demo(folder: Path, listings: int, seed: int, epochs: int) -> Path:
     with SampleSite(site_folder) as site:
         _say(started, f"scraping {site.base_url} with a real browser")
         _command("scraper", "sample", "--base-url", site.base_url, "--out", str(study.raw))
-    return _run_notebooks(study, folder, epochs, started)
+    return _run_notebooks(study, folder, started, epochs, DEMO_IMAGE_SIZE)
 
 
 def run_study(study: Study, folder: Path, photos: Path | None, classes: list[str], epochs: int | None) -> Path:
@@ -68,22 +69,27 @@ def run_study(study: Study, folder: Path, photos: Path | None, classes: list[str
     if photos is not None:
         _say(started, f"importing {photos.name}")
         _command("carspotter", "import", str(photos), *_of(study), *(["--classes", *classes] if classes else []))
-    return _run_notebooks(study, folder, epochs, started, classes)
+    return _run_notebooks(study, folder, started, epochs, classes=classes)
 
 
 def _run_notebooks(
-    study: Study, folder: Path, epochs: int | None, started: float, classes: list[str] | None = None
+    study: Study,
+    folder: Path,
+    started: float,
+    epochs: int | None,
+    image_size: int | None = None,
+    classes: list[str] | None = None,
 ) -> Path:
-    parameters = {"STUDY": study.name, "DATA": str(study.data), "EPOCHS": epochs} | (
-        {"CLASSES": tuple(classes)} if classes else {}
-    )
+    parameters = {"STUDY": study.name, "DATA": str(study.data), "EPOCHS": epochs, "IMAGE_SIZE": image_size}
+    parameters |= {"SEEDS": (0,)} | ({"CLASSES": tuple(classes)} if classes else {})
     executed = []
     for name in ROAD:
         source = checkout() / "notebooks" / f"{name}.ipynb"
-        if training := TRAINED_BEFORE.get(name):
-            _say(started, f"training {training[0]}")
-            length = ["--epochs", str(epochs)] if epochs and training[0] not in ONE_CYCLE else []
-            _command("carspotter", "train", *training, *_of(study), *length)
+        if experiment := TRAINED_BEFORE.get(name):
+            _say(started, f"training {experiment}")
+            given = {"--epochs": epochs, "--image-size": image_size} if experiment != OWN_LENGTH else {}
+            options = [text for name, value in given.items() if value for text in (name, str(value))]
+            _command("carspotter", "train", experiment, "--framework", "torch", *_of(study), *options)
         _say(started, f"notebook {source.stem}")
         target = folder / "notebooks" / source.name
         execute_notebook(source, target, **parameters)

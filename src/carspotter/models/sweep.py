@@ -34,10 +34,14 @@ class Cell:
 
     experiment: str
     framework: str = "keras"
-    image_size: int = 150
+    image_size: int | None = None  # the experiment's own
     seed: int = 0
     epochs: int | None = None
     quick: bool = False
+
+    def __post_init__(self):
+        if self.image_size is None and self.experiment in SERIES:
+            object.__setattr__(self, "image_size", SERIES[self.experiment].image_size)
 
     def __str__(self) -> str:
         return f"{self.experiment}, {self.framework}, {self.image_size} px, seed {self.seed}"
