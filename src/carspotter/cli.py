@@ -7,6 +7,7 @@ import contextlib
 import getpass
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from carspotter import __version__
@@ -106,9 +107,12 @@ def split_photos(options) -> int:
 def train_model(options) -> int:
     from carspotter.models import experiments, runs, workers
 
+    experiment = experiments.SERIES[options.experiment]
+    if options.learning_rate:
+        experiment = replace(experiment, learning_rate=options.learning_rate)
     run = runs.load_or_train(
         _study(options),
-        experiments.SERIES[options.experiment],
+        experiment,
         framework=options.framework,
         seed=options.seed,
         quick=options.quick,
@@ -346,6 +350,7 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--quick", action="store_true", help="48 photos, 64 px, 2 epochs: does it run?")
     training.add_argument("--epochs", type=_positive, help="default: the experiment's own")
     training.add_argument("--image-size", type=_positive, metavar="PIXELS", help="default: the experiment's own")
+    training.add_argument("--learning-rate", type=float, metavar="RATE", help="default: the experiment's own")
     training.add_argument(
         "--weights", default="imagenet", metavar="FILE", help="of a backbone: imagenet (downloads), a file, or none"
     )
