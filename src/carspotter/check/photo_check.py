@@ -259,7 +259,8 @@ def _from_run(cls, study: Study, run_id: str | None) -> PhotoCheck:
 
 def _best_run(runs, study: Study):
     recorded = runs.read_runs(study)
-    for candidate in recorded.sort_values("best_validation_accuracy", ascending=False, kind="stable")["run"]:
+    whole = recorded[recorded["train_on"] == ""]  # not those on part of the photos, for learning curves
+    for candidate in whole.sort_values("best_validation_accuracy", ascending=False, kind="stable")["run"]:
         run = runs.load_run(study, candidate)
         if any(run.folder.glob("checkpoint.*")):
             return run
