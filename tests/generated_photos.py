@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import io
 import random
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
+
+from carspotter.paths import Study
+from carspotter.photos.table import import_folder, read_photos
 
 
 def scene(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
@@ -32,6 +37,28 @@ def encode(image: Image.Image, image_format: str = "JPEG", **options) -> bytes:
     stream = io.BytesIO()
     image.save(stream, image_format, **options)
     return stream.getvalue()
+
+
+def noise_study(folder: Path, count: int = 40, size: tuple[int, int] = (90, 70)) -> Study:
+    """Import noise of two classes, one brighter than the other, as any folder is; every fourth is for validation.
+
+    The study "toy" in `folder`, which may be CARSPOTTER_HOME.
+    """
+    rng = np.random.default_rng(0)
+    width, height = size
+    for number in range(count):
+        path = folder / "photos" / ("dark", "bright")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 100, (height, width, 3), dtype=np.uint8) + np.uint8(100 * (number % 2))
+        Image.fromarray(pixels).save(path)
+    study = Study("toy", folder / "data", folder / "results")
+    import_folder(study.data, folder / "photos", show_progress=False)
+    photos = read_photos(study.data).sort_values(["label", "sha256"])
+    splits = pd.DataFrame({"sha256": photos["sha256"], "label": photos["label"], "group": photos["sha256"]})
+    splits["split"] = ["validation" if number % 4 == 3 else "train" for number in range(len(splits))]
+    study.folder.mkdir(parents=True)
+    splits.to_csv(study.splits, index=False)
+    return study
 
 
 def published_photos(per_class: dict[str, int]) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from test_sweep import study  # noqa: F401  the same forty photos
+from generated_photos import noise_study
 
 from carspotter.models.cluster import pack_study, unpack_study
 from carspotter.models.runs import load_run, read_runs
@@ -17,6 +17,11 @@ from carspotter.photos.splitting import split_version
 CELLS = [Cell("baseline_cnn", "torch", image_size=48, seed=seed, epochs=30, quick=True) for seed in range(3)]
 BROKEN = Cell("baseline_cnn", "torch", image_size=20, epochs=30, quick=True)
 TIMES = ["seconds", "photos_per_second", "finished_time"]
+
+
+@pytest.fixture
+def study(tmp_path):
+    return noise_study(tmp_path)
 
 
 @pytest.fixture
@@ -32,7 +37,7 @@ def quick_ray(tmp_path, monkeypatch):
     return pytest.importorskip("ray.cluster_utils")
 
 
-def test_what_a_node_gets_is_what_training_reads_and_no_more(study, tmp_path):  # noqa: F811
+def test_what_a_node_gets_is_what_training_reads_and_no_more(study, tmp_path):
     splits = pd.read_csv(study.splits)
     splits.loc[splits.index[:5], ["split", "label"]] = ["test", ""]
     splits.to_csv(study.splits, index=False)
@@ -46,14 +51,14 @@ def test_what_a_node_gets_is_what_training_reads_and_no_more(study, tmp_path):  
     assert unpack_study(study.name, archive, tmp_path / "node").data.joinpath("mark").exists(), "unpacked once"
 
 
-def test_ray_that_is_missing_is_named(study, monkeypatch):  # noqa: F811
+def test_ray_that_is_missing_is_named(study, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(ImportError, match=r"carspotter\[cluster\]"):
         run_sweep(study, CELLS, on="ray", show_progress=False)
 
 
 def test_a_node_that_is_killed_loses_its_running_cell_alone_and_the_table_is_complete(
-    study,  # noqa: F811
+    study,
     tmp_path,
     short_path,
     quick_ray,

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import logging
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -237,6 +238,8 @@ def _join() -> tf.distribute.Strategy:
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     if strategy.num_replicas_in_sync > this_worker("tensorflow").count:
         raise ValueError("TF_CONFIG: each process takes one GPU; name it in its CUDA_VISIBLE_DEVICES")
+    # TensorFlow has set itself to note the signal and to go on: who ends a process means it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     return strategy
 
 
