@@ -18,6 +18,7 @@ ROBOTS_LIMIT = 500 * 1024  # bytes; RFC 9309 asks for at least this much to be p
 ROBOTS_LIFETIME = 24 * 3600.0  # seconds; RFC 9309, 2.4
 LONGEST_WAIT = 300.0  # seconds; a host that asks for more is left alone in this run
 LONGEST_SLOWDOWN = 60.0
+LONGEST_TURN = 5.0  # seconds
 NO_TIME = 0.001  # seconds; what rounding may leave of a wait
 POLL = 0.02  # seconds
 
@@ -41,7 +42,7 @@ class _Host:
     slowdown: float = 0.0  # seconds on top, after 429 and server errors
     usual_latency: float | None = None
     latency: float = 0.0
-    is_held: bool = False  # by somebody's turn
+    held_until: float = 0.0  # by somebody's turn
 
 
 class Pacer:
@@ -83,7 +84,8 @@ class Pacer:
     def turn(self, url: str) -> Iterator[None]:
         """Wait as `wait` does, and let nobody else ask the host while the context lasts.
 
-        A browser asks a moment after it was told to; the delay counts from when it has its answer.
+        A browser asks a moment after it was told to; the delay counts from when it has its answer. A turn ends after
+        five seconds at the latest: by then a page that hangs has been asked for.
         """
         self._take(url, hold=True)
         try:
@@ -91,7 +93,7 @@ class Pacer:
         finally:
             with self._lock:
                 host = self._host(url)
-                host.is_held = False
+                host.held_until = 0.0
                 self._space(host, url)
 
     def _take(self, url: str, hold: bool) -> None:
@@ -100,11 +102,11 @@ class Pacer:
             if self._stopping.is_set():
                 raise Stopped
             with self._lock:
-                rest = max(host.next_time - self.clock(), POLL if host.is_held else 0.0)
+                rest = max(host.next_time - self.clock(), POLL if host.held_until > self.clock() else 0.0)
                 if rest > LONGEST_WAIT:
                     raise Failed(f"host asked us to wait: {rest:.0f} s more")
                 if rest < NO_TIME:
-                    host.is_held = hold
+                    host.held_until = self.clock() + LONGEST_TURN if hold else 0.0
                     self._space(host, url)
                     return
             self.sleep(rest)

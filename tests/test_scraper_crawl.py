@@ -173,6 +173,7 @@ def start_scraper(file: Path, folder: Path, *more: str) -> subprocess.Popen:
         [sys.executable, "-m", "scraper", str(file), "--out", str(folder / "raw"), *more],
         cwd=Path(__file__).parent.parent,
         env=os.environ | {"TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         # tests that run in a shell's background inherit an ignored Ctrl-C
