@@ -1,6 +1,9 @@
 """Memory of the scraper and of its browser's processes over many pages, each of which keeps 20 MB in its script.
 
-python -m benchmarks.scraper_memory [--pages 500]
+    python -m benchmarks.scraper_memory [--pages 500] [--restart-every 50]
+
+A browser collects what earlier pages kept when it likes to, so that its memory goes up and down from page to page.
+Growth of ours, as by a process left behind, would show from one browser's life to the next.
 """
 
 from __future__ import annotations
@@ -8,6 +11,7 @@ from __future__ import annotations
 import argparse
 import http.server
 import os
+import statistics
 import threading
 from pathlib import Path
 
@@ -56,6 +60,7 @@ def group_megabytes(group: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", type=int, default=500)
+    parser.add_argument("--restart-every", type=int, default=50)
     options = parser.parse_args()
     print(describe("selenium"))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -65,22 +70,26 @@ def main() -> None:
         "start": [{"url": f"http://127.0.0.1:{server.server_port}/{{page}}", "label": "swift"}],
         "selectors": {"listing": "article.listing", "id": "@data-id", "photos": "img"},
         "paging": {"kind": "numbered", "max_pages": options.pages},
-        "politeness": {"delay": 0, "allow_private": ["127.0.0.1"]},
+        "politeness": {
+            "delay": 0,
+            "allow_private": ["127.0.0.1"],
+            "restart_browser_every": options.restart_every,
+        },
     }
     site = parse_site(content, Path("memory.toml"))
-    ours, theirs = [], []
+    ours: list[float] = []
+    lives: dict[int, list[float]] = {}  # process group of a browser -> its memory at each page
     with Browser(site) as browser:
         for page in browser.load(site.starts[0].url):
             assert 'class="listing"' in page.html
             ours.append(resident_megabytes("self"))
-            theirs.append(group_megabytes(browser.process_group))
+            lives.setdefault(browser.process_group, []).append(group_megabytes(browser.process_group))
+        left = sum(group_megabytes(group) for group in lives if group != browser.process_group)
     server.shutdown()
-    tenth = max(1, len(ours) // 10)
-    for name, values in (("scraper", ours), ("browser", theirs)):
-        print(
-            f"{name}, {len(values)} pages: most in the first tenth {max(values[:tenth]):.0f} MB, in the last "
-            f"{max(values[-tenth:]):.0f} MB, of all {max(values):.0f} MB"
-        )
+    print(f"scraper, {len(ours)} pages: {ours[0]:.0f} MB at the first, {ours[-1]:.0f} MB at the last")
+    print(f"ended browsers still hold {left:.0f} MB")
+    for name, figure in (("median", statistics.median), ("most", max)):
+        print(f"browser, {name} of each life: {', '.join(f'{figure(life):.0f}' for life in lives.values())} MB")
 
 
 if __name__ == "__main__":
