@@ -43,7 +43,9 @@ def build_graph(experiment: Experiment, layers: list[Layer], image_size: int) ->
     """Give the serialized ONNX model of `experiment` with these weights.
 
     Input `image` uint8 (N, S, S, 3), N free; outputs `features` float32 (N, units), what the last layer sees, and
-    `logits` float32 (N, 1) for two classes, (N, classes) for more. Raises ImportError without the onnx package.
+    `logits` float32 (N, 1) for two classes, (N, classes) for more. Of a multi-level backbone `features` are the means
+    of its last maps alone: what tells two models apart at every resolution tells a car from something else less well.
+    Raises ImportError without the onnx package.
     """
     try:
         from onnx import TensorProto, checker, helper, numpy_helper
@@ -146,17 +148,22 @@ def build_graph(experiment: Experiment, layers: list[Layer], image_size: int) ->
     else:
         # Rows, columns, channels, as the siblings flatten.
         x = add("Flatten", [add("Transpose", [x], "channels_last", perm=[0, 2, 3, 1])], "flat")
+    width = (dense or last).kernel.shape[0]
     if experiment.mirrored:
-        width = (dense or last).kernel.shape[0]
         constants.append(numpy_helper.from_array(np.array([2, -1, width]), "two_halves"))
         x = add("Reshape", [x, "two_halves"], "pairs")
         x = add("ReduceMean", [x], "mean_of_pairs", axes=[0], keepdims=0)
     if experiment.multi_level:
-        x = normalise(x, last, "levels")
+        top = layers[-1].kernel.shape[-1]  # the means of the last maps, before their maxima
+        for name, number in (("means_from", width - 2 * top), ("means_to", width - top), ("columns", 1)):
+            constants.append(numpy_helper.from_array(np.array([number]), name))
+        add("Slice", [x, "means_from", "means_to", "columns"], "features")
+        x, width = normalise(x, last, "levels"), top
     if dense:
         weights = [constant("dense_kernel", dense.kernel), constant("dense_bias", dense.bias)]
         x = activate(add("Gemm", [x, *weights], "dense"), dense, "dense")
-    x = add("Identity", [x], "features")
+    if not experiment.multi_level:
+        x, width = add("Identity", [x], "features"), last.kernel.shape[0]
     add("Gemm", [x, constant("logits_kernel", last.kernel), constant("logits_bias", last.bias)], "logits")
 
     graph = helper.make_graph(
@@ -165,7 +172,7 @@ def build_graph(experiment: Experiment, layers: list[Layer], image_size: int) ->
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", image_size, image_size, 3])],
         [
             helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", last.kernel.shape[1]]),
-            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", last.kernel.shape[0]]),
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", width]),
         ],
         constants,
     )
