@@ -10,7 +10,7 @@ from misbehaving_site import MisbehavingSite, jpeg, png_claiming
 
 from scraper.browser import LoadedPage
 from scraper.cli import exit_code
-from scraper.crawl import Crawl, CrawlStopped
+from scraper.crawl import Crawl, CrawlStopped, NoListings
 from scraper.download import Downloader, verify_photo
 from scraper.journal import Journal
 from scraper.politeness import Failed, Pacer, Refused
@@ -163,6 +163,29 @@ def test_backoff_grows_and_the_host_recovers(site, clock):
     for _ in range(30):
         fetcher.pacer.answered(site.base_url, 0.01)
     assert strained > 1 and fetcher.pacer.delay(site.base_url) == 0
+
+
+class Pages:
+    """Stands in for the browser: the pages of one search, by the ids of their listings."""
+
+    def __init__(self, base_url: str, *pages: str):
+        self.pages = [
+            LoadedPage(f"{base_url}/search", "".join(map(CARD.format, page)), "single page", []) for page in pages
+        ]
+
+    def load(self, url, max_listings=None):
+        yield from self.pages
+
+
+CARD = '<article class="listing" data-listing-id="{0}"><img class="photo" src="/photos/{0}.jpg"></article>'
+
+
+def test_a_page_without_listings_is_the_end_unless_others_follow(site, clock, tmp_path):
+    fetcher = downloader(clock, site.base_url)
+    with Journal(tmp_path / "end") as journal:
+        assert Crawl(fetcher.site, journal, [Pages(site.base_url, "ab", "c", "", "")], fetcher).run().fetched == 3
+    with Journal(tmp_path / "gap") as journal, pytest.raises(NoListings, match=r"article.listing.*html\.gz"):
+        Crawl(fetcher.site, journal, [Pages(site.base_url, "ab", "", "c")], fetcher).run()
 
 
 def test_twenty_failures_in_a_row_stop_the_crawl(site, clock, tmp_path):

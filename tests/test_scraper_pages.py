@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scraper.pages import extract_detail, extract_listings, find_refusal, parse_srcset
+from scraper.pages import extract_detail, extract_listings, find_refusal, is_end_of_search, parse_srcset
 from scraper.site import SITES, SiteError, load_site, parse_site
 
 DATA_URI = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
@@ -224,3 +224,22 @@ def test_the_readmes_site_file_is_one():
 @pytest.mark.parametrize("path", SITES.glob("*.toml"), ids=lambda path: path.stem)
 def test_every_site_file_is_sound(path):
     assert load_site(path.stem).name == path.stem
+
+
+CHROME = "<header><a>Cars</a><a>Log in</a></header><footer><a>About</a></footer>"
+CARS = '<div class="{}" data-id="7"><h2>Swift</h2><p>4.35 lakh</p><img src="/7.jpg"></div>' * 6
+FIRST_PAGE = CHROME + CARS.format(*["card"] * 6)
+ENDS = {
+    "the marker is there": (CHROME + "<p id=none>", "#none", FIRST_PAGE, True),
+    "the marker is not there": (CHROME, "#none", FIRST_PAGE, False),
+    "no marker, a page without cars": (CHROME + "<p>Try <a>Alto</a>", None, FIRST_PAGE, True),
+    "no marker, a page with cars of another layout": (CHROME + CARS.format(*["ad"] * 6), None, FIRST_PAGE, False),
+    "a first page": (CHROME, None, None, False),
+    "a first page with the marker": (CHROME + "<p id=none>", "#none", None, True),
+}
+
+
+@pytest.mark.parametrize("html, empty, first, is_end", ENDS.values(), ids=ENDS)
+def test_the_end_of_a_search_is_told_from_a_changed_layout(html, empty, first, is_end):
+    paging = {"paging": {"kind": "next", "next": "a"} | ({"empty": empty} if empty else {})}
+    assert is_end_of_search(html, first, site(**paging)) == is_end

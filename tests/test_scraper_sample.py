@@ -6,9 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import requests
 from misbehaving_site import jpeg
 from test_scraper_crawl import assert_no_browser_left, wait_until
 
@@ -16,6 +18,8 @@ from carspotter.sample.second_site import CARS_A_PAGE, SecondSite
 from carspotter.sample.site import MODEL_NAMES, SampleSite
 from scraper.browser import CHROMIUM_NAMES
 from scraper.journal import Journal
+from scraper.pages import is_end_of_search
+from scraper.site import load_site
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
@@ -83,18 +87,34 @@ def test_sample_site_gives_exactly_the_allowed_photos_despite_a_kill(photos, sho
         assert (line["label"], line["city"].lower(), line["year"]) == (listing.model, listing.city, listing.year)
 
 
-def test_second_site_gives_exactly_the_allowed_photos_with_what_its_pages_say(short_path):
-    folder = short_path / "photos"
+def write_photos(folder: Path, models: list[str]) -> None:
+    """Write the photos of listings 0, 1, … of these models, one each, and three of every seventh from the third on."""
     rows = ["file,listing,claim,city,year,price,kilometres"]
-    # eight Swifts fill more than a page; the seventh-and-so-on listings keep photos for their owners
-    for number in range(CARS_A_PAGE + 6):
-        model = "swift" if number < CARS_A_PAGE + 2 else ("wagonr", "alto")[number % 2]
+    for number, model in enumerate(models):
         (folder / model).mkdir(parents=True, exist_ok=True)
         for shot in range(3 if number % 7 == 3 else 1):
             name = f"{model}/{number:03}__{shot:02}.jpg"
             (folder / name).write_bytes(jpeg(name))
             rows.append(f"{name},{number:03},{model},hyderabad,{2010 + number},{435_000 + number},{10_000 + number}")
     (folder / "listings.csv").write_text("\n".join(rows))
+
+
+@pytest.mark.parametrize("empty", [".no-cars", None])
+def test_second_site_ends_without_alarm_and_a_changed_layout_raises_one(empty, tmp_path):
+    write_photos(tmp_path, ["swift"] * (CARS_A_PAGE * 2 + 1))
+    definition = load_site("hyderabad")
+    definition = replace(definition, paging=replace(definition.paging, empty=empty))
+    with SecondSite(tmp_path) as site:
+        address = f"{site.base_url}/hyderabad/swift/page"
+        first, second, past, far = (requests.get(f"{address}/{page}", timeout=30).text for page in (1, 2, 4, 99))
+    assert is_end_of_search(past, first, definition) and is_end_of_search(far, first, definition)
+    assert not is_end_of_search(second.replace("car-card", "auto"), first, definition)
+
+
+def test_second_site_gives_exactly_the_allowed_photos_with_what_its_pages_say(short_path):
+    folder = short_path / "photos"
+    # eight Swifts fill more than a page; the seventh-and-so-on listings keep photos for their owners
+    write_photos(folder, ["swift"] * (CARS_A_PAGE + 2) + ["wagonr", "alto"] * 2)
     with SecondSite(folder, crawl_delay=0.01) as site:
         allowed = site.allowed_photos(MODELS)
         crawl = scrape(site, short_path / "raw", "hyderabad")
