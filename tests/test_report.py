@@ -6,7 +6,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from carspotter.evidence.report import epochs_of, framework_verdicts, optimism, results_of, training_accuracy
+from carspotter.evidence.report import (
+    epochs_of,
+    framework_verdicts,
+    optimism,
+    recipes_report,
+    results_of,
+    to_markdown,
+    training_accuracy,
+)
 from carspotter.models.runs import COLUMNS, Run, load_run
 from carspotter.paths import Study
 
@@ -86,3 +94,16 @@ def test_frameworks_are_compared_on_the_seeds_they_share(study):
     assert row["verdict"].startswith("not shown (about")
     assert framework_verdicts(study, "cnn", margin=0.2)["verdict"].tolist() == ["equal within 20 points"]
     assert framework_verdicts(study, "another").empty
+
+
+def test_a_recipe_is_one_row_for_all_its_seeds_on_all_photos(study):
+    figures = {"mean_last_five_validation_accuracy": 0.9, "seconds": 60, "epochs": 2, "image_size": 64}
+    for seed, wrong in enumerate([[0], [0, 1], [0, 1, 2]]):
+        record(study, "torch", seed, wrong=wrong, **figures)
+    record(study, "torch", 3, wrong=range(20), **figures | {"train_on": "abc"})
+    record(study, "torch", 4, wrong=range(20), **figures | {"quick": True})
+    record(study, "keras", 0, wrong=[5], **figures | {"epochs": 3})
+    table = recipes_report(study)
+    assert table["framework"].tolist() == ["torch", "keras"] and table["seeds"].tolist() == [3, 1]
+    assert table["validation, best epoch [95 %]"][0].startswith("0.950 [") and "± 0.025" in table.iloc[0, 6]
+    assert "±" not in table.iloc[1, 6] and table["minutes a run"].tolist() == ["1.0", "1.0"]

@@ -156,10 +156,10 @@ def review_photos(options) -> int:
 
 
 def report_runs(options) -> int:
-    from carspotter.evidence.report import runs_report, to_markdown
+    from carspotter.evidence.report import recipes_report, runs_report, to_markdown
 
     study = _study(options)
-    text = to_markdown(runs_report(study))
+    text = to_markdown(runs_report(study)) + "\n" + to_markdown(recipes_report(study))
     (study.folder / "report.md").write_text(text, encoding="utf-8")
     print(text, end="")
     return 0

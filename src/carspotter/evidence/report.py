@@ -1,4 +1,4 @@
-"""The table of a study's recorded runs, as printed by `python -m carspotter report` and shown in README."""
+"""The tables of a study's recorded runs, as printed by `python -m carspotter report`; README shows that of recipes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from carspotter.evidence.selection import best_epoch_optimism
 from carspotter.models.runs import Run, load_run, read_runs
 from carspotter.paths import Study
 from carspotter.photos.splitting import read_splits
+
+RECIPE = ["experiment", "framework", "epochs", "image_size", "dtype", "weights"]  # all that seeds have in common
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,15 @@ def validation_interval(study: Study, run: Run) -> Interval:
 def runs_report(study: Study) -> pd.DataFrame:
     """Give one row per recorded run: accuracies with interval, gap, best and last epoch, minutes, device.
 
-    Training accuracy is that of `training_accuracy`. "Best epoch" is chosen on validation and optimistic; how much is
+    Runs on a part of the training photos, as for learning curves, are left out. Training accuracy is that of
+    `training_accuracy`. "Best epoch" is chosen on validation and optimistic; how much is
     estimated where the run kept its epochs' predictions. "gap" is training less the best epoch. Raises
     FileNotFoundError when nothing has been recorded.
     """
     recorded = read_runs(study)
     if recorded.empty:
         raise FileNotFoundError(f"{study.runs_table} holds no runs; train one: python -m carspotter train baseline_cnn")
+    recorded = recorded[recorded["train_on"] == ""]
     rows = []
     for row in recorded.sort_values(["experiment", "framework", "seed"], kind="stable").itertuples():
         run = load_run(study, row.run)
@@ -114,6 +118,38 @@ def runs_report(study: Study) -> pd.DataFrame:
         )
     table = pd.DataFrame(rows)
     return table if (table["quick"] != "").any() else table.drop(columns="quick")
+
+
+def recipes_report(study: Study) -> pd.DataFrame:
+    """Give one row per recipe, all its seeds together: full runs on the study's present split and all its photos.
+
+    Validation accuracy is that of the best epochs, with an interval over seeds and groups of photos, and the mean of
+    the last five epochs, which were not chosen. ± is the standard deviation between seeds; one seed has none.
+    """
+    rows = read_runs(study)
+    rows = rows[(rows["quick"].astype(str) != "True") & (rows["train_on"] == "")]
+    newest = rows.sort_values("finished_time")["split_version"].iloc[-1:]
+    found = []
+    for recipe, seeds in rows[rows["split_version"].isin(newest)].groupby(RECIPE, sort=False):
+        runs = [load_run(study, run) for run in seeds["run"]]
+        results = results_of(study, runs)
+        interval = accuracy_interval(results.correct, results.groups)
+        trained = np.mean([training_accuracy(run) for run in runs])
+        spread = "" if interval.seed_spread is None else f" ± {interval.seed_spread:.3f}"
+        found.append(
+            {
+                "experiment": recipe[0],
+                "framework": recipe[1],
+                "pixels": recipe[3],
+                "epochs": recipe[2],
+                "seeds": len(runs),
+                "training": f"{trained:.3f}",
+                "validation, best epoch [95 %]": f"{interval}{spread}",
+                "mean of the last five": f"{seeds['mean_last_five_validation_accuracy'].astype(float).mean():.3f}",
+                "minutes a run": f"{seeds['seconds'].astype(float).mean() / 60:.1f}",
+            }
+        )
+    return pd.DataFrame(found)
 
 
 def framework_verdicts(study: Study, experiment: str, margin: float = 0.03) -> pd.DataFrame:

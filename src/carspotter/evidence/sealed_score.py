@@ -15,7 +15,7 @@ import pandas as pd
 
 from carspotter.evidence.bias_variance import generalisation_gap
 from carspotter.evidence.comparison import NOT_SHOWN, SHOWN, Interval, accuracy_interval
-from carspotter.evidence.report import results_of, validation_interval
+from carspotter.evidence.report import RECIPE, results_of, validation_interval
 from carspotter.evidence.selection import one_standard_error_rule
 from carspotter.models.runs import Run, load_run, read_runs
 from carspotter.paths import Study
@@ -24,7 +24,6 @@ from carspotter.photos.sealed_test import read_test_labels
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import read_photos
 
-RECIPE = ["experiment", "framework", "epochs", "image_size", "dtype", "weights"]  # all that seeds have in common
 BATCH = 256  # photos predicted at a time: 17 MB of pixels at 150 px
 
 
