@@ -150,6 +150,8 @@ class Browser:
             except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
                 # whatever it was, the next attempt and the next page get a fresh browser
                 self.quit(at_once=True)
+                if self._is_given_up:
+                    raise BrowserError("the crawl is at its end") from error
                 if attempt + 1 == ATTEMPTS:
                     raise PageFailed(_describe(error)) from error
 

@@ -120,6 +120,7 @@ class Downloader:
             try:
                 return fetch()
             except _Transient as error:
+                self.pacer.check()  # it may have been ended by `stop`
                 self.pacer.overloaded(error.url, attempt, error.retry_after)
                 last = error
                 if error.retry_after is not None and error.retry_after > LONGEST_WAIT:

@@ -99,8 +99,7 @@ class Pacer:
     def _take(self, url: str, hold: bool) -> None:
         host = self._host(url)
         while True:
-            if self._stopping.is_set():
-                raise Stopped
+            self.check()
             with self._lock:
                 rest = max(host.next_time - self.clock(), POLL if host.held_until > self.clock() else 0.0)
                 if rest > LONGEST_WAIT:
@@ -110,6 +109,11 @@ class Pacer:
                     self._space(host, url)
                     return
             self.sleep(rest)
+
+    def check(self) -> None:
+        """Raises Stopped after `stop`."""
+        if self._stopping.is_set():
+            raise Stopped
 
     def stop(self) -> None:
         """Let every wait, under way or to come, raise Stopped."""

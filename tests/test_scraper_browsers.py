@@ -20,6 +20,7 @@ from test_scraper_crawl import (
     wait_until,
     write_site_file,
 )
+from test_scraper_download import Clock, downloader
 
 from scraper.browser import CHROMIUM_NAMES
 from scraper.politeness import Pacer, Stopped
@@ -159,3 +160,14 @@ def test_stopped_every_wait_ends():
             waiting.result(timeout=10)
     with pytest.raises(Stopped):
         pacer.wait("http://b.example/1")
+
+
+def test_stopped_a_photo_under_way_ends_without_a_fate():
+    with MisbehavingSite() as site, ThreadPoolExecutor(1) as pool:
+        fetcher = downloader(Clock(), site.base_url, attempts=1)
+        fetching = pool.submit(fetcher.fetch, f"{site.base_url}/delay.jpg")
+        assert wait_until(lambda: site.counts["/delay.jpg"] == 1)
+        fetcher.stop()
+        with pytest.raises(Stopped):
+            fetching.result(timeout=5)
+        fetcher.close()
