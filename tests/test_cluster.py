@@ -57,6 +57,16 @@ def test_ray_that_is_missing_is_named(study, monkeypatch):
         run_sweep(study, CELLS, on="ray", show_progress=False)
 
 
+def test_a_cluster_that_does_not_come_up_is_named(study, quick_ray, monkeypatch):
+    def init(*_, **__):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr("ray.init", init)
+    with pytest.raises(RuntimeError, match="no Ray cluster here: The current node timed out"):
+        run_sweep(study, CELLS, on="ray", show_progress=False)
+    assert read_runs(study).empty
+
+
 def test_a_node_that_is_killed_loses_its_running_cell_alone_and_the_table_is_complete(
     study,
     tmp_path,

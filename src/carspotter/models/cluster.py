@@ -49,8 +49,9 @@ def run_on_ray(
     environment = {"py_modules": [package], "env_vars": threads}
     try:
         ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, TimeoutError) as error:
-        raise RuntimeError(f"no Ray cluster at {address}: {error}") from error
+    except Exception as error:  # which is what Ray raises where its own processes do not come up in time
+        ray.shutdown()
+        raise RuntimeError(f"no Ray cluster {f'at {address}' if address else 'here'}: {error}") from error
     try:
         archive = pack_study(study)
         digest = hashlib.sha256(archive).hexdigest()[:16]
