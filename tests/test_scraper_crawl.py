@@ -56,7 +56,7 @@ restart_browser_every = {restart_every}
 
 
 def write_site_file(folder: Path, url: str, kind: str = "none", **settings) -> Path:
-    defaults = {"photos": "img.photo", "empty": "#nothing", "max_pages": 30, "page_timeout": 20}
+    defaults = {"photos": "img.photo", "empty": "#nothing", "max_pages": 30, "page_timeout": 60}
     defaults |= {"restart_every": 50, "delay": 0, "more": ""}
     path = folder / "misbehaving.toml"
     path.write_text(SITE_FILE.format(url=url, kind=kind, **defaults | settings))
@@ -95,8 +95,8 @@ PAGE_FAULTS = {
     "blank": ("blank=1", {}),
     "changed-layout": ("changed=1", {}),
     "no-photos": ("listings=5", {"photos": "img.renamed"}),
-    "hang": ("hang=1", {"page_timeout": 1}),
-    "leak": ("leak=1", {"page_timeout": 60}),
+    "hang": ("hang=1", {"page_timeout": 5}),
+    "leak": ("leak=1", {"page_timeout": 240}),
     "crash-once": ("listings=5", {}),
     "tab-crash-once": ("listings=5", {}),
     "robots-forbids": ("listings=5", {"robots": "User-agent: *\nDisallow: /search\n"}),
