@@ -12,7 +12,9 @@ from generated_photos import encode, published_photos, scene
 from kaggle_stub import KaggleStub
 
 from carspotter.paths import Study
-from carspotter.photos import kaggle, kaggle_push, splitting
+from carspotter.photos import curation, kaggle, kaggle_push, splitting
+from carspotter.photos.appearance import SIDE, describe_images
+from carspotter.photos.images import load_images
 from carspotter.photos.table import read_journal, read_photos
 
 PER_CLASS = {"train": 8, "validation": 3, "test": 3}
@@ -83,6 +85,17 @@ def test_a_fetch_takes_over_the_published_split(stub, study, files):
     again = fetch(study)
     assert study.splits.read_bytes() == before and not again.taken_over
     assert stub.ranges == [None], "what is here is not downloaded again"
+
+
+def test_the_notebooks_that_curate_and_split_leave_the_published_split_as_it_is(study, files, tmp_path):
+    fetch(study, source=lay_out(files, tmp_path / "unzipped"))
+    published = study.splits.read_bytes()
+    photos = curation.readable_photos(study.data, show_progress=False)
+    images = load_images(study.data, photos, SIDE, show_progress=False)
+    features = pd.DataFrame(describe_images(images, show_progress=False), index=photos["sha256"])
+    curation.curate_study(study, show_progress=False, features=features)
+    splitting.split_study(study, classes=("swift", "wagonr"))
+    assert study.splits.read_bytes() == published
 
 
 def test_copies_of_a_shot_stay_in_the_most_examined_part_alone(study, files, tmp_path):
