@@ -176,7 +176,10 @@ class BatchNorm(nn.Module):
         # the correction n / (n - 1) on the way back.
         count = x.numel() // x.shape[1]
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
-        y = functional.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+        if count == 1:  # a last batch of one photo, on the dense layer: PyTorch refuses, the siblings give the bias
+            mean, y = x.detach().flatten(), (x - x) * self.weight + self.bias
+        else:
+            y = functional.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
         with torch.no_grad():
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * ((count - 1) / count), self.momentum)
