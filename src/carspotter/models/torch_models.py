@@ -170,7 +170,7 @@ class BatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
+        if not self.training or not len(x):  # several processes, and none of the last batch for this one
             return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         # PyTorch updates the running figures itself, with the unbiased variance: let it do so into copies, and undo
         # the correction n / (n - 1) on the way back.
