@@ -39,6 +39,18 @@ def test_wrong_labels_and_strangers_come_first_with_a_reason():
     assert mislabelled["reason"].str.contains("the other photos say swift").sum() >= 4
 
 
+def test_what_stands_apart_from_its_listing_rises_and_says_so():
+    features, labels, _ = crowd(mislabelled=0, strangers=0)
+    apart = np.random.default_rng(1).uniform(0, 0.9, (len(labels), 3))
+    before = rank_photos(features, labels, alone(labels), apart=apart)["score"]
+    apart[[5, 150]] = 1.0
+    after = rank_photos(features, labels, alone(labels), apart=apart)
+    assert (after["score"] > before)[[5, 150]].all()
+    assert kind_of(after["reason"][5]) == "unlike its listing"
+    unknown = rank_photos(features, labels, alone(labels), apart=np.full_like(apart, np.nan))
+    np.testing.assert_array_equal(unknown["score"], rank_photos(features, labels, alone(labels))["score"])
+
+
 def test_one_class_alone_is_ranked_by_distance():
     rng = np.random.default_rng(0)
     features = np.concatenate([rng.normal(2, 1, (60, 16)), rng.normal(0, 1, (3, 16)) - 2])

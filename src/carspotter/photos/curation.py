@@ -18,6 +18,7 @@ from carspotter.photos.decisions import read_reviews
 from carspotter.photos.fingerprints import find_duplicates, measure_photos
 from carspotter.photos.grouping import Groups
 from carspotter.photos.images import decode_image
+from carspotter.photos.palette import stand_apart
 from carspotter.photos.ranking import rank_photos
 from carspotter.photos.table import read_photos
 
@@ -79,7 +80,8 @@ def curate(
     for sha256, reason in rejects.items():
         table.loc[sha256, ["verdict", "reason", "score"]] = ("reject", reason, 1.0)
     if features is not None:
-        _rank_by_features(table, photos.set_index("sha256")["listings"], features, reviews)
+        palettes = pd.Series(list(fingerprints["palette"]), index=readable["sha256"])
+        _rank_by_features(table, photos.set_index("sha256")["listings"], features, palettes, reviews)
     return table.reset_index()[COLUMNS]
 
 
@@ -164,21 +166,27 @@ def _judge_quality(photos: pd.DataFrame, fingerprints: np.ndarray) -> pd.DataFra
     return pd.DataFrame(rows, columns=["reason", "score"], index=photos["sha256"])
 
 
-def _rank_by_features(table: pd.DataFrame, listings: pd.Series, features: pd.DataFrame, reviews: pd.DataFrame) -> None:
+def _rank_by_features(
+    table: pd.DataFrame, listings: pd.Series, features: pd.DataFrame, palettes: pd.Series, reviews: pd.DataFrame
+) -> None:
     """Raise the score of photos that look wrong for their label, and say why; those decided on are only learnt from."""
     reviews = reviews.set_index("sha256")
     ranked = table.index[(table["verdict"] == "keep") | table.index.isin(reviews.index)]
-    ranked = ranked[ranked.isin(features.index)]
+    ranked = ranked[ranked.isin(features.index) & ranked.isin(palettes.index)]
+    if ranked.empty:
+        return
     groups = Groups()
     for sha256 in ranked:
         cluster = table.at[sha256, "duplicate_cluster"]
         groups.join([sha256, *listings[sha256], *([f"cluster {cluster}"] if cluster else [])])
     rejected = (reviews["verdict"] == "reject").astype(float).where(~reviews["reason"].isin(NO_EXAMPLES))
+    apart = stand_apart(np.stack(palettes[ranked]), [next(iter(listings[sha256]), "") for sha256 in ranked])
     found = rank_photos(
         features.loc[ranked].to_numpy(),
         table.loc[ranked, "label"],
         [groups.root(sha256) for sha256 in ranked],
         rejected.reindex(ranked).to_numpy(),
+        apart,
     ).set_index(ranked)
     worse = found["score"] > table.loc[ranked, "score"]
     raised = ranked[worse & (table.loc[ranked, "decided_by"] == "machine")]

@@ -1,4 +1,4 @@
-"""What a photo looks like in 4 kB: a small grey copy, a perceptual hash, brightness and sharpness; and near-duplicates.
+"""What a photo looks like in 5 kB: a small grey copy, its colours, brightness and sharpness; and near-duplicates.
 
 A near-duplicate is the same shot: re-encoded, rescaled, cropped by up to 15 % of a side, mirrored or watermarked.
 Candidates come from 143-bit DCT hashes (pHash; Zauner, 2010) of the photo and of 36 windows of it, looked up by
@@ -20,12 +20,20 @@ from PIL import Image
 
 from carspotter.photos.alignment import compare_closely, compare_shots
 from carspotter.photos.images import CHUNK, WORKERS, UnreadablePhoto, open_photo, to_rgb
+from carspotter.photos.palette import COLOURS, describe_palette
 from carspotter.progress import progress_bar
 
 SIDE = 64  # pixels of the grey copy
-VERSION = 2  # raise when a fingerprint changes: it names the cache file
+VERSION = 3  # raise when a fingerprint changes: it names the cache file
 FINGERPRINT = np.dtype(
-    [("sha256", "S64"), ("grey", "u1", (SIDE, SIDE)), ("brightness", "f4"), ("contrast", "f4"), ("sharpness", "f4")]
+    [
+        ("sha256", "S64"),
+        ("grey", "u1", (SIDE, SIDE)),
+        ("palette", "u1", (2, COLOURS)),
+        ("brightness", "f4"),
+        ("contrast", "f4"),
+        ("sharpness", "f4"),
+    ]
 )
 
 # Windows: what a crop may have cut off the two ends of a side, in shares of it.
@@ -300,23 +308,25 @@ def _slot(hashes: np.ndarray, mask: np.uint64, key_bits: int) -> np.ndarray:
     return ((hashes & mask) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - key_bits)).astype(np.int64)
 
 
-def _measure(sha256: str, photo: bytes) -> np.ndarray:
+def _measure(sha256: str, content: bytes) -> np.ndarray:
     """Fingerprint the bytes of one photo.
 
     sharpness: the Laplacian of grey at 128 × 128 where it is strongest (98th percentile, for a soft background is no
     fault), over the spread of grey there; out-of-focus photos fall below .8 whatever their size and light. Raises
     UnreadablePhoto.
     """
-    if hashlib.sha256(photo).hexdigest() != sha256:
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise UnreadablePhoto(sha256, "the bytes on disk are no longer those that were collected")
-    image, _ = open_photo(photo, at_least=2 * SIDE)
-    grey = to_rgb(image).convert("L").resize((4 * SIDE, 4 * SIDE), Image.Resampling.BILINEAR)
+    image, _ = open_photo(content, at_least=2 * SIDE)
+    photo = to_rgb(image)
+    grey = photo.convert("L").resize((4 * SIDE, 4 * SIDE), Image.Resampling.BILINEAR)
     pixels = np.asarray(grey.reduce(2), dtype=np.float32)  # noise is averaged away, which would pass for detail
     middle = pixels[1:-1, 1:-1]
     laplacian = pixels[:-2, 1:-1] + pixels[2:, 1:-1] + pixels[1:-1, :-2] + pixels[1:-1, 2:] - 4 * middle
     sharpness = np.percentile(np.abs(laplacian), 98) / (pixels.std() + 1)
     small = np.asarray(grey.reduce(4))
-    return np.array((sha256, small, pixels.mean(), pixels.std(), sharpness), dtype=FINGERPRINT)
+    palette = describe_palette(photo)
+    return np.array((sha256, small, palette, pixels.mean(), pixels.std(), sharpness), dtype=FINGERPRINT)
 
 
 def _read_cache(cache: Path) -> np.ndarray:

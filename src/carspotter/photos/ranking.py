@@ -10,6 +10,8 @@ its copies), which would vouch for it:
 - How far is it from its class? Mean distance to the nearest photos of the class, with the fifth that is farthest off
   left out of the class (after Sun et al. 2022, Out-of-distribution detection with deep nearest neighbors).
 
+Where it is known how far photos stand apart from the others of their listing (see `palette`), that counts as well.
+
 Then a classifier learns from the worst tenth of that ranking against the better part of it (self-training), and finds
 what looks like the worst but happened to get a plausible label. What people rejected and kept takes the place of such
 guesses. Everything here ranks, nothing rejects.
@@ -35,6 +37,7 @@ SUSPECT = 0.8  # the fifth above it holds most of the junk; it does not stand fo
 # some, and what is better than .7 for keeps.
 GUESSED_REJECT, GUESSED_KEEP = 0.9, 0.7
 ROUNDS = 2
+ONE_SIGN = 4  # the power of ranks by which one high rank outweighs several middling ones
 VERDICT_WEIGHT = 2.0  # a person's word against a guess
 GUESSES_SAY, EXAMPLES_SAY = 0.5, 0.7  # the classifier's share in the ranking, without rejects by a person and with
 LEARNT_FROM = 5000  # guesses at most: the classifier's work grows faster than their number
@@ -43,11 +46,12 @@ FEWEST = 30  # photos; with fewer there is no class to be far from
 CHUNK = 512  # photos compared with all others at a time: bounds memory
 
 
-def rank_photos(features, labels, groups, rejected=None, seed: int = 0) -> pd.DataFrame:
+def rank_photos(features, labels, groups, rejected=None, apart=None, seed: int = 0) -> pd.DataFrame:
     """Give each photo a score, 0 (fine) … 1 (surely bad), and a reason ("another model: …"), empty below .5.
 
     `features`: float (N, F). `labels`, `groups`: N names each. `rejected`: what people said, float (N,): 1 rejected,
-    0 kept, nan not reviewed, or rejected for what features do not show. Scores are ranks: the worst fifth has .5 and
+    0 kept, nan not reviewed, or rejected for what features do not show. `apart`: ranks (N, K) by how far each stands
+    apart from its listing, 0 … 1, nan where that is not known. Scores are ranks: the worst fifth has .5 and
     more. Fewer than 30 photos, or than five groups, are not ranked: all score 0. Raises ValueError for features that
     are not finite.
     """
@@ -60,14 +64,23 @@ def rank_photos(features, labels, groups, rejected=None, seed: int = 0) -> pd.Da
         return pd.DataFrame({"score": np.zeros(len(labels)), "reason": [""] * len(labels)})
     evidence = _gather(features, labels, groups, rejected == 1, seed)
     parts = [evidence.unlabelled, evidence.neighbours] if len(evidence.classes) > 1 else []
-    blended = first = _rank(np.mean([evidence.distance, *parts], axis=0))
+    parts = [evidence.distance, *parts]
+    if apart is None or np.isnan(apart).all():
+        apart = np.full((len(labels), 1), np.nan)
+        blended = first = _rank(np.mean(parts, axis=0))
+    else:
+        # One strong sign is enough: what stands apart from its listing may be near its class, and the other way.
+        signs = np.column_stack([*parts, np.nan_to_num(apart, nan=0.5)])
+        blended = first = _rank((signs**ONE_SIGN).sum(axis=1))
     say = EXAMPLES_SAY if np.nansum(rejected) else GUESSES_SAY
     for _ in range(ROUNDS):
         likeness = _rank(_likeness_to_rejects(evidence.whitened, blended, rejected, evidence.folds, seed))
         blended = _rank((1 - say) * first + say * likeness)
     score = blended**STEEPNESS
     reasons = [
-        _say_why(photo, labels, evidence, first, likeness, known=np.nansum(rejected) > 0) if score[photo] >= 0.5 else ""
+        _say_why(photo, labels, evidence, first, likeness, apart[photo].max(), np.nansum(rejected) > 0)
+        if score[photo] >= 0.5
+        else ""
         for photo in range(len(labels))
     ]
     return pd.DataFrame({"score": score, "reason": reasons})
@@ -78,6 +91,7 @@ class _Evidence:
     """Answers to the three questions as ranks, 0 (fine) … 1, and what they were found with."""
 
     distance: np.ndarray
+    strangeness: np.ndarray
     unlabelled: np.ndarray
     neighbours: np.ndarray
     probabilities: np.ndarray
@@ -95,7 +109,18 @@ def _gather(features, labels, groups, bad, seed) -> _Evidence:
     probabilities, classes = out_of_fold(components, labels, folds, ~bad)
     own = probabilities[np.arange(len(labels)), np.searchsorted(classes, labels)]
     share = _disagreement(whitened, labels, groups, bad)
-    return _Evidence(_rank(distance), _rank(1 - own), _rank(share), probabilities, share, classes, whitened, folds)
+    strangeness = _mean_distance(unit, np.arange(len(unit)), np.flatnonzero(~bad & (_rank(distance) < SUSPECT)), groups)
+    return _Evidence(
+        _rank(distance),
+        _rank(strangeness),
+        _rank(1 - own),
+        _rank(share),
+        probabilities,
+        share,
+        classes,
+        whitened,
+        folds,
+    )
 
 
 def out_of_fold(features, labels, folds, good) -> tuple[np.ndarray, np.ndarray]:
@@ -139,12 +164,19 @@ def _distance_to_class(unit, labels, groups, good) -> np.ndarray:
         for label in np.unique(labels):
             rows = np.flatnonzero(labels == label)
             standing = rows[trusted[rows]]
-            for part, _, similarity in _find_nearest(unit, rows, standing if len(standing) else rows, groups, NEAREST):
-                there = np.isfinite(similarity)
-                mean = np.where(there, similarity, 0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
-                distance[part] = 1 - np.where(there.any(axis=1), mean, -1)  # alone in its class: as far as can be
+            distance[rows] = _mean_distance(unit, rows, standing if len(standing) else rows, groups)
         trusted = good & (_rank(distance) < SUSPECT)
     return distance
+
+
+def _mean_distance(unit, rows, columns, groups) -> np.ndarray:
+    """Give the mean distance of the rows to their nearest columns of other groups; 2, the most, where there is none."""
+    found = [np.empty(0)]
+    for _, _, similarity in _find_nearest(unit, rows, columns, groups, NEAREST):
+        there = np.isfinite(similarity)
+        mean = np.where(there, similarity, 0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
+        found.append(1 - np.where(there.any(axis=1), mean, -1))
+    return np.concatenate(found)
 
 
 def _disagreement(whitened, labels, groups, bad) -> np.ndarray:
@@ -181,15 +213,17 @@ def _rank(values: np.ndarray) -> np.ndarray:
     return (pd.Series(values).rank().to_numpy() - 1) / max(len(values) - 1, 1)
 
 
-def _say_why(photo, labels, evidence, first, likeness, known) -> str:
+def _say_why(photo, labels, evidence, first, likeness, apart, known) -> str:
     own, best = labels[photo], evidence.classes[evidence.probabilities[photo].argmax()]
     if likeness[photo] > GUESSED_REJECT > first[photo]:
         return f"like rejects: looks like what {'people rejected' if known else 'is ranked worst'}"
-    if evidence.distance[photo] >= max(evidence.unlabelled[photo], evidence.neighbours[photo]) or (
-        len(evidence.classes) < 2
-    ):
+    doubt = max(evidence.unlabelled[photo], evidence.neighbours[photo]) if len(evidence.classes) > 1 else 0
+    if apart > max(doubt, evidence.distance[photo]):
+        return "unlike its listing: its colours are not those of the listing's other photos"
+    # What looks like no class at all is no other model of them, whatever the labels of its look-alikes.
+    if max(evidence.strangeness[photo], evidence.distance[photo]) >= doubt:
         return f"unlike its class: farther from other {own} photos than {evidence.distance[photo]:.0%} of all photos"
     if best != own:
         chance = evidence.probabilities[photo].max()
         return f"another model: the other photos say {best} ({chance:.2f}), the label says {own}"
-    return f"another model: {evidence.share[photo]:.0%} of its look-alikes are not listed as {own}"
+    return f"label in doubt: {evidence.share[photo]:.0%} of its look-alikes are not listed as {own}"
