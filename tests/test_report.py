@@ -1,6 +1,7 @@
 """Runs side by side: the same photos in the same order, whatever order their files have."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -107,3 +108,11 @@ def test_a_recipe_is_one_row_for_all_its_seeds_on_all_photos(study):
     assert table["framework"].tolist() == ["torch", "keras"] and table["seeds"].tolist() == [3, 1]
     assert table["validation, best epoch [95 %]"][0].startswith("0.950 [") and "± 0.025" in table.iloc[0, 6]
     assert "±" not in table.iloc[1, 6] and table["minutes a run"].tolist() == ["1.0", "1.0"]
+
+
+def test_the_readme_shows_the_recorded_runs_to_the_digit():
+    root = Path(__file__).resolve().parents[1]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for name in ("sample", "civic_altima"):
+        table = to_markdown(recipes_report(Study(name, root / "data", root / "results")))
+        assert table in readme, f"README's table of {name} is not what `carspotter report --study {name}` prints"
