@@ -167,6 +167,6 @@ def test_the_study_verb_goes_from_class_folders_to_a_page(tmp_path, photos):
     ]
     finished = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-2000:]
-    assert "| augmentation | keras | 0 |" in finished.stdout
+    assert "| augmentation | torch | 0 |" in finished.stdout
     page = (tmp_path / "data" / "reports" / "swift_wagonr" / "index.html").read_text()
     assert page.count("data:image/jpeg;base64") >= 5 and "study swift_wagonr" in page
