@@ -2,8 +2,10 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -90,6 +92,19 @@ def test_a_photo_that_shows_nothing_is_unusable_and_says_why(photo, words):
 def test_a_claim_that_the_model_does_not_know_is_an_error_that_names_the_known_ones():
     with pytest.raises(ValueError, match="'nano' is not a class of a-run; it knows swift, wagonr"):
         make_check().check(as_png(noise()), "nano")
+
+
+def test_without_a_name_the_best_run_on_all_photos_is_taken_that_has_its_weights(tmp_path):
+    accuracies = {"part": 0.99, "without_weights": 0.95, "best": 0.9, "worse": 0.8}
+    for run in set(accuracies) - {"without_weights"}:
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "checkpoint.pt").touch()
+    rows = pd.DataFrame({"run": list(accuracies), "best_validation_accuracy": accuracies.values(), "train_on": ""})
+    rows.loc[rows["run"] == "part", "train_on"] = "0123456789ab"
+    runs = SimpleNamespace(
+        read_runs=lambda study: rows, load_run=lambda study, run: SimpleNamespace(id=run, folder=tmp_path / run)
+    )
+    assert photo_check._best_run(runs, study=None).id == "best"
 
 
 def test_a_picture_unlike_all_known_ones_is_turned_away_however_sure_the_model_is():

@@ -13,6 +13,7 @@ from carspotter.evidence.report import (
     optimism,
     recipes_report,
     results_of,
+    runs_report,
     to_markdown,
     training_accuracy,
 )
@@ -108,6 +109,13 @@ def test_a_recipe_is_one_row_for_all_its_seeds_on_all_photos(study):
     assert table["framework"].tolist() == ["torch", "keras"] and table["seeds"].tolist() == [3, 1]
     assert table["validation, best epoch [95 %]"][0].startswith("0.950 [") and "± 0.025" in table.iloc[0, 6]
     assert "±" not in table.iloc[1, 6] and table["minutes a run"].tolist() == ["1.0", "1.0"]
+
+
+def test_a_table_of_runs_on_part_of_the_photos_is_none(study):
+    record(study, "torch", 0, train_on="abc")
+    with pytest.raises(FileNotFoundError, match="holds no runs"):
+        runs_report(study)
+    assert recipes_report(study).empty
 
 
 def test_the_readme_shows_the_recorded_runs_to_the_digit():

@@ -7,7 +7,6 @@ import contextlib
 import getpass
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from carspotter import __version__
@@ -107,12 +106,9 @@ def split_photos(options) -> int:
 def train_model(options) -> int:
     from carspotter.models import experiments, runs, workers
 
-    experiment = experiments.SERIES[options.experiment]
-    if options.learning_rate:
-        experiment = replace(experiment, learning_rate=options.learning_rate)
     run = runs.load_or_train(
         _study(options),
-        experiment,
+        experiments.SERIES[options.experiment],
         framework=options.framework,
         seed=options.seed,
         quick=options.quick,
@@ -159,7 +155,8 @@ def report_runs(options) -> int:
     from carspotter.evidence.report import recipes_report, runs_report, to_markdown
 
     study = _study(options)
-    text = to_markdown(runs_report(study)) + "\n" + to_markdown(recipes_report(study))
+    tables = [table for table in (runs_report(study), recipes_report(study)) if len(table)]
+    text = "\n".join(to_markdown(table) for table in tables)
     (study.folder / "report.md").write_text(text, encoding="utf-8")
     print(text, end="")
     return 0
@@ -350,7 +347,6 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--quick", action="store_true", help="48 photos, 64 px, 2 epochs: does it run?")
     training.add_argument("--epochs", type=_positive, help="default: the experiment's own")
     training.add_argument("--image-size", type=_positive, metavar="PIXELS", help="default: the experiment's own")
-    training.add_argument("--learning-rate", type=float, metavar="RATE", help="default: the experiment's own")
     training.add_argument(
         "--weights", default="imagenet", metavar="FILE", help="of a backbone: imagenet (downloads), a file, or none"
     )

@@ -153,17 +153,18 @@ def build_graph(experiment: Experiment, layers: list[Layer], image_size: int) ->
         constants.append(numpy_helper.from_array(np.array([2, -1, width]), "two_halves"))
         x = add("Reshape", [x, "two_halves"], "pairs")
         x = add("ReduceMean", [x], "mean_of_pairs", axes=[0], keepdims=0)
+    units = last.kernel.shape[0]  # of the output `features`
     if experiment.multi_level:
-        top = layers[-1].kernel.shape[-1]  # the means of the last maps, before their maxima
-        for name, number in (("means_from", width - 2 * top), ("means_to", width - top), ("columns", 1)):
+        units = layers[-1].kernel.shape[-1]  # the means of the last maps stand before their maxima
+        for name, number in (("means_from", width - 2 * units), ("means_to", width - units), ("columns", 1)):
             constants.append(numpy_helper.from_array(np.array([number]), name))
         add("Slice", [x, "means_from", "means_to", "columns"], "features")
-        x, width = normalise(x, last, "levels"), top
+        x = normalise(x, dense or last, "levels")
     if dense:
         weights = [constant("dense_kernel", dense.kernel), constant("dense_bias", dense.bias)]
         x = activate(add("Gemm", [x, *weights], "dense"), dense, "dense")
     if not experiment.multi_level:
-        x, width = add("Identity", [x], "features"), last.kernel.shape[0]
+        x = add("Identity", [x], "features")
     add("Gemm", [x, constant("logits_kernel", last.kernel), constant("logits_bias", last.bias)], "logits")
 
     graph = helper.make_graph(
@@ -172,7 +173,7 @@ def build_graph(experiment: Experiment, layers: list[Layer], image_size: int) ->
         [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", image_size, image_size, 3])],
         [
             helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", last.kernel.shape[1]]),
-            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", width]),
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", units]),
         ],
         constants,
     )
@@ -198,9 +199,10 @@ def _read_keras(model) -> list[Layer]:
         kernel, *bias = layer.get_weights()
         # MobileNetV2's convolutions have no bias: batch norm follows each.
         bias = bias[0] if bias else np.zeros(norm.gamma.shape, np.float32)
-        *affine, mean, variance = norm.get_weights() if norm else (None, None)
-        affine = affine or (np.ones_like(mean), np.zeros_like(mean))
-        found.append(Layer(kernel, bias, (*affine, mean, variance) if norm else None))
+        figures = norm.get_weights() if norm else None
+        if norm and not norm.scale:  # nor a centre: it only brings features to one scale
+            figures = [np.ones_like(figures[0]), np.zeros_like(figures[0]), *figures]
+        found.append(Layer(kernel, bias, tuple(figures) if norm else None))
     return found
 
 

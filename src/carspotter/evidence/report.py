@@ -86,14 +86,14 @@ def runs_report(study: Study) -> pd.DataFrame:
     """Give one row per recorded run: accuracies with interval, gap, best and last epoch, minutes, device.
 
     Runs on a part of the training photos, as for learning curves, are left out. Training accuracy is that of
-    `training_accuracy`. "Best epoch" is chosen on validation and optimistic; how much is
-    estimated where the run kept its epochs' predictions. "gap" is training less the best epoch. Raises
-    FileNotFoundError when nothing has been recorded.
+    `training_accuracy`. "Best epoch" is chosen on validation and optimistic; how much is estimated where the run kept
+    its epochs' predictions. "gap" is training less the best epoch. Raises FileNotFoundError when nothing has been
+    recorded.
     """
     recorded = read_runs(study)
+    recorded = recorded[recorded["train_on"] == ""]
     if recorded.empty:
         raise FileNotFoundError(f"{study.runs_table} holds no runs; train one: python -m carspotter train baseline_cnn")
-    recorded = recorded[recorded["train_on"] == ""]
     rows = []
     for row in recorded.sort_values(["experiment", "framework", "seed"], kind="stable").itertuples():
         run = load_run(study, row.run)
@@ -120,33 +120,43 @@ def runs_report(study: Study) -> pd.DataFrame:
     return table if (table["quick"] != "").any() else table.drop(columns="quick")
 
 
+def full_runs(study: Study) -> pd.DataFrame:
+    """Give the rows of the runs that are neither quick ones nor on a part of the training photos."""
+    rows = read_runs(study)
+    return rows[(rows["quick"].astype(str) != "True") & (rows["train_on"] == "")]
+
+
+def recorded_recipes(study: Study) -> dict[tuple, list[Run]]:
+    """Give the full runs on the newest split by recipe, what RECIPE names: the seeds of each in their order."""
+    rows = full_runs(study)
+    newest = rows.sort_values("finished_time")["split_version"].iloc[-1:]
+    recipes = rows[rows["split_version"].isin(newest)].groupby(RECIPE, sort=False)
+    return {recipe: [load_run(study, run) for run in seeds.sort_values("seed")["run"]] for recipe, seeds in recipes}
+
+
 def recipes_report(study: Study) -> pd.DataFrame:
-    """Give one row per recipe, all its seeds together: full runs on the study's present split and all its photos.
+    """Give one row per recipe of `recorded_recipes`, all its seeds together; none where only quick runs are recorded.
 
     Validation accuracy is that of the best epochs, with an interval over seeds and groups of photos, and the mean of
     the last five epochs, which were not chosen. ± is the standard deviation between seeds; one seed has none.
     """
-    rows = read_runs(study)
-    rows = rows[(rows["quick"].astype(str) != "True") & (rows["train_on"] == "")]
-    newest = rows.sort_values("finished_time")["split_version"].iloc[-1:]
     found = []
-    for recipe, seeds in rows[rows["split_version"].isin(newest)].groupby(RECIPE, sort=False):
-        runs = [load_run(study, run) for run in seeds["run"]]
+    for (experiment, framework, epochs, image_size, *_), runs in recorded_recipes(study).items():
         results = results_of(study, runs)
         interval = accuracy_interval(results.correct, results.groups)
-        trained = np.mean([training_accuracy(run) for run in runs])
         spread = "" if interval.seed_spread is None else f" ± {interval.seed_spread:.3f}"
+        last_five = [float(run.row["mean_last_five_validation_accuracy"]) for run in runs]
         found.append(
             {
-                "experiment": recipe[0],
-                "framework": recipe[1],
-                "pixels": recipe[3],
-                "epochs": recipe[2],
+                "experiment": experiment,
+                "framework": framework,
+                "pixels": image_size,
+                "epochs": epochs,
                 "seeds": len(runs),
-                "training": f"{trained:.3f}",
+                "training": f"{np.mean([training_accuracy(run) for run in runs]):.3f}",
                 "validation, best epoch [95 %]": f"{interval}{spread}",
-                "mean of the last five": f"{seeds['mean_last_five_validation_accuracy'].astype(float).mean():.3f}",
-                "minutes a run": f"{seeds['seconds'].astype(float).mean() / 60:.1f}",
+                "mean of the last five": f"{np.mean(last_five):.3f}",
+                "minutes a run": f"{np.mean([float(run.row['seconds']) for run in runs]) / 60:.1f}",
             }
         )
     return pd.DataFrame(found)
@@ -158,8 +168,8 @@ def framework_verdicts(study: Study, experiment: str, margin: float = 0.03) -> p
     Columns: frameworks, seeds, difference (second less first, with its 90 % interval), verdict on equality within
     `margin`, in the words of `comparison.verdict`.
     """
-    rows = read_runs(study)
-    rows = rows[(rows["experiment"] == experiment) & (rows["quick"].astype(str) != "True") & (rows["train_on"] == "")]
+    rows = full_runs(study)
+    rows = rows[rows["experiment"] == experiment]
     found = []
     options = ["epochs", "image_size", "dtype", "weights", "split_version"]
     for _, alike in rows.groupby(options, sort=True):

@@ -15,9 +15,9 @@ import pandas as pd
 
 from carspotter.evidence.bias_variance import generalisation_gap
 from carspotter.evidence.comparison import NOT_SHOWN, SHOWN, Interval, accuracy_interval
-from carspotter.evidence.report import RECIPE, results_of, validation_interval
+from carspotter.evidence.report import recorded_recipes, results_of, validation_interval
 from carspotter.evidence.selection import one_standard_error_rule
-from carspotter.models.runs import Run, load_run, read_runs
+from carspotter.models.runs import Run, load_run
 from carspotter.paths import Study
 from carspotter.photos.images import load_images
 from carspotter.photos.sealed_test import read_test_labels
@@ -52,19 +52,15 @@ def choose_run(study: Study) -> tuple[Run, pd.DataFrame]:
     recipe's first seed, not its luckiest. The table is that of `selection.one_standard_error_rule`. Raises
     FileNotFoundError where nothing is recorded that could be chosen.
     """
-    rows = read_runs(study)
-    # "" where a column is younger than the run
-    rows = rows[(rows["quick"].astype(str) != "True") & (rows["train_on"].astype(str) == "")]
-    if rows.empty:
+    recipes = recorded_recipes(study)
+    if not recipes:
         raise FileNotFoundError(f"{study.runs_table}: no full run to choose; train some, or make a sweep")
-    newest = rows.sort_values("finished_time")["split_version"].iloc[-1]
     correct, costs, first, groups = {}, {}, {}, None
-    for recipe, seeds in rows[rows["split_version"] == newest].groupby(RECIPE, sort=True):
+    for recipe, runs in sorted(recipes.items()):
         name = ", ".join(str(part) for part in recipe if part != "")
-        runs = [load_run(study, run) for run in seeds.sort_values("seed")["run"]]
         results = results_of(study, runs)
         correct[name], groups = results.correct, results.groups
-        costs[name], first[name] = float(seeds["parameters"].iloc[0]), runs[0]
+        costs[name], first[name] = float(runs[0].row["parameters"]), runs[0]
     chosen, table = one_standard_error_rule(correct, groups, costs)
     return first[chosen], table
 
