@@ -1,8 +1,13 @@
 """A sweep on a real Ray cluster: a head and a second node on loopback, which is killed in the middle."""
 
+import os
 import shutil
+import signal
+import socket
+import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 
 import pandas as pd
@@ -123,3 +128,44 @@ def test_a_node_that_is_killed_loses_its_running_cell_alone_and_the_table_is_com
     mine, theirs = (read_runs(one).sort_values("run").drop(columns=TIMES) for one in (here, study))
     theirs = theirs[theirs["run"].isin(mine["run"])]
     pd.testing.assert_frame_equal(mine.reset_index(drop=True), theirs.reset_index(drop=True))
+
+
+def test_ctrl_c_over_the_client_s_port_leaves_what_is_finished_and_the_sweep_goes_on(
+    study, tmp_path, short_path, quick_ray, monkeypatch
+):
+    pytest.importorskip("torch")
+    pytest.importorskip("grpc", reason="the port ray:// needs it")
+    monkeypatch.setenv("TMPDIR", str(short_path))
+    sweep = tmp_path / "sweep.toml"
+    sweep.write_text(
+        'experiments = ["baseline_cnn"]\nframeworks = ["torch"]\nimage_sizes = [48]\nseeds = [0, 1, 2]\n'
+        "epochs = 30\nquick = true\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    size = {"num_cpus": 1, "object_store_memory": 100_000_000, "memory": 4_000_000_000, "include_dashboard": False}
+    cluster = quick_ray.Cluster(initialize_head=True, head_node_args=size | {"ray_client_server_port": port})
+    try:
+        address = f"ray://127.0.0.1:{port}"
+        command = [sys.executable, "-m", "carspotter", "sweep", str(sweep), "--study", "toy", "--on", address]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "CARSPOTTER_HOME": str(tmp_path)}
+        job = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+        try:
+            while read_runs(study).empty:
+                assert job.poll() is None, job.stderr.read()
+                time.sleep(0.02)
+            job.send_signal(signal.SIGINT)
+            told = job.communicate(timeout=60)[1]
+        finally:
+            job.kill()
+        assert job.returncode == 130 and "run the same command again" in told and "Traceback" not in told
+        finished = set(read_runs(study)["run"])
+        assert 0 < len(finished) < 3
+        assert not list(study.runs.glob(".part-*")), "nothing half"
+
+        again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert again.returncode == 0, again.stderr
+    finally:
+        cluster.shutdown()
+    table = read_runs(study)
+    assert len(table) == table["run"].nunique() == 3 and finished < set(table["run"])

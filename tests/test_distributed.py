@@ -112,6 +112,17 @@ def test_two_processes_take_the_steps_of_one_and_record_one_run(study, start, tm
         assert apart < 1e-12 * sum(np.sum(array**2) for array in expected.values())
 
 
+@pytest.mark.parametrize("framework", COMMANDS)
+def test_batch_norm_keeps_its_averages_where_a_process_has_nothing_of_a_batch(study, start, framework):
+    pytest.importorskip(framework)
+    started = start(framework, 2, ["batch_norm"])
+    outputs = [process.communicate(timeout=300) for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), outputs
+    run = runs.load_run(study, runs.read_runs(study)["run"].item())
+    assert np.isfinite(run.history["train_loss"]).all()
+    assert all(np.isfinite(array).all() for array in weights_of(run).values())
+
+
 def test_a_process_that_dies_ends_the_job_and_one_process_goes_on_where_it_was(study, start):
     pytest.importorskip("torch")
     (job,) = start("torch", 60, NAMES[:1])

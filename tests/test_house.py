@@ -100,7 +100,9 @@ print(sorted({FRAMEWORKS!r} & set(sys.modules)))
 
 def test_every_requirement_is_pinned_exactly():
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] not in "#"]
-    assert lines and all(re.fullmatch(r"[A-Za-z0-9_.\-]+==[0-9][0-9A-Za-z.]*", line) for line in lines), lines
+    assert lines and all(re.fullmatch(r"[A-Za-z0-9_.\-]+(\[[a-z]+\])?==[0-9][0-9A-Za-z.]*", line) for line in lines), (
+        lines
+    )
 
 
 def test_no_tracked_file_holds_a_path_of_a_machine():

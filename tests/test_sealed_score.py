@@ -19,6 +19,7 @@ from carspotter.evidence.sealed_score import choose_run, drop, photo_facts, read
 from carspotter.models.runs import COLUMNS, Run, load_run
 from carspotter.paths import Study
 from carspotter.photos.sealed_test import SealedTestRefused, read_ledger
+from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import import_folder
 
 SIZE = 8
@@ -151,6 +152,30 @@ def test_the_verb_prints_look_level_and_drop_and_guards_against_a_second_model(s
     assert "opened for large-s0 already" in capsys.readouterr().err
     assert unseal(study, "small-s0", "--reason", "a bug", "--again", "large-s0 had wrong labels") == 0
     assert "97.50 % interval, look #2" in capsys.readouterr().out
+
+
+def test_a_score_is_taken_apart_by_what_else_is_known(study, tmp_path, capsys):
+    known = read_splits(study)[["sha256"]].iloc[:-1]
+    known["view"] = np.array(["front", "side", ""])[np.arange(len(known)) % 3]
+    facts = tmp_path / "truth.csv"
+    pd.concat([known, known]).to_csv(facts, index=False)
+    assert unseal(study, "large-s0", "--reason", "chosen", "--facts", str(facts), "--by", "view") == 0
+    capsys.readouterr()
+    for score in read_scores(study):
+        views = score.parts[score.parts["by"] == "view"]
+        assert set(views["part"]) == {"front", "side", "unknown"}
+        assert views["photos"].sum() == score.interval.photos
+
+    facts.write_text("sha256,view\nab,front\nab,side\n")
+    for arguments in (
+        ["--facts", str(facts), "--by", "view"],
+        ["--facts", str(facts), "--by", "lens"],
+        ["--by", "view"],
+    ):
+        assert unseal(study, "large-s0", "--reason", "chosen", *arguments) == 2
+    told = capsys.readouterr().err
+    assert "ab has two rows that disagree about view" in told and "no column lens; there are sha256, view" in told
+    assert len(read_ledger(study)) == 2, "what is refused costs no look"
 
 
 def test_the_verb_refuses_a_ledger_that_was_tampered_with(study, capsys):

@@ -163,9 +163,12 @@ def report_runs(options) -> int:
 
 
 def unseal_test(options) -> int:
-    from carspotter.evidence.sealed_score import unseal
+    from carspotter.evidence.sealed_score import read_facts, unseal
 
-    for line in unseal(_study(options), options.run, options.reason, options.again):
+    if bool(options.facts) != bool(options.by):
+        raise ValueError("--facts names a table and --by its columns: one goes with the other")
+    facts = read_facts(options.facts, options.by) if options.facts else None
+    for line in unseal(_study(options), options.run, options.reason, options.again, facts):
         print(line, flush=True)
     return 0
 
@@ -363,6 +366,10 @@ def _parser() -> argparse.ArgumentParser:
     unsealing.add_argument("run", metavar="RUN", help="a run's id, or `chosen`: by the one-standard-error rule")
     unsealing.add_argument("--reason", required=True, help="why the test set is opened; goes into the ledger")
     unsealing.add_argument("--again", metavar="WHY", help="why another model than the first is looked at")
+    unsealing.add_argument(
+        "--facts", type=Path, metavar="CSV", help="a row per sha256: more to take the score apart by"
+    )
+    unsealing.add_argument("--by", nargs="+", metavar="COLUMN", help="of the facts, e.g. view")
 
     checking = _verb(verbs, "check", check_photos, "name the model on photos, or check what a listing claims")
     checking.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files, or folders of them")

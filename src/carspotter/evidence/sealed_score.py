@@ -108,11 +108,16 @@ def score_sealed(
     return score
 
 
-def unseal(study: Study, run_id: str, reason: str, again: str | None = None) -> Iterator[str]:
+def unseal(
+    study: Study, run_id: str, reason: str, again: str | None = None, facts: pd.DataFrame | None = None
+) -> Iterator[str]:
     """Score a run (or the "chosen" one, see `choose_run`) on the test set, and on the shifted one if there is one.
 
-    Gives what a terminal shows, line by line. Raises as `score_sealed` does, KeyError for an unknown run.
+    `facts` as from `read_facts`, beside those of `photo_facts`. Gives what a terminal shows, line by line. Raises as
+    `score_sealed` does, KeyError for an unknown run.
     """
+    known = photo_facts(study)
+    facts = known if facts is None else known.merge(facts, on="sha256", how="left").fillna("unknown")
     if run_id == "chosen":
         run, table = choose_run(study)
         cheapest = table[table["within"]]
@@ -121,12 +126,12 @@ def unseal(study: Study, run_id: str, reason: str, again: str | None = None) -> 
         run = load_run(study, run_id)
     validation = validation_interval(study, run)
     yield f"validation accuracy {validation}, {validation.photos} photos, best epoch: chosen there, so optimistic"
-    test = score_sealed(study, run, reason, again)
+    test = score_sealed(study, run, reason, again, facts=facts)
     yield str(test)
     yield f"drop from validation to test {drop(validation, test.interval)}"
     yield parts_text(test)
     if "shifted" in set(read_splits(study)["split"]):
-        shifted = score_sealed(study, run, reason, again, "shifted")
+        shifted = score_sealed(study, run, reason, again, "shifted", facts)
         yield str(shifted)
         fallen = drop(test.interval, shifted.interval)
         found = SHOWN if fallen.low > 0 else NOT_SHOWN
@@ -182,6 +187,20 @@ def photo_facts(study: Study) -> pd.DataFrame:
             "compression": _thirds(density, "{:.2f}–{:.2f} bytes/pixel"),
         }
     )
+
+
+def read_facts(path: Path, columns: list[str]) -> pd.DataFrame:
+    """Read what else is known of photos (their view, the camera) from a CSV file: sha256 and `columns`, as text.
+
+    Raises ValueError, naming the file, where a column is missing or two rows disagree about a photo.
+    """
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if missing := {"sha256", *columns} - set(table):
+        raise ValueError(f"{path}: no column {', '.join(sorted(missing))}; there are {', '.join(table)}")
+    facts = table[["sha256", *columns]].drop_duplicates()
+    if len(twice := facts["sha256"][facts["sha256"].duplicated()]):
+        raise ValueError(f"{path}: {twice.iloc[0]} has two rows that disagree about {', '.join(columns)}")
+    return facts.replace("", "unknown")
 
 
 def _thirds(values: pd.Series, words: str) -> pd.Series:

@@ -191,6 +191,9 @@ class CarModel(tf.Module):
         if training:
             # bfloat16 has too few digits for a variance.
             mean, variance = tf.nn.moments(tf.cast(x, self.dtype), axes=list(range(x.shape.rank - 1)))
+            if tf.distribute.get_replica_context().num_replicas_in_sync > 1:  # one may have none of the last batch
+                some = tf.size(x) > 0
+                mean, variance = tf.where(some, mean, layer["mean"]), tf.where(some, variance, layer["variance"])
             for running, batch in ((layer["mean"], mean), (layer["variance"], variance)):
                 running.assign(running * 0.9 + batch * 0.1)
         scale = layer["scale"] * tf.math.rsqrt(variance + 1e-3)
