@@ -10,7 +10,7 @@ its copies), which would vouch for it:
 - How far is it from its class? Mean distance to the nearest photos of the class, with the fifth that is farthest off
   left out of the class (after Sun et al. 2022, Out-of-distribution detection with deep nearest neighbors).
 
-Where it is known how far photos stand apart from the others of their listing (see `palette`), that counts as well.
+Where it is known how far a photo stands apart from the others of its listing (see `listing_mates`), that counts too.
 
 Then a classifier learns from the worst tenth of that ranking against the better part of it (self-training), and finds
 what looks like the worst but happened to get a plausible label. What people rejected and kept takes the place of such
@@ -102,7 +102,7 @@ class _Evidence:
 
 
 def _gather(features, labels, groups, bad, seed) -> _Evidence:
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    unit = _unit(features)
     components, whitened = _principal_components(unit, seed)
     folds = list(GroupKFold(FOLDS, shuffle=True, random_state=seed).split(components, groups=groups))
     distance = _distance_to_class(unit, labels, groups, ~bad)
@@ -121,6 +121,18 @@ def _gather(features, labels, groups, bad, seed) -> _Evidence:
         whitened,
         folds,
     )
+
+
+def half_whiten(features: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Give the vectors whose inner products say how alike photos are: float (N, ≤ 100), of length 1.
+
+    Principal components of the features (N, F), large directions made smaller, so that they do not drown the others.
+    """
+    return _principal_components(_unit(np.asarray(features, dtype=np.float32)), seed)[1]
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def out_of_fold(features, labels, folds, good) -> tuple[np.ndarray, np.ndarray]:
@@ -219,7 +231,7 @@ def _say_why(photo, labels, evidence, first, likeness, apart, known) -> str:
         return f"like rejects: looks like what {'people rejected' if known else 'is ranked worst'}"
     doubt = max(evidence.unlabelled[photo], evidence.neighbours[photo]) if len(evidence.classes) > 1 else 0
     if apart > max(doubt, evidence.distance[photo]):
-        return "unlike its listing: its colours are not those of the listing's other photos"
+        return "unlike its listing: neither colours nor content are those of the listing's other photos"
     # What looks like no class at all is no other model of them, whatever the labels of its look-alikes.
     if max(evidence.strangeness[photo], evidence.distance[photo]) >= doubt:
         return f"unlike its class: farther from other {own} photos than {evidence.distance[photo]:.0%} of all photos"

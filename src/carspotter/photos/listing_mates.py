@@ -1,0 +1,47 @@
+"""Which photo of a listing is the odd one? How little each is like the others of its listing, ranked among all photos.
+
+The photos of a listing show one car in one place. A picture of another car, of a street or of a paper is less like its
+mates than they are like each other, whatever nobody has thought of it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+
+REFERENCES = 2000  # photos at most that a likeness is ranked among: keeps the work in proportion to the photos
+MATES = 40  # photos of its listing at most that one is compared with
+
+
+def stand_apart(
+    vectors: np.ndarray,
+    listings: Sequence[str],
+    summaries: Sequence[Callable[[np.ndarray], float]] = (np.median, np.max),
+    seed: int = 0,
+) -> np.ndarray:
+    """Rank photos by how little they are like the other photos of their listing: float (N, summaries).
+
+    `vectors` (N, D): likeness is their inner product. `listings` names each photo's listing, "" for none. A column per
+    summary of the likenesses: the median is that to the typical photo of the listing, the maximum that to the nearest.
+    0 (at home) … 1; nan for a photo without others of its listing.
+    """
+    apart = np.full((len(vectors), len(summaries)), np.nan)
+    rng = np.random.default_rng(seed)
+    references = rng.permutation(len(vectors))[:REFERENCES]
+    known = vectors[references].astype(np.float32)
+    members = pd.Series(np.arange(len(vectors))).groupby(np.asarray(listings, dtype=str)).agg(list)
+    members = members.drop("", errors="ignore")
+    for rows in map(np.array, members[members.map(len) > 1]):
+        own = vectors[rows].astype(np.float32)
+        # A rank among all photos: some things are like everything, and that says nothing.
+        among = np.sort(own @ known.T, axis=1)
+        alike = own @ own.T
+        ranks = np.stack([np.searchsorted(*pair) for pair in zip(among, alike, strict=True)]) / len(references)
+        for place, row in enumerate(rows):
+            others = np.delete(np.arange(len(rows)), place)
+            others = others if len(others) <= MATES else rng.choice(others, MATES, replace=False)
+            both = np.concatenate([ranks[place, others], ranks[others, place]])
+            apart[row] = [-summary(both) for summary in summaries]
+    return pd.DataFrame(apart).rank(pct=True).to_numpy()
