@@ -261,6 +261,8 @@ def test_scoring_against_the_truth(tmp_path):
     assert score.loc["too_dark", ["photos", "recall", "precision"]].tolist() == [2, 0.5, 0.5]
     assert score.loc["too_dark", "worst_15"] == 0.5 and score.loc["interior", "recall"] == 0
     assert score.loc["all junk", ["photos", "recall", "worst_15"]].tolist() == [3, 0.333, 0.333]
+    without = score_curation(table[table["sha256"] != "sha-o2"], tmp_path / "truth.csv")
+    assert without.loc["copy: cropped", ["photos", "recall"]].tolist() == [1, 1.0], "what was not collected is no miss"
     curve = review_curve(table, tmp_path / "truth.csv")
     # Kept, worst first: d1, w, d2, then cars and the interior.
     assert curve.loc[[0.15, 0.5, 1.0]].tolist() == [0.333, 0.667, 1.0]

@@ -225,6 +225,10 @@ def _interval(values: np.ndarray, groups, level: float, seed: int, logit: bool) 
         half_photo = 0.5 / photos  # keeps the logit finite where a resample holds no mistake
         resampled = special.logit((resampled + half_photo) / (1 + 2 * half_photo))
     of_photos = resampled.var() * count / (count - 1)
+    if not logit:
+        # Few groups with a difference know little of its spread: as if two more had one (after Bonett and Price 2012).
+        differing = (np.bincount(np.unique(groups, return_inverse=True)[1], np.abs(values).sum(axis=0)) > 0).sum()
+        of_photos *= 1 + 2 / differing
     of_seeds = counted = 0.0
     if seeds > 1:
         counted = slope**2 * spread**2 / seeds

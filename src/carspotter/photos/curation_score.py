@@ -31,7 +31,8 @@ def score_curation(table: pd.DataFrame, truth: Path) -> pd.DataFrame:
     clusters = table.set_index("sha256").loc[shots.index, "duplicate_cluster"]
     true_pairs, found = _pairs_within(shots), _pairs_within(clusters[clusters != ""])
     precision = len(found & true_pairs) / len(found) if found else np.nan
-    copies = facts[facts["copy"] != ""]
+    # Of a copy whose original was not collected there is no pair to be found.
+    copies = facts[(facts["copy"] != "") & facts["origin"].isin(table["sha256"])]
     hit = [
         sha == origin or (min(sha, origin), max(sha, origin)) in found
         for sha, origin in zip(copies["sha256"], copies["origin"], strict=True)
