@@ -281,3 +281,18 @@ def test_the_seeds_needed_are_the_fewest_for_which_the_photos_at_hand_suffice():
     # 1.96 + .84 half-widths of .0153: .0429² × .6 × 3 / (.03² − .0429² × .4)
     assert seeds == 21
     assert seeds_needed(measured, 0.02) == np.inf
+
+
+def test_a_difference_of_few_photos_has_the_interval_of_bonett_and_price():
+    won, lost, count = 7, 2, 200
+    a, b = np.ones(count, bool), np.ones(count, bool)
+    a[:won], b[won : won + lost] = False, False
+    found = paired_difference(a, b, np.arange(count))
+    # Their adjusted Wald interval: one more photo on each side.
+    gained, dropped, all_of_them = won + 1, lost + 1, count + 2
+    difference = (gained - dropped) / all_of_them
+    error = np.sqrt(((gained + dropped) / all_of_them - difference**2) / all_of_them)
+    half = stats.norm.ppf(0.975) * error
+    assert found.estimate == pytest.approx(0.025)
+    np.testing.assert_allclose([found.low, found.high], [difference - half, difference + half], atol=0.002)
+    assert found.low < 0, "nine photos show nothing"
