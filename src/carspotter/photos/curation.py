@@ -7,7 +7,9 @@ Everything else it keeps and *ranks*: a score, 0 (fine) … 1 (surely bad), and 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -24,11 +26,28 @@ from carspotter.photos.table import read_photos
 
 COLUMNS = ["sha256", "label", "verdict", "reason", "score", "duplicate_cluster", "decided_by"]
 
-# Where a photo is as likely bad as not (score .5). Of 1,201 photos from ads the darkest had a mean of 53, the brightest
-# one of 202 and the softest a sharpness of .88; blurred over 1.1 % of their width, the best of them came to .72.
-SMALL = 150  # pixels, the shorter side: what models see
-DARK, BRIGHT = 35.0, 220.0  # mean grey, 0 … 255
-BLURRED = 0.8  # see fingerprints
+
+class Quality(NamedTuple):
+    """A question that size, light and sharpness of one photo answer: where its `figure` is below `limit`, it is bad.
+
+    The figure, and the sentence that says why, know the photo's shorter `side` in pixels, and of its fingerprint
+    `brightness`, `contrast` and `sharpness`.
+    """
+
+    kind: str
+    figure: Callable[[pd.DataFrame], pd.Series]
+    limit: float
+    sentence: str
+
+
+# At the limit a photo is as likely bad as not (score .5). Of 1,201 photos from ads the darkest had a mean of 53, the
+# brightest one of 202 and the softest a sharpness of .88; blurred over 1.1 % of their width, the best came to .72.
+QUALITY = (
+    Quality("too small", lambda of: of["side"], 150, "the shorter side has {side:.0f} pixels"),  # models see 150
+    Quality("too dark", lambda of: of["brightness"], 35, "mean brightness {brightness:.0f} of 255"),
+    Quality("too bright", lambda of: 255 - of["brightness"], 35, "mean brightness {brightness:.0f} of 255"),
+    Quality("blurred", lambda of: of["sharpness"], 0.8, "sharpness {sharpness:.2f}; photos in focus have .9 and more"),
+)
 STEEPNESS = 4.0  # how fast the score moves from 0 to 1 about these limits
 # Rejects from which the ranking learns nothing: these faults are not in the features, or in other photos.
 NO_EXAMPLES = ("poor quality", "duplicate")
@@ -147,22 +166,16 @@ def _cluster(sha256: list[str], pairs: pd.DataFrame) -> dict[str, str]:
 
 def _judge_quality(photos: pd.DataFrame, fingerprints: np.ndarray) -> pd.DataFrame:
     """Rank photos by the worst that can be said of their size, light and sharpness: reason and score by sha256."""
-    side = photos[["width", "height"]].min(axis=1).to_numpy(dtype=float)
-    brightness, sharpness = (fingerprints[name].astype(float) for name in ("brightness", "sharpness"))
-    # name, value, limit below which it is bad, sentence
-    questions = [
-        ("too small", side, SMALL, side, "the shorter side has {:.0f} pixels"),
-        ("too dark", brightness, DARK, brightness, "mean brightness {:.0f} of 255"),
-        ("too bright", 255 - brightness, 255 - BRIGHT, brightness, "mean brightness {:.0f} of 255"),
-        ("blurred", sharpness, BLURRED, sharpness, "sharpness {:.2f}; photos in focus have .9 and more"),
-    ]
-    scores = np.stack([1 / (1 + (value / limit) ** STEEPNESS) for _, value, limit, _, _ in questions])
+    measured = pd.DataFrame(
+        {name: fingerprints[name].astype(float) for name in ("brightness", "contrast", "sharpness")}
+    )
+    measured["side"] = photos[["width", "height"]].min(axis=1).to_numpy(dtype=float)
+    scores = np.stack([1 / (1 + (asked.figure(measured) / asked.limit) ** STEEPNESS) for asked in QUALITY])
     worst = scores.argmax(axis=0) if len(photos) else np.empty(0, dtype=int)
     rows = []
-    for row, question in enumerate(worst):
-        name, _, _, shown, sentence = questions[question]
-        score = scores[question, row]
-        rows.append((f"{name}: {sentence.format(shown[row])}" if score >= 0.5 else "", score))
+    for row, (question, known) in enumerate(zip(worst, measured.to_dict("records"), strict=True)):
+        asked, score = QUALITY[question], scores[question, row]
+        rows.append((f"{asked.kind}: {asked.sentence.format(**known)}" if score >= 0.5 else "", score))
     return pd.DataFrame(rows, columns=["reason", "score"], index=photos["sha256"])
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from PIL import Image
 
 from carspotter.paths import Study
-from carspotter.photos.curation import read_curation
+from carspotter.photos.curation import QUALITY, read_curation
 from carspotter.photos.decisions import (
     REASONS,
     append_line,
@@ -32,7 +32,7 @@ from carspotter.photos.table import read_journal, read_photos
 
 EDGES = {"thumb": 240, "large": 1600}  # longest side of a preview, pixels
 # What the machine found, as a person would say it; the other kinds of its reasons say too little to suggest one.
-SUGGESTED = dict.fromkeys(("too small", "too dark", "too bright", "blurred"), "poor quality")
+SUGGESTED = dict.fromkeys((asked.kind for asked in QUALITY), "poor quality")
 SUGGESTED["another model"] = "other model"
 EXAMPLES = 24  # good photos per class from which those shown for comparison are drawn
 PREVIEWS_KEPT = 500  # about 100 MB at most
