@@ -1,7 +1,7 @@
 """How much compute until a wanted accuracy? `batch_norm` until its own final accuracy less half a point; `fast_recipe`.
 
     python benchmarks/time_to_accuracy.py --study civic_altima [--data DIR] [--framework torch] [--seeds 3]
-    python benchmarks/time_to_accuracy.py --study civic_altima --recorded     # trains nothing
+    python benchmarks/time_to_accuracy.py --study civic_altima --image-size 64 --recorded     # trains nothing
 
 Recorded runs are taken as they are; missing ones are trained (resumable: killed and called again, it goes on). Final
 accuracy: mean of the last five epochs and of all seeds, on validation photos. A seed reaches the target in the first
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--data", help="photos and tables (default: data)")
     parser.add_argument("--framework", choices=FRAMEWORKS, default="torch")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="of both (default: each experiment's own)")
     parser.add_argument("--recorded", action="store_true", help="take what is recorded and train nothing")
     options = parser.parse_args()
     study = Study.open(options.study, options.data)
@@ -59,7 +60,7 @@ def main() -> None:
             target = float(np.mean(final)) - HALF_A_POINT
             print(f"target: {target:.4f}, half a point below what {experiment.name} ends with")
         reached = [first_reach(run.history, target) for run in runs]
-        gflop = count_gflop(experiment)
+        gflop = count_gflop(experiment, runs[0].spec["image_size"])
         photos = runs[0].row["train_photos"]
         teraflop = np.mean([r.epoch for r in reached]) * photos * gflop / 1000
         seconds = np.mean([r.seconds for r in reached])
@@ -81,10 +82,13 @@ def main() -> None:
 def collect(study: Study, experiment: Experiment, options: argparse.Namespace) -> list[Run]:
     """Give the runs of the experiment at full length, one per seed."""
     if not options.recorded:
-        return [load_or_train(study, experiment, options.framework, seed) for seed in range(options.seeds)]
+        how = {"framework": options.framework, "image_size": options.image_size}
+        return [load_or_train(study, experiment, seed=seed, **how) for seed in range(options.seeds)]
     rows = read_runs(study)
     rows = rows[(rows["experiment"] == experiment.name) & (rows["framework"] == options.framework)]
-    rows = rows[(rows["epochs"] == experiment.epochs) & (rows["image_size"] == experiment.image_size)]
+    rows = rows[
+        (rows["epochs"] == experiment.epochs) & (rows["image_size"] == (options.image_size or experiment.image_size))
+    ]
     return [load_run(study, run) for run in rows.drop_duplicates("seed", keep="last")["run"]]
 
 
@@ -95,11 +99,11 @@ def first_reach(history: pd.DataFrame, target: float) -> Reached:
     return Reached(epochs, float(history["seconds"].iloc[:epochs].sum()), bool(there.any()))
 
 
-def count_gflop(experiment: Experiment) -> float:
+def count_gflop(experiment: Experiment, image_size: int) -> float:
     """Count what one photo costs in a training step: two operations for each product and its sum, as PyTorch counts."""
     photos = 4
-    model = torch_models.build_model(experiment, 2, experiment.image_size).train()
-    images = torch.zeros(photos, 3, experiment.image_size, experiment.image_size, device=model.logits.weight.device)
+    model = torch_models.build_model(experiment, 2, image_size).train()
+    images = torch.zeros(photos, 3, image_size, image_size, device=model.logits.weight.device)
     with FlopCounterMode(display=False) as counter:
         model(images).sum().backward()
     return counter.get_total_flops() / photos / 1e9
