@@ -138,7 +138,10 @@ class Downloader:
                 return result
             if not result:
                 raise Refused(f"redirect without an address: status {status}")
-            url = urldefrag(urljoin(url, result)).url
+            try:
+                url = urldefrag(urljoin(url, result)).url
+            except ValueError as error:
+                raise Refused(f"redirect to no usable address: {error}") from error
             if url in seen:
                 raise Refused("redirect loop")
             seen.add(url)
@@ -189,7 +192,7 @@ class Downloader:
         if kind and (kind == "image/svg+xml" or not kind.startswith(("image/", "application/octet-stream", "binary/"))):
             raise Refused(f"not a photo: {kind}")
         declared = response.headers.get("Content-Length", "")
-        if declared.isdigit() and int(declared) > self.politeness.max_bytes:
+        if declared.isascii() and declared.isdigit() and int(declared) > self.politeness.max_bytes:
             raise Refused(f"too many bytes: {int(declared):,} declared")
         content = _read_body(response, self.politeness.max_bytes)
         if len(content) > self.politeness.max_bytes:
@@ -214,12 +217,16 @@ class Downloader:
 
     def _check_address(self, url: str) -> None:
         """Raises Refused unless `url` is http(s) and leads to public addresses or such as the site file allows."""
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            port = parts.port or 0
+        except ValueError as error:
+            raise Refused(f"not a usable address: {error}") from error
         if parts.scheme not in ("http", "https"):
             raise Refused(f"not http: {parts.scheme or 'no scheme'}")
         if not parts.hostname:
             raise Refused("not a usable address: no host")
-        host = (parts.hostname, parts.port or 0)
+        host = (parts.hostname, port)
         if host in self._public_hosts:
             return
         try:
@@ -245,7 +252,7 @@ class Downloader:
     def _retry_after(self, response: requests.Response) -> float | None:
         """Give the seconds that `Retry-After` asks for, written as seconds or as a date; None when it says nothing."""
         text = response.headers.get("Retry-After", "").strip()
-        if text.isdigit():
+        if text.isascii() and text.isdigit():
             return float(text)
         try:
             return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - self.wall_clock())

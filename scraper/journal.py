@@ -60,8 +60,14 @@ class Lines:
         line = {**line, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         rest = memoryview(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         with storage_errors(self.path):
-            while rest:
-                rest = rest[self._file.write(rest) :]
+            try:
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+            except OSError:
+                # Another thread may find room later, and would write behind half a line.
+                with suppress(OSError):
+                    self._file.truncate(place)
+                raise
             os.fsync(self._file.fileno())
         return place
 

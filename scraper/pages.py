@@ -35,7 +35,7 @@ def extract_listings(html: str, page_url: str, site: Site) -> list[Listing]:
     listings: dict[str | int, Listing] = {}
     for card in soup.select(site.selectors.listing):
         link = read(card, site.selectors.link, default_attribute="href")
-        link = urldefrag(urljoin(base, link)).url if link else None
+        link = absolute(base, link) if link else None
         identity = _listing_id(card, link, site)
         fields = {name: value for name, css in site.fields.items() if (value := read(card, css))}
         listing = Listing(identity, link, fields, tuple(_photos(card, site.selectors.photos, base)))
@@ -138,15 +138,23 @@ def _merge(known: Listing, again: Listing) -> Listing:
 
 def _base_url(soup: BeautifulSoup, page_url: str) -> str:
     base = soup.find("base", href=True)
-    return urljoin(page_url, base["href"]) if base else page_url
+    return absolute(page_url, base["href"]) or page_url if base else page_url
+
+
+def absolute(base: str, address: str) -> str | None:
+    """Give an address of a page as a whole one without its fragment; None for one that is malformed."""
+    try:
+        return urldefrag(urljoin(base, address)).url
+    except ValueError:
+        return None
 
 
 def _photos(scope: Tag, selector: str | None, base: str) -> Iterator[str]:
     seen = set()
     for tag in scope.select(selector) if selector else ():
         for source in _sources(tag):
-            url = urldefrag(urljoin(base, source.strip())).url
-            if url not in seen:
+            url = absolute(base, source.strip())
+            if url and url not in seen:
                 seen.add(url)
                 yield url
 
@@ -198,7 +206,7 @@ def parse_srcset(text: str) -> list[tuple[str, float]]:
         else:
             descriptor = re.compile(r"[^,]*").match(text, position).group()
             position += len(descriptor)
-        size = re.search(r"([\d.]+)[wx]\b", descriptor)
+        size = re.search(r"(\d*\.?\d+)[wx]\b", descriptor)
         if _is_address(address):
             choices.append((address, float(size.group(1)) if size else 1.0))
     return choices

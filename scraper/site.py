@@ -163,17 +163,25 @@ def parse_site(content: dict, path: Path) -> Site:
 
 def _read_starts(entries: list[dict], path: Path) -> tuple[Start, ...]:
     """An entry with `cities` stands for one start per city; {city} in its URL is replaced by each."""
+    if not isinstance(entries, list):
+        raise SiteError(f"{path}: starts are a list; write [[start]], with two brackets")
     if not entries:
         raise SiteError(f"{path} has no [[start]]; give at least one with url and label")
     starts = []
     for entry in entries:
         cities = entry.get("cities") or [entry.get("city")]
+        if not isinstance(cities, list):
+            raise SiteError(f'{path}: cities is {cities!r}; write a list, as in cities = ["pune"]')
         entry = {key: value for key, value in entry.items() if key not in ("cities", "city")}
         for city in cities:
             start = _fill(Start, {**entry, "city": city}, path, "start")
             url = start.url.replace("{city}", quote_plus(city)) if city else start.url
             starts.append(replace(start, url=url))
     return tuple(starts)
+
+
+# What a field's annotation allows in TOML; others are checked by whoever reads them.
+TYPES = {"str": str, "float": (int, float), "int": int, "bool": bool, "tuple[str, ...]": list}
 
 
 def _fill(kind: type, values: dict, path: Path, where: str):
@@ -186,10 +194,16 @@ def _fill(kind: type, values: dict, path: Path, where: str):
     for key, entry in known.items():
         if key not in values and entry.default is MISSING and entry.default_factory is MISSING:
             raise SiteError(f"{path}: {where} needs {key!r}")
+    for key, value in values.items():
+        allowed = TYPES.get(known[key].type.removesuffix(" | None"))
+        if allowed and value is not None and not isinstance(value, allowed):
+            raise SiteError(f"{path}: {key} in {where} is {value!r}; it must be {known[key].type}")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def _check(site: Site, path: Path) -> None:
+    if min(site.politeness.delay, site.politeness.jitter) < 0:
+        raise SiteError(f"{path}: delay and jitter cannot be negative")
     if site.paging.kind not in PAGING_KINDS:
         raise SiteError(f"{path}: paging kind {site.paging.kind!r} is none of {', '.join(PAGING_KINDS)}")
     for kind in ("button", "next"):

@@ -306,3 +306,15 @@ def test_what_is_published_can_be_fetched_again_with_its_groups(stub, study, fil
     assert folder.is_dir()
     listings = read_photos(other.data)["listings"]
     assert all(len(found) == 1 for found in listings), "the groups travel in the files' names"
+
+
+def test_publishing_deletes_nothing_but_an_earlier_upload(study, files, tmp_path):
+    fetch(study, source=lay_out(files, tmp_path / "unzipped"))
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="holds something else"):
+        kaggle_push.publish(study, "my-cars", "CC0-1.0", user="tester", dry_run=True, out=mine)
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    for _ in range(2):
+        kaggle_push.publish(study, "my-cars", "CC0-1.0", user="tester", dry_run=True, out=tmp_path / "upload")

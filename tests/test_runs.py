@@ -426,3 +426,18 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(study, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 4, lines
     assert "epoch 2/3" in lines[2] and "photos/s" in lines[2] and "min left" in lines[2]
+
+
+def test_a_resumed_run_sees_the_best_epoch_that_an_uninterrupted_one_sees(tmp_path):
+    spec = {"run": "r", "image_size": 8, "epochs": 3, "experiment": {"learning_rate": 1}}
+    labels = np.array([0, 1, 1])
+
+    def shares(sure):  # one of three is right, which is no short decimal; the surer, the larger the loss
+        return np.array([[sure, 1 - sure]] * 3, dtype=np.float32)
+
+    with watch.Watch(spec, tmp_path, "CPU", 2, labels, show_progress=False) as first:
+        assert first.on_epoch(1, 1.0, 1 / 3, shares(0.6))
+        assert not first.on_epoch(2, 1.0, 1 / 3, shares(0.7))
+    with watch.Watch(spec, tmp_path, "CPU", 2, labels, show_progress=False) as again:
+        assert not again.on_epoch(3, 1.0, 1 / 3, shares(0.8)), "an equal accuracy with a larger loss is not better"
+        assert again.best()["epoch"] == 1

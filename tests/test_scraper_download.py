@@ -294,7 +294,12 @@ def test_private_addresses_are_refused_by_name_too(address, is_refused, clock):
         fetcher._check_address("http://photos.example/a.jpg")
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.org/a.jpg", "data:image/png,x", "http:///a.jpg"])
+MALFORMED = ["http://a.example:99999/a.jpg", "http://a.example:port/a.jpg", "http://[bad/a.jpg"]
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc/passwd", "ftp://example.org/a.jpg", "data:image/png,x", "http:///a.jpg", *MALFORMED]
+)
 def test_only_http(url, clock):
     with pytest.raises(Refused, match="not http|not a usable address"):
         downloader(clock).fetch(url)

@@ -78,6 +78,10 @@ PICTURES = {
     "JSON-LD that is broken": ('<script type="application/ld+json">{"image": </script><img src="/a.jpg">',)
     + (["https://cars.example/a.jpg"],),
     "the same photo twice": ('<img src="/a.jpg"><img src="/a.jpg#zoom">', ["https://cars.example/a.jpg"]),
+    "malformed addresses": (
+        '<img src="http://[bad"><img srcset="/b.jpg 1.5.2x"><img src="/a.jpg">',
+        ["https://cars.example/b.jpg", "https://cars.example/a.jpg"],
+    ),
     "only a placeholder": (f'<img src="{DATA_URI}"><img src=""><img>', []),
 }
 

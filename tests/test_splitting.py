@@ -437,3 +437,38 @@ def test_verification_finds_an_open_test_label_a_missing_seal_and_a_wrong_label(
 def test_reading_a_split_that_is_not_there_says_what_to_run(study):
     with pytest.raises(FileNotFoundError, match="split --study sample"):
         read_splits(study)
+
+
+def test_three_groups_are_enough_however_unequal_they_are():
+    rows = [
+        (f"{label}-{n}", label, f"{label}-{max(0, n - 7)}", None) for label in ("swift", "wagonr") for n in range(10)
+    ]
+    splits = split_photos(*collection(rows), classes=["swift", "wagonr"])
+    for label in ("swift", "wagonr"):
+        sides = split_of(splits)[[sha(f"{label}-{n}") for n in range(10)]]
+        assert set(sides) == set(STUDIED)
+
+
+def test_what_a_person_calls_a_duplicate_ties_its_listings():
+    rows = market(60)
+    for pair in range(6):
+        rows += [(f"pair-{pair}-{n}", "swift", f"twin-{pair}-{n % 2}", f"c{pair}" if n < 2 else None) for n in range(8)]
+    photos, curation = collection(rows)
+    surplus = curation["sha256"].isin([sha(f"pair-{pair}-1") for pair in range(6)])
+    curation.loc[surplus, ["verdict", "reason", "decided_by"]] = ["reject", "reviewed: duplicate", "ann"]
+    groups = split_photos(photos, curation, classes=["swift", "wagonr"]).set_index("sha256")["group"]
+    for pair in range(6):
+        assert groups[[sha(f"pair-{pair}-{n}") for n in (0, 2, 3, 4)]].nunique() == 1
+
+
+def test_a_photo_that_both_sites_show_sets_no_site_apart():
+    rows = [*market(40), *market(20, seed=1, prefix="away:")]
+    photos, curation = collection(rows)
+    before = split_photos(photos, curation, classes=["swift", "wagonr"], shifted_sites=["away"])
+    shifted = before.loc[before["split"] == "shifted", "sha256"].iloc[0]
+    more, more_curation = collection([*rows, *market(20, seed=2, prefix="new")])
+    both = more["sha256"] == shifted
+    more.loc[both, "sites"] = pd.Series([("away", "site")], index=more.index[both])
+    after = split_photos(more, more_curation, classes=["swift", "wagonr"], previous=before)
+    fresh = after[~after["sha256"].isin(before["sha256"])]
+    assert len(fresh) and "shifted" not in set(fresh["split"])

@@ -224,7 +224,9 @@ def run_demo(options) -> int:
 def run_study(options) -> int:
     from carspotter.evidence.report import runs_report, to_markdown
     from carspotter.journey import run_study
+    from carspotter.photos.table import slugify
 
+    options.classes = [slugify(name) for name in options.classes]
     name = options.study or "_".join(options.classes) or "swift_wagonr"
     study = Study.open(name, options.data)
     page = run_study(study, study.data / "reports" / name, options.photos, options.classes, options.epochs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from carspotter.evidence.comparison import accuracy_interval
@@ -27,7 +28,7 @@ def _lines(study: Study, run: Run, manifest: dict[str, Any]) -> list[str]:
     names = run.class_names
     photos = run.validation.merge(read_splits(study)[["sha256", "group"]], on="sha256", how="left")
     # A photo that a later split no longer has stands alone.
-    groups = photos["group"].fillna(photos["sha256"])
+    groups = photos["group"].replace("", np.nan).fillna(photos["sha256"])
     correct = photos[names].idxmax(axis=1) == photos["label"]
     interval = accuracy_interval(correct, groups)
     lines = [

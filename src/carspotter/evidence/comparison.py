@@ -216,6 +216,10 @@ def _interval(values: np.ndarray, groups, level: float, seed: int, logit: bool) 
     if count < 2 or np.allclose(pull, 0, atol=1e-12):
         low, high = _exact_interval(estimate, count, level)
         low = max(0.0, low) if logit else low
+        if not logit and estimate:  # all groups differ alike: sure of the sign only as far as a sign test is
+            share = stats.binomtest(count, count).proportion_ci(level, method="exact").low
+            near = abs(estimate) * (2 * float(share) - 1)
+            low, high = (near, high) if estimate > 0 else (low, -near)
         return Interval(estimate, low, high, photos, count, level, seeds, spread)
 
     resampled = _resampled_means(pull * photos + estimate * sizes, sizes, seed)

@@ -72,6 +72,8 @@ def training_accuracy(run: Run) -> float:
 def correct_by_photo(study: Study, run: Run) -> pd.DataFrame:
     """Give one row per validation photo of a run: sha256, group, label, predicted, correct (best epoch)."""
     table = run.validation.merge(read_splits(study)[["sha256", "group"]], on="sha256", validate="one_to_one")
+    # Photos that a later split excluded have no group there: each stands alone.
+    table["group"] = table["group"].where(table["group"] != "", table["sha256"])
     predicted = table[run.class_names].idxmax(axis=1)
     return table[["sha256", "group", "label"]].assign(predicted=predicted, correct=predicted == table["label"])
 

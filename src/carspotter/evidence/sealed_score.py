@@ -24,6 +24,8 @@ from carspotter.photos.sealed_test import read_test_labels
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import read_photos
 
+# What a scored photo has already; facts must not bring other columns of these names.
+OWN_COLUMNS = {"sha256", "label", "group", "split", "path", "named", "correct", "city", "resolution", "compression"}
 BATCH = 256  # photos predicted at a time: 17 MB of pixels at 150 px
 
 
@@ -195,6 +197,8 @@ def read_facts(path: Path, columns: list[str]) -> pd.DataFrame:
     Raises ValueError, naming the file, where a column is missing or two rows disagree about a photo.
     """
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    if taken := OWN_COLUMNS & set(columns):
+        raise ValueError(f"{path}: {', '.join(sorted(taken))} is a name of ours; call the column something else")
     if missing := {"sha256", *columns} - set(table):
         raise ValueError(f"{path}: no column {', '.join(sorted(missing))}; there are {', '.join(table)}")
     facts = table[["sha256", *columns]].drop_duplicates()

@@ -266,7 +266,10 @@ def _features(
     study: Study, spec: dict, siblings: ModuleType, model: Any, photos: pd.DataFrame, images: np.ndarray
 ) -> np.ndarray:
     """Give the frozen backbone's features of these photos, computed once for all runs with the same backbone."""
-    wide = [spec["experiment"][name] for name in ("backbone", "backbone_width", "conv_channels", "dtype")]
+    wide = [
+        spec["experiment"][name]
+        for name in ("backbone", "backbone_width", "conv_channels", "dtype", "mirrored", "multi_level")
+    ]
     # Random weights are another draw with each seed.
     source = spec["weights"] if spec["weights"] != "none" else f"none {spec['seed']}"
     key = json.dumps([PREPROCESSING, spec["pixels"], spec["image_size"], spec["framework"], source, *wide])

@@ -65,6 +65,8 @@ def read_sweep(path: Path) -> list[Cell]:
     for axis, allowed in (("experiments", SERIES), ("frameworks", FRAMEWORKS)):
         if wrong := set(sweep.get(axis, [])) - set(allowed):
             raise ValueError(f"{path}: {axis} has {', '.join(sorted(wrong))}; use some of {', '.join(allowed)}")
+    if wrong := [axis for axis in AXES if not isinstance(sweep.get(axis, []), list)]:
+        raise ValueError(f"{path}: {wrong[0]} is {sweep[wrong[0]]!r}; write a list, as in seeds = [0, 1, 2]")
     axes = [[(field, value) for value in sweep[axis]] for axis, field in AXES.items() if axis in sweep]
     common = {name: sweep[name] for name in ("epochs", "quick") if name in sweep}
     return [Cell(**dict(values), **common) for values in itertools.product(*axes)]

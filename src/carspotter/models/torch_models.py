@@ -129,7 +129,7 @@ class CarModel(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         bfloat16 = self.experiment.dtype == "bfloat16"
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            x = self.features(images) if images.ndim == 4 else images
+            x = self.features(images) if images.ndim == 4 else images.to(self.logits.weight.dtype)
             x = functional.dropout(x, self.experiment.dropout_rate, self.training)
             if self.dense is not None:
                 x = self._activate(self.dense(x), self.dense_norm if self.experiment.batch_norm != "none" else None)
@@ -177,7 +177,7 @@ class BatchNorm(nn.Module):
         count = x.numel() // x.shape[1]
         mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)
         if count == 1:  # a last batch of one photo, on the dense layer: PyTorch refuses, the siblings give the bias
-            mean, y = x.detach().flatten(), (x - x) * self.weight + self.bias
+            mean, y = x.detach().flatten().to(mean.dtype), (x - x) * self.weight + self.bias
         else:
             y = functional.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
         with torch.no_grad():

@@ -79,6 +79,8 @@ class Watch:
         history = self.history[self.history["epoch"] < epoch]
         row = [epoch, float(train_loss), float(train_accuracy)]
         row += [log_loss(self.labels, probabilities), accuracy(self.labels, probabilities), round(seconds, 3)]
+        # As the file has them: a resumed run, which reads them there, must come to the same best epoch.
+        row = [epoch, *(float(f"{value:.7g}") for value in row[1:])]
         new = pd.DataFrame([row], columns=HISTORY)
         self.history = new if history.empty else pd.concat([history, new], ignore_index=True)
         write_whole(self.path, self.history.to_csv(index=False, float_format="%.7g"))

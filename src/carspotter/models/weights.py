@@ -113,6 +113,8 @@ def _download(url: str, path: Path, md5: str | None) -> None:
                     digest.update(chunk)
                     file.write(chunk)
                     progress.update(len(chunk))
+        if size and partial.stat().st_size != size:
+            raise OSError(f"only {partial.stat().st_size:,} of {size:,} bytes came")
         if md5 and digest.hexdigest() != md5:
             raise ValueError(f"{url}: the file came damaged (MD5 {digest.hexdigest()}, not {md5}); try again")
         os.replace(partial, path)

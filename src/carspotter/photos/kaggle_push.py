@@ -159,6 +159,8 @@ def publish(
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9-]{4,48}[a-z0-9]", name):
         raise ValueError(f"name {name!r}: Kaggle takes 6 to 50 lower-case letters, digits and hyphens, as in my-cars")
+    if out and Path(out).exists() and any(Path(out).iterdir()) and not (Path(out) / "dataset-metadata.json").is_file():
+        raise FileExistsError(f"{out}: holds something else than an earlier upload; name another folder with --out")
     out = Path(out) if out else study.data / "kaggle" / "publish" / name
     user = user or _user(dry_run)
     shutil.rmtree(out, ignore_errors=True)

@@ -151,7 +151,9 @@ class _Handler(BaseHTTPRequestHandler):
             filters = {name: self.query[name] for name in ("show", "kind", "label") if name in self.query}
             self._send_json(session.list_photos(**filters))
         elif path == "/api/photos":
-            numbers = [int(n) for n in self.query.get("at", "").split(",") if n.isascii() and n.isdigit()]
+            numbers = [
+                int(n) for n in self.query.get("at", "").split(",") if n.isascii() and n.isdigit() and len(n) < 10
+            ]
             self._send_json([session.describe(n) for n in numbers[:100] if n < len(session.photos)])
         elif path == "/api/summary":
             self._send_json(session.summarize())
@@ -180,7 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get_content_type() != "application/json":
             raise _Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "decisions are sent as application/json")
         length = self.headers.get("Content-Length", "")
-        if not length.isdigit() or int(length) > BODY_LIMIT:
+        if not (length.isascii() and length.isdigit()) or int(length) > BODY_LIMIT:
             raise _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a decision has at most {BODY_LIMIT} bytes")
         session = self.server.session
         try:
@@ -193,7 +195,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self._send_json(session.undo())
             else:
                 raise _Refusal(HTTPStatus.NOT_FOUND, f"nothing at {self.address.path}")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # brackets within brackets without end
             raise _Refusal(HTTPStatus.BAD_REQUEST, str(error)) from None
         except OSError as error:
             raise _Refusal(HTTPStatus.INSUFFICIENT_STORAGE, f"not saved: {error}") from None

@@ -6,6 +6,7 @@ them. That prevents accidents, not snooping: anyone can open a CSV file.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
@@ -37,6 +38,12 @@ def read_test_labels(
         raise SealedTestRefused(f"{study.name}: say why the test set is opened")
     if not study.sealed.exists():
         raise FileNotFoundError(f"{study.sealed}: no sealed labels; run `python -m carspotter split` first")
+    with open(study.sealed) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process looks after this one, and knows it
+        return _look(study, run_id, reason, again, split)
+
+
+def _look(study: Study, run_id: str, reason: str, again: str | None, split: str) -> tuple[pd.DataFrame, int]:
     looks = [look for look in read_ledger(study) if look["split"] == split]
     others = sorted({look["run"] for look in looks} - {run_id})
     if others and not (again or "").strip():

@@ -65,15 +65,18 @@ def split_photos(
     split, label = _keep_sides(groups, table, previous, classes, freeze_test)
     settled = set(table.loc[[sha for sha, side in split.items() if side != "excluded"], "duplicate_cluster"]) - {""}
     # A surplus duplicate takes no part, but shows that its listing and that of the kept copy offer the same car.
-    for photo in table[table["reason"].map(kind_of) == "duplicate"].itertuples():
-        if photo.sha256 not in split and len(groups.sides_of(photo.keys)) < 2:
+    copies = (table["reason"].map(kind_of) == "duplicate") | (table["reason"] == "reviewed: duplicate")
+    for photo in table[copies].itertuples():
+        if photo.keys and photo.sha256 not in split and len(groups.sides_of(photo.keys)) < 2:
             groups.join(photo.keys)
 
     known_sites = set().union(*table["sites"])
     if unknown := set(shifted_sites) - known_sites:
         raise ValueError(f"no photos of site {min(unknown)!r}; there are {', '.join(sorted(known_sites))}")
     # A site once set apart stays apart.
-    away = [site for sha, side in split.items() if side == "shifted" for site in table.at[sha, "sites"]]
+    # A photo that both sites show says nothing about the other photos of either.
+    shifted = [sha for sha, side in split.items() if side == "shifted" and len(table.at[sha, "sites"]) == 1]
+    away = set().union(*table.loc[shifted, "sites"])
     away_sites = {*shifted_sites, *away}
     new = table[table["usable"] & ~table.index.isin(split)]
     is_away = new["sites"].map(away_sites.issuperset)
@@ -305,6 +308,8 @@ def _fill_sides(groups: Groups, free: list[str], split: dict[str, str], label: d
             # One group at least, however large: a class must show on every side.
             at_least = int(not placed[side, name])
             picked = pick_sizes([sizes[root][name] for root in rest], need[side, name], at_least)
+            if at_least:  # many small groups must not leave a side without any
+                picked = picked[: max(1, len(rest) - (2 if side == "test" else 1))]
             chosen |= {rest[position]: side for position in picked}
             rest = [root for root in rest if root not in chosen]
         chosen |= {root: "train" for root in rest}

@@ -155,7 +155,7 @@ def import_folder(
                 else:
                     counts.loc[line["label"], "known" if known else "new"] += 1
                 if not known:
-                    journal.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    journal.write(json.dumps(line) + "\n")  # a file's name may hold what UTF-8 has not
                     journal.flush()
     return ImportReport(counts, pd.DataFrame(refused, columns=["file", "reason"]))
 
@@ -230,7 +230,8 @@ def repair_journal(journal: Path) -> None:
                 kept = start + newline + 1
                 break
             kept = start
-        lines.truncate(kept)
+        if kept < end:
+            lines.truncate(kept)
 
 
 def slugify(name: str) -> str:
