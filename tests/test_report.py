@@ -111,6 +111,13 @@ def test_a_recipe_is_one_row_for_all_its_seeds_on_all_photos(study):
     assert "±" not in table.iloc[1, 6] and table["minutes a run"].tolist() == ["1.0", "1.0"]
 
 
+def test_runs_of_an_older_recipe_version_are_no_seeds_of_the_new_one(study):
+    for seed, version in enumerate([9, 10, 10]):
+        record(study, "torch", seed, wrong=range(20) if version == 9 else [0], recipe_version=version)
+    table = recipes_report(study)
+    assert table["seeds"].tolist() == [2] and table["validation, best epoch [95 %]"][0].startswith("0.975 [")
+
+
 def test_a_table_of_runs_on_part_of_the_photos_is_none(study):
     record(study, "torch", 0, train_on="abc")
     with pytest.raises(FileNotFoundError, match="holds no runs"):

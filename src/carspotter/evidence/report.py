@@ -123,9 +123,14 @@ def runs_report(study: Study) -> pd.DataFrame:
 
 
 def full_runs(study: Study) -> pd.DataFrame:
-    """Give the rows of the runs that are neither quick ones nor on a part of the training photos."""
+    """Give the rows of the newest recipe version that are neither quick ones nor on a part of the training photos.
+
+    Runs of an older version were trained otherwise under the same names: they are no seeds of these.
+    """
     rows = read_runs(study)
-    return rows[(rows["quick"].astype(str) != "True") & (rows["train_on"] == "")]
+    rows = rows[(rows["quick"].astype(str) != "True") & (rows["train_on"] == "")]
+    versions = pd.to_numeric(rows["recipe_version"], errors="coerce").fillna(0)
+    return rows[versions == versions.max()]
 
 
 def recorded_recipes(study: Study) -> dict[tuple, list[Run]]:
