@@ -1,5 +1,6 @@
 """Folder import, journals, the table of photos, and forgetting."""
 
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -247,8 +248,14 @@ def test_forget_takes_the_bytes_everywhere_and_leaves_a_tombstone(data, folder):
     load_images(data, photos[:4], 8, show_progress=False)
     load_images(data, photos[4:], 8, show_progress=False)
     sha256 = photos["sha256"][2]
+    upload = data / "kaggle/publish/mine/data/train/swift/group__00.jpg"
+    report = data / "reports/curation-sample.html"
+    for file, content in ((upload, (data / photos["path"][2]).read_bytes()), (report, b"<img>")):
+        file.parent.mkdir(parents=True)
+        file.write_bytes(content)
     forget(data, sha256)
 
+    assert not upload.exists() and not report.exists()
     assert not [file for file in data.rglob("*") if sha256 in file.name]
     assert len(list((data / "images").glob("*.npy"))) == 1, "only the array that held the photo goes"
     assert sha256 not in set(read_photos(data)["sha256"]) and len(read_photos(data)) == 7
@@ -259,6 +266,16 @@ def test_forget_takes_the_bytes_everywhere_and_leaves_a_tombstone(data, folder):
     report = bring_in(data, folder)
     assert report.refused["reason"].str.contains("forgotten").tolist() == [True]
     assert len(read_photos(data)) == 7 and not list(data.rglob(f"{sha256}.*"))
+
+
+def test_forget_does_not_write_beside_a_crawl(data, folder):
+    bring_in(data, folder)
+    sha256 = read_photos(data)["sha256"][0]
+    with open(data / "raw/import/.lock", "a") as crawl:
+        fcntl.flock(crawl, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match="a crawl is writing here"):
+            forget(data, sha256)
+    assert len(read_photos(data)) == 8 and read_forgotten(data) == set()
 
 
 def test_forget_twice_and_forget_nonsense(data, folder):

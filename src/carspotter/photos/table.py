@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -164,24 +166,17 @@ def forget(data: Path, sha256: str, reason: str = "removal requested") -> list[s
     """Delete a photo's bytes everywhere under `data`; its hash stays in the journals and is never fetched again.
 
     Gives the deleted files, relative to `data`. The original goes, and so does every file derived from it: image
-    arrays and fingerprints (rebuilt on demand). Raises ValueError for a hash that no journal knows.
+    arrays and fingerprints, reports (rebuilt on demand) and its copies laid out for an upload. Raises ValueError for a
+    hash that no journal knows, RuntimeError while a crawl writes to a journal.
     """
     data = Path(data)
     if not re.fullmatch("[0-9a-f]{64}", sha256):
         raise ValueError(f"{sha256!r} is not a SHA-256: 64 hexadecimal digits name a photo")
     known = False
-    for journal in sorted(data.glob("raw/*/journal.jsonl")):
-        repair_journal(journal)
-        lines = [line for line in read_journal(journal) if line["sha256"] == sha256]
-        known = known or bool(lines)
-        buried = {line["url"] for line in lines if line["status"] == "forgotten"}
-        # The tombstones come first: if we are killed between the two steps, asking again finishes the job.
-        with open(journal, "a", encoding="utf-8") as tombstones:
-            for url in dict.fromkeys(line["url"] for line in lines):
-                if url not in buried:
-                    time = datetime.now(UTC).isoformat(timespec="seconds")
-                    stone = {"url": url, "time": time, "status": "forgotten", "reason": reason, "sha256": sha256}
-                    tombstones.write(json.dumps(stone) + "\n")
+    with contextlib.ExitStack() as locks:
+        for journal in sorted(data.glob("raw/*/journal.jsonl")):
+            _lock(journal.parent, locks)
+            known = _bury(journal, sha256, reason) or known
     if not known:
         raise ValueError(f"{sha256}: no journal under {data / 'raw'} knows this photo")
     doomed = list(data.glob(f"raw/*/{sha256[:2]}/*{sha256}*"))
@@ -189,10 +184,37 @@ def forget(data: Path, sha256: str, reason: str = "removal requested") -> list[s
         if sha256 in contents.read_text().split():
             doomed += [contents.with_suffix(".npy"), contents]
     doomed += [*data.glob("images/*.part"), *data.glob("fingerprints*")]
+    doomed += [file for file in data.glob("reports/**/*") if file.suffix in (".html", ".ipynb")]  # any may show it
+    uploads = (file for file in data.glob("kaggle/publish/**/*") if file.is_file())
+    doomed += [file for file in uploads if hashlib.sha256(file.read_bytes()).hexdigest() == sha256]
     doomed = sorted(file for file in doomed if file.exists())
     for file in doomed:
         file.unlink()
     return [file.relative_to(data).as_posix() for file in doomed]
+
+
+def _lock(folder: Path, locks: contextlib.ExitStack) -> None:
+    """Keep a crawl, which holds the same lock, from writing to the journal; raises RuntimeError where one does."""
+    lock = locks.enter_context(open(folder / ".lock", "a"))  # noqa: SIM115 (the stack closes it)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RuntimeError(f"{folder}: a crawl is writing here; stop it first, it goes on where it was") from None
+
+
+def _bury(journal: Path, sha256: str, reason: str) -> bool:
+    """Write a tombstone for every address of a photo; say whether the journal knows it."""
+    repair_journal(journal)
+    lines = [line for line in read_journal(journal) if line["sha256"] == sha256]
+    buried = {line["url"] for line in lines if line["status"] == "forgotten"}
+    # The tombstones come first: if we are killed between the two steps, asking again finishes the job.
+    with open(journal, "a", encoding="utf-8") as tombstones:
+        for url in dict.fromkeys(line["url"] for line in lines):
+            if url not in buried:
+                time = datetime.now(UTC).isoformat(timespec="seconds")
+                stone = {"url": url, "time": time, "status": "forgotten", "reason": reason, "sha256": sha256}
+                tombstones.write(json.dumps(stone) + "\n")
+    return bool(lines)
 
 
 def read_forgotten(data: Path) -> set[str]:
