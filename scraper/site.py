@@ -119,6 +119,8 @@ class Site:
 
         Raises SiteError when no label is given and the site's entries leave more than one possible.
         """
+        if urlsplit(url).scheme not in ("http", "https"):
+            raise SiteError(f"--start-url {url!r} is no address; it begins with http:// or https://")
         path = urlsplit(url).path
         kin = [start for start in self.starts if urlsplit(start.url).path == path] or list(self.starts)
         labels = {start.label for start in kin}

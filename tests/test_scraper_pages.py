@@ -175,6 +175,8 @@ def test_start_url_takes_its_label_from_the_entry_it_resembles():
     assert (start.label, start.city) == ("wagonr", None)
     with pytest.raises(SiteError, match="swift, wagonr.*--label"):
         both.starting_at("https://cars.example/other")
+    with pytest.raises(SiteError, match="'foo' is no address"):
+        both.starting_at("foo", label="alto")
     assert both.starting_at("https://cars.example/other", label="alto").starts[0].label == "alto"
 
 
@@ -192,6 +194,14 @@ MISTAKES = {
         {"start": [{"label": "Maruti Swift", "url": "https://x.example"}]},
         "'Maruti Swift' becomes a class name",
     ),
+    "start without brackets": ({"start": {"label": "swift", "url": "https://x.example"}}, r"write \[\[start\]\]"),
+    "cities that are one word": (
+        {"start": [{"label": "swift", "url": "https://x.example/{city}", "cities": "pune"}]},
+        "cities is 'pune'; write a list",
+    ),
+    "delay as text": ({"politeness": {"delay": "2"}}, "delay in politeness is '2'; it must be float"),
+    "no delay at all": ({"politeness": {"delay": -5}}, "cannot be negative"),
+    "network as text": ({"politeness": {"allow_private": "127.0.0.1"}}, "allow_private in politeness is '127.0.0.1'"),
     "scheme": ({"start": [{"label": "swift", "url": "file:///x"}]}, "neither http nor https"),
     "field of the journal": ({"fields": {"sha256": "b"}}, "sha256 belong to the journal"),
     "detail without link": (
