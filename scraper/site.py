@@ -183,7 +183,13 @@ def _read_starts(entries: list[dict], path: Path) -> tuple[Start, ...]:
 
 
 # What a field's annotation allows in TOML; others are checked by whoever reads them.
-TYPES = {"str": str, "float": (int, float), "int": int, "bool": bool, "tuple[str, ...]": list}
+TYPES = {
+    "str": (str, "text"),
+    "float": ((int, float), "a number"),
+    "int": (int, "a whole number"),
+    "bool": (bool, "true or false"),
+    "tuple[str, ...]": (list, "a list of text"),
+}
 
 
 def _fill(kind: type, values: dict, path: Path, where: str):
@@ -197,9 +203,9 @@ def _fill(kind: type, values: dict, path: Path, where: str):
         if key not in values and entry.default is MISSING and entry.default_factory is MISSING:
             raise SiteError(f"{path}: {where} needs {key!r}")
     for key, value in values.items():
-        allowed = TYPES.get(known[key].type.removesuffix(" | None"))
-        if allowed and value is not None and not isinstance(value, allowed):
-            raise SiteError(f"{path}: {key} in {where} is {value!r}; it must be {known[key].type}")
+        allowed, words = TYPES.get(known[key].type.removesuffix(" | None"), (object, ""))
+        if value is not None and not isinstance(value, allowed):
+            raise SiteError(f"{path}: {key} in {where} is {value!r}; it must be {words}")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 

@@ -296,3 +296,13 @@ def test_a_difference_of_few_photos_has_the_interval_of_bonett_and_price():
     assert found.estimate == pytest.approx(0.025)
     np.testing.assert_allclose([found.low, found.high], [difference - half, difference + half], atol=0.002)
     assert found.low < 0, "nine photos show nothing"
+
+
+@pytest.mark.parametrize(("groups", "sure"), [(1, False), (2, False), (5, False), (6, True), (12, True)])
+def test_groups_that_all_differ_alike_are_as_sure_as_a_sign_test(groups, sure):
+    assert (stats.binomtest(groups, groups).pvalue < 0.05) == sure
+    names = np.repeat(np.arange(groups), 4)
+    worse, better = (np.full((3, len(names)), right) for right in (False, True))
+    for a, b, sign in ((worse, better, 1), (better, worse, -1)):
+        found = paired_difference(a, b, names)
+        assert found.estimate == sign and (sign * np.array([found.low, found.high]) > 0).all() == sure

@@ -545,10 +545,11 @@ def test_only_what_is_unfrozen_learns(siblings, photos, tmp_path):
     assert frozen == 20 and not any(moved[:frozen]) and all(moved[frozen:][::2])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("order", ["after_relu", "before_relu"])
-def test_batch_norm_takes_a_last_batch_of_one_photo(siblings, photos, tmp_path, order):
+def test_batch_norm_takes_a_last_batch_of_one_photo(siblings, photos, tmp_path, order, dtype):
     images, labels = photos[0][:5], photos[1][:5]
-    experiment = small(BATCH_NORM, batch_norm=order, batch_size=4)
+    experiment = small(BATCH_NORM, batch_norm=order, batch_size=4, dtype=dtype)
     model, seen = train(siblings, experiment, images, labels, tmp_path, epochs=2)
     assert np.isfinite([loss for _, loss, _, _ in seen]).all()
     assert all(np.isfinite(array).all() for array in to_list(siblings, model))

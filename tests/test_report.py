@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from carspotter.evidence.report import (
+    correct_by_photo,
     epochs_of,
     framework_verdicts,
     optimism,
@@ -133,3 +134,11 @@ def test_the_readme_shows_the_recorded_runs_to_the_digit():
     for name in ("sample", "civic_altima"):
         table = to_markdown(recipes_report(Study(name, root / "data", root / "results")))
         assert table in readme, f"README's table of {name} is not what `carspotter report --study {name}` prints"
+
+
+def test_photos_that_a_later_split_excludes_stand_alone(study):
+    run = record(study, "torch", 0)
+    splits = pd.read_csv(study.splits)
+    splits.loc[:9, ["group", "split"]] = ["", "excluded"]
+    splits.to_csv(study.splits, index=False)
+    assert correct_by_photo(study, run)["group"].nunique() == 10 + 15

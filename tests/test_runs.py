@@ -6,14 +6,14 @@ import signal
 import subprocess
 import sys
 import textwrap
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from carspotter.models import runs, watch
-from carspotter.models.experiments import Experiment
+from carspotter.models.experiments import MOBILENET_FEATURES, Experiment
 from carspotter.models.watch import HISTORY, TrainingDiverged, probabilities_of_epochs
 from carspotter.paths import Study
 
@@ -441,3 +441,15 @@ def test_a_resumed_run_sees_the_best_epoch_that_an_uninterrupted_one_sees(tmp_pa
     with watch.Watch(spec, tmp_path, "CPU", 2, labels, show_progress=False) as again:
         assert not again.on_epoch(3, 1.0, 1 / 3, shares(0.8)), "an equal accuracy with a larger loss is not better"
         assert again.best()["epoch"] == 1
+
+
+def test_features_of_another_head_are_another_file(study, monkeypatch):
+    spec = {"weights": "w", "pixels": "p", "image_size": 8, "framework": "keras"}
+    spec["experiment"] = asdict(MOBILENET_FEATURES)
+    monkeypatch.setattr(runs, "cached_features", lambda folder, key, *_: key)
+    photos = pd.DataFrame({"sha256": ["a"]})
+    keys = set()
+    for changes in ({}, {"mirrored": False}, {"multi_level": False}, {"dropout_rate": 0.1}):
+        changed = spec | {"experiment": spec["experiment"] | changes}
+        keys.add(runs._features(study, changed, None, None, photos, None))
+    assert len(keys) == 3, "the head's dropout changes no feature"

@@ -199,7 +199,7 @@ MISTAKES = {
         {"start": [{"label": "swift", "url": "https://x.example/{city}", "cities": "pune"}]},
         "cities is 'pune'; write a list",
     ),
-    "delay as text": ({"politeness": {"delay": "2"}}, "delay in politeness is '2'; it must be float"),
+    "delay as text": ({"politeness": {"delay": "2"}}, "delay in politeness is '2'; it must be a number"),
     "no delay at all": ({"politeness": {"delay": -5}}, "cannot be negative"),
     "network as text": ({"politeness": {"allow_private": "127.0.0.1"}}, "allow_private in politeness is '127.0.0.1'"),
     "scheme": ({"start": [{"label": "swift", "url": "file:///x"}]}, "neither http nor https"),

@@ -171,10 +171,12 @@ def test_a_score_is_taken_apart_by_what_else_is_known(study, tmp_path, capsys):
         ["--facts", str(facts), "--by", "view"],
         ["--facts", str(facts), "--by", "lens"],
         ["--by", "view"],
+        ["--facts", str(facts), "--by", "label"],
     ):
         assert unseal(study, "large-s0", "--reason", "chosen", *arguments) == 2
     told = capsys.readouterr().err
     assert "ab has two rows that disagree about view" in told and "no column lens; there are sha256, view" in told
+    assert "label is a name of ours" in told
     assert len(read_ledger(study)) == 2, "what is refused costs no look"
 
 

@@ -36,11 +36,12 @@ def test_without_image_sizes_each_experiment_keeps_its_own(tmp_path):
     [
         ("experiments = [", "not TOML"),
         ("seeds = [1]", "experiments is missing"),
+        ('experiments = ["dropout"]\nseeds = 3', "seeds is 3; write a list"),
         ('experiments = ["vgg99"]', "vgg99.*baseline_cnn"),
         ('experiments = ["dropout"]\nframeworks = ["caffe"]', "caffe.*torch"),
         ('experiments = ["dropout"]\nseed = [1]', "seed is unknown; use.*seeds"),
     ],
-    ids=["broken", "no experiments", "unknown experiment", "unknown framework", "unknown key"],
+    ids=["broken", "no experiments", "not a list", "unknown experiment", "unknown framework", "unknown key"],
 )
 def test_what_a_file_gets_wrong_is_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=rf"sweep\.toml: .*{message}"):

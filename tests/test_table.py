@@ -299,3 +299,10 @@ def test_a_torn_line_is_cut_off_before_the_next_is_written(tmp_path):
     journal.write_text("9" * 10_000)
     table.repair_journal(journal)
     assert journal.read_text() == ""
+
+
+def test_a_file_name_that_is_not_utf8_is_imported_like_any(data, folder):
+    photo = next(folder.rglob("*.jpg"))
+    os.rename(photo, os.fsencode(photo.parent) + b"/caf\xe9.jpg")
+    bring_in(data, folder)
+    assert len(read_photos(data)) == 8

@@ -1,6 +1,7 @@
 """Pretrained weights: found by name or path, downloaded whole or not at all, explained where they cannot be had."""
 
 import hashlib
+import io
 
 import pytest
 
@@ -34,6 +35,17 @@ def test_a_damaged_download_is_refused_and_not_kept(published, tmp_path):
     with pytest.raises(ValueError, match="damaged"):
         weights.find_weights(VGG16_FEATURES, "imagenet")
     assert list((tmp_path / "cache" / "models").iterdir()) == []
+
+
+def test_a_download_that_was_cut_short_is_not_kept(published, tmp_path):
+    class Cut(io.BytesIO):
+        headers = {"Content-Length": "11"}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights.urllib.request, "urlopen", lambda *_, **__: Cut(b"the wei"))
+        with pytest.raises(FileNotFoundError, match="only 7 of 11 bytes came"):
+            weights._download("http://weights.example/w.h5", tmp_path / "w.h5", md5=None)
+    assert not list(tmp_path.glob("w.h5*"))
 
 
 def test_offline_the_message_says_which_file_to_bring(published):

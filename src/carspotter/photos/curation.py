@@ -21,7 +21,7 @@ from carspotter.photos.fingerprints import find_duplicates, measure_photos
 from carspotter.photos.grouping import Groups
 from carspotter.photos.images import decode_image
 from carspotter.photos.listing_mates import stand_apart
-from carspotter.photos.ranking import half_whiten, rank_photos
+from carspotter.photos.ranking import rank_photos
 from carspotter.photos.table import read_photos
 
 COLUMNS = ["sha256", "label", "verdict", "reason", "score", "duplicate_cluster", "decided_by"]
@@ -193,18 +193,15 @@ def _rank_by_features(
         cluster = table.at[sha256, "duplicate_cluster"]
         groups.join([sha256, *listings[sha256], *([f"cluster {cluster}"] if cluster else [])])
     rejected = (reviews["verdict"] == "reject").astype(float).where(~reviews["reason"].isin(NO_EXAMPLES))
-    described = features.loc[ranked].to_numpy()
     middle, rim = np.swapaxes(np.stack(palettes[ranked]), 0, 1)
     listing = [next(iter(listings[sha256]), "") for sha256 in ranked]
-    apart = [stand_apart(middle, listing), stand_apart(rim, listing, [np.max])]
-    if len(ranked) > 1:
-        apart.append(stand_apart(half_whiten(described), listing))
     found = rank_photos(
-        described,
+        features.loc[ranked].to_numpy(),
         table.loc[ranked, "label"],
         [groups.root(sha256) for sha256 in ranked],
         rejected.reindex(ranked).to_numpy(),
-        np.hstack(apart),
+        np.hstack([stand_apart(middle, listing), stand_apart(rim, listing, [np.max])]),
+        listing,
     ).set_index(ranked)
     worse = found["score"] > table.loc[ranked, "score"]
     raised = ranked[worse & (table.loc[ranked, "decided_by"] == "machine")]

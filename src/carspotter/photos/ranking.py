@@ -29,6 +29,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.svm import SVC
 
+from carspotter.photos.listing_mates import stand_apart
+
 COMPONENTS = 100  # what 1,280 features hold beyond them is noise to a few thousand photos
 FOLDS = 5
 NEAREST, LOOK_ALIKES = 10, 15
@@ -46,12 +48,13 @@ FEWEST = 30  # photos; with fewer there is no class to be far from
 CHUNK = 512  # photos compared with all others at a time: bounds memory
 
 
-def rank_photos(features, labels, groups, rejected=None, apart=None, seed: int = 0) -> pd.DataFrame:
+def rank_photos(features, labels, groups, rejected=None, apart=None, listings=None, seed: int = 0) -> pd.DataFrame:
     """Give each photo a score, 0 (fine) … 1 (surely bad), and a reason ("another model: …"), empty below .5.
 
     `features`: float (N, F). `labels`, `groups`: N names each. `rejected`: what people said, float (N,): 1 rejected,
     0 kept, nan not reviewed, or rejected for what features do not show. `apart`: ranks (N, K) by how far each stands
-    apart from its listing, 0 … 1, nan where that is not known. Scores are ranks: the worst fifth has .5 and
+    apart from its listing, 0 … 1, nan where that is not known; with `listings` (N names, "" for none) features are
+    held against the listing as well. Scores are ranks: the worst fifth has .5 and
     more. Fewer than 30 photos, or than five groups, are not ranked: all score 0. Raises ValueError for features that
     are not finite.
     """
@@ -65,8 +68,10 @@ def rank_photos(features, labels, groups, rejected=None, apart=None, seed: int =
     evidence = _gather(features, labels, groups, rejected == 1, seed)
     parts = [evidence.unlabelled, evidence.neighbours] if len(evidence.classes) > 1 else []
     parts = [evidence.distance, *parts]
-    if apart is None or np.isnan(apart).all():
-        apart = np.full((len(labels), 1), np.nan)
+    apart = np.full((len(labels), 1), np.nan) if apart is None else apart
+    if listings is not None:
+        apart = np.hstack([apart, stand_apart(evidence.whitened, listings)])
+    if np.isnan(apart).all():
         blended = first = _rank(np.mean(parts, axis=0))
     else:
         # One strong sign is enough: what stands apart from its listing may be near its class, and the other way.
@@ -102,7 +107,7 @@ class _Evidence:
 
 
 def _gather(features, labels, groups, bad, seed) -> _Evidence:
-    unit = _unit(features)
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     components, whitened = _principal_components(unit, seed)
     folds = list(GroupKFold(FOLDS, shuffle=True, random_state=seed).split(components, groups=groups))
     distance = _distance_to_class(unit, labels, groups, ~bad)
@@ -121,18 +126,6 @@ def _gather(features, labels, groups, bad, seed) -> _Evidence:
         whitened,
         folds,
     )
-
-
-def half_whiten(features: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Give the vectors whose inner products say how alike photos are: float (N, ≤ 100), of length 1.
-
-    Principal components of the features (N, F), large directions made smaller, so that they do not drown the others.
-    """
-    return _principal_components(_unit(np.asarray(features, dtype=np.float32)), seed)[1]
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def out_of_fold(features, labels, folds, good) -> tuple[np.ndarray, np.ndarray]:

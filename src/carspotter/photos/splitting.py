@@ -73,8 +73,7 @@ def split_photos(
     known_sites = set().union(*table["sites"])
     if unknown := set(shifted_sites) - known_sites:
         raise ValueError(f"no photos of site {min(unknown)!r}; there are {', '.join(sorted(known_sites))}")
-    # A site once set apart stays apart.
-    # A photo that both sites show says nothing about the other photos of either.
+    # A site once set apart stays apart; a photo that both sites show says nothing about the others of either.
     shifted = [sha for sha, side in split.items() if side == "shifted" and len(table.at[sha, "sites"]) == 1]
     away = set().union(*table.loc[shifted, "sites"])
     away_sites = {*shifted_sites, *away}
