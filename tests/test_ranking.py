@@ -112,3 +112,17 @@ def test_appearance_tells_outlines_and_colours_apart():
     within = np.linalg.norm(features[0] - features[1])
     assert np.linalg.norm(features[0] - features[4]) > 1.3 * within
     assert np.linalg.norm(features[0] - features[8]) > 1.1 * within
+
+
+def test_a_photo_at_home_in_another_listing_is_ranked_worse_for_its_own():
+    rng = np.random.default_rng(0)
+    listings = np.repeat([f"car {n}" for n in range(16)], 6)
+    labels = np.repeat(["swift", "wagonr"], 48)
+    centres = np.repeat(rng.normal(size=(16, 40)), 6, axis=0) + 2 * (labels == "swift")[:, None]
+    features = centres + rng.normal(0, 0.3, (96, 40))
+    features[8] = centres[20] + rng.normal(0, 0.3, 40)  # near its class, for another listing of the model looks so
+    places = [
+        rank_photos(features, labels, listings, listings=known)["score"].rank(ascending=False)[8]
+        for known in (None, listings)
+    ]
+    assert places[1] < places[0] - 30
