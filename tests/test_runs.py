@@ -128,6 +128,8 @@ def test_a_run_is_named_by_all_that_makes_it(study):
     study.splits.write_text(study.splits.read_text() + "\n")
     names.append(name())
     assert len(set(names)) == len(names)
+    bfloat16 = name(experiment=replace(TINY, dtype="bfloat16"))
+    assert name(dtype="bfloat16") == bfloat16 != names[-1], "the dtype asked for is the spec's"
     assert name(epochs=3) == names[-1], "the spec's own number of epochs, given by hand, is the same run"
     assert name(train_on=["b", "a"]) == name(train_on=("a", "b")), "the order of train_on does not matter"
 

@@ -21,9 +21,10 @@ def write(tmp_path, text):
 
 def test_a_file_names_every_combination_once(tmp_path):
     text = 'experiments = ["baseline_cnn", "dropout"]\nframeworks = ["torch", "keras"]\nseeds = [0, 1, 2]\nepochs = 5\n'
+    text += 'dtype = "bfloat16"\n'
     cells = read_sweep(write(tmp_path, text))
     assert len(set(cells)) == len(cells) == 12
-    assert Cell("dropout", "torch", seed=2, epochs=5) in cells
+    assert Cell("dropout", "torch", seed=2, epochs=5, dtype="bfloat16") in cells
 
 
 def test_without_image_sizes_each_experiment_keeps_its_own(tmp_path):
@@ -39,9 +40,18 @@ def test_without_image_sizes_each_experiment_keeps_its_own(tmp_path):
         ('experiments = ["dropout"]\nseeds = 3', "seeds is 3; write a list"),
         ('experiments = ["vgg99"]', "vgg99.*baseline_cnn"),
         ('experiments = ["dropout"]\nframeworks = ["caffe"]', "caffe.*torch"),
+        ('experiments = ["dropout"]\ndtype = "float8"', "dtype is 'float8'; use one of float32"),
         ('experiments = ["dropout"]\nseed = [1]', "seed is unknown; use.*seeds"),
     ],
-    ids=["broken", "no experiments", "not a list", "unknown experiment", "unknown framework", "unknown key"],
+    ids=[
+        "broken",
+        "no experiments",
+        "not a list",
+        "unknown experiment",
+        "unknown framework",
+        "unknown dtype",
+        "unknown key",
+    ],
 )
 def test_what_a_file_gets_wrong_is_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=rf"sweep\.toml: .*{message}"):

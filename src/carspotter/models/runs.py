@@ -74,13 +74,15 @@ def train_run(
     quick: bool = False,
     epochs: int | None = None,
     image_size: int | None = None,
+    dtype: str | None = None,
     train_on: Collection[str] | None = None,
     weights: str | Path = "imagenet",
     show_progress: bool = True,
 ) -> Run:
     """Train `experiment` on the study's split in `framework` and record the run; it replaces a recorded one.
 
-    `epochs` and `image_size` (pixels) override the spec; `quick` is for trying things out: 48 photos of 64 px, 2
+    `epochs`, `image_size` (pixels) and `dtype` (float32, or bfloat16, which is quicker where the hardware has units for
+    it) override the spec; `quick` is for trying things out: 48 photos of 64 px, 2
     epochs. `train_on` names some of the training photos by their hashes, in any order and as often as each shall count
     (a subset for learning curves, a bootstrap sample); validation stays whole. `weights` are those of the experiment's
     backbone, if it has one: "imagenet", a file, or "none" (`models.weights`); the finished checkpoint holds them. An
@@ -96,7 +98,7 @@ def train_run(
     worker = this_worker(framework)
     show_progress = show_progress and worker.number == 0
     train_on = None if train_on is None else sorted(train_on)
-    experiment = _with_width(experiment, weights)
+    experiment = _as_asked(experiment, weights, dtype)
     options = {"quick": quick, "epochs": epochs, "image_size": image_size, "train_on": train_on, "weights": weights}
     spec = specify_run(study, experiment, framework, seed, **options)
     start = _train_start(study, experiment, framework, seed, show_progress, options)
@@ -172,11 +174,12 @@ def specify_run(
     quick: bool = False,
     epochs: int | None = None,
     image_size: int | None = None,
+    dtype: str | None = None,
     train_on: Collection[str] | None = None,
     weights: str | Path = "imagenet",
 ) -> dict[str, Any]:
     """Give everything that makes a run this run and no other, with its name."""
-    experiment = _with_width(experiment, weights)
+    experiment = _as_asked(experiment, weights, dtype)
     image_size = image_size or experiment.image_size
     if framework not in FRAMEWORKS:
         raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(FRAMEWORKS)}")
@@ -207,11 +210,11 @@ def specify_run(
     return {"run": f"{experiment.name}-{framework}-s{seed}{quickly}-{digest}"} | spec
 
 
-def _with_width(experiment: Experiment, weights: str | Path) -> Experiment:
-    """Give the experiment as wide as its weights file is; where no file is named it is as wide as it says."""
-    if experiment.backbone != "mobilenet_v2" or not Path(weights).is_file():
-        return experiment
-    return replace(experiment, backbone_width=width_in_name(Path(weights)))
+def _as_asked(experiment: Experiment, weights: str | Path, dtype: str | None) -> Experiment:
+    """Give the experiment in the dtype asked for, and as wide as its weights file where one is named."""
+    if experiment.backbone == "mobilenet_v2" and Path(weights).is_file():
+        experiment = replace(experiment, backbone_width=width_in_name(Path(weights)))
+    return replace(experiment, dtype=dtype) if dtype else experiment
 
 
 def _read_photos(study: Study, quick: bool, train_on: list[str] | None) -> tuple[pd.DataFrame, pd.DataFrame]:

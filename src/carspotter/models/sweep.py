@@ -26,6 +26,7 @@ from carspotter.paths import Study
 from carspotter.progress import progress_bar
 
 AXES = {"experiments": "experiment", "frameworks": "framework", "image_sizes": "image_size", "seeds": "seed"}
+COMMON = ("epochs", "dtype", "quick")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Cell:
     seed: int = 0
     epochs: int | None = None
     quick: bool = False
+    dtype: str | None = None  # the experiment's own
 
     def __post_init__(self):
         if self.image_size is None and self.experiment in SERIES:
@@ -49,7 +51,7 @@ class Cell:
 
 def read_sweep(path: Path) -> list[Cell]:
     """Read the cells of a sweep from TOML: `experiments = ["dropout"]`, and where wanted `frameworks`, `image_sizes`,
-    `seeds` (lists), `epochs`, `quick`.
+    `seeds` (lists), `epochs`, `dtype`, `quick`.
 
     Raises ValueError, naming the file, for anything unknown.
     """
@@ -57,7 +59,7 @@ def read_sweep(path: Path) -> list[Cell]:
         sweep = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: not TOML: {error}") from error
-    known = {*AXES, "epochs", "quick"}
+    known = {*AXES, *COMMON}
     if unknown := set(sweep) - known:
         raise ValueError(f"{path}: {', '.join(sorted(unknown))} is unknown; use {', '.join(sorted(known))}")
     if not sweep.get("experiments"):
@@ -67,8 +69,10 @@ def read_sweep(path: Path) -> list[Cell]:
             raise ValueError(f"{path}: {axis} has {', '.join(sorted(wrong))}; use some of {', '.join(allowed)}")
     if wrong := [axis for axis in AXES if not isinstance(sweep.get(axis, []), list)]:
         raise ValueError(f"{path}: {wrong[0]} is {sweep[wrong[0]]!r}; write a list, as in seeds = [0, 1, 2]")
+    if sweep.get("dtype", "float32") not in (dtypes := ("float32", "bfloat16")):
+        raise ValueError(f"{path}: dtype is {sweep['dtype']!r}; use one of {', '.join(dtypes)}")
     axes = [[(field, value) for value in sweep[axis]] for axis, field in AXES.items() if axis in sweep]
-    common = {name: sweep[name] for name in ("epochs", "quick") if name in sweep}
+    common = {name: sweep[name] for name in COMMON if name in sweep}
     return [Cell(**dict(values), **common) for values in itertools.product(*axes)]
 
 
