@@ -330,7 +330,8 @@ def test_killed_and_resumed_equals_never_killed(tmp_path, framework, when):
 
 
 def test_a_run_that_diverges_stops_and_says_what_to_do(study, framework):
-    wild = replace(TINY, name="wild", learning_rate=1e30, epochs=10)
+    # the first step is infinite in float32; at 1e30 some processors' ReLU makes 0 of nan and training goes on
+    wild = replace(TINY, name="wild", learning_rate=3e38, epochs=10)
     with pytest.raises(TrainingDiverged, match=r"wild-.*epoch \d+.*[Ll]ower learning_rate"):
         runs.train_run(study, wild, framework, image_size=SIZE, show_progress=False)
     assert len(runs.read_runs(study)) == 0
