@@ -136,8 +136,8 @@ def import_framework(framework: str) -> ModuleType:
 def keep_freed_memory() -> None:
     """Have glibc keep freed memory for the next request instead of giving it back to the system.
 
-    A step asks for the same large arrays again and again; fresh pages, which the system fills with zeros, cost PyTorch a
-    third of its time. The process' peak stays the same. Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
+    A step asks for the same large arrays again and again; fresh pages, which the system fills with zeros, cost PyTorch
+    a third of its time. The process' peak stays the same. Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
