@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from carspotter.check import explain, export, onnx_graph
+from carspotter.check.model_card import write_card
 from carspotter.check.photo_check import PhotoCheck, load_onnx, read_manifest
 from carspotter.check.rejection import OTHER_MODEL
 from carspotter.models import experiments, runs
@@ -172,6 +173,28 @@ def test_a_bundle_holds_the_model_and_what_belongs_to_it(study, runs_of, framewo
     assert any(name.startswith(export.FILES[to]) for name in manifest["files"])
     card = (bundle / "model_card.md").read_text()
     assert run.spec["split_version"] in card and "never been opened" in card and "validation accuracy" in card
+
+
+def test_the_card_counts_looks_at_each_sealed_set_apart_and_gives_the_runs_own_scores(study, runs_of, tmp_path):
+    run = runs_of("keras")
+    manifest = read_manifest(export.export_run(study, run.id, "keras", show_progress=False))
+    seen = Study(study.name, study.data, tmp_path)
+    seen.folder.mkdir(parents=True)
+    for path in (study.splits, study.runs_table):
+        (seen.folder / path.name).write_bytes(path.read_bytes())
+    common = {"time": "2026-01-01", "reason": "final", "look": 1}
+    looks = [{"run": run.id, "split": "test"}, {"run": "another", "split": "test"}, {"run": run.id, "split": "shifted"}]
+    seen.test_ledger.write_text("".join(json.dumps(look | common) + "\n" for look in looks))
+    interval = {"estimate": 0.75, "low": 0.5, "high": 0.9, "photos": 8, "groups": 8}
+    score = {"run": run.id, "split": "test", "look": 1, "interval": interval, "parts": []}
+    (seen.folder / "test_scores.jsonl").write_text(json.dumps(score) + "\n")
+
+    write_card(tmp_path / "card.md", seen, run, manifest)
+
+    card = (tmp_path / "card.md").read_text()
+    assert "- sealed test photos: looks so far 2, at this run 1" in card
+    assert "- sealed shifted photos: looks so far 1, at this run 1" in card
+    assert "final: accuracy 0.750 [0.500, 0.900] (95.0% interval)" in card and "final: no score was written" in card
 
 
 def test_a_check_from_the_bundle_names_what_the_run_names(study, runs_of, bundle):

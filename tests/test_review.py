@@ -304,6 +304,23 @@ def test_audit_hides_the_machines_opinion_and_counts_junk(study):
     assert len(review.read_audit(study, 8, seed=1).junk) == 0
 
 
+def test_what_is_undone_in_an_audit_leaves_an_earlier_verdict_standing(study):
+    photo = photos_of(review.Session(study, "Asha", audit=1))[0]
+    review.Session(study, "Asha").decide(keep(photo))
+    audit = review.Session(study, "Asha", audit=1)
+    audit.decide(reject(photo))
+    assert [audit.undo()["undone"], audit.undo()["undone"]] == [0, None], "the audit's own verdict, and no other"
+    assert len(review.read_audit(study, 1).junk) == 0
+    assert decisions.read_reviews(study.data)[["sha256", "verdict"]].to_numpy().tolist() == [[photo["sha256"], "keep"]]
+
+    audit.decide(reject(photo))
+    later = review.Session(study, "Asha")
+    answer = later.undo()
+    assert answer["decision"]["verdict"] == "keep", "the page shows what stands again"
+    later.undo()
+    assert decisions.read_reviews(study.data).empty
+
+
 def test_a_review_made_before_does_not_count_as_audited(study):
     session = review.Session(study, "Asha")
     for photo in photos_of(session):

@@ -80,7 +80,13 @@ def _run_notebooks(
     image_size: int | None = None,
     classes: list[str] | None = None,
 ) -> Path:
-    parameters = {"STUDY": study.name, "DATA": str(study.data), "EPOCHS": epochs, "IMAGE_SIZE": image_size}
+    parameters = {
+        "STUDY": study.name,
+        "DATA": str(study.data),
+        "EPOCHS": epochs,
+        "IMAGE_SIZE": image_size,
+        "DTYPE": None,
+    }
     parameters |= {"SEEDS": (0,)} | ({"CLASSES": tuple(classes)} if classes else {})
     executed = []
     for name in ROAD:

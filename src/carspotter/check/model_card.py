@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from carspotter.evidence.comparison import accuracy_interval
+from carspotter.evidence.sealed_score import read_scores
 from carspotter.models.runs import Run
 from carspotter.paths import Study
 from carspotter.photos.sealed_test import read_ledger
@@ -111,6 +112,14 @@ def _test_lines(study: Study, run: Run) -> list[str]:
     looks = read_ledger(study)
     if not looks:
         return ["- test: the sealed test set has never been opened; there is no test score"]
-    of_run = [look for look in looks if look.get("run") == run.id]
-    lines = [f"- test: {len(looks)} look(s) at the sealed test set, {len(of_run)} of them for this run"]
-    return lines + [f"  - look #{look['look']} at {look['time']}: {look['reason']}" for look in of_run]
+    scores = {(score.split, score.look): score.interval for score in read_scores(study) if score.run == run.id}
+    lines = []
+    for split in sorted({look["split"] for look in looks}, reverse=True):  # test, then shifted
+        there = [look for look in looks if look["split"] == split]
+        of_run = [look for look in there if look["run"] == run.id]
+        lines.append(f"- sealed {split} photos: looks so far {len(there)}, at this run {len(of_run)}")
+        for look in of_run:
+            interval = scores.get((split, look["look"]))
+            found = f"accuracy {interval} ({interval.level:.1%} interval)" if interval else "no score was written"
+            lines.append(f"  - look #{look['look']} at {look['time']}, {look['reason']}: {found}")
+    return lines

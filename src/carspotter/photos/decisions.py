@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterable, Iterator
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -78,14 +79,18 @@ def append_line(log: Path, line: dict) -> None:
 
 
 def standing_lines(lines: Iterable[dict], field: str, *more_keys: str) -> dict[tuple, dict]:
-    """Give the last line of each photo and reviewer, in the order of writing, less those that withdraw."""
-    standing = {}
-    for line in lines:
-        key = (line["sha256"], line["reviewer"], *(line[name] for name in more_keys))
-        standing.pop(key, None)
+    """Give the last line of each photo and reviewer, in the order of writing, less those that withdraw.
+
+    What is withdrawn in an audit is what was said in that audit: an earlier verdict stands again.
+    """
+    said: dict[tuple, dict] = {}
+    for number, line in enumerate(lines):
+        occasions = said.setdefault((line["sha256"], line["reviewer"], *(line[name] for name in more_keys)), {})
+        occasions.pop(line.get("audit"), None)
         if line[field] is not None:
-            standing[key] = line
-    return standing
+            occasions[line.get("audit")] = number, line
+    latest = [(*max(occasions.values(), key=itemgetter(0)), key) for key, occasions in said.items() if occasions]
+    return {key: line for _, line, key in sorted(latest, key=itemgetter(0))}
 
 
 def pair_reviewers(data: Path) -> Iterator[tuple[str, str, pd.DataFrame]]:

@@ -133,7 +133,7 @@ class Session:
         self.totals = {}
         if self.mode == "review":
             self.totals = {column: Counter(photo[column] for photo in asked) for column in ("kind", "label")}
-        self.decided = {sha256: line for (sha256, *_), line in standing_lines(self._my_lines(), self.field).items()}
+        self.decided = self._standing()
         self.neighbours = _Neighbours(curated, features) if self.mode != "quiz" else None
         self.lock = threading.Lock()
         self.preview = functools.lru_cache(PREVIEWS_KEPT)(self._make_preview)
@@ -167,6 +167,9 @@ class Session:
         drawn = draw_audit(self.study, self.count, self.seed)[["sha256"]].merge(curated, on="sha256")
         # An auditor who reads what the machine thinks no longer measures what the machine missed.
         return drawn.assign(kind="", sentence="", score=None, asked=True)
+
+    def _standing(self) -> dict[str, dict]:
+        return {sha256: line for (sha256, *_), line in standing_lines(self._my_lines(), self.field).items()}
 
     def _my_lines(self) -> list[dict]:
         lines = [line for line in read_journal(self.log) if line["reviewer"] == self.reviewer]
@@ -265,8 +268,10 @@ class Session:
             line |= {"audit": self.seed}
         with self.lock:
             append_line(self.log, line)
-            self.decided.pop(line["sha256"], None)  # so that the latest one is the last one
-            if line[self.field] is not None:
+            if line[self.field] is None:
+                self.decided = self._standing()  # an earlier verdict may stand again
+            else:
+                self.decided.pop(line["sha256"], None)  # so that the latest one is the last one
                 self.decided[line["sha256"]] = line
             return {"decision": self.decided.get(line["sha256"]), "state": self.state()}
 
