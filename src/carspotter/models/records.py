@@ -6,12 +6,10 @@ Reading needs neither a framework nor the photos; only `Run.model` and `Run.pred
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import importlib
 import json
 import os
-import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,11 +21,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from carspotter.memory import keep_freed_memory
 from carspotter.models.experiments import Experiment
 from carspotter.models.watch import probabilities_of_epochs, write_whole
 from carspotter.paths import Study
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>
 FRAMEWORKS = {"keras": "keras_models", "torch": "torch_models", "tensorflow": "tf_models"}
 COLUMNS = [
     "run", "experiment", "framework", "seed", "epochs", "quick", "train_on", "weights", "image_size", "dtype",
@@ -131,18 +129,6 @@ def import_framework(framework: str) -> ModuleType:
             return importlib.import_module(f"carspotter.models.{FRAMEWORKS[framework]}")
     except ModuleNotFoundError as error:
         raise ImportError(f"{error}; install it with: pip install 'carspotter[{framework}]'") from error
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep freed memory for the next request instead of giving it back to the system.
-
-    A step asks for the same large arrays again and again; fresh pages, which the system fills with zeros, cost PyTorch
-    a third of its time. The process' peak stays the same. Source: mallopt(3), M_MMAP_MAX and M_TRIM_THRESHOLD.
-    """
-    if platform.libc_ver()[0] == "glibc":
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def append_row(study: Study, row: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageFile, ImageOps
 
+from carspotter.memory import keep_freed_memory
 from carspotter.progress import progress_bar
 
 # Raise this by hand when decode_image gives other pixels: arrays on disk and exported models depend on it.
@@ -139,6 +140,7 @@ def _write_images(part: BinaryIO, data: Path, photos: pd.DataFrame, size: int, s
             raise FileNotFoundError(f"{data / path}: the photo is not on this machine; scrape or import it again")
         return decode_image(data / path, size)
 
+    keep_freed_memory()
     part.truncate(0)
     shape = (len(photos), size, size, 3)
     np.lib.format.write_array_header_1_0(part, {"descr": "|u1", "fortran_order": False, "shape": shape})
