@@ -146,6 +146,7 @@ def test_seeds_that_do_not_differ_add_nothing_and_their_spread_stands_beside_the
         (-0.05, -0.03, -0.01, 3, "shown"),
         (0.01, 0.03, 0.05, 1, "not shown (the interval leaves out zero, but a claim needs 3 seeds; this is 1)"),
         (-0.02, 0.02, 0.06, 3, "not shown (about 2,400 more photos needed)"),
+        (-0.02, 0.02, 0.06, 1, "not shown (about 2,400 more photos needed, and 3 seeds instead of 1)"),
         (-0.02, 0.0, 0.02, 5, "not shown (no difference seen)"),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,11 +11,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image, ImageOps
 
 # Okabe and Ito's colours, told apart by colour-blind readers too: https://jfly.uni-koeln.de/color/
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8A8A8A"
+BROWN, SKY = "#7A4B1E", "#56B4E9"
+COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY, SKY, BROWN)
 SPLIT_COLOURS = {"train": BLUE, "validation": ORANGE, "test": GREEN, "shifted": PURPLE, "excluded": GREY}
 STYLE = {
     "figure.dpi": 80,  # keeps a notebook with ten figures under 600 KB
@@ -40,8 +44,10 @@ def photo_grid(
     an empty frame, since a grid of rejected photos must be able to show an unreadable one.
     """
     rows = max(1, -(-len(photos) // columns))
+    captions = [textwrap.fill(caption, 28) for caption in captions]
+    height = 1.5 + 0.25 * max((caption.count("\n") + 1 for caption in captions), default=1)
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, 1.75 * rows), squeeze=False)
+        figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, height * rows), squeeze=False)
         for axis in axes.flat:
             axis.set_axis_off()
         for number, (photo, caption, axis) in enumerate(zip(photos, captions, axes.flat, strict=False)):
@@ -58,18 +64,23 @@ def photo_grid(
 
 
 def count_bars(counts: pd.DataFrame, title: str = "", unit: str = "photos") -> Figure:
-    """Draw horizontal stacked bars: one bar per row of `counts`, one colour per column, numbers written in."""
-    colours = [
-        SPLIT_COLOURS.get(name, (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)[i % 6]) for i, name in enumerate(counts)
-    ]
+    """Draw horizontal stacked bars: one bar per row of `counts`, one colour per column, numbers written in.
+
+    Where the parts of a bar are small their sum is written behind it.
+    """
+    colours = [SPLIT_COLOURS.get(name, colour) for name, colour in zip(counts, itertools.cycle(COLOURS), strict=False)]
+    totals = counts.to_numpy().sum(1)
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(8, 0.9 + 0.42 * len(counts)))
         left = np.zeros(len(counts))
         for name, colour in zip(counts, colours, strict=True):
             bars = axis.barh([str(label) for label in counts.index], counts[name], left=left, color=colour, label=name)
-            labels = [f"{int(n):,}" if n >= 0.04 * counts.to_numpy().sum(1).max() else "" for n in counts[name]]
+            labels = [f"{int(n):,}" if n >= 0.06 * totals.max() else "" for n in counts[name]]
             axis.bar_label(bars, labels, label_type="center", color="white", fontsize=9)
             left += counts[name].to_numpy()
+        small = ((counts.to_numpy() > 0) & (counts.to_numpy() < 0.06 * totals.max())).any(1)
+        behind = [f"{int(total):,}" if some else "" for total, some in zip(totals, small, strict=True)]
+        axis.bar_label(bars, behind, padding=3, fontsize=9)
         axis.invert_yaxis()
         axis.set_xlabel(unit)
         if counts.shape[1] > 1:
@@ -83,28 +94,33 @@ def count_bars(counts: pd.DataFrame, title: str = "", unit: str = "photos") -> F
 def learning_curves(
     histories: dict[str, pd.DataFrame], title: str = "", overfits_from: dict[str, int | None] | None = None
 ) -> Figure:
-    """Draw accuracy and loss by epoch, training dashed and validation solid, one colour per run.
+    """Draw accuracy and loss by epoch, training dashed and validation solid, one colour per run, one title for both.
 
     `histories`: name -> table with epoch, train_accuracy, validation_accuracy, train_loss, validation_loss. The dot
     marks the epoch with the best validation accuracy, which is the optimistic one. `overfits_from`: name -> the epoch
     from which validation loss rises for good (`bias_variance.overfitting_start`), drawn as a dotted line on the loss.
     """
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6))
-        for (name, history), colour in zip(histories.items(), (BLUE, ORANGE, GREEN, PURPLE, RED, GREY), strict=False):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
+        for (name, history), colour in zip(histories.items(), itertools.cycle(COLOURS), strict=False):
             epochs = history["epoch"]
             for axis, measure in ((left, "accuracy"), (right, "loss")):
-                axis.plot(epochs, history[f"train_{measure}"], "--", color=colour, label=f"{name}, training")
-                axis.plot(epochs, history[f"validation_{measure}"], color=colour, label=f"{name}, validation")
+                axis.plot(epochs, history[f"train_{measure}"], "--", color=colour)
+                axis.plot(epochs, history[f"validation_{measure}"], color=colour, label=name)
             best = history["validation_accuracy"].idxmax()
             left.plot(epochs[best], history["validation_accuracy"][best], "o", color=colour)
             if (start := (overfits_from or {}).get(name)) is not None:
                 right.axvline(start, color=colour, linestyle=":", label=f"{name} overfits from epoch {start}")
-        left.set(xlabel="epoch", ylabel="accuracy", title=title or "Accuracy")
+        left.plot([], [], "--", color=GREY, label="dashed: training photos")
+        left.set(xlabel="epoch", ylabel="accuracy", title="Accuracy", ylim=(None, min(1.01, left.get_ylim()[1])))
         right.set(xlabel="epoch", ylabel="log loss (nats)", title="Loss")
+        for axis in (left, right):
+            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.legend(fontsize=8)
         if any(start is not None for start in (overfits_from or {}).values()):
             right.legend(*_labelled(right, "overfits"), fontsize=8)
+        if title:
+            figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         return _finish(figure)
 
 
@@ -228,6 +244,7 @@ def forecast_chart(curves: dict, farthest: float, title: str = "", target: float
             axis.axhline(target, color=GREY, linestyle="--", linewidth=1, label=f"{target:.0%}")
         _log_scale(axis)
         axis.set(xlabel="training photos (log scale)", ylabel="validation accuracy, 95 % interval", title=title)
+        axis.set_ylim(top=min(1.01, axis.get_ylim()[1]))
         axis.legend(fontsize=8, loc="lower right")
         return _finish(figure)
 
@@ -251,6 +268,7 @@ def pareto_chart(table: pd.DataFrame, title: str = "", cost: str = "training_sec
         axis.margins(x=0.2)
         axis.set(xlabel=f"{cost.replace('_', ' ')} ({unit}, log scale)", title=title)
         axis.set_ylabel("validation accuracy, 95 % interval")
+        axis.set_ylim(top=min(1.01, axis.get_ylim()[1]))
         axis.legend(fontsize=8, loc="lower right")
         return _finish(figure)
 
