@@ -179,6 +179,8 @@ class Downloader:
             if deadline.passed:
                 raise _Transient(f"took longer than {self.politeness.total_timeout:g} s", url) from error
             raise _Transient(_describe(error), url) from error
+        except ValueError as error:  # requests reads the address of a redirect that it is told not to follow
+            raise Refused(f"redirect to no usable address: {error}") from error
         self.pacer.answered(url, latency)
         return status, result
 
@@ -192,7 +194,12 @@ class Downloader:
         if kind and (kind == "image/svg+xml" or not kind.startswith(("image/", "application/octet-stream", "binary/"))):
             raise Refused(f"not a photo: {kind}")
         declared = response.headers.get("Content-Length", "")
-        if declared.isascii() and declared.isdigit() and int(declared) > self.politeness.max_bytes:
+        if (
+            declared.isascii()
+            and declared.isdigit()
+            and len(declared) < 20
+            and int(declared) > self.politeness.max_bytes
+        ):
             raise Refused(f"too many bytes: {int(declared):,} declared")
         content = _read_body(response, self.politeness.max_bytes)
         if len(content) > self.politeness.max_bytes:

@@ -350,6 +350,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def loop_back(self, _) -> None:
         self.redirect("/loop.jpg")
 
+    def to_nowhere(self, _) -> None:
+        self.redirect("http://[half an address")
+
     def to_file(self, _) -> None:
         self.redirect("file:///etc/passwd")
 

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -43,6 +44,23 @@ def test_a_look_gives_the_labels_and_is_in_the_ledger(study):
 def test_every_look_counts(study):
     assert [read_test_labels(study, "run-1", "look")[1] for _ in range(3)] == [1, 2, 3]
     assert [line["look"] for line in read_ledger(study)] == [1, 2, 3]
+
+
+def test_looks_at_the_same_moment_are_numbered_one_after_the_other(study):
+    code = (
+        "import sys; from pathlib import Path; from carspotter.paths import Study\n"
+        "from carspotter.photos.sealed_test import read_test_labels\n"
+        "study = Study('sample', Path(sys.argv[1]), Path(sys.argv[2])); sys.stdin.readline()\n"
+        "print([read_test_labels(study, 'run-1', 'look')[1] for _ in range(20)])"
+    )
+    command = [sys.executable, "-c", code, str(study.data), str(study.results)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipes) for _ in range(3)]
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    numbers = [number for process in processes for number in json.loads(process.communicate()[0])]
+    assert sorted(numbers) == [line["look"] for line in read_ledger(study)] == list(range(1, 61))
 
 
 def test_another_model_needs_a_reason_of_its_own(study):

@@ -228,7 +228,7 @@ class Gate:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit():
             return Refused(400, "the header Content-Length is not a number")
-        if int(length) > self.limits.body:
+        if len(length) > 15 or int(length) > self.limits.body:  # Python refuses numbers of thousands of digits
             return Refused(413, f"the request is larger than {self.limits.body / 2**20:.0f} MB")
         content_type = headers.get(b"content-type", b"").decode("latin-1").lower()
         if not content_type.startswith("multipart/form-data"):

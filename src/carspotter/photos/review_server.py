@@ -182,7 +182,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get_content_type() != "application/json":
             raise _Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "decisions are sent as application/json")
         length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()) or int(length) > BODY_LIMIT:
+        # A number of thousands of digits is refused before Python does.
+        if not (length.isascii() and length.isdigit() and len(length) < 10) or int(length) > BODY_LIMIT:
             raise _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a decision has at most {BODY_LIMIT} bytes")
         session = self.server.session
         try:
