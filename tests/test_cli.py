@@ -160,7 +160,7 @@ def test_the_study_verb_goes_from_class_folders_to_a_page(tmp_path, photos):
         "study",
         str(photos),
         "--classes",
-        "swift",
+        "Swift",
         "wagonr",
         "--epochs",
         "1",

@@ -45,7 +45,7 @@ def photo_grid(
     """
     rows = max(1, -(-len(photos) // columns))
     captions = [textwrap.fill(caption, 28) for caption in captions]
-    height = 1.5 + 0.25 * max((caption.count("\n") + 1 for caption in captions), default=1)
+    height = 1.6 + 0.25 * max((caption.count("\n") + 1 for caption in captions), default=1)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, height * rows), squeeze=False)
         for axis in axes.flat:
