@@ -148,7 +148,7 @@ def recipes_report(study: Study) -> pd.DataFrame:
     the last five epochs, which were not chosen. ± is the standard deviation between seeds; one seed has none.
     """
     found = []
-    for (experiment, framework, epochs, image_size, *_), runs in recorded_recipes(study).items():
+    for (experiment, framework, epochs, image_size, dtype, *_), runs in recorded_recipes(study).items():
         results = results_of(study, runs)
         interval = accuracy_interval(results.correct, results.groups)
         spread = "" if interval.seed_spread is None else f" ± {interval.seed_spread:.3f}"
@@ -159,6 +159,7 @@ def recipes_report(study: Study) -> pd.DataFrame:
                 "framework": framework,
                 "pixels": image_size,
                 "epochs": epochs,
+                "dtype": dtype,
                 "seeds": len(runs),
                 "training": f"{np.mean([training_accuracy(run) for run in runs]):.3f}",
                 "validation, best epoch [95 %]": f"{interval}{spread}",
