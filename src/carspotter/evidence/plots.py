@@ -241,7 +241,7 @@ def forecast_chart(curves: dict, farthest: float, title: str = "", target: float
             axis.plot(sizes[~seen], middle[~seen], color=colour, linestyle="--")
             axis.plot(curve.sizes, 1 - curve.errors, "o", color=colour, label=f"{name}, measured")
         if target is not None:
-            axis.axhline(target, color=GREY, linestyle="--", linewidth=1, label=f"{target:.0%}")
+            axis.axhline(target, color=GREY, linestyle="--", linewidth=1, label=f"{target * 100:.4g} %")
         _log_scale(axis)
         axis.set(xlabel="training photos (log scale)", ylabel="validation accuracy, 95 % interval", title=title)
         axis.set_ylim(top=min(1.01, axis.get_ylim()[1]))
