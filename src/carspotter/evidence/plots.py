@@ -44,7 +44,7 @@ def photo_grid(
     an empty frame, since a grid of rejected photos must be able to show an unreadable one.
     """
     rows = max(1, -(-len(photos) // columns))
-    captions = [textwrap.fill(caption, 28) for caption in captions]
+    captions = [textwrap.fill(caption, 32) for caption in captions]
     height = 1.6 + 0.25 * max((caption.count("\n") + 1 for caption in captions), default=1)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, height * rows), squeeze=False)
