@@ -117,10 +117,10 @@ def _torch_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.nd
 
     kept = []
 
-    def keep(x, norm):
+    def keep(x, norm, pooled=False):
         activations = type(model)._activate(model, x, norm)
         kept.append(activations if activations.requires_grad else activations.requires_grad_())
-        return kept[-1]
+        return torch.nn.functional.max_pool2d(kept[-1], 2) if pooled else kept[-1]
 
     batch = torch.from_numpy(image.copy()).to(model.logits.weight.device)[None].permute(0, 3, 1, 2)
     model.eval()
