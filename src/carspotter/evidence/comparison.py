@@ -108,12 +108,12 @@ def verdict(difference: Interval, seeds: int | None = None, equal_within: float 
         return words
     if proven:
         return f"{NOT_SHOWN} (the interval {holds}, but {claim} needs {needs} seeds; this is {seeds})"
-    and_seeds = f", and {needs} seeds instead of {seeds}" if seeds < needs else ""
     if room <= 0:
         return f"{NOT_SHOWN} ({nothing_to_show})"
     needed = photos_needed(difference, room, power=0.5)
     if np.isinf(needed):
         return f"{NOT_SHOWN} (seeds spread too much for any number of photos; more than {seeds} seeds needed)"
+    and_seeds = f", and {needs} seeds instead of {seeds}" if seeds < needs else ""
     return f"{NOT_SHOWN} (about {max(1, int(needed) - difference.photos):,} more photos needed{and_seeds})"
 
 
