@@ -207,7 +207,7 @@ def test_a_body_has_the_outer_sizes_of_the_car(shape):
 
 
 def plain_place() -> Place:
-    return draw_place(np.random.default_rng(1), "pune")
+    return draw_place(np.random.default_rng(1), shifted=False)
 
 
 def test_the_nose_points_to_the_left_when_the_car_is_seen_from_its_left():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
-from .listings import CITIES, plan_listings, render_listing
+from .listings import CITIES, SHIFTED_CITY, plan_listings, render_listing
 from .phone import decode
 
 COLUMNS, CELL, CAPTION = 6, (208, 156), 20  # pixels
@@ -15,7 +15,7 @@ ROWS = (  # caption, models in turn, cities
     ("Swift", ("swift",), CITIES),
     ("WagonR", ("wagonr",), CITIES),
     ("other cars", ("alto", "baleno", "dzire", "ertiga", "brezza"), CITIES),
-    ("Hyderabad, for the shifted test", ("swift", "wagonr"), ("hyderabad",)),
+    ("Hyderabad, for the shifted test", ("swift", "wagonr"), (SHIFTED_CITY,)),
 )
 
 

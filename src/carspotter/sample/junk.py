@@ -18,6 +18,22 @@ def _lit(image: Image.Image, rng: np.random.Generator, strength: float = 0.5) ->
     return ImageChops.multiply(image.filter(ImageFilter.GaussianBlur(1.0)), Image.merge("RGB", (light,) * 3))
 
 
+def _seen(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Look at a drawn picture as somebody with a phone: nearer or farther, off its middle, aslant.
+
+    Without it two cabins would be drawn so alike that they are near-duplicates.
+    """
+    width, height = image.size
+    share = rng.uniform(0.6, 0.95)
+    left, top = rng.uniform(0, 1 - share, 2)
+    corners = np.array([(0, 0), (0, 1), (1, 1), (1, 0)]) * share + (left, top)
+    corners += rng.normal(0, 0.045, (4, 2)) * share
+    turn = rng.normal(0, 0.07)
+    middle, (c, s) = corners.mean(0), (np.cos(turn), np.sin(turn))
+    corners = np.clip((corners - middle) @ np.array([[c, s], [-s, c]]) + middle, 0, 1) * (width, height)
+    return image.transform(image.size, Image.Transform.QUAD, corners.ravel().tolist(), Image.Resampling.BICUBIC)
+
+
 def _tone(rng: np.random.Generator, base: tuple[int, int, int], spread: float = 0.2) -> tuple[int, int, int]:
     return tuple(int(np.clip(v, 0, 255)) for v in np.array(base) * rng.uniform(1 - spread, 1 + spread))
 
@@ -94,7 +110,7 @@ def draw_interior(rng: np.random.Generator, outside: Image.Image) -> Image.Image
         _shaded(image, lambda d, x=x: d.rounded_rectangle([x - 62, 235, x + 62, 335], 34, fill=255), dim, beige)
         ImageDraw.Draw(image).line([(x - 40, 350), (x - 50, 600)], fill=dim, width=4)
         ImageDraw.Draw(image).line([(x + 40, 350), (x + 50, 600)], fill=dim, width=4)
-    return _lit(image, rng)
+    return _lit(_seen(image, rng), rng)
 
 
 def draw_dashboard(rng: np.random.Generator, outside: Image.Image) -> Image.Image:
@@ -125,7 +141,7 @@ def draw_dashboard(rng: np.random.Generator, outside: Image.Image) -> Image.Imag
     draw.rectangle([368, 300, 432, 340], fill=_tone(rng, (70, 110, 90)))
     draw.text((400, 320), str(rng.integers(8_000, 140_000)), fill=(10, 16, 12), anchor="mm")
     _wheel(image, 400 + rng.normal(0, 30), 470, 300, rng)
-    return _lit(image, rng, 0.6)
+    return _lit(_seen(image, rng), rng, 0.6)
 
 
 def _block(image: Image.Image, box: tuple[float, float, float, float], grey: int, corner: float) -> None:
@@ -182,7 +198,7 @@ def draw_engine(rng: np.random.Generator, outside: Image.Image) -> Image.Image:
         draw.ellipse([x - 15, 324, x + 15, 344], fill=colour)
         draw.line([(x, 334), (x - 40, 300), (x - 90, 296)], fill=colour, width=6, joint="curve")
     _shaded(image, lambda d: d.ellipse([90, 330, 190, 430], fill=255), (110, 112, 100), (214, 216, 204))
-    return _lit(image, rng, 0.55)
+    return _lit(_seen(image, rng), rng, 0.55)
 
 
 def draw_document(rng: np.random.Generator, outside: Image.Image) -> Image.Image:

@@ -30,8 +30,9 @@ from .raster import Camera
 from .scenes import Upright, draw_look, draw_place, draw_scene
 from .shapes import SHAPES
 
-VERSION = 2  # raise when the same seed is meant to give other photos
+VERSION = 3  # raise when the same seed is meant to give other photos
 CITIES = ("pune", "mumbai", "delhi", "bengaluru", "chennai", "jaipur")
+SHIFTED_CITY = "hyderabad"  # other phones, light, places and photographers
 JUNK = (
     "interior",
     "dashboard",
@@ -65,6 +66,22 @@ TRUTH_COLUMNS = (
     "height",
 )
 LISTING_COLUMNS = ("file", "listing", "city", "claim", "year", "price", "kilometres")
+
+
+@dataclass(frozen=True)
+class Photographers:
+    """How people of a place take photos of cars: ranges are drawn from evenly."""
+
+    view_angle: tuple[float, float]  # degrees across the longer side: phones' lenses
+    filled: tuple[float, float]  # share of the picture's width that the car takes; above 1 it is cut off
+    nearest: float  # metres from the middle of the car
+    raised: float  # share taken from a step or a balcony
+    something_in_front: float  # share with a pole, a passer-by or leaves before the car
+
+
+EVERYDAY = Photographers((54, 68), (0.56, 0.98), 3.0, 0.08, 0.13)
+# Yards of dealers, too narrow to step back in: wide lenses from near, from a step, across the bonnet of the next car.
+IN_NARROW_YARDS = Photographers((64, 92), (0.7, 1.25), 2.3, 0.35, 0.4)
 
 
 @dataclass(frozen=True)
@@ -141,33 +158,34 @@ def _view(azimuth: float) -> str:
     return VIEWS[round(azimuth / (np.pi / 4)) % 8]
 
 
-def _aim(rng: np.random.Generator, shape, size: tuple[int, int]) -> tuple[Camera, str]:
+def _aim(rng: np.random.Generator, shape, size: tuple[int, int], photographers: Photographers) -> tuple[Camera, str]:
     """Draw where the photographer stands: mostly at a corner or a side of the car, at the height of eyes."""
     weights = np.array([0.12, 0.2, 0.1, 0.12, 0.1, 0.1, 0.08, 0.18])
     azimuth = rng.choice(8, p=weights / weights.sum()) * np.pi / 4 + rng.normal(0, 0.19)
-    view_angle = np.radians(rng.uniform(54, 68))
+    view_angle = np.radians(rng.uniform(*photographers.view_angle))
     across = abs(np.sin(azimuth)) * shape.length + abs(np.cos(azimuth)) * shape.width
     narrow = min(size[0] / max(size), 1)
-    filled = rng.uniform(0.56, 0.98) if narrow == 1 else rng.uniform(0.75, 1.1)
+    filled = rng.uniform(*photographers.filled) if narrow == 1 else rng.uniform(0.75, 1.1)
     distance = (
         across / 2 / (np.tan(view_angle / 2) * narrow * filled) + abs(np.cos(azimuth)) * shape.length * 0.42 + 0.35
     )
-    distance = float(np.clip(distance, 3.0, 11.0))
-    height = float(np.clip(rng.normal(1.45, 0.28), 0.6, 2.3)) if rng.random() < 0.92 else float(rng.uniform(2.3, 3.4))
+    distance = float(np.clip(distance, photographers.nearest, 11.0))
+    at_eyes = rng.random() < 1 - photographers.raised
+    height = float(np.clip(rng.normal(1.45, 0.28), 0.6, 2.3)) if at_eyes else float(rng.uniform(2.3, 3.4))
     slip = rng.normal(0, 0.16, 3) * distance / 5
     target = (slip[0], slip[1], 0.62 + slip[2] * 0.8)
     position = (-np.cos(azimuth) * distance, -np.sin(azimuth) * distance, height)
     return Camera.looking(position, target, size, view_angle, float(rng.normal(0, 0.028))), _view(azimuth)
 
 
-def _in_front(rng: np.random.Generator, camera: Camera) -> tuple[Upright, ...]:
+def _in_front(rng: np.random.Generator, camera: Camera, share: float) -> tuple[Upright, ...]:
     """Now and then put a pole, a passer-by or leaves between the camera and the car, off its middle."""
-    if rng.random() > 0.13:
+    if rng.random() > share:
         return ()
     kind = str(rng.choice(["pole", "person", "person", "bush", "scooter"]))
-    share = rng.uniform(0.25, 0.5) if kind != "person" else rng.uniform(0.1, 0.35)
+    near = rng.uniform(0.25, 0.5) if kind != "person" else rng.uniform(0.1, 0.35)
     side = np.array([camera.axes[0][0], camera.axes[0][1]]) * rng.choice([-1, 1]) * rng.uniform(0.5, 1.5)
-    spot = camera.position[:2] * share + side
+    spot = camera.position[:2] * near + side
     height = {"pole": 5.0, "person": rng.uniform(1.5, 1.8), "bush": rng.uniform(0.5, 0.9), "scooter": 1.1}[kind]
     return (
         Upright((float(spot[0]), float(spot[1])), float(height), kind, int(rng.integers(6)), bool(rng.random() < 0.5)),
@@ -192,7 +210,9 @@ def render_listing(
     """
     rng = np.random.default_rng([seed, listing.number, 2])
     shape = next(s for s in SHAPES if s.model == listing.claim and s.generation == listing.generation)
-    look, place, phone = draw_look(rng, shape), draw_place(rng, listing.city), draw_phone(rng, listing.city)
+    shifted = listing.city.lower() == SHIFTED_CITY
+    look, place, phone = draw_look(rng, shape), draw_place(rng, shifted), draw_phone(rng, shifted)
+    photographers = IN_NARROW_YARDS if shifted else EVERYDAY
     upright_share = rng.random()
     drawn = {}
     for index, photo in enumerate(listing.photos):
@@ -213,20 +233,20 @@ def render_listing(
             shown_look = draw_look(rng, shown)
             model, generation = shown.model, shown.generation
         if photo.kind in DRAWN:
-            camera, _ = _aim(rng, shape, (400, 300))
+            camera, _ = _aim(rng, shape, (400, 300), photographers)
             outside = draw_scene(place, camera, None, None)
             image = DRAWN[photo.kind](rng, outside).resize(rendered_size(size), Image.Resampling.BICUBIC)
             model = generation = ""
         elif photo.kind == "empty_street":
-            camera, _ = _aim(rng, shape, scene)
+            camera, _ = _aim(rng, shape, scene, photographers)
             image = draw_scene(replace(place, parked=()), camera, None, None)
             model = generation = ""
         elif photo.kind == "wheel":
             image = draw_scene(replace(place, parked=()), _wheel_close_up(rng, shape, scene), build_car(shape), look)
         else:
-            camera, view = _aim(rng, shown, scene)
+            camera, view = _aim(rng, shown, scene, photographers)
             car = build_car(shown) if cars else None
-            image = draw_scene(place, camera, car, shown_look, _in_front(rng, camera))
+            image = draw_scene(place, camera, car, shown_look, _in_front(rng, camera, photographers.something_in_front))
         if photo.kind == "too_dark":
             exposure = float(rng.uniform(0.06, 0.16))
         elif photo.kind == "too_blurred":

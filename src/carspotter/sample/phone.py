@@ -39,22 +39,21 @@ class Phone:
     vignette: float
 
 
-def draw_phone(rng: np.random.Generator, city: str) -> Phone:
-    """Draw a phone; phones of the shifted city are older: noisier, softer, bluer."""
-    shifted = city.lower() == "hyderabad"
+def draw_phone(rng: np.random.Generator, shifted: bool) -> Phone:
+    """Draw a phone; those of the shifted city are older: noisier, softer, paler, with a cast of blue and green."""
     weights = np.array([often for _, _, often in SIZES], float)
     width, height, _ = SIZES[rng.choice(len(SIZES), p=weights / weights.sum())]
-    warmth = rng.normal(-0.05 if shifted else 0.015, 0.045)
+    warmth = rng.normal(-0.07 if shifted else 0.015, 0.045)
     return Phone(
-        (1 + warmth, 1 + rng.normal(0, 0.012), 1 - warmth),
-        float(rng.uniform(1.0, 1.6)),
-        float(rng.uniform(0.9, 1.4)),
-        float(rng.gamma(2, 0.3 if shifted else 0.22)),
-        float(rng.gamma(2.5, 2.4 if shifted else 1.5)),
-        int(rng.integers(60, 80) if shifted else rng.integers(60, 93)),
+        (1 + warmth, 1 + rng.normal(0.04 if shifted else 0, 0.012), 1 - warmth),
+        float(rng.uniform(0.8, 1.3) if shifted else rng.uniform(1.0, 1.6)),
+        float(rng.uniform(0.5, 1.0) if shifted else rng.uniform(0.9, 1.4)),
+        float(rng.gamma(2, 0.45 if shifted else 0.22)),
+        float(rng.gamma(2.5, 3.2 if shifted else 1.5)),
+        int(rng.integers(60, 76) if shifted else rng.integers(60, 93)),
         (width, height),
-        float(rng.uniform(102, 142)),
-        float(rng.uniform(0, 0.3)),
+        float(rng.uniform(84, 150) if shifted else rng.uniform(102, 142)),
+        float(rng.uniform(0, 0.45 if shifted else 0.3)),
     )
 
 

@@ -140,12 +140,11 @@ def plate_ink(rng: np.random.Generator) -> np.ndarray:
     return ink
 
 
-def draw_place(rng: np.random.Generator, city: str) -> Place:
-    """Draw a place. Each city has its own mix of light, grounds and walls, so another city is another distribution."""
-    shifted = city.lower() == "hyderabad"
+def draw_place(rng: np.random.Generator, shifted: bool) -> Place:
+    """Draw a place; those of the shifted city have another mix of light, grounds and walls, and cars stand closer."""
     weather = rng.choice(
         ["sun", "haze", "cloud", "evening", "shade"],
-        p=[0.2, 0.12, 0.2, 0.33, 0.15] if shifted else [0.38, 0.24, 0.2, 0.06, 0.12],
+        p=[0.14, 0.06, 0.15, 0.4, 0.25] if shifted else [0.38, 0.24, 0.2, 0.06, 0.12],
     )
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(28, 70))
     if weather == "evening":
@@ -167,7 +166,9 @@ def draw_place(rng: np.random.Generator, city: str) -> Place:
     )
     sun = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
     walls, tints = [], []
-    layout = rng.choice(["street", "yard", "open", "corner"], p=[0.42, 0.34, 0.05, 0.19])
+    layout = rng.choice(
+        ["street", "yard", "open", "corner"], p=[0.1, 0.62, 0.02, 0.26] if shifted else [0.42, 0.34, 0.05, 0.19]
+    )
     turn = rng.normal(0, 0.12)
     directions = {"street": (1, 3), "yard": (0, 1, 2, 3), "corner": (0, 1), "open": ()}[layout]
     start = rng.integers(4)
@@ -216,7 +217,7 @@ def draw_place(rng: np.random.Generator, city: str) -> Place:
         )
     parked = []
     strangers = [shape for shape in SHAPES if shape.model not in ("swift", "wagonr")]
-    for _ in range(rng.choice([0, 1, 2], p=[0.55, 0.3, 0.15])):
+    for _ in range(rng.choice([0, 1, 2], p=[0.1, 0.35, 0.55] if shifted else [0.55, 0.3, 0.15])):
         shape = strangers[rng.integers(len(strangers))]
         if rng.random() < 0.6:
             position, heading = (

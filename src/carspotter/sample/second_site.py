@@ -11,6 +11,7 @@ import re
 from http import HTTPStatus
 from urllib.parse import quote
 
+from .listings import SHIFTED_CITY
 from .site import MODEL_NAMES, PAGE, Answer, Listing, SampleSite, rupees
 
 CARS_A_PAGE = 6
@@ -52,7 +53,7 @@ class SecondSite(SampleSite):
 
     public, private, small = "/media/full/", "/media/full/owners/", "/media/small/"
     closed = ("/media/full/owners/", "/media/small/owners/", "/enquiry/")
-    cities = ("hyderabad",)
+    cities = (SHIFTED_CITY,)
     cookie = "notice=seen; Path=/; Max-Age=2592000; HttpOnly; SameSite=Lax"
 
     def respond(self, path: str, query: dict[str, str], cookie: str) -> Answer | None:
