@@ -277,7 +277,7 @@ def test_a_missing_photo_is_named_and_leaves_no_array(collection):
 def slow_load(data, photos):
     plain = images.decode_image
     images.decode_image = lambda *arguments: (time.sleep(0.05), plain(*arguments))[1]
-    images.CHUNK = 1
+    images.CHUNK = images.BATCH = 1
     load_images(data, photos, 16, show_progress=False)
 
 

@@ -461,6 +461,25 @@ def test_what_a_person_calls_a_duplicate_ties_its_listings():
         assert groups[[sha(f"pair-{pair}-{n}") for n in (0, 2, 3, 4)]].nunique() == 1
 
 
+def test_a_second_site_that_comes_later_leaves_the_split_and_its_version(tmp_path, study):
+    split_study(study)
+    before, version = read_splits(study).set_index("sha256")["split"], split_version(study)
+    folder = tmp_path / "away"
+    for number, label in enumerate(("swift", "wagonr")):
+        (folder / label).mkdir(parents=True)
+        (folder / label / f"{label}__1.jpg").write_bytes(encode(scene(7000 + number, (160, 120)), quality=90))
+    import_folder(study.data, folder, site="away", show_progress=False)
+    curate_study(study, show_progress=False)
+    split_study(study, shifted_sites=["away"])
+    after = read_splits(study).set_index("sha256")["split"]
+    assert Counter(after)["shifted"] == 2 and after[before.index].equals(before)
+    assert split_version(study) == version
+    table = read_splits(study)
+    moved = table["split"].mask(table["sha256"] == before.index[before == "train"][0], "validation")
+    table.assign(split=moved).to_csv(study.splits, index=False, lineterminator="\n")
+    assert split_version(study) != version
+
+
 def test_a_photo_that_both_sites_show_sets_no_site_apart():
     rows = [*market(40), *market(20, seed=1, prefix="away:")]
     photos, curation = collection(rows)

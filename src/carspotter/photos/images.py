@@ -8,7 +8,8 @@ import hashlib
 import io
 import os
 import warnings
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,7 +27,8 @@ FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bm
 PIXEL_LIMIT = 25_000_000
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 WORKERS = min(8, os.cpu_count() or 1)
-CHUNK = 256  # photos decoded before they are written: bounds memory, keeps the pool busy
+CHUNK = 256  # photos read before they are written: bounds memory, keeps the pool busy
+BATCH = 32  # images that a thread makes at a time: to hand over each one costs more
 
 # Our own limit is stricter than the one at which Pillow warns.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -135,10 +137,13 @@ def load_images(data: Path, photos: pd.DataFrame, size: int, show_progress: bool
 
 
 def _write_images(part: BinaryIO, data: Path, photos: pd.DataFrame, size: int, show_progress: bool) -> None:
-    def decode(path: str) -> np.ndarray:
-        if not (data / path).is_file():
-            raise FileNotFoundError(f"{data / path}: the photo is not on this machine; scrape or import it again")
-        return decode_image(data / path, size)
+    def decode(paths: list[str]) -> np.ndarray:
+        images = np.empty((len(paths), size, size, 3), np.uint8)
+        for image, path in zip(images, paths, strict=True):
+            if not (data / path).is_file():
+                raise FileNotFoundError(f"{data / path}: the photo is not on this machine; scrape or import it again")
+            image[:] = decode_image(data / path, size)
+        return images
 
     keep_freed_memory()
     part.truncate(0)
@@ -149,10 +154,22 @@ def _write_images(part: BinaryIO, data: Path, photos: pd.DataFrame, size: int, s
         ThreadPoolExecutor(WORKERS) as pool,
         progress_bar(len(paths), "decode", "photos", show_progress) as progress,
     ):
-        for start in range(0, len(paths), CHUNK):
-            for image in pool.map(decode, paths[start : start + CHUNK]):
-                part.write(image.tobytes())
-                progress.update()
+        waiting: deque[Future] = deque()
+
+        def write_next() -> None:
+            images = waiting.popleft().result()
+            part.write(images)
+            progress.update(len(images))
+
+        try:
+            for start in range(0, len(paths), BATCH):
+                waiting.append(pool.submit(decode, paths[start : start + BATCH]))
+                if len(waiting) > CHUNK // BATCH:
+                    write_next()
+            while waiting:
+                write_next()
+        finally:
+            pool.shutdown(cancel_futures=True)
     part.flush()
     os.fsync(part.fileno())
 

@@ -108,7 +108,7 @@ class _Evidence:
 
 def _gather(features, labels, groups, bad, seed) -> _Evidence:
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    components, whitened = _principal_components(unit, seed)
+    components, whitened = _principal_components(unit)
     folds = list(GroupKFold(FOLDS, shuffle=True, random_state=seed).split(components, groups=groups))
     distance = _distance_to_class(unit, labels, groups, ~bad)
     probabilities, classes = out_of_fold(components, labels, folds, ~bad)
@@ -141,10 +141,11 @@ def out_of_fold(features, labels, folds, good) -> tuple[np.ndarray, np.ndarray]:
     return probabilities, classes
 
 
-def _principal_components(unit: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _principal_components(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Give components of total variance 40, which C = .1 goes with, and half-whitened ones of length 1."""
-    pca = PCA(min(COMPONENTS, unit.shape[1], len(unit) - 1), random_state=seed)
-    components = pca.fit_transform(unit)
+    # exact and in float64: the randomised solver's rounding, and so the scores, would differ with the number of threads
+    pca = PCA(min(COMPONENTS, unit.shape[1], len(unit) - 1), svd_solver="covariance_eigh")
+    components = pca.fit_transform(unit.astype(np.float64))
     variance = pca.explained_variance_
     whitened = components / np.sqrt(variance + variance.mean() + 1e-12)  # small directions are mostly noise
     whitened /= np.maximum(np.linalg.norm(whitened, axis=1, keepdims=True), 1e-12)

@@ -142,9 +142,14 @@ def read_splits(study: Study) -> pd.DataFrame:
 
 
 def split_version(study: Study) -> str:
-    """Give the split's version: the SHA-256 of `splits.csv`."""
-    read_splits(study)
-    return hashlib.sha256(study.splits.read_bytes()).hexdigest()
+    """Give the split's version: the SHA-256 of `splits.csv` without its lines of shifted and excluded photos.
+
+    So a second site can be set apart, or set apart anew, after the models are trained: no run has seen its photos.
+    """
+    split = read_splits(study)["split"]
+    heading, *lines = study.splits.read_bytes().splitlines(keepends=True)
+    studied = [line for line, side in zip(lines, split, strict=True) if side in STUDIED]
+    return hashlib.sha256(heading + b"".join(studied)).hexdigest()
 
 
 @dataclass(frozen=True)
