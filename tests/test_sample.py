@@ -19,7 +19,7 @@ from protego import Protego
 from carspotter.sample import listings as sample_listings
 from carspotter.sample.bodies import MATERIAL, build_car
 from carspotter.sample.contact_sheet import CAPTION, CELL, COLUMNS, ROWS, write_contact_sheet
-from carspotter.sample.listings import COPIES, JUNK, plan_listings, render_listing, write_photos
+from carspotter.sample.listings import COPIES, JUNK, SHIFTED_CITY, plan_listings, render_listing, write_photos
 from carspotter.sample.phone import decode
 from carspotter.sample.raster import Camera
 from carspotter.sample.scenes import Place, draw_look, draw_place, draw_scene
@@ -139,6 +139,16 @@ def test_a_photo_without_its_car_differs_where_the_car_was():
     alike = {part: np.corrcoef(shown[at].ravel(), left_out[at].ravel())[0, 1] for part, at in
              (("middle", middle), ("edge", edge))}  # fmt: skip
     assert alike["edge"] > 0.8 > alike["middle"] + 0.2, alike
+
+
+def test_phones_of_the_shifted_city_see_paler_and_bluer():
+    def mean_colour(city: str) -> np.ndarray:
+        plan = [replace(one, photos=one.photos[:1]) for one in plan_listings(8, SEED, cities=(city,))]
+        photos = [photo for one in plan for photo, _ in render_listing(one, SEED, SMALL).values()]
+        return np.mean([np.asarray(decode(photo), float).reshape(-1, 3).mean(axis=0) for photo in photos], axis=0)
+
+    here, there = mean_colour("pune"), mean_colour(SHIFTED_CITY)
+    assert there[2] / there[0] > 1.05 * here[2] / here[0], (here, there)
 
 
 def test_another_colour_changes_the_photo_and_not_its_label(monkeypatch):
