@@ -193,14 +193,14 @@ def _rank_by_features(
         cluster = table.at[sha256, "duplicate_cluster"]
         groups.join([sha256, *listings[sha256], *([f"cluster {cluster}"] if cluster else [])])
     rejected = (reviews["verdict"] == "reject").astype(float).where(~reviews["reason"].isin(NO_EXAMPLES))
-    middle, rim = np.swapaxes(np.stack(palettes[ranked]), 0, 1)
+    body, rim = np.swapaxes(np.stack(palettes[ranked]), 0, 1)
     listing = [next(iter(listings[sha256]), "") for sha256 in ranked]
     found = rank_photos(
         features.loc[ranked].to_numpy(),
         table.loc[ranked, "label"],
         [groups.root(sha256) for sha256 in ranked],
         rejected.reindex(ranked).to_numpy(),
-        np.hstack([stand_apart(middle, listing), stand_apart(rim, listing, [np.max])]),
+        np.hstack([stand_apart(body, listing, [np.max, np.median]), stand_apart(rim, listing, [np.max])]),
         listing,
     ).set_index(ranked)
     worse = found["score"] > table.loc[ranked, "score"]

@@ -24,7 +24,7 @@ from carspotter.photos.palette import COLOURS, describe_palette
 from carspotter.progress import progress_bar
 
 SIDE = 64  # pixels of the grey copy
-VERSION = 3  # raise when a fingerprint changes: it names the cache file
+VERSION = 4  # raise when a fingerprint changes: it names the cache file
 FINGERPRINT = np.dtype(
     [
         ("sha256", "S64"),

@@ -14,7 +14,8 @@ Where it is known how far a photo stands apart from the others of its listing (s
 
 Then a classifier learns from the worst tenth of that ranking against the better part of it (self-training), and finds
 what looks like the worst but happened to get a plausible label. What people rejected and kept takes the place of such
-guesses. Everything here ranks, nothing rejects.
+guesses. Another car in a listing is like no other reject; so what stands apart by its paint alone goes up all the same.
+Everything here ranks, nothing rejects.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ SUSPECT = 0.8  # the fifth above it holds most of the junk; it does not stand fo
 GUESSED_REJECT, GUESSED_KEEP = 0.9, 0.7
 ROUNDS = 2
 ONE_SIGN = 4  # the power of ranks by which one high rank outweighs several middling ones
+ALONE = 16  # that by which one high rank is enough, whatever the others are
 VERDICT_WEIGHT = 2.0  # a person's word against a guess
 GUESSES_SAY, EXAMPLES_SAY = 0.5, 0.7  # the classifier's share in the ranking, without rejects by a person and with
 LEARNT_FROM = 5000  # guesses at most: the classifier's work grows faster than their number
@@ -53,10 +55,9 @@ def rank_photos(features, labels, groups, rejected=None, apart=None, listings=No
 
     `features`: float (N, F). `labels`, `groups`: N names each. `rejected`: what people said, float (N,): 1 rejected,
     0 kept, nan not reviewed, or rejected for what features do not show. `apart`: ranks (N, K) by how far each stands
-    apart from its listing, 0 … 1, nan where that is not known; with `listings` (N names, "" for none) features are
-    held against the listing as well. Scores are ranks: the worst fifth has .5 and
-    more. Fewer than 30 photos, or than five groups, are not ranked: all score 0. Raises ValueError for features that
-    are not finite.
+    apart from its listing, 0 … 1, nan where that is not known, the most telling first; with `listings` (N names, "" for
+    none) features are held against the listing as well. Scores are ranks: the worst fifth has .5 and more. Fewer than
+    30 photos, or than five groups, are not ranked: all score 0. Raises ValueError for features that are not finite.
     """
     features = np.asarray(features, dtype=np.float32)
     labels, groups = np.asarray(labels, dtype=str), np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
@@ -81,6 +82,9 @@ def rank_photos(features, labels, groups, rejected=None, apart=None, listings=No
     for _ in range(ROUNDS):
         likeness = _rank(_likeness_to_rejects(evidence.whitened, blended, rejected, evidence.folds, seed))
         blended = _rank((1 - say) * first + say * likeness)
+    if not np.isnan(apart).all():
+        telling = np.nan_to_num(apart[:, 0], nan=0.5)
+        blended = _rank((1 - say) * first**ALONE + say * likeness**ALONE + 0.5 * telling**ALONE)
     score = blended**STEEPNESS
     reasons = [
         _say_why(photo, labels, evidence, first, likeness, apart[photo].max(), np.nansum(rejected) > 0)
