@@ -51,6 +51,19 @@ def test_what_stands_apart_from_its_listing_rises_and_says_so():
     np.testing.assert_array_equal(unknown["score"], rank_photos(features, labels, alone(labels))["score"])
 
 
+def test_the_most_telling_sign_is_enough_alone():
+    features, labels, _ = crowd(mislabelled=0)
+    apart = np.random.default_rng(1).uniform(0, 0.9, (len(labels), 3))
+    odd = np.isin(np.arange(len(labels)), [5, 150])
+    shares = []
+    for column in (0, 2):
+        signs = apart.copy()
+        signs[odd, column] = 1.0
+        ranked = rank_photos(features, labels, alone(labels), apart=signs)
+        shares.append(share_found(ranked["score"].to_numpy(), odd, 0.1))
+    assert shares == [1.0, 0.0]
+
+
 def test_one_class_alone_is_ranked_by_distance():
     rng = np.random.default_rng(0)
     features = np.concatenate([rng.normal(2, 1, (60, 16)), rng.normal(0, 1, (3, 16)) - 2])
