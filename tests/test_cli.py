@@ -170,3 +170,19 @@ def test_the_study_verb_goes_from_class_folders_to_a_page(tmp_path, photos):
     assert "| augmentation | torch | 0 |" in finished.stdout
     page = (tmp_path / "data" / "reports" / "swift_wagonr" / "index.html").read_text()
     assert page.count("data:image/jpeg;base64") >= 5 and "study swift_wagonr" in page
+
+
+def test_a_reader_that_has_seen_enough_ends_a_verb_without_a_word(tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)  # as `| head` leaves it
+    drawing = ["sample", "photos", "--listings", "1", "--longest-side", "100", "--out", str(tmp_path / "photos")]
+    finished = subprocess.run(
+        [sys.executable, "-m", "carspotter", *drawing],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
+    )
+    os.close(writing)
+    assert finished.returncode == 141 and "roken pipe" not in finished.stderr
+    assert (tmp_path / "photos" / "truth.csv").exists()

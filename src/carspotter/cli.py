@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import getpass
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,10 +15,15 @@ from carspotter.paths import Study
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; give the exit code: 0 done, 1 the verb's own "no", 2 bad input, 130 interrupted."""
+    """Run one verb; give the exit code: 0 done, 1 the verb's own "no", 2 bad input, 130 interrupted, 141 unread."""
     options = _parser().parse_args(arguments)
     try:
-        return options.verb(options) or 0
+        code = options.verb(options) or 0
+        sys.stdout.flush()  # a reader that is gone shows here, and not in a traceback at the very end
+        return code
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141  # what shells say of a program that SIGPIPE ended
     except KeyboardInterrupt:
         print("\nInterrupted. What is finished is kept; run the same command again to go on.", file=sys.stderr)
         return 130
