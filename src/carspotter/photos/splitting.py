@@ -142,14 +142,13 @@ def read_splits(study: Study) -> pd.DataFrame:
 
 
 def split_version(study: Study) -> str:
-    """Give the split's version: the SHA-256 of `splits.csv` without its lines of shifted and excluded photos.
+    """Give the split's version: the SHA-256 of `splits.csv` without its rows of shifted and excluded photos.
 
     So a second site can be set apart, or set apart anew, after the models are trained: no run has seen its photos.
     """
-    split = read_splits(study)["split"]
-    heading, *lines = study.splits.read_bytes().splitlines(keepends=True)
-    studied = [line for line, side in zip(lines, split, strict=True) if side in STUDIED]
-    return hashlib.sha256(heading + b"".join(studied)).hexdigest()
+    splits = read_splits(study)
+    studied = splits.loc[splits["split"].isin(STUDIED), COLUMNS]
+    return hashlib.sha256(studied.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
 @dataclass(frozen=True)
