@@ -11,6 +11,7 @@ import pandas as pd
 
 from carspotter.evidence.comparison import Interval, accuracy_interval, equivalence
 from carspotter.evidence.selection import best_epoch_optimism
+from carspotter.models.experiments import SERIES
 from carspotter.models.runs import Run, load_run, read_runs
 from carspotter.paths import Study
 from carspotter.photos.splitting import read_splits
@@ -145,10 +146,19 @@ def recipes_report(study: Study) -> pd.DataFrame:
     """Give one row per recipe of `recorded_recipes`, all its seeds together; none where only quick runs are recorded.
 
     Validation accuracy is that of the best epochs, with an interval over seeds and groups of photos, and the mean of
-    the last five epochs, which were not chosen. ± is the standard deviation between seeds; one seed has none.
+    the last five epochs, which were not chosen. ± is the standard deviation between seeds; one seed has none. Rows are
+    in the order of the series, those of an experiment from large images and long runs to small and short ones.
     """
+    places = {name: place for place, name in enumerate(SERIES)}
+
+    def place_of(recipe: tuple) -> tuple:
+        experiment, framework, epochs, image_size, *_ = recipe
+        return places.get(experiment, len(places)), experiment, -image_size, -epochs, framework
+
     found = []
-    for (experiment, framework, epochs, image_size, dtype, *_), runs in recorded_recipes(study).items():
+    recipes = recorded_recipes(study)
+    for recipe in sorted(recipes, key=place_of):
+        runs, (experiment, framework, epochs, image_size, dtype, *_) = recipes[recipe], recipe
         results = results_of(study, runs)
         interval = accuracy_interval(results.correct, results.groups)
         spread = "" if interval.seed_spread is None else f" ± {interval.seed_spread:.3f}"
