@@ -239,7 +239,9 @@ def load(collection, size=16):
     return load_images(*collection, size, show_progress=False)
 
 
-def test_load_images_gives_the_photos_in_order_read_only(collection):
+def test_load_images_gives_the_photos_in_order_read_only(collection, monkeypatch):
+    monkeypatch.setattr(images, "BATCH", 2)  # several batches, more than wait at a time
+    monkeypatch.setattr(images, "CHUNK", 4)
     data, photos = collection
     loaded = load(collection)
     assert isinstance(loaded, np.memmap) and loaded.shape == (12, 16, 16, 3) and loaded.dtype == np.uint8

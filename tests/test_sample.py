@@ -141,7 +141,7 @@ def test_a_photo_without_its_car_differs_where_the_car_was():
     assert alike["edge"] > 0.8 > alike["middle"] + 0.2, alike
 
 
-def test_phones_of_the_shifted_city_see_paler_and_bluer():
+def test_phones_of_the_shifted_city_see_bluer():
     def mean_colour(city: str) -> np.ndarray:
         plan = [replace(one, photos=one.photos[:1]) for one in plan_listings(8, SEED, cities=(city,))]
         photos = [photo for one in plan for photo, _ in render_listing(one, SEED, SMALL).values()]

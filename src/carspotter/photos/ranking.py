@@ -72,7 +72,8 @@ def rank_photos(features, labels, groups, rejected=None, apart=None, listings=No
     apart = np.full((len(labels), 1), np.nan) if apart is None else apart
     if listings is not None:
         apart = np.hstack([apart, stand_apart(evidence.whitened, listings)])
-    if np.isnan(apart).all():
+    known_apart = not np.isnan(apart).all()
+    if not known_apart:
         blended = first = _rank(np.mean(parts, axis=0))
     else:
         # One strong sign is enough: what stands apart from its listing may be near its class, and the other way.
@@ -82,7 +83,7 @@ def rank_photos(features, labels, groups, rejected=None, apart=None, listings=No
     for _ in range(ROUNDS):
         likeness = _rank(_likeness_to_rejects(evidence.whitened, blended, rejected, evidence.folds, seed))
         blended = _rank((1 - say) * first + say * likeness)
-    if not np.isnan(apart).all():
+    if known_apart:
         telling = np.nan_to_num(apart[:, 0], nan=0.5)
         blended = _rank((1 - say) * first**ALONE + say * likeness**ALONE + 0.5 * telling**ALONE)
     score = blended**STEEPNESS
