@@ -95,8 +95,7 @@ def torch_warp() -> Callable:
 
 def tensorflow_warp() -> Callable:
     siblings = import_framework("tensorflow")
-    warp = siblings.tf.function(siblings.warp, reduce_retracing=True)
-    return lambda images, matrices: warp(images, matrices.reshape(-1, 9)[:, :8].astype(np.float32))
+    return lambda images, matrices: siblings.warp(images, matrices.reshape(-1, 9)[:, :8].astype(np.float32))
 
 
 WARPS = {"keras": keras_warp, "torch": torch_warp, "tensorflow": tensorflow_warp}

@@ -206,10 +206,11 @@ def test_contract_images_too_small_are_refused(siblings):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_contract_learns_two_classes(siblings, photos, tmp_path, dtype):
     images, labels = photos
+    # After 16 epochs one seed in ten still lags with its running averages, after 24 none of eight in any framework.
     # A little dropout: half of it would be most of what 16 units have.
     experiment = replace(BATCH_NORM, **SMALL, dtype=dtype, dropout_rate=0.1)
-    model, seen = train(siblings, experiment, images, labels, tmp_path, epochs=16)
-    assert [epoch for epoch, *_ in seen] == list(range(1, 17))
+    model, seen = train(siblings, experiment, images, labels, tmp_path, epochs=24)
+    assert [epoch for epoch, *_ in seen] == list(range(1, 25))
     assert seen[-1][1] < seen[0][1] and seen[-1][2] >= 0.85
     assert accuracy(labels, siblings.predict_probabilities(model, images)) >= 0.95
     np.testing.assert_allclose(seen[-1][3], siblings.predict_probabilities(model, images), atol=1e-6)

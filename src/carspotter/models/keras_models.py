@@ -81,27 +81,48 @@ class PhotoDataset(keras.utils.PyDataset):
         return order, np.concatenate(changes, axis=1, dtype=np.float32)
 
 
-class Warp(layers.Layer):
-    """Applies one affine matrix per photo to a batch, in one operation; bilinear, the nearest border pixel repeats.
+def warp(images, changes):
+    """Apply one change per photo, float32 (B, 8 or 20), to images uint8 (B, S, S, 3): float32.
 
-    Then one change of colours, where it is given twelve more numbers.
+    Affine: bilinear; the nearest border pixel repeats. Then one of colours, where there are twelve more numbers,
+    (3, 4), for values 0 … 1.
     """
+    count, size = ops.shape(images)[0], images.shape[1]
+    pixel = ops.arange(size, dtype="float32")
+    across, down, start = ops.unstack(ops.reshape(changes[:, :6], (-1, 2, 3, 1, 1)), 3, axis=2)
+    place = across * pixel + down * pixel[:, None] + start  # x and y in the photo, for each pixel of the new one
+    place = ops.clip(place, 0, size - 1)  # repeats the border
+    corner = ops.minimum(ops.floor(place), size - 2)  # at the last pixel the share is 1
+    share = (place - corner)[..., None]
+    corner = ops.cast(corner, "int32")
+    photo = ops.arange(count, dtype="int32")[:, None, None]
+    upper_left = (photo * size + corner[:, 1]) * size + corner[:, 0]
+    pixels = ops.reshape(images, (-1, 3))
+
+    def row(step):
+        left, right = (ops.cast(ops.take(pixels, upper_left + step + side, axis=0), "float32") for side in (0, 1))
+        return left * (1 - share[:, 0]) + right * share[:, 0]
+
+    warped = row(0) * (1 - share[:, 1]) + row(size) * share[:, 1]
+    if changes.shape[1] == 8:
+        return warped
+    colours = ops.transpose(ops.reshape(changes[:, 8:], (-1, 3, 4)), (0, 2, 1))
+    changed = ops.matmul(ops.reshape(warped, (-1, size * size, 3)), colours[:, :3]) + 255 * colours[:, 3:]
+    return ops.reshape(ops.clip(changed, 0, 255), (-1, size, size, 3))
+
+
+class Warp(layers.Layer):
+    """Applies `warp` to a batch, in one operation where the backend has XLA."""
 
     def __init__(self, **options):
         super().__init__(**options)
-        self.supports_jit = keras.backend.backend() != "tensorflow"  # XLA does not know TensorFlow's warp
+        self.warp = warp
+        if keras.backend.backend() == "tensorflow":
+            # One loop instead of forty operations. JAX compiles it with the model.
+            self.warp = import_module("tensorflow").function(warp, jit_compile=True)
 
     def call(self, images, changes):
-        # A uint8 warp would truncate to whole levels; a copy of the matrices, because Keras on torch changes them.
-        images, transforms = ops.cast(images, "float32"), ops.cast(changes[:, :8], "float32") + 0.0
-        warped = ops.image.affine_transform(images, transforms, interpolation="bilinear", fill_mode="nearest")
-        if changes.shape[1] == 8:
-            return warped
-        size = images.shape[1]
-        colours = ops.transpose(ops.reshape(changes[:, 8:], (-1, 3, 4)), (0, 2, 1))
-        pixels = ops.reshape(warped, (-1, size * size, 3))
-        changed = ops.clip(ops.matmul(pixels, colours[:, :3]) + 255 * colours[:, 3:], 0, 255)
-        return ops.reshape(changed, (-1, size, size, 3))
+        return self.warp(images, changes)
 
     def compute_output_shape(self, images_shape, changes_shape):
         return images_shape
