@@ -1,41 +1,47 @@
 """The duplicate search: its growth on made-up photos, its recall on altered copies of real ones, beside a peer.
 
-    python -m benchmarks.duplicates grow --sizes 10000 30000 100000
+    python -m benchmarks.duplicates grow --sizes 10000 100000 1000000 [--table CSV --figure PNG]
     python -m benchmarks.duplicates copies --peer-python PYTHON
 
 Both read the photos of the folder that the variable CARSPOTTER_REAL_PHOTOS names. `grow` makes photos up from them:
 half the variance of each is a real photo's, the other half drawn from their principal components, so that hashes are as
-skewed as real ones; one in a hundred is an altered copy of another. `copies` adds a re-encoded, rescaled, cropped
-(by 5–15 % of both sides), mirrored and watermarked copy of every photo, and then holds the pairs found against the
-truth; a PYTHON that has `imagededup` does the same with its perceptual hash.
+skewed as real ones; one in a hundred is an altered copy of another. It writes down each size as soon as it is measured
+and draws what the table then holds; up to 20,000 photos all pairs are looked at as well. `copies` adds a re-encoded,
+rescaled, cropped (by 5–15 % of both sides), mirrored and watermarked copy of every photo, and then holds the pairs
+found against the truth; a PYTHON that has `imagededup` does the same with its perceptual hash.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
-import os
 import random
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageDraw, ImageOps
 
 from benchmarks.machine import describe
+from carspotter.evidence.plots import growth_chart
+from carspotter.paths import real_photos
 from carspotter.photos.alignment import CLOSE_SIDE
 from carspotter.photos.fingerprints import (
     FINGERPRINT,
     HASH_DISTANCE,
     LOW_DISTANCE,
     SIDE,
+    confirm,
     find_candidates,
     find_duplicates,
     hash_windows,
@@ -46,6 +52,7 @@ from carspotter.photos.images import WORKERS
 COMPONENTS = 300
 PLANTED = 100  # one photo in so many is an altered copy
 BRUTE_FORCE = 20_000  # photos up to which all pairs are looked at
+GROWTH_TITLE = "Duplicate search on made-up photos with the hashes of real ones"
 PEER = """
 import json, sys, time
 from imagededup.methods import PHash
@@ -61,11 +68,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("grow", "copies"))
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="PHOTOS")
+    parser.add_argument("--table", type=Path, help="measures are added to this CSV file")
+    parser.add_argument("--figure", type=Path, help="and drawn into this PNG file")
     parser.add_argument("--photos", type=int, help="only so many of the real photos")
     parser.add_argument("--peer-python", type=Path, help="a Python that has imagededup")
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    files = sorted(Path(os.environ["CARSPOTTER_REAL_PHOTOS"]).rglob("*.jpg"))
+    folder = real_photos()
+    if folder is None:
+        parser.error("CARSPOTTER_REAL_PHOTOS names no folder of photos")
+    files = sorted(folder.rglob("*.jpg"))
     files = random.Random(0).sample(files, options.photos) if options.photos else files
     if options.size:
         print(json.dumps(grow(files, options.size)))
@@ -74,13 +86,20 @@ def main() -> None:
     if options.part == "copies":
         compare_copies(files, options.peer_python)
         return
+    rows = pd.read_csv(options.table).to_dict("records") if options.table and options.table.exists() else []
     for size in options.sizes:  # each in a process of its own, for its memory
         command = [sys.executable, "-m", "benchmarks.duplicates", "grow", "--size", str(size)]
-        print(subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip(), flush=True)
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        print(output, flush=True)
+        rows = sorted([*(row for row in rows if row["photos"] != size), json.loads(output)], key=itemgetter("photos"))
+        if options.table:
+            pd.DataFrame(rows).to_csv(options.table, index=False, lineterminator="\n")
+        if options.figure:
+            growth_chart(pd.DataFrame(rows), GROWTH_TITLE).savefig(options.figure, bbox_inches="tight")
 
 
 def grow(files: list[Path], count: int) -> dict:
-    """Search `count` made-up photos; give seconds, candidates, recall and the memory (MB) added by the search."""
+    """Search `count` made-up photos: seconds of each step, candidates, recall, and the memory (MB) at its highest."""
     rng = np.random.default_rng(1)
     real = np.stack([_grey(Image.open(file)) for file in files]).reshape(len(files), -1).astype(np.float32)
     mean = real.mean(axis=0)
@@ -88,39 +107,48 @@ def grow(files: list[Path], count: int) -> dict:
     waves = (spread[:COMPONENTS, None] * waves[:COMPONENTS] / np.sqrt(len(real))).astype(np.float32)
     hashes = np.empty((count, 36, 3), dtype=np.uint64)
     planted = np.arange(PLANTED, count, PLANTED)
-    hashing = [0.0, 0.0]
-    for start in range(0, count, PLANTED * 40):
-        size = min(PLANTED * 40, count - start)
-        drawn = rng.normal(size=(size, len(waves))).astype(np.float32) @ waves
-        grey = mean + np.sqrt(0.5) * (drawn + real[rng.integers(len(real), size=size)] - mean)
-        grey = grey.clip(0, 255).astype(np.uint8).reshape(size, SIDE, SIDE)
-        for row in range(PLANTED, size, PLANTED):
-            grey[row] = _grey(_crop(Image.fromarray(grey[row - 1]), random.Random(int(start + row))))
-        before = time.perf_counter(), time.process_time()
-        hashes[start : start + size] = hash_windows(grey)
-        hashing[0] += time.perf_counter() - before[0]
-        hashing[1] += time.process_time() - before[1]
-    planted = planted[planted % (PLANTED * 40) != 0]
-    before = time.perf_counter(), time.process_time()
-    candidates = find_candidates(hashes, show_progress=False)
-    seconds, cpu = time.perf_counter() - before[0], time.process_time() - before[1]
+    result = {"photos": count}
+    with tempfile.TemporaryFile() as file:
+        for start in range(0, count, PLANTED * 40):
+            size = min(PLANTED * 40, count - start)
+            drawn = rng.normal(size=(size, len(waves))).astype(np.float32) @ waves
+            grey = mean + np.sqrt(0.5) * (drawn + real[rng.integers(len(real), size=size)] - mean)
+            grey = grey.clip(0, 255).astype(np.uint8).reshape(size, SIDE, SIDE)
+            for row in range(PLANTED, size, PLANTED):
+                grey[row] = _grey(_crop(Image.fromarray(grey[row - 1]), random.Random(int(start + row))))
+            file.write(grey.tobytes())
+            with _clocked(result, "hash"):
+                hashes[start : start + size] = hash_windows(grey)
+        planted = planted[planted % (PLANTED * 40) != 0]
+        with _clocked(result, "search"):
+            candidates = find_candidates(hashes, show_progress=False)
+        result["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+        fingerprints = np.memmap(file, dtype=[("grey", "u1", (SIDE, SIDE))], mode="r", shape=(count,))
+        with _clocked(result, "confirm"):
+            confirmed = confirm(candidates, fingerprints, show_progress=False)
     found = np.unique(_pairs(candidates["whole"], candidates["cut"], count))
     wanted = _pairs(planted - 1, planted, count)
-    result = {
-        "photos": count,
-        "hash_seconds": hashing[0],
-        "hash_cpu_seconds": hashing[1],
-        "search_seconds": seconds,
-        "search_cpu_seconds": cpu,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
+    confirmed = _pairs(confirmed["first"].to_numpy(), confirmed["second"].to_numpy(), count)
+    result |= {
         "candidates": len(candidates),
         "planted_found": np.isin(wanted, found).mean(),
+        "planted_confirmed": np.isin(wanted, confirmed).mean(),
+        "confirmed": len(confirmed),
     }
     if count <= BRUTE_FORCE:
         true = _search_all_pairs(hashes)
         result |= {"pairs_of_brute_force": len(true), "recall_of_brute_force": np.isin(true, found).mean()}
         result["recall_of_planted_among_these"] = np.isin(np.intersect1d(wanted, true), found).mean()
-    return {name: round(float(value), 4) for name, value in result.items()}
+    return {name: value if isinstance(value, int) else round(float(value), 4) for name, value in result.items()}
+
+
+@contextlib.contextmanager
+def _clocked(result: dict, step: str) -> Iterator[None]:
+    """Add the seconds that a step takes, and those of CPU, to `result`."""
+    before = time.perf_counter(), time.process_time()
+    yield
+    for name, gone in (("seconds", time.perf_counter() - before[0]), ("cpu_seconds", time.process_time() - before[1])):
+        result[f"{step}_{name}"] = result.get(f"{step}_{name}", 0.0) + gone
 
 
 def _search_all_pairs(hashes: np.ndarray) -> np.ndarray:

@@ -292,6 +292,29 @@ def framework_bars(table: pd.DataFrame, title: str = "") -> Figure:
         return _finish(figure)
 
 
+def growth_chart(table: pd.DataFrame, title: str = "") -> Figure:
+    """Draw how the steps of the duplicate search grow: seconds of each (left) and the peak of memory (right).
+
+    `table`: a row per number of `photos` with hash_seconds, search_seconds, confirm_seconds and peak_mb. A dotted line
+    grows in proportion to the photos.
+    """
+    table = table.sort_values("photos")
+    photos = table["photos"].to_numpy(dtype=float)
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
+        for step, colour in (("hash", BLUE), ("search", ORANGE), ("confirm", GREEN)):
+            left.plot(photos, table[f"{step}_seconds"], "o-", color=colour, label=step)
+        start = table[["hash_seconds", "search_seconds", "confirm_seconds"]].iloc[0].max()
+        left.plot(photos, start * photos / photos[0], ":", color=GREY, label="in proportion")
+        right.plot(photos, table["peak_mb"], "o-", color=BLUE)
+        for axis, word in ((left, "seconds"), (right, "peak of memory, MB")):
+            axis.set(xscale="log", yscale="log", xlabel="photos", ylabel=word)
+            axis.grid(alpha=0.3)
+        left.legend()
+        figure.suptitle(title, fontweight="bold")
+    return _finish(figure)
+
+
 def _log_scale(axis: plt.Axes) -> None:
     """Spread the horizontal axis by factors, with plain numbers at 1, 2 and 5."""
     axis.set_xscale("log")

@@ -105,12 +105,25 @@ def find_duplicates(
 ) -> pd.DataFrame:
     """Find all pairs that show the same shot: columns first, second (rows of `fingerprints`), similarity (0 … 1).
 
-    `similarity` is how well small blocks agree once the pair is aligned. With `open_large`, which gives the grey photo
-    of a row as uint8 (CLOSE_SIDE, CLOSE_SIDE), likely pairs are compared on that and have SAME_SHOT_CLOSELY or more;
-    without it, on the small copies, SAME_SHOT or more. `fingerprints` may be memory-mapped. Work and memory grow in
-    proportion to their number, as long as no more of them are alike.
+    `fingerprints` may be memory-mapped. Work and memory grow in proportion to their number, as long as no more of them
+    are alike. For `open_large` see `confirm`.
     """
     candidates = find_candidates(hash_windows(fingerprints["grey"]), show_progress)
+    return confirm(candidates, fingerprints, show_progress, open_large)
+
+
+def confirm(
+    candidates: np.ndarray,
+    fingerprints: np.ndarray,
+    show_progress: bool = True,
+    open_large: Callable[[int], np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """Give those of the CANDIDATE pairs that show the same shot: columns first, second, similarity (0 … 1).
+
+    `similarity` is how well small blocks agree once the pair is aligned. With `open_large`, which gives the grey photo
+    of a row as uint8 (CLOSE_SIDE, CLOSE_SIDE), likely pairs are compared on that and have SAME_SHOT_CLOSELY or more;
+    without it, on the small copies, SAME_SHOT or more.
+    """
     similarity = np.empty(len(candidates), dtype=np.float32)
     chunks = [slice(start, start + PAIR_CHUNK) for start in range(0, len(candidates), PAIR_CHUNK)]
 
