@@ -131,6 +131,24 @@ def test_poor_photos_are_ranked_not_rejected(data, folder, kind, spoil):
     assert table["reason"].ne("").sum() == 1
 
 
+def test_a_photo_half_as_sharp_as_its_listing_is_ranked_though_its_sharpness_would_do(data, folder):
+    shas = {}
+    for listing in ("a", "b"):
+        for seed in range(5):
+            image = scene(seed + 10 * (listing == "b"), (640, 480))
+            if listing == "a" and seed == 4:
+                image = image.filter(ImageFilter.GaussianBlur(2.5))
+            shas[listing, seed] = save(folder, f"swift/{listing}__{seed:02}.jpg", image)
+    table = curated(data, folder)
+    soft = shas["a", 4]
+    assert table["score"].idxmax() == soft and table.loc[soft, "score"] > 0.5
+    assert table.loc[soft, "reason"].startswith("blurred: ")
+    assert "its listing's other photos have" in table.loc[soft, "reason"]
+    assert table["reason"].ne("").sum() == 1
+    (folder / "swift/a__04.jpg").rename(folder / "swift/alone__04.jpg")
+    assert curated(data.with_name("elsewhere"), folder)["reason"].eq("").all()
+
+
 def review(data, sha256, verdict, **more):
     line = {
         "sha256": sha256,
@@ -176,6 +194,21 @@ def test_what_is_shown_is_ranked_by_features_and_a_person_stays_right(data, fold
     # Photos without features (one that was collected since) are ranked by quality alone.
     table = curate(data, read_photos(data), show_progress=False, features=features.iloc[2:]).set_index("sha256")
     assert table.loc[shas[1], "score"] < 0.5
+
+
+def test_doubts_of_models_raise_a_photo_that_features_find_nothing_in(data, folder):
+    shas = [save(folder, f"{('swift', 'wagonr')[n % 2]}/{n}__01.jpg", scene(n, (320, 240))) for n in range(40)]
+    rng = np.random.default_rng(0)
+    features = pd.DataFrame(rng.normal(2, 1, (40, 8)), index=shas)
+    import_folder(data, folder, show_progress=False)
+    photos = read_photos(data)
+    without = curate(data, photos, show_progress=False, features=features).set_index("sha256")["score"]
+    fine = without.idxmin()
+    doubts = pd.Series(rng.uniform(0, 0.3, 40), index=shas)
+    doubts[fine] = 0.99
+    found = curate(data, photos, show_progress=False, features=features, doubts=doubts).set_index("sha256")
+    assert found.loc[fine, "score"] > 0.5 > without[fine]
+    assert kind_of(found.loc[fine, "reason"]) == "another model" and "0.99" in found.loc[fine, "reason"]
 
 
 def test_the_report_shows_counts_examples_copies_and_what_is_left(tmp_path, folder):

@@ -4,7 +4,7 @@ import numpy as np
 from generated_photos import scene
 from PIL import Image
 
-from carspotter.photos.listing_mates import MATES, stand_apart
+from carspotter.photos.listing_mates import MATES, median_of_mates, stand_apart
 from carspotter.photos.palette import describe_palette
 
 
@@ -50,3 +50,9 @@ def test_a_huge_listing_is_compared_with_some_of_its_photos_only():
 
     apart = stand_apart(vectors, ["one"] * len(vectors), [median])
     assert apart.argmax() == 5 and set(asked) == {2 * MATES}
+
+
+def test_a_photo_is_measured_by_the_others_of_its_listing():
+    values = np.array([1.0, 9.0, 2.0, 4.0, 5.0, 6.0])
+    medians = median_of_mates(values, ["car", "car", "car", "pair", "pair", ""])
+    np.testing.assert_array_equal(medians, [5.5, 1.5, 5.0, np.nan, np.nan, np.nan])

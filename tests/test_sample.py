@@ -13,12 +13,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from generated_photos import scene
 from PIL import Image, ImageOps
 from protego import Protego
 
+from carspotter.photos.fingerprints import FINGERPRINT, SIDE, find_duplicates
 from carspotter.sample import listings as sample_listings
 from carspotter.sample.bodies import MATERIAL, build_car
 from carspotter.sample.contact_sheet import CAPTION, CELL, COLUMNS, ROWS, write_contact_sheet
+from carspotter.sample.junk import DRAWN
 from carspotter.sample.listings import COPIES, JUNK, SHIFTED_CITY, plan_listings, render_listing, write_photos
 from carspotter.sample.phone import decode
 from carspotter.sample.raster import Camera
@@ -383,3 +386,14 @@ def test_the_site_logs_what_it_was_asked(site):
 def test_a_folder_without_listings_says_how_to_make_one(tmp_path):
     with pytest.raises(FileNotFoundError, match="sample photos --out"):
         read_listings(tmp_path)
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_two_drawn_pictures_of_a_kind_are_no_copies_of_each_other(kind):
+    drawn = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        drawn.append(DRAWN[kind](rng, scene(0, (400, 300))))  # the same street outside: what differs is the picture
+    fingerprints = np.zeros(len(drawn), dtype=FINGERPRINT)
+    fingerprints["grey"] = [image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR) for image in drawn]
+    assert find_duplicates(fingerprints, show_progress=False).empty

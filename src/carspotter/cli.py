@@ -74,12 +74,14 @@ def import_photos(options) -> int:
 
 
 def curate_photos(options) -> int:
+    from carspotter.models.cross_validation import doubt_photos
+    from carspotter.models.features import describe_photos
     from carspotter.photos import curation, curation_score
     from carspotter.photos.curation_report import write_report
 
     study = _study(options)
-    features = _photo_features(study, options.weights)
-    table = curation.curate_study(study, features=features)
+    doubts = doubt_photos(study, options.train, options.dtype) if options.train else None
+    table = curation.curate_study(study, features=describe_photos(study, options.weights), doubts=doubts)
     print(curation.summary(table))
     if options.score:
         print(curation_score.score_curation(table, options.score))
@@ -135,12 +137,13 @@ def train_model(options) -> int:
 
 def review_photos(options) -> int:
     from carspotter.evidence.comparison import accuracy_interval
+    from carspotter.models.features import describe_photos
     from carspotter.photos import review
     from carspotter.photos.review_server import serve_reviews
 
     study, reviewer = _study(options), options.reviewer or getpass.getuser()
     settings = {"port": options.port, "host": options.host, "seed": options.seed}
-    settings["features"] = None if options.quiz else _photo_features(study, options.weights)
+    settings["features"] = None if options.quiz else describe_photos(study, options.weights)
     with serve_reviews(study, reviewer, quiz=options.quiz, audit=options.audit, **settings) as server:
         print(f"Review on {server.url} (Ctrl-C stops; every decision is on disk)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
@@ -271,29 +274,6 @@ def kaggle_publish(options) -> int:
     return 0
 
 
-def _photo_features(study: Study, weights: Path | None):
-    """Give features of all readable photos, indexed by sha256: of MobileNetV2, or without weights of `appearance`."""
-    import pandas as pd
-
-    from carspotter.models.features import cached_features, extract_features
-    from carspotter.photos.appearance import SIDE, describe_images
-    from carspotter.photos.curation import readable_photos
-    from carspotter.photos.images import PREPROCESSING, load_images
-
-    photos = readable_photos(study.data)
-    if weights:
-        from carspotter.models.weights import identify_weights
-
-        key, size, describe = identify_weights(weights), 224, lambda images: extract_features(images, weights)
-    else:
-        key, size, describe = "appearance", SIDE, describe_images
-    names = photos["sha256"].tolist()
-    table = cached_features(
-        study.images, f"{PREPROCESSING} {size} {key}", names, lambda: describe(load_images(study.data, photos, size))
-    )
-    return pd.DataFrame(table, index=names)
-
-
 def _study(options) -> Study:
     return Study.open(options.study, options.data)
 
@@ -333,6 +313,12 @@ def _parser() -> argparse.ArgumentParser:
     curating.add_argument(
         "--weights", type=Path, metavar="FILE", help="MobileNetV2's, without the top: ranks far better"
     )
+    curating.add_argument(
+        "--train",
+        choices=_frameworks(),
+        help="also ask small models trained on the other photos what each shows: finds more other models; minutes",
+    )
+    _add_dtype(curating)
 
     reviewing = _verb(verbs, "review", review_photos, "a local page on which a person decides -> data/reviews.jsonl")
     reviewing.add_argument("--reviewer", metavar="NAME", help="default: your login name")
@@ -354,17 +340,12 @@ def _parser() -> argparse.ArgumentParser:
 
     training = _verb(verbs, "train", train_model, "train and record one run (or find it recorded)")
     training.add_argument("experiment", choices=_series(), metavar="EXPERIMENT", help=", ".join(_series()))
-    training.add_argument("--framework", default="keras", choices=("keras", "torch", "tensorflow"))
+    training.add_argument("--framework", default="keras", choices=_frameworks())
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--quick", action="store_true", help="48 photos, 64 px, 2 epochs: does it run?")
     training.add_argument("--epochs", type=_positive, help="default: the experiment's own")
     training.add_argument("--image-size", type=_positive, metavar="PIXELS", help="default: the experiment's own")
-    training.add_argument(
-        "--dtype",
-        choices=("float32", "bfloat16"),
-        help="default: the experiment's own; bfloat16 is quicker where the hardware has units for it (avx512_bf16 or "
-        "amx_bf16 among the flags of /proc/cpuinfo, GPUs since 2020)",
-    )
+    _add_dtype(training)
     training.add_argument(
         "--weights", default="imagenet", metavar="FILE", help="of a backbone: imagenet (downloads), a file, or none"
     )
@@ -452,6 +433,23 @@ def _verb(verbs, name: str, verb, text: str) -> argparse.ArgumentParser:
     parser.add_argument("--study", default="sample", metavar="NAME", help="default: %(default)s")
     parser.set_defaults(verb=verb)
     return parser
+
+
+def _add_dtype(parser: argparse.ArgumentParser) -> None:
+    from carspotter.models.experiments import TRAINING_DTYPES
+
+    parser.add_argument(
+        "--dtype",
+        choices=TRAINING_DTYPES,
+        help="default: the experiment's own; bfloat16 is quicker where the hardware has units for it (avx512_bf16 or "
+        "amx_bf16 among the flags of /proc/cpuinfo, GPUs since 2020)",
+    )
+
+
+def _frameworks() -> list[str]:
+    from carspotter.models.records import FRAMEWORKS
+
+    return list(FRAMEWORKS)
 
 
 def _series() -> list[str]:

@@ -17,6 +17,10 @@ MOBILENET_LEVELS = ("block_3_expand_relu", "block_6_expand_relu", "block_13_expa
 VGG16_CHANNELS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
+# What a run can be asked for; float64 is for the proofs of equality.
+TRAINING_DTYPES = ("float32", "bfloat16")
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One recipe: an architecture and its hyperparameters.
@@ -49,7 +53,7 @@ class Experiment:
     multi_level: bool = False
     tuned_blocks: int = 0  # the backbone's last blocks, learning with the head; 0: frozen, its features computed once
     starts_from: str | None = None  # the experiment from whose trained weights this one goes on
-    # bfloat16: products in bfloat16, weights in float32. float64 is for the proofs of equality.
+    # bfloat16: products in bfloat16, weights in float32.
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
 
     def __post_init__(self):
@@ -57,7 +61,7 @@ class Experiment:
             "batch_norm": ("none", "after_relu", "before_relu"),
             "ranges": tuple(RANGES),
             "optimizer": ("rmsprop", "adam_one_cycle"),
-            "dtype": ("float32", "bfloat16", "float64"),
+            "dtype": (*TRAINING_DTYPES, "float64"),
             "backbone": (None, "vgg16", "mobilenet_v2"),
         }
         for field, allowed in choices.items():

@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 
 from carspotter.models.cluster import run_on_ray
-from carspotter.models.experiments import SERIES
+from carspotter.models.experiments import SERIES, TRAINING_DTYPES
 from carspotter.models.runs import FRAMEWORKS, load_or_train, read_runs, specify_run
 from carspotter.paths import Study
 from carspotter.progress import progress_bar
@@ -69,8 +69,8 @@ def read_sweep(path: Path) -> list[Cell]:
             raise ValueError(f"{path}: {axis} has {', '.join(sorted(wrong))}; use some of {', '.join(allowed)}")
     if wrong := [axis for axis in AXES if not isinstance(sweep.get(axis, []), list)]:
         raise ValueError(f"{path}: {wrong[0]} is {sweep[wrong[0]]!r}; write a list, as in seeds = [0, 1, 2]")
-    if sweep.get("dtype", "float32") not in (dtypes := ("float32", "bfloat16")):
-        raise ValueError(f"{path}: dtype is {sweep['dtype']!r}; use one of {', '.join(dtypes)}")
+    if sweep.get("dtype", "float32") not in TRAINING_DTYPES:
+        raise ValueError(f"{path}: dtype is {sweep['dtype']!r}; use one of {', '.join(TRAINING_DTYPES)}")
     axes = [[(field, value) for value in sweep[axis]] for axis, field in AXES.items() if axis in sweep]
     common = {name: sweep[name] for name in COMMON if name in sweep}
     return [Cell(**dict(values), **common) for values in itertools.product(*axes)]

@@ -45,3 +45,17 @@ def stand_apart(
             both = np.concatenate([ranks[place, others], ranks[others, place]])
             apart[row] = [-summary(both) for summary in summaries]
     return pd.DataFrame(apart).rank(pct=True).to_numpy()
+
+
+def median_of_mates(values: np.ndarray, listings: Sequence[str]) -> np.ndarray:
+    """Give, for each of `values` (N,), the median of those of its listing's other photos: float (N,).
+
+    `listings` as in `stand_apart`. nan for a photo with fewer than two others: one is no measure.
+    """
+    medians = np.full(len(values), np.nan)
+    members = pd.Series(np.arange(len(values))).groupby(np.asarray(listings, dtype=str)).agg(list)
+    members = members.drop("", errors="ignore")
+    for rows in map(np.array, members[members.map(len) > 2]):
+        for place, row in enumerate(rows):
+            medians[row] = np.median(values[np.delete(rows, place)])
+    return medians

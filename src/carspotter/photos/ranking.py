@@ -10,11 +10,13 @@ its copies), which would vouch for it:
 - How far is it from its class? Mean distance to the nearest photos of the class, with the fifth that is farthest off
   left out of the class (after Sun et al. 2022, Out-of-distribution detection with deep nearest neighbors).
 
-Where it is known how far a photo stands apart from the others of its listing (see `listing_mates`), that counts too.
+Where it is known how far a photo stands apart from the others of its listing (see `listing_mates`), or what models that
+were trained on the other photos say of its label, that counts too.
 
 Then a classifier learns from the worst tenth of that ranking against the better part of it (self-training), and finds
 what looks like the worst but happened to get a plausible label. What people rejected and kept takes the place of such
-guesses. Another car in a listing is like no other reject; so what stands apart by its paint alone goes up all the same.
+guesses. Another car in a listing is like no other reject; so what stands apart by its paint alone, or is doubted by a
+trained model alone, goes up all the same.
 Everything here ranks, nothing rejects.
 """
 
@@ -44,20 +46,24 @@ ONE_SIGN = 4  # the power of ranks by which one high rank outweighs several midd
 ALONE = 16  # that by which one high rank is enough, whatever the others are
 VERDICT_WEIGHT = 2.0  # a person's word against a guess
 GUESSES_SAY, EXAMPLES_SAY = 0.5, 0.7  # the classifier's share in the ranking, without rejects by a person and with
+ENOUGH_SAY = 0.5  # the share of each sign that is enough alone
 LEARNT_FROM = 5000  # guesses at most: the classifier's work grows faster than their number
 STEEPNESS = 3.1  # .8 ** 3.1 = .5: the worst fifth scores a half and more, which is how far a person should look
 FEWEST = 30  # photos; with fewer there is no class to be far from
 CHUNK = 512  # photos compared with all others at a time: bounds memory
 
 
-def rank_photos(features, labels, groups, rejected=None, apart=None, listings=None, seed: int = 0) -> pd.DataFrame:
+def rank_photos(
+    features, labels, groups, rejected=None, apart=None, listings=None, doubts=None, seed: int = 0
+) -> pd.DataFrame:
     """Give each photo a score, 0 (fine) … 1 (surely bad), and a reason ("another model: …"), empty below .5.
 
     `features`: float (N, F). `labels`, `groups`: N names each. `rejected`: what people said, float (N,): 1 rejected,
     0 kept, nan not reviewed, or rejected for what features do not show. `apart`: ranks (N, K) by how far each stands
     apart from its listing, 0 … 1, nan where that is not known, the most telling first; with `listings` (N names, "" for
-    none) features are held against the listing as well. Scores are ranks: the worst fifth has .5 and more. Fewer than
-    30 photos, or than five groups, are not ranked: all score 0. Raises ValueError for features that are not finite.
+    none) features are held against the listing as well. `doubts`: float (N,), 0 … 1, in the label, of models that were
+    trained without the photo's listing. Scores are ranks: the worst fifth has .5 and more. Fewer than 30 photos, or
+    than five groups, are not ranked: all score 0. Raises ValueError for features that are not finite.
     """
     features = np.asarray(features, dtype=np.float32)
     labels, groups = np.asarray(labels, dtype=str), np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
@@ -69,6 +75,9 @@ def rank_photos(features, labels, groups, rejected=None, apart=None, listings=No
     evidence = _gather(features, labels, groups, rejected == 1, seed)
     parts = [evidence.unlabelled, evidence.neighbours] if len(evidence.classes) > 1 else []
     parts = [evidence.distance, *parts]
+    if doubts is not None:
+        doubted = _rank(doubts)
+        parts.append(doubted)
     apart = np.full((len(labels), 1), np.nan) if apart is None else apart
     if listings is not None:
         apart = np.hstack([apart, stand_apart(evidence.whitened, listings)])
@@ -83,16 +92,21 @@ def rank_photos(features, labels, groups, rejected=None, apart=None, listings=No
     for _ in range(ROUNDS):
         likeness = _rank(_likeness_to_rejects(evidence.whitened, blended, rejected, evidence.folds, seed))
         blended = _rank((1 - say) * first + say * likeness)
+    enough = [] if doubts is None else [doubted]
     if known_apart:
-        telling = np.nan_to_num(apart[:, 0], nan=0.5)
-        blended = _rank((1 - say) * first**ALONE + say * likeness**ALONE + 0.5 * telling**ALONE)
+        enough.append(np.nan_to_num(apart[:, 0], nan=0.5))
+    if enough:
+        alone = sum(sign**ALONE for sign in enough)
+        blended = _rank((1 - say) * first**ALONE + say * likeness**ALONE + ENOUGH_SAY * alone)
     score = blended**STEEPNESS
-    reasons = [
-        _say_why(photo, labels, evidence, first, likeness, apart[photo].max(), np.nansum(rejected) > 0)
-        if score[photo] >= 0.5
-        else ""
-        for photo in range(len(labels))
-    ]
+    reasons = [""] * len(labels)
+    for photo in np.flatnonzero(score >= 0.5):
+        signs = (first[photo], likeness[photo], apart[photo].max())
+        if doubts is not None and doubted[photo] >= np.nanmax(signs):
+            doubt = f"models trained on the others doubt that it is {labels[photo]} ({doubts[photo]:.2f})"
+            reasons[photo] = f"another model: {doubt}"
+        else:
+            reasons[photo] = _say_why(photo, labels, evidence, *signs, np.nansum(rejected) > 0)
     return pd.DataFrame({"score": score, "reason": reasons})
 
 
@@ -226,7 +240,7 @@ def _rank(values: np.ndarray) -> np.ndarray:
 
 def _say_why(photo, labels, evidence, first, likeness, apart, known) -> str:
     own, best = labels[photo], evidence.classes[evidence.probabilities[photo].argmax()]
-    if likeness[photo] > GUESSED_REJECT > first[photo]:
+    if likeness > GUESSED_REJECT > first:
         return f"like rejects: looks like what {'people rejected' if known else 'is ranked worst'}"
     doubt = max(evidence.unlabelled[photo], evidence.neighbours[photo]) if len(evidence.classes) > 1 else 0
     if apart > max(doubt, evidence.distance[photo]):
