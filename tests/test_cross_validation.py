@@ -1,13 +1,14 @@
-"""Doubts in labels: by models that saw none of the listing, the same after a kill, computed once."""
+"""Doubts and features by models trained on the photos: no listing its own witness, the same after a kill, kept."""
 
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 from generated_photos import encode, scene
 
 from carspotter.models import cross_validation
-from carspotter.models.cross_validation import doubt_labels, doubt_photos
+from carspotter.models.cross_validation import cross_validate, join_features, learn_photos
 from carspotter.models.experiments import FAST_RECIPE
 from carspotter.paths import Study
 from carspotter.photos.table import import_folder
@@ -33,13 +34,16 @@ def photos():
 def test_wrong_labels_are_doubted_most(photos, framework, tmp_path):
     pytest.importorskip(framework)
     images, labels, listings, wrong = photos
-    doubts = doubt_labels(images, labels, listings, framework, tmp_path, SMALL, show_progress=False)
-    assert doubts.shape == (60,) and doubts.dtype == np.float32
+    doubts, features = cross_validate(images, labels, listings, framework, tmp_path, SMALL, show_progress=False)
+    assert doubts.shape == (60,) and doubts.dtype == features.dtype == np.float32
+    assert features.shape == (60, 3 * 16)
+    np.testing.assert_allclose(np.linalg.norm(features.reshape(60, 3, 16), axis=2), 1, atol=1e-5)
     assert doubts[wrong].min() > 0.5 > np.median(doubts[~wrong])
 
 
 def test_no_model_is_asked_about_a_listing_that_it_saw(photos, tmp_path, monkeypatch):
     seen, asked = [], []
+    images, labels, listings, _ = photos
 
     class Siblings:
         build_model = staticmethod(lambda *rest: "model")
@@ -50,13 +54,16 @@ def test_no_model_is_asked_about_a_listing_that_it_saw(photos, tmp_path, monkeyp
             seen.append({image.tobytes() for image in images})
 
         @staticmethod
-        def predict_probabilities(model, images):
-            asked.append({image.tobytes() for image in images})
-            return np.full((len(images), 2), 0.5, np.float32)
+        def compute_features(model, images):
+            return np.arange(1, len(images) + 1, dtype=np.float32)[:, None]
+
+        @staticmethod
+        def predict_probabilities(model, features):
+            asked.append({images[int(feature) - 1].tobytes() for feature in features[:, 0]})
+            return np.full((len(features), 2), 0.5, np.float32)
 
     monkeypatch.setattr(cross_validation, "import_framework", lambda name: Siblings)
-    images, labels, listings, _ = photos
-    doubt_labels(images, labels, listings, "torch", tmp_path, SMALL, show_progress=False)
+    cross_validate(images, labels, listings, "torch", tmp_path, SMALL, show_progress=False)
     listing_of = {image.tobytes(): listing for image, listing in zip(images, listings, strict=True)}
     for learnt, judged in zip(seen, asked, strict=True):
         assert not {listing_of[image] for image in learnt} & {listing_of[image] for image in judged}
@@ -66,7 +73,7 @@ def test_no_model_is_asked_about_a_listing_that_it_saw(photos, tmp_path, monkeyp
 def test_a_killed_call_goes_on_and_gives_the_same(photos, tmp_path, monkeypatch):
     torch_models = pytest.importorskip("carspotter.models.torch_models")
     images, labels, listings, _ = photos
-    whole = doubt_labels(images, labels, listings, "torch", tmp_path / "whole", SMALL, show_progress=False)
+    whole = cross_validate(images, labels, listings, "torch", tmp_path / "whole", SMALL, show_progress=False)
     trained = []
     train = torch_models.train
 
@@ -81,21 +88,22 @@ def test_a_killed_call_goes_on_and_gives_the_same(photos, tmp_path, monkeypatch)
 
     monkeypatch.setattr(torch_models, "train", dies_in_the_second_fold)
     with pytest.raises(KeyboardInterrupt):
-        doubt_labels(images, labels, listings, "torch", tmp_path / "killed", SMALL, show_progress=False)
-    again = doubt_labels(images, labels, listings, "torch", tmp_path / "killed", SMALL, show_progress=False)
-    np.testing.assert_array_equal(again, whole)
+        cross_validate(images, labels, listings, "torch", tmp_path / "killed", SMALL, show_progress=False)
+    again = cross_validate(images, labels, listings, "torch", tmp_path / "killed", SMALL, show_progress=False)
+    for part, of_whole in zip(again, whole, strict=True):
+        np.testing.assert_array_equal(part, of_whole)
     assert len(trained) == 3 * SMALL.epochs + 1, "only the epoch that was not saved is repeated"
 
 
 def test_what_cannot_be_learnt_is_refused(photos, tmp_path):
     images, labels, listings, _ = photos
     with pytest.raises(ValueError, match="1 labels in 15 listings"):
-        doubt_labels(images, ["swift"] * 60, listings, "torch", tmp_path, SMALL)
+        cross_validate(images, ["swift"] * 60, listings, "torch", tmp_path, SMALL)
     with pytest.raises(ValueError, match="2 labels in 2 listings"):
-        doubt_labels(images[:8], labels[:8], listings[:8], "torch", tmp_path, SMALL)
+        cross_validate(images[:8], labels[:8], listings[:8], "torch", tmp_path, SMALL)
 
 
-def test_a_study_is_doubted_once(tmp_path, monkeypatch):
+def test_a_study_is_learnt_once(tmp_path, monkeypatch):
     pytest.importorskip("torch")
     for number in range(12):
         file = tmp_path / f"photos/{('swift', 'wagonr')[number % 2]}/{number}__1.jpg"
@@ -104,8 +112,19 @@ def test_a_study_is_doubted_once(tmp_path, monkeypatch):
     study = Study("sample", tmp_path / "data", tmp_path / "results")
     import_folder(study.data, tmp_path / "photos", show_progress=False)
     quick = replace(SMALL, epochs=1)
-    doubts = doubt_photos(study, "torch", experiment=quick)
-    assert len(doubts) == 12 and doubts.between(0, 1).all() and doubts.index.is_unique
-    assert not list(study.images.glob("doubts-*")), "the state is gone when it is no longer needed"
-    monkeypatch.setattr(cross_validation, "doubt_labels", None)
-    assert doubt_photos(study, "torch", experiment=quick).equals(doubts)
+    doubts, features = learn_photos(study, "torch", experiment=quick)
+    assert len(doubts) == 12 and doubts.between(0, 1).all() and features.shape == (12, 3 * 16)
+    assert not list(study.images.glob("learning-*")), "the state is gone when it is no longer needed"
+    monkeypatch.setattr(cross_validation, "cross_validate", None)
+    again, others = learn_photos(study, "torch", experiment=quick)
+    assert again.equals(doubts) and others.equals(features)
+
+
+def test_learnt_features_weigh_as_much_as_the_others():
+    rng = np.random.default_rng(0)
+    known = pd.DataFrame(100 * rng.normal(size=(3, 4)), index=list("abc"))
+    learnt = pd.DataFrame(rng.normal(size=(3, 6)), index=list("bcd"))
+    both = join_features(known, learnt)
+    assert both.index.tolist() == ["b", "c"] and both.shape == (2, 10)
+    np.testing.assert_allclose(np.linalg.norm(both.to_numpy()[:, :4], axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(both.to_numpy()[:, 4:], axis=1), 1, atol=1e-6)

@@ -74,14 +74,17 @@ def import_photos(options) -> int:
 
 
 def curate_photos(options) -> int:
-    from carspotter.models.cross_validation import doubt_photos
+    from carspotter.models import cross_validation
     from carspotter.models.features import describe_photos
     from carspotter.photos import curation, curation_score
     from carspotter.photos.curation_report import write_report
 
     study = _study(options)
-    doubts = doubt_photos(study, options.train, options.dtype) if options.train else None
-    table = curation.curate_study(study, features=describe_photos(study, options.weights), doubts=doubts)
+    features, doubts = describe_photos(study, options.weights), None
+    if options.train:
+        doubts, learnt = cross_validation.learn_photos(study, options.train, options.dtype)
+        features = cross_validation.join_features(features, learnt)
+    table = curation.curate_study(study, features=features, doubts=doubts)
     print(curation.summary(table))
     if options.score:
         print(curation_score.score_curation(table, options.score))
@@ -316,7 +319,7 @@ def _parser() -> argparse.ArgumentParser:
     curating.add_argument(
         "--train",
         choices=_frameworks(),
-        help="also ask small models trained on the other photos what each shows: finds more other models; minutes",
+        help="also train small models on the photos themselves and ask each about those it has not seen: minutes",
     )
     _add_dtype(curating)
 

@@ -1,4 +1,4 @@
-"""What models say of photos that they have not seen, when all photos are to be judged: curation's doubts.
+"""What models trained on the photos themselves say of photos that they have not seen, for curation.
 
 The photos are dealt into folds, a listing's into one; a small model learns from all folds but one and is asked about
 that one. Nothing here is a recorded run: the labels are as listed, one in ten may be wrong, and no split is made yet.
@@ -28,30 +28,31 @@ from carspotter.progress import progress_bar
 FOLDS = 3
 
 
-def doubt_photos(
+def learn_photos(
     study: Study, framework: str, dtype: str | None = None, experiment: Experiment = FAST_RECIPE
-) -> pd.Series:
-    """Give the doubt in the listed label of each of the study's readable photos, indexed by sha256: see `doubt_labels`.
+) -> tuple[pd.Series, pd.DataFrame]:
+    """Give doubts and features of the study's readable photos, indexed by sha256: see `cross_validate`.
 
-    `dtype`: another than the experiment's own. Kept in data/images; a killed call goes on from its last epoch.
+    The labels are those listed. `dtype`: another than the experiment's own. Kept in data/images; a killed call goes on
+    from its last epoch.
     """
     experiment = replace(experiment, dtype=dtype) if dtype else experiment
     photos = readable_photos(study.data)
     names, labels = photos["sha256"].tolist(), photos["label"].fillna("").tolist()
     listings = [next(iter(listings), "") for listings in photos["listings"]]
-    key = f"{PREPROCESSING} doubts {framework} {experiment} {_digest(labels, listings)}"
-    folder = study.images / f"doubts-{_digest(key, names)}"
+    key = f"{PREPROCESSING} learnt {framework} {experiment} {_digest(labels, listings)}"
+    folder = study.images / f"learning-{_digest(key, names)}"
 
     def learn() -> np.ndarray:
         images = load_images(study.data, photos, experiment.image_size)
-        return doubt_labels(images, labels, listings, framework, folder, experiment)
+        return np.column_stack(cross_validate(images, labels, listings, framework, folder, experiment))
 
-    doubts = cached_features(study.images, key, names, learn)
+    learnt = cached_features(study.images, key, names, learn)
     shutil.rmtree(folder, ignore_errors=True)
-    return pd.Series(doubts, index=names)
+    return pd.Series(learnt[:, 0], index=names), pd.DataFrame(learnt[:, 1:], index=names)
 
 
-def doubt_labels(
+def cross_validate(
     images: np.ndarray,
     labels: Sequence[str],
     listings: Sequence[str],
@@ -60,13 +61,15 @@ def doubt_labels(
     experiment: Experiment = FAST_RECIPE,
     seed: int = 0,
     show_progress: bool = True,
-) -> np.ndarray:
-    """Give the probability that a photo's label is wrong, by a model that saw none of its listing: float32 (N,), 0 … 1.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give doubts and features of photos by models that were trained on the others: float32 (N,) and (N, F).
 
-    `images`: uint8 (N, S, S, 3), S the experiment's image size. `labels`, `listings`: N names each; "" is no listing.
-    `folder` holds the state from which a killed call goes on. Raises ValueError for fewer than two labels or three
-    listings, TrainingDiverged when a model has no finite output, ImportError without the framework. Out-of-fold
-    probabilities are what confident learning (Northcutt, Jiang & Chuang 2021) starts from.
+    A doubt is the probability that the label is wrong, 0 … 1, by the model that saw none of the photo's listing:
+    what confident learning (Northcutt, Jiang & Chuang 2021) starts from. Features are what all models see in a photo,
+    side by side, each model's of length 1. `images`: uint8 (N, S, S, 3), S the experiment's image size. `labels`,
+    `listings`: N names each; "" is no listing. `folder` holds the state from which a killed call goes on. Raises
+    ValueError for fewer than two labels or three listings, TrainingDiverged when a model has no finite output,
+    ImportError without the framework.
     """
     classes, numbers = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     groups = [listing or f"photo {photo}" for photo, listing in enumerate(listings)]
@@ -76,7 +79,7 @@ def doubt_labels(
             f"and {FOLDS} listings"
         )
     siblings = import_framework(framework)
-    doubts = np.empty(len(images), np.float32)
+    doubts, features = np.empty(len(images), np.float32), []
     folds = GroupKFold(FOLDS, shuffle=True, random_state=seed).split(images, groups=groups)
     photos = (FOLDS - 1) * len(images) * experiment.epochs
     with progress_bar(photos, "learn the labels", "photos", show_progress) as progress:
@@ -88,11 +91,24 @@ def doubt_labels(
             siblings.train(
                 model, dataset, images[asked[:1]], experiment.epochs, state, _keeps_none, on_batch=progress.update
             )
-            said = siblings.predict_probabilities(model, images[asked])
+            seen = siblings.compute_features(model, images)
+            said = siblings.predict_probabilities(model, seen[asked])
             if not np.isfinite(said).all():
                 raise TrainingDiverged(f"{experiment.name}, fold {number + 1}: no finite output; train in float32")
             doubts[asked] = 1 - said[np.arange(len(asked)), numbers[asked]]
-    return doubts
+            features.append(_to_length_1(seen))
+    return doubts, np.hstack(features)
+
+
+def join_features(features: pd.DataFrame, learnt: pd.DataFrame) -> pd.DataFrame:
+    """Put the `learnt` features of `learn_photos` beside others, as loud together as those."""
+    both = features.index.intersection(learnt.index)
+    parts = [_to_length_1(part.loc[both].to_numpy(dtype=np.float32)) for part in (features, learnt)]
+    return pd.DataFrame(np.hstack(parts), index=both)
+
+
+def _to_length_1(features: np.ndarray) -> np.ndarray:
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 def _keeps_none(epoch: int, loss: float, accuracy: float, probabilities: np.ndarray) -> bool:

@@ -46,7 +46,7 @@ ONE_SIGN = 4  # the power of ranks by which one high rank outweighs several midd
 ALONE = 16  # that by which one high rank is enough, whatever the others are
 VERDICT_WEIGHT = 2.0  # a person's word against a guess
 GUESSES_SAY, EXAMPLES_SAY = 0.5, 0.7  # the classifier's share in the ranking, without rejects by a person and with
-ENOUGH_SAY = 0.5  # the share of each sign that is enough alone
+ENOUGH_SAYS = 0.5  # the share of each sign that is enough alone
 LEARNT_FROM = 5000  # guesses at most: the classifier's work grows faster than their number
 STEEPNESS = 3.1  # .8 ** 3.1 = .5: the worst fifth scores a half and more, which is how far a person should look
 FEWEST = 30  # photos; with fewer there is no class to be far from
@@ -92,12 +92,10 @@ def rank_photos(
     for _ in range(ROUNDS):
         likeness = _rank(_likeness_to_rejects(evidence.whitened, blended, rejected, evidence.folds, seed))
         blended = _rank((1 - say) * first + say * likeness)
-    enough = [] if doubts is None else [doubted]
     if known_apart:
-        enough.append(np.nan_to_num(apart[:, 0], nan=0.5))
-    if enough:
-        alone = sum(sign**ALONE for sign in enough)
-        blended = _rank((1 - say) * first**ALONE + say * likeness**ALONE + ENOUGH_SAY * alone)
+        enough = [np.nan_to_num(apart[:, 0], nan=0.5), *([] if doubts is None else [doubted])]
+        alone = ENOUGH_SAYS * sum(sign**ALONE for sign in enough)
+        blended = _rank((1 - say) * first**ALONE + say * likeness**ALONE + alone)
     score = blended**STEEPNESS
     reasons = [""] * len(labels)
     for photo in np.flatnonzero(score >= 0.5):
