@@ -1,21 +1,26 @@
 """How much junk does a person find by looking at the worst-ranked photos, before and after some have been reviewed?
 
-    python benchmarks/curation.py REAL_PHOTOS [--weights FILE] [--seeds 10 11 12] [--cache DIR]
+    python benchmarks/curation.py REAL_PHOTOS --cache DIR [--weights FILE] [--train FRAMEWORK] [--seeds 10 11 12]
 
 REAL_PHOTOS holds two class folders and the folders `other-model` and `unusable`; photos of the latter are given one of
 the two labels at random, by seed. A reviewer works down the ranking in three rounds of 20 and always says the truth;
-the photos are ranked anew after each round. The reviewed photos count as looked at.
+the photos are ranked anew after each round. The reviewed photos count as looked at. With `--train` models learn from
+the falsely labelled photos first, as `carspotter curate --train` has them do.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from carspotter.models.cross_validation import cross_validate, join_features
+from carspotter.models.experiments import FAST_RECIPE, TRAINING_DTYPES
 from carspotter.models.features import cached_features, extract_features
+from carspotter.models.records import FRAMEWORKS
 from carspotter.models.weights import identify_weights
 from carspotter.photos.appearance import SIDE, describe_images
 from carspotter.photos.images import decode_image
@@ -31,12 +36,14 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
     parser.add_argument("--cache", type=Path, required=True, help="features are kept here; outside the repository")
+    parser.add_argument("--train", choices=FRAMEWORKS)
+    parser.add_argument("--dtype", choices=TRAINING_DTYPES, default="float32")
     options = parser.parse_args()
     files = sorted(file for folder in options.photos.iterdir() for file in folder.iterdir())
     kinds = np.array([file.parent.name for file in files])
     key = identify_weights(options.weights) if options.weights else "appearance"
     features = cached_features(options.cache, key, [file.name for file in files], lambda: describe(files, options))
-    rows = [measure(features, kinds, seed) for seed in options.seeds]
+    rows = [measure(features, kinds, seed, files, options) for seed in options.seeds]
     table = pd.DataFrame(rows, index=pd.Index(options.seeds, name="seed"))
     print(table.round(3).to_string())
     print(f"mean  {table.mean().round(3).to_dict()}")
@@ -48,14 +55,34 @@ def describe(files: list[Path], options) -> np.ndarray:
     return extract_features(images, options.weights) if options.weights else describe_images(images)
 
 
-def measure(features: np.ndarray, kinds: np.ndarray, seed: int) -> dict[str, float]:
+def learn(labels: np.ndarray, files: list[Path], seed: int, options) -> tuple[np.ndarray, np.ndarray]:
+    """Give doubts and features as `curate --train` has them: they depend on the labels, and so on the seed."""
+    experiment = replace(FAST_RECIPE, dtype=options.dtype)
+
+    def train() -> np.ndarray:
+        images = np.stack([decode_image(file, experiment.image_size) for file in files])
+        state = options.cache / f"learning-{options.train}-{options.dtype}-{seed}"
+        return np.column_stack(
+            cross_validate(images, labels, [""] * len(files), options.train, state, experiment, show_progress=False)
+        )
+
+    key = f"learnt {options.train} {experiment} {seed}"
+    learnt = cached_features(options.cache, key, [file.name for file in files], train)
+    return learnt[:, 0], learnt[:, 1:]
+
+
+def measure(features: np.ndarray, kinds: np.ndarray, seed: int, files: list[Path], options) -> dict[str, float]:
     junk = np.isin(kinds, JUNK)
     classes = sorted(set(kinds) - set(JUNK))
     labels = np.where(junk, np.random.default_rng(seed).choice(classes, len(kinds)), kinds)
+    doubts = None
+    if options.train:
+        doubts, learnt = learn(labels, files, seed, options)
+        features = join_features(pd.DataFrame(features), pd.DataFrame(learnt)).to_numpy()
     groups = [str(photo) for photo in range(len(kinds))]  # these photos have no listing ids
     said = np.full(len(kinds), np.nan)
     budget = round(0.2 * len(kinds))
-    scores = rank_photos(features, labels, groups)["score"].to_numpy()
+    scores = rank_photos(features, labels, groups, doubts=doubts)["score"].to_numpy()
     worst = np.argsort(-scores, kind="stable")[:budget]
     row = {"first pass": junk[worst].sum() / junk.sum()}
     row |= {kind: np.isin(np.flatnonzero(kinds == kind), worst).mean() for kind in JUNK}
@@ -63,7 +90,7 @@ def measure(features: np.ndarray, kinds: np.ndarray, seed: int) -> dict[str, flo
         unseen = np.flatnonzero(np.isnan(said))
         looked_at = unseen[np.argsort(-scores[unseen], kind="stable")[:photos]]
         said[looked_at] = junk[looked_at]
-        scores = rank_photos(features, labels, groups, said)["score"].to_numpy()
+        scores = rank_photos(features, labels, groups, said, doubts=doubts)["score"].to_numpy()
     unseen = np.flatnonzero(np.isnan(said))
     rest = unseen[np.argsort(-scores[unseen], kind="stable")[: budget - sum(ROUNDS)]]
     found = junk[rest].sum() + np.nansum(said)
