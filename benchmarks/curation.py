@@ -78,7 +78,8 @@ def measure(features: np.ndarray, kinds: np.ndarray, seed: int, files: list[Path
     doubts = None
     if options.train:
         doubts, learnt = learn(labels, files, seed, options)
-        features = join_features(pd.DataFrame(features), pd.DataFrame(learnt)).to_numpy()
+        if not options.weights:
+            features = join_features(pd.DataFrame(features), pd.DataFrame(learnt)).to_numpy()
     groups = [str(photo) for photo in range(len(kinds))]  # these photos have no listing ids
     said = np.full(len(kinds), np.nan)
     budget = round(0.2 * len(kinds))

@@ -83,7 +83,8 @@ def curate_photos(options) -> int:
     features, doubts = describe_photos(study, options.weights), None
     if options.train:
         doubts, learnt = cross_validation.learn_photos(study, options.train, options.dtype)
-        features = cross_validation.join_features(features, learnt)
+        if not options.weights:  # beside a backbone's features those of a small model find less
+            features = cross_validation.join_features(features, learnt)
     table = curation.curate_study(study, features=features, doubts=doubts)
     print(curation.summary(table))
     if options.score:
