@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 from generated_photos import encode, scene
 
+from carspotter.cli import main
 from carspotter.models import cross_validation
 from carspotter.models.cross_validation import cross_validate, join_features, learn_photos
 from carspotter.models.experiments import FAST_RECIPE
 from carspotter.paths import Study
+from carspotter.photos.curation import read_curation, readable_photos
 from carspotter.photos.table import import_folder
 
 SMALL = replace(FAST_RECIPE, conv_channels=(8, 16, 16), epochs=12, image_size=32, batch_size=8)
@@ -118,6 +120,34 @@ def test_a_study_is_learnt_once(tmp_path, monkeypatch):
     monkeypatch.setattr(cross_validation, "cross_validate", None)
     again, others = learn_photos(study, "torch", experiment=quick)
     assert again.equals(doubts) and others.equals(features)
+
+
+def test_the_verb_ranks_by_what_was_learnt(tmp_path, monkeypatch, capsys):
+    for number in range(40):
+        label, listing = ("swift", "wagonr")[number // 4 % 2], number // 4
+        file = tmp_path / f"photos/{label}/{listing}__{number % 4}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encode(scene(number, (320, 240))))
+    monkeypatch.setenv("CARSPOTTER_HOME", str(tmp_path))
+    study = Study.open("sample")
+    import_folder(study.data, tmp_path / "photos", show_progress=False)
+    asked = []
+
+    def learn(study, framework, dtype):
+        asked.append((framework, dtype))
+        names = readable_photos(study.data, show_progress=False)["sha256"].tolist()
+        doubts = pd.Series(np.linspace(0, 0.3, len(names)), index=names)
+        doubts.iloc[7] = 0.97
+        return doubts, pd.DataFrame(np.random.default_rng(0).normal(size=(len(names), 6)), index=names)
+
+    monkeypatch.setattr(cross_validation, "learn_photos", learn)
+    assert main(["curate", "--train", "torch", "--dtype", "bfloat16"]) == 0
+    assert asked == [("torch", "bfloat16")]
+    reasons = read_curation(study).set_index("sha256")["reason"]
+    doubted = sorted(reasons.index)[7]
+    assert (
+        reasons[doubted].startswith("another model: models trained on the others doubt") and "0.97" in reasons[doubted]
+    )
 
 
 def test_learnt_features_weigh_as_much_as_the_others():
