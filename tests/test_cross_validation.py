@@ -11,6 +11,7 @@ from carspotter.cli import main
 from carspotter.models import cross_validation
 from carspotter.models.cross_validation import cross_validate, join_features, learn_photos
 from carspotter.models.experiments import FAST_RECIPE
+from carspotter.models.records import locked
 from carspotter.paths import Study
 from carspotter.photos.curation import read_curation, readable_photos
 from carspotter.photos.table import import_folder
@@ -114,6 +115,14 @@ def test_a_study_is_learnt_once(tmp_path, monkeypatch):
     study = Study("sample", tmp_path / "data", tmp_path / "results")
     import_folder(study.data, tmp_path / "photos", show_progress=False)
     quick = replace(SMALL, epochs=1)
+
+    def finds_it_locked(*rest):
+        (folder,) = study.images.glob("learning-*")
+        with pytest.raises(RuntimeError, match="taken"), locked(folder, "taken"):
+            pass
+        return cross_validate(*rest)
+
+    monkeypatch.setattr(cross_validation, "cross_validate", finds_it_locked)
     doubts, features = learn_photos(study, "torch", experiment=quick)
     assert len(doubts) == 12 and doubts.between(0, 1).all() and features.shape == (12, 3 * 16)
     assert not list(study.images.glob("learning-*")), "the state is gone when it is no longer needed"

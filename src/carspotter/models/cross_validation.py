@@ -18,7 +18,7 @@ from sklearn.model_selection import GroupKFold
 
 from carspotter.models.experiments import FAST_RECIPE, Experiment
 from carspotter.models.features import cached_features
-from carspotter.models.records import import_framework
+from carspotter.models.records import import_framework, locked
 from carspotter.models.watch import TrainingDiverged
 from carspotter.paths import Study
 from carspotter.photos.curation import readable_photos
@@ -34,7 +34,8 @@ def learn_photos(
     """Give doubts and features of the study's readable photos, indexed by sha256: see `cross_validate`.
 
     The labels are those listed. `dtype`: another than the experiment's own. Kept in data/images; a killed call goes on
-    from its last epoch.
+    from its last epoch. Two thirds of the images are held in memory. Raises as `cross_validate`, and RuntimeError while
+    another process learns from the same photos.
     """
     experiment = replace(experiment, dtype=dtype) if dtype else experiment
     photos = readable_photos(study.data)
@@ -45,7 +46,9 @@ def learn_photos(
 
     def learn() -> np.ndarray:
         images = load_images(study.data, photos, experiment.image_size)
-        return np.column_stack(cross_validate(images, labels, listings, framework, folder, experiment))
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, f"{folder}: another process learns from these photos; wait for it or end it"):
+            return np.column_stack(cross_validate(images, labels, listings, framework, folder, experiment))
 
     learnt = cached_features(study.images, key, names, learn)
     shutil.rmtree(folder, ignore_errors=True)
