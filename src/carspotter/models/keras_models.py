@@ -112,14 +112,16 @@ def warp(images, changes):
 
 
 class Warp(layers.Layer):
-    """Applies `warp` to a batch, in one operation where the backend has XLA."""
+    """Applies `warp` to a batch, in one operation where XLA can be had."""
 
     def __init__(self, **options):
         super().__init__(**options)
         self.warp = warp
         if keras.backend.backend() == "tensorflow":
-            # One loop instead of forty operations. JAX compiles it with the model.
-            self.warp = import_module("tensorflow").function(warp, jit_compile=True)
+            # One loop instead of forty operations. JAX compiles it with the model; on a GPU forty are quick enough, and
+            # XLA wants parts of CUDA there that not every installation has.
+            tf = import_module("tensorflow")
+            self.warp = tf.function(warp, jit_compile=not tf.config.list_physical_devices("GPU"))
 
     def call(self, images, changes):
         return self.warp(images, changes)
