@@ -118,8 +118,8 @@ class Warp(layers.Layer):
         super().__init__(**options)
         self.warp = warp
         if keras.backend.backend() == "tensorflow":
-            # One loop instead of forty operations. JAX compiles it with the model; on a GPU forty are quick enough, and
-            # XLA wants parts of CUDA there that not every installation has.
+            # One loop instead of forty operations; JAX compiles it with the model. On a GPU XLA wants parts of CUDA
+            # that not every installation has.
             tf = import_module("tensorflow")
             self.warp = tf.function(warp, jit_compile=not tf.config.list_physical_devices("GPU"))
 

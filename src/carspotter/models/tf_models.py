@@ -79,7 +79,7 @@ class PhotoDataset:
         return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-# XLA on a GPU wants parts of CUDA that not every installation has, and forty small kernels are quick enough there.
+# XLA on a GPU wants parts of CUDA that not every installation has; there the operations run one by one.
 @tf.function(jit_compile=not tf.config.list_physical_devices("GPU"))
 def warp(images: tf.Tensor, changes: tf.Tensor) -> tf.Tensor:
     """Apply one change per photo, float32 (B, 8 or 20), to a batch: float32.
