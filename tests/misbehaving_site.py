@@ -143,7 +143,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def start(self, length: int | None = None, **headers: str) -> None:
+    def start(self, length: int | str | None = None, **headers: str) -> None:
         """Begin an answer whose body is then written by hand; the connection ends with it."""
         self.close_connection = True
         self.send_response(200)
@@ -290,6 +290,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.start()
         while not self.site.closing.is_set():
             self.wfile.write(b"x" * 65536)
+
+    def absurd_length(self, _) -> None:
+        self.start("9" * 5000)  # Python refuses to read numbers of so many digits
+        self.wfile.write(jpeg("absurd"))
 
     def declared_huge(self, _) -> None:
         self.start(10**12)
