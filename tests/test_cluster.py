@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from generated_photos import noise_study
 
+from carspotter.models import cluster as sweeping
 from carspotter.models.cluster import pack_study, unpack_study
 from carspotter.models.runs import load_run, read_runs
 from carspotter.models.sweep import Cell, run_sweep
@@ -128,6 +129,26 @@ def test_a_node_that_is_killed_loses_its_running_cell_alone_and_the_table_is_com
     mine, theirs = (read_runs(one).sort_values("run").drop(columns=TIMES) for one in (here, study))
     theirs = theirs[theirs["run"].isin(mine["run"])]
     pd.testing.assert_frame_equal(mine.reset_index(drop=True), theirs.reset_index(drop=True))
+
+
+@pytest.mark.parametrize(
+    ("reason", "asked"), [("RuntimeError: Starting Ray client server failed. See the log.", 3), ("nobody answers", 1)]
+)
+def test_a_server_that_hung_is_asked_for_again(study, monkeypatch, reason, asked):
+    calls = []
+
+    class Ray:
+        shutdown = staticmethod(lambda: calls.append("shutdown"))
+
+        @staticmethod
+        def init(address, **options):
+            calls.append(address)
+            raise ConnectionError(reason)
+
+    monkeypatch.setattr(sweeping, "_import_ray", lambda: Ray)
+    with pytest.raises(RuntimeError, match=f"no Ray cluster at ray://there:1: {reason}"):
+        next(sweeping.run_on_ray(study, {}, "ray://there:1"))
+    assert calls == ["ray://there:1", "shutdown"] * asked
 
 
 def test_ctrl_c_over_the_client_s_port_leaves_what_is_finished_and_the_sweep_goes_on(

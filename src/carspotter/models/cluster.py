@@ -30,6 +30,10 @@ from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import read_journal, read_photos
 
 RETRIES = 5  # of a cell whose worker or node died; a cell that fails by itself is not tried again
+# Behind ray:// a process with many threads forks a server for each connection; now and then it hangs from its first
+# moment, and Ray gives it up after half a minute. The next one is another.
+CONNECTIONS = 3
+HUNG = "Starting Ray client server failed"
 BESIDE_IMAGES = 1_500_000_000  # bytes that a framework and its model take, next to the images
 
 
@@ -47,11 +51,14 @@ def run_on_ray(
     package = str(Path(__file__).parents[1])
     threads = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), str(cpus))
     environment = {"py_modules": [package], "env_vars": threads}
-    try:
-        ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
-    except Exception as error:  # which is what Ray raises where its own processes do not come up in time
-        ray.shutdown()
-        raise RuntimeError(f"no Ray cluster {f'at {address}' if address else 'here'}: {error}") from error
+    for left in reversed(range(CONNECTIONS)):
+        try:
+            ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+            break
+        except Exception as error:  # which is what Ray raises where its own processes do not come up in time
+            ray.shutdown()
+            if not (left and HUNG in str(error)):
+                raise RuntimeError(f"no Ray cluster {f'at {address}' if address else 'here'}: {error}") from error
     try:
         archive = pack_study(study)
         digest = hashlib.sha256(archive).hexdigest()[:16]
