@@ -21,7 +21,7 @@ SMALL = replace(FAST_RECIPE, conv_channels=(8, 16, 16), epochs=12, image_size=32
 
 @pytest.fixture(scope="module")
 def photos():
-    """Dark and bright noise, 15 listings of four photos each; two listings are listed as what they are not."""
+    """Dark and bright noise, 15 listings of four photos each; four photos are labelled as what they are not."""
     rng = np.random.default_rng(0)
     bright = np.repeat(np.arange(15) % 2, 4)
     images = (

@@ -6,7 +6,7 @@ mates than they are like each other, whatever nobody has thought of it shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -31,9 +31,7 @@ def stand_apart(
     rng = np.random.default_rng(seed)
     references = rng.permutation(len(vectors))[:REFERENCES]
     known = vectors[references].astype(np.float32)
-    members = pd.Series(np.arange(len(vectors))).groupby(np.asarray(listings, dtype=str)).agg(list)
-    members = members.drop("", errors="ignore")
-    for rows in map(np.array, members[members.map(len) > 1]):
+    for rows in _listings_of(2, listings):
         own = vectors[rows].astype(np.float32)
         # A rank among all photos: some things are like everything, and that says nothing.
         among = np.sort(own @ known.T, axis=1)
@@ -53,9 +51,14 @@ def median_of_mates(values: np.ndarray, listings: Sequence[str]) -> np.ndarray:
     `listings` as in `stand_apart`. nan for a photo with fewer than two others: one is no measure.
     """
     medians = np.full(len(values), np.nan)
-    members = pd.Series(np.arange(len(values))).groupby(np.asarray(listings, dtype=str)).agg(list)
-    members = members.drop("", errors="ignore")
-    for rows in map(np.array, members[members.map(len) > 2]):
+    for rows in _listings_of(3, listings):
         for place, row in enumerate(rows):
             medians[row] = np.median(values[np.delete(rows, place)])
     return medians
+
+
+def _listings_of(least: int, listings: Sequence[str]) -> Iterator[np.ndarray]:
+    """Yield, for each listing of that many photos or more, the places of its photos."""
+    members = pd.Series(np.arange(len(listings))).groupby(np.asarray(listings, dtype=str)).agg(list)
+    members = members.drop("", errors="ignore")
+    yield from map(np.array, members[members.map(len) >= least])
