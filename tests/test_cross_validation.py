@@ -13,6 +13,7 @@ from carspotter.models.cross_validation import cross_validate, join_features, le
 from carspotter.models.experiments import FAST_RECIPE
 from carspotter.models.records import locked
 from carspotter.paths import Study
+from carspotter.photos import curation
 from carspotter.photos.curation import read_curation, readable_photos
 from carspotter.photos.table import import_folder
 
@@ -131,7 +132,8 @@ def test_a_study_is_learnt_once(tmp_path, monkeypatch):
     assert again.equals(doubts) and others.equals(features)
 
 
-def test_the_verb_ranks_by_what_was_learnt(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("weights", "columns"), [([], 4 + 6), (["--weights", "some.h5"], 4)])
+def test_the_verb_ranks_by_what_was_learnt(tmp_path, monkeypatch, weights, columns):
     for number in range(40):
         label, listing = ("swift", "wagonr")[number // 4 % 2], number // 4
         file = tmp_path / f"photos/{label}/{listing}__{number % 4}.jpg"
@@ -149,9 +151,20 @@ def test_the_verb_ranks_by_what_was_learnt(tmp_path, monkeypatch, capsys):
         doubts.iloc[7] = 0.97
         return doubts, pd.DataFrame(np.random.default_rng(0).normal(size=(len(names), 6)), index=names)
 
+    def describe(study, weights):
+        names = readable_photos(study.data, show_progress=False)["sha256"]
+        return pd.DataFrame(np.random.default_rng(1).normal(size=(len(names), 4)), index=names)
+
+    def curate_study(study, features, doubts):
+        asked.append(features.shape[1])
+        return curate(study, features=features, doubts=doubts)
+
+    curate = curation.curate_study
     monkeypatch.setattr(cross_validation, "learn_photos", learn)
-    assert main(["curate", "--train", "torch", "--dtype", "bfloat16"]) == 0
-    assert asked == [("torch", "bfloat16")]
+    monkeypatch.setattr("carspotter.models.features.describe_photos", describe)
+    monkeypatch.setattr(curation, "curate_study", curate_study)
+    assert main(["curate", "--train", "torch", "--dtype", "bfloat16", *weights]) == 0
+    assert asked == [("torch", "bfloat16"), columns]
     reasons = read_curation(study).set_index("sha256")["reason"]
     doubted = sorted(reasons.index)[7]
     assert (

@@ -64,6 +64,14 @@ def test_the_most_telling_sign_is_enough_alone():
     assert shares == [1.0, 0.0]
 
 
+def test_what_a_trained_model_doubts_rises_without_any_listing():
+    features, labels, _ = crowd(mislabelled=0, strangers=0)
+    doubts = np.random.default_rng(1).uniform(0, 0.3, len(labels))
+    before = rank_photos(features, labels, alone(labels), doubts=doubts)["score"]
+    doubts[[5, 150]] = 0.99
+    assert (rank_photos(features, labels, alone(labels), doubts=doubts)["score"] > before)[[5, 150]].all()
+
+
 def test_one_class_alone_is_ranked_by_distance():
     rng = np.random.default_rng(0)
     features = np.concatenate([rng.normal(2, 1, (60, 16)), rng.normal(0, 1, (3, 16)) - 2])
