@@ -28,6 +28,7 @@ from selenium.common.exceptions import (
 )
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.command import Command
 from selenium.webdriver.support.ui import WebDriverWait
 
 from scraper.site import Site
@@ -40,6 +41,15 @@ POLL = 0.05  # seconds
 TAB_MEGABYTES = 512  # what a page's scripts may keep
 SOCKET = "/org.chromium.Chromium.XXXXXX/SingletonSocket"  # what Chromium puts into the temporary folder
 LONGEST_SOCKET_PATH = 107  # bytes: a limit of the kernel's
+# commands that always have an answer; our scripts, too, return something each
+ANSWERED = (
+    Command.FIND_ELEMENTS,
+    Command.GET_CURRENT_URL,
+    Command.GET_PAGE_SOURCE,
+    Command.GET_ALL_COOKIES,
+    Command.IS_ELEMENT_ENABLED,
+    Command.W3C_EXECUTE_SCRIPT,
+)
 
 # distinct listings: a "load more" that repeats its last page adds elements but no listing
 COUNT_LISTINGS = """
@@ -48,12 +58,13 @@ const own = card => attribute && card.getAttribute(attribute);
 const key = card => own(card) || card.querySelector("a[href]")?.href || card.innerText;
 return new Set(Array.from(document.querySelectorAll(selector), key)).size;
 """
-HTTP_STATUS = "return performance.getEntriesByType('navigation')[0]?.responseStatus;"
-SCROLL_DOWN = "window.scrollTo(0, document.scrollingElement.scrollHeight);"
+HTTP_STATUS = "return performance.getEntriesByType('navigation')[0]?.responseStatus ?? 0;"
+NEXT_PAGE = "return document.querySelector(arguments[0])?.href || '';"
+SCROLL_DOWN = "window.scrollTo(0, document.scrollingElement.scrollHeight); return true;"
 # clicked by script: a banner over the button does not matter
-CLICK = "arguments[0].scrollIntoView(); arguments[0].click();"
+CLICK = "arguments[0].scrollIntoView(); arguments[0].click(); return true;"
 # some loaders watch for movement: a step back up before the end is reached again
-SCROLL_AGAIN = "window.scrollBy(0, -window.innerHeight); window.scrollTo(0, document.scrollingElement.scrollHeight);"
+SCROLL_AGAIN = "window.scrollBy(0, -window.innerHeight);" + SCROLL_DOWN
 
 
 class BrowserError(Exception):
@@ -120,13 +131,16 @@ class Browser:
             for number in range(paging.first_page, paging.first_page + paging.max_pages):
                 yield self._open(url.replace("{page}", str(number)), lambda: "single page")
         elif paging.kind == "next":
-            address: str | None = url
+            address = url
+            following = ""
+
+            def note_the_next() -> str:
+                nonlocal following
+                following = self._driver.execute_script(NEXT_PAGE, paging.next)
+                return "single page"
+
             for _ in range(paging.max_pages):
-                page = self._open(address, lambda: "single page")
-                links = self._driver.find_elements(By.CSS_SELECTOR, paging.next)
-                # read before the page is handed out: the listings' own pages may be opened in between
-                following = links[0].get_attribute("href") if links else None
-                yield page
+                yield self._open(address, note_the_next)
                 if not following or following == address:
                     return
                 address = following
@@ -234,12 +248,12 @@ class Browser:
             raise BrowserError("the crawl is at its end")
         try:
             if self.remote_url:
-                self._driver = webdriver.Remote(self.remote_url, options=self._options())
+                self._driver = _RemoteBrowser(self.remote_url, options=self._options())
             else:
                 _check_temporary_folder()
                 self._profile = tempfile.mkdtemp(prefix="scraper-browser-")
                 self._guard = _stand_guard(self._profile)
-                self._driver = webdriver.Chrome(*self._local())
+                self._driver = _LocalBrowser(*self._local())
         except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
             self.quit(at_once=True)
             if self.remote_url:
@@ -312,6 +326,24 @@ class Browser:
         if guard is not None and guard.poll() is None:
             with suppress(ProcessLookupError):  # it ended in this moment
                 os.killpg(guard.pid, signal.SIGKILL)
+
+
+class _Silence:
+    """Takes silence for the alert box that it is: what one cuts off by opening, chromedriver answers with nothing."""
+
+    def execute(self, driver_command: str, params: dict | None = None) -> dict:
+        answer = super().execute(driver_command, params)
+        if driver_command in ANSWERED and answer["value"] is None:
+            raise UnexpectedAlertPresentException("the browser did not answer: an alert box opened meanwhile")
+        return answer
+
+
+class _LocalBrowser(_Silence, webdriver.Chrome):
+    pass
+
+
+class _RemoteBrowser(_Silence, webdriver.Remote):
+    pass
 
 
 # A scraper killed by SIGKILL can run no code. This shell then sees its input end; it ends all processes of its group,

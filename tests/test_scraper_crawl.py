@@ -1,6 +1,7 @@
 """Whole crawls with a real browser. The page faults are those of the table in scraper/README.md."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 from misbehaving_site import MisbehavingSite
+from selenium.webdriver.remote.command import Command
+from selenium.webdriver.remote.webdriver import WebDriver
 from test_scraper_download import table_rows
 
-from scraper.browser import CHROMIUM_NAMES
+from scraper.browser import ANSWERED, CHROMIUM_NAMES
 from scraper.cli import main
 
 pytestmark = pytest.mark.skipif(
@@ -129,6 +132,32 @@ def test_page_fault_ends_as_the_readme_says(row, tmp_path, short_path, capsys, m
         assert "/search" not in {path.partition("?")[0] for path in site.log}
     asked = site.photo_requests()
     assert len(asked) == len(set(asked)), "a photo was asked for twice, by the browser perhaps"
+
+
+CUT_OFF = (0, 2, 5, 9)  # the numbers of the answers that do not come
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"), [*((command, "button") for command in ANSWERED), (Command.W3C_EXECUTE_SCRIPT, "next")]
+)
+def test_no_answer_that_an_alert_box_cuts_off_ends_a_page_early(command, kind, tmp_path, capsys, monkeypatch):
+    """What chromedriver does when a box opens in the midst of a command: it answers with nothing."""
+    execute, answers = WebDriver.execute, itertools.count()
+
+    def cut_off(driver, driver_command, params=None):
+        answer = execute(driver, driver_command, params)
+        is_cut_off = driver_command == command and next(answers) in CUT_OFF
+        return {"value": None} if is_cut_off else answer
+
+    monkeypatch.setattr(WebDriver, "execute", cut_off)
+    with MisbehavingSite() as site:
+        file = write_site_file(tmp_path, f"{site.base_url}/search?listings=13&kind={kind}", kind)
+        assert main([str(file), "--out", str(tmp_path / "raw"), "--json"]) == 0
+        browsers = site.counts["/search"]
+    stats = json.loads(capsys.readouterr().out)
+    assert (stats["fetched"], stats["pages"], stats["pages_lost"]) == (13, 3 if kind == "next" else 1, {})
+    assert browsers == stats["pages"], "the page was read again, not opened again"
+    assert next(answers) > 1, "one answer did not come, another did"
 
 
 def test_the_readme_and_the_page_faults_agree():
