@@ -5,20 +5,21 @@
 REAL_PHOTOS holds two class folders and the folders `other-model` and `unusable`; photos of the latter are given one of
 the two labels at random, by seed. A reviewer works down the ranking in three rounds of 20 and always says the truth;
 the photos are ranked anew after each round. The reviewed photos count as looked at. With `--train` models learn from
-the falsely labelled photos first, as `carspotter curate --train` has them do.
+the falsely labelled photos first, as `carspotter curate --train` has them do: from scratch, or from the weights given.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from carspotter.models.cross_validation import cross_validate, join_features
-from carspotter.models.experiments import FAST_RECIPE, TRAINING_DTYPES
+from carspotter.models.cross_validation import choose_experiment, cross_validate, join_features
+from carspotter.models.experiments import TRAINING_DTYPES
 from carspotter.models.features import cached_features, extract_features
 from carspotter.models.records import FRAMEWORKS
 from carspotter.models.weights import identify_weights
@@ -57,16 +58,19 @@ def describe(files: list[Path], options) -> np.ndarray:
 
 def learn(labels: np.ndarray, files: list[Path], seed: int, options) -> tuple[np.ndarray, np.ndarray]:
     """Give doubts and features as `curate --train` has them: they depend on the labels, and so on the seed."""
-    experiment = replace(FAST_RECIPE, dtype=options.dtype)
+    experiment = replace(choose_experiment(options.train, options.weights), dtype=options.dtype)
+
+    start = identify_weights(options.weights) if options.weights else ""
+    key = f"learnt {options.train} {experiment} {start} {seed}"
 
     def train() -> np.ndarray:
         images = np.stack([decode_image(file, experiment.image_size) for file in files])
-        state = options.cache / f"learning-{options.train}-{options.dtype}-{seed}"
+        state = options.cache / f"learning-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+        listings = [""] * len(files)
         return np.column_stack(
-            cross_validate(images, labels, [""] * len(files), options.train, state, experiment, show_progress=False)
+            cross_validate(images, labels, listings, options.train, state, experiment, options.weights)
         )
 
-    key = f"learnt {options.train} {experiment} {seed}"
     learnt = cached_features(options.cache, key, [file.name for file in files], train)
     return learnt[:, 0], learnt[:, 1:]
 
@@ -78,8 +82,7 @@ def measure(features: np.ndarray, kinds: np.ndarray, seed: int, files: list[Path
     doubts = None
     if options.train:
         doubts, learnt = learn(labels, files, seed, options)
-        if not options.weights:
-            features = join_features(pd.DataFrame(features), pd.DataFrame(learnt)).to_numpy()
+        features = join_features(pd.DataFrame(features), pd.DataFrame(learnt)).to_numpy()
     groups = [str(photo) for photo in range(len(kinds))]  # these photos have no listing ids
     said = np.full(len(kinds), np.nan)
     budget = round(0.2 * len(kinds))

@@ -9,8 +9,8 @@ from generated_photos import encode, scene
 
 from carspotter.cli import main
 from carspotter.models import cross_validation
-from carspotter.models.cross_validation import cross_validate, join_features, learn_photos
-from carspotter.models.experiments import FAST_RECIPE
+from carspotter.models.cross_validation import choose_experiment, cross_validate, join_features, learn_photos
+from carspotter.models.experiments import FAST_RECIPE, MOBILENET_FINE_TUNE
 from carspotter.models.records import locked
 from carspotter.paths import Study
 from carspotter.photos import curation
@@ -132,8 +132,34 @@ def test_a_study_is_learnt_once(tmp_path, monkeypatch):
     assert again.equals(doubts) and others.equals(features)
 
 
-@pytest.mark.parametrize(("weights", "columns"), [([], 4 + 6), (["--weights", "some.h5"], 4)])
-def test_the_verb_ranks_by_what_was_learnt(tmp_path, monkeypatch, weights, columns):
+def test_what_learns_is_as_wide_as_the_weights(tmp_path):
+    assert choose_experiment("torch", None) == FAST_RECIPE
+    experiment = choose_experiment("keras", tmp_path / "mobilenet_v2_0.35_224.weights.h5")
+    assert experiment == replace(MOBILENET_FINE_TUNE, backbone_width=0.35)
+    with pytest.raises(ValueError, match="--train torch with --weights.*use --train keras"):
+        choose_experiment("torch", tmp_path / "mobilenet_v2_0.35_224.weights.h5")
+
+
+def test_each_model_starts_from_the_weights_given(photos, tmp_path):
+    keras_models = pytest.importorskip("carspotter.models.keras_models")
+    images, labels, listings, _ = photos
+    experiment = replace(MOBILENET_FINE_TUNE, backbone_width=0.35, image_size=32, epochs=1, learning_rate=1e-30)
+    model = keras_models.build_model(replace(experiment, mirrored=False), 2, 32, seed=5)
+    weights = tmp_path / "mobilenet_v2_0.35.weights.h5"
+    model.get_layer("backbone").save_weights(weights)
+    mirrored = np.concatenate([images, images[:, :, ::-1]])
+    expected = keras_models.compute_features(model, mirrored).reshape(2, 60, -1).mean(axis=0)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    folder = tmp_path / "state"
+    _, features = cross_validate(
+        images, labels, listings, "keras", folder, experiment, weights=weights, show_progress=False
+    )
+    for part in np.split(features, 3, axis=1):
+        np.testing.assert_allclose(part, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("weights", [[], ["--weights", "some.h5"]])
+def test_the_verb_ranks_by_what_was_learnt(tmp_path, monkeypatch, weights):
     for number in range(40):
         label, listing = ("swift", "wagonr")[number // 4 % 2], number // 4
         file = tmp_path / f"photos/{label}/{listing}__{number % 4}.jpg"
@@ -144,8 +170,8 @@ def test_the_verb_ranks_by_what_was_learnt(tmp_path, monkeypatch, weights, colum
     import_folder(study.data, tmp_path / "photos", show_progress=False)
     asked = []
 
-    def learn(study, framework, dtype):
-        asked.append((framework, dtype))
+    def learn(study, framework, dtype, weights):
+        asked.append((framework, dtype, str(weights or "")))
         names = readable_photos(study.data, show_progress=False)["sha256"].tolist()
         doubts = pd.Series(np.linspace(0, 0.3, len(names)), index=names)
         doubts.iloc[7] = 0.97
@@ -163,8 +189,8 @@ def test_the_verb_ranks_by_what_was_learnt(tmp_path, monkeypatch, weights, colum
     monkeypatch.setattr(cross_validation, "learn_photos", learn)
     monkeypatch.setattr("carspotter.models.features.describe_photos", describe)
     monkeypatch.setattr(curation, "curate_study", curate_study)
-    assert main(["curate", "--train", "torch", "--dtype", "bfloat16", *weights]) == 0
-    assert asked == [("torch", "bfloat16"), columns]
+    assert main(["curate", "--train", "keras", "--dtype", "bfloat16", *weights]) == 0
+    assert asked == [("keras", "bfloat16", "".join(weights[1:])), 4 + 6]
     reasons = read_curation(study).set_index("sha256")["reason"]
     doubted = sorted(reasons.index)[7]
     assert (

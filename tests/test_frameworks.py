@@ -20,6 +20,7 @@ from carspotter.models.experiments import (
     DROPOUT,
     FAST_RECIPE,
     MOBILENET_FEATURES,
+    MOBILENET_FINE_TUNE,
     SERIES,
     VGG16_FEATURES,
     VGG16_FINE_TUNE,
@@ -574,6 +575,25 @@ def test_mobilenet_is_there_in_keras_and_refused_elsewhere(siblings, photos):
     np.testing.assert_allclose(
         siblings.predict_probabilities(model, features), siblings.predict_probabilities(model, photos[0][:3]), atol=1e-5
     )
+
+
+def test_mobilenet_learns_with_its_last_blocks_alone_and_its_batch_norm_rests(photos, tmp_path):
+    keras_models = pytest.importorskip("carspotter.models.keras_models")
+    experiment = replace(MOBILENET_FINE_TUNE, backbone_width=0.35, image_size=SIZE, batch_size=8)
+    model = keras_models.build_model(experiment, 2, SIZE)
+    backbone = model.get_layer("backbone")
+    before = {layer.name: layer.get_weights() for layer in backbone.layers}
+    dataset = keras_models.make_dataset(*photos, experiment)
+    keras_models.train(model, dataset, photos[0], 1, tmp_path, lambda *epoch: False)
+    changed = {
+        layer.name
+        for layer in backbone.layers
+        if any((one != other).any() for one, other in zip(before[layer.name], layer.get_weights(), strict=True))
+    }
+    parts = ("expand", "depthwise", "project")
+    learning = {f"block_{block}_{part}" for block in range(10, 17) for part in parts} | {"Conv_1"}
+    assert {layer.name for layer in backbone.layers if layer.trainable_variables} == learning
+    assert "Conv_1" in changed <= learning, "random weights give some layers nothing to learn from"
 
 
 # --- what only one of them has ---------------------------------------------------------------------------------------

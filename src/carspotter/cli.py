@@ -82,9 +82,8 @@ def curate_photos(options) -> int:
     study = _study(options)
     features, doubts = describe_photos(study, options.weights), None
     if options.train:
-        doubts, learnt = cross_validation.learn_photos(study, options.train, options.dtype)
-        if not options.weights:  # beside a backbone's features those of a small model find less
-            features = cross_validation.join_features(features, learnt)
+        doubts, learnt = cross_validation.learn_photos(study, options.train, options.dtype, options.weights)
+        features = cross_validation.join_features(features, learnt)
     table = curation.curate_study(study, features=features, doubts=doubts)
     print(curation.summary(table))
     if options.score:
@@ -320,7 +319,8 @@ def _parser() -> argparse.ArgumentParser:
     curating.add_argument(
         "--train",
         choices=_frameworks(),
-        help="also train small models on the photos themselves and ask each about those it has not seen: minutes",
+        help="also train models on the photos themselves and ask each about those it has not seen: minutes; with "
+        "--weights the backbone's last blocks (keras only): a quarter of an hour or more",
     )
     _add_dtype(curating)
 

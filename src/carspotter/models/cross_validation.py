@@ -1,7 +1,8 @@
 """What models trained on the photos themselves say of photos that they have not seen, for curation.
 
-The photos are dealt into folds, a listing's into one; a small model learns from all folds but one and is asked about
-that one. Nothing here is a recorded run: the labels are as listed, one in ten may be wrong, and no split is made yet.
+The photos are dealt into folds, a listing's into one; a model learns from all folds but one and is asked about that
+one: a small one from scratch, or the last blocks of a backbone where its weights are given. Nothing here is a recorded
+run: the labels are as listed, one in ten may be wrong, and no split is made yet.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import GroupKFold
 
-from carspotter.models.experiments import FAST_RECIPE, Experiment
+from carspotter.models.experiments import FAST_RECIPE, MOBILENET_FINE_TUNE, Experiment
 from carspotter.models.features import cached_features
 from carspotter.models.records import import_framework, locked
 from carspotter.models.watch import TrainingDiverged
+from carspotter.models.weights import identify_weights, width_in_name
 from carspotter.paths import Study
 from carspotter.photos.curation import readable_photos
 from carspotter.photos.images import PREPROCESSING, load_images
@@ -29,30 +31,49 @@ FOLDS = 3
 
 
 def learn_photos(
-    study: Study, framework: str, dtype: str | None = None, experiment: Experiment = FAST_RECIPE
+    study: Study,
+    framework: str,
+    dtype: str | None = None,
+    weights: Path | None = None,
+    experiment: Experiment | None = None,
 ) -> tuple[pd.Series, pd.DataFrame]:
     """Give doubts and features of the study's readable photos, indexed by sha256: see `cross_validate`.
 
-    The labels are those listed. `dtype`: another than the experiment's own. Kept in data/images; a killed call goes on
-    from its last epoch. Two thirds of the images are held in memory. Raises as `cross_validate`, and RuntimeError while
-    another process learns from the same photos.
+    The labels are those listed. `dtype`: another than the experiment's own. `weights`: MobileNetV2's, then it learns on
+    from them; else the experiment is `fast_recipe`. Kept in data/images; a killed call goes on from its last epoch. Two
+    thirds of the images are held in memory. Raises as `cross_validate`, and RuntimeError while another process learns
+    from the same photos.
     """
+    experiment = experiment or choose_experiment(framework, weights)
     experiment = replace(experiment, dtype=dtype) if dtype else experiment
     photos = readable_photos(study.data)
     names, labels = photos["sha256"].tolist(), photos["label"].fillna("").tolist()
     listings = [next(iter(listings), "") for listings in photos["listings"]]
-    key = f"{PREPROCESSING} learnt {framework} {experiment} {_digest(labels, listings)}"
+    start = identify_weights(weights) if weights else "scratch"
+    key = f"{PREPROCESSING} learnt {framework} {experiment} {start} {_digest(labels, listings)}"
     folder = study.images / f"learning-{_digest(key, names)}"
 
     def learn() -> np.ndarray:
         images = load_images(study.data, photos, experiment.image_size)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, f"{folder}: another process learns from these photos; wait for it or end it"):
-            return np.column_stack(cross_validate(images, labels, listings, framework, folder, experiment))
+            return np.column_stack(cross_validate(images, labels, listings, framework, folder, experiment, weights))
 
     learnt = cached_features(study.images, key, names, learn)
     shutil.rmtree(folder, ignore_errors=True)
     return pd.Series(learnt[:, 0], index=names), pd.DataFrame(learnt[:, 1:], index=names)
+
+
+def choose_experiment(framework: str, weights: Path | None) -> Experiment:
+    """Give what learns from the photos: `fast_recipe`, or MobileNetV2 as wide as its `weights`, in Keras alone.
+
+    Raises ValueError for another framework, and where the file's name tells no width.
+    """
+    if weights is None:
+        return FAST_RECIPE
+    if framework != "keras":
+        raise ValueError(f"--train {framework} with --weights: MobileNetV2 is there in Keras only; use --train keras")
+    return replace(MOBILENET_FINE_TUNE, backbone_width=width_in_name(weights))
 
 
 def cross_validate(
@@ -62,6 +83,7 @@ def cross_validate(
     framework: str,
     folder: Path,
     experiment: Experiment = FAST_RECIPE,
+    weights: Path | None = None,
     seed: int = 0,
     show_progress: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -70,9 +92,9 @@ def cross_validate(
     A doubt is the probability that the label is wrong, 0 … 1, by the model that saw none of the photo's listing:
     what confident learning (Northcutt, Jiang & Chuang 2021) starts from. Features are what all models see in a photo,
     side by side, each model's of length 1. `images`: uint8 (N, S, S, 3), S the experiment's image size. `labels`,
-    `listings`: N names each; "" is no listing. `folder` holds the state from which a killed call goes on. Raises
-    ValueError for fewer than two labels or three listings, TrainingDiverged when a model has no finite output,
-    ImportError without the framework.
+    `listings`: N names each; "" is no listing. `weights`: those of the experiment's backbone. `folder` holds the state
+    from which a killed call goes on. Raises ValueError for fewer than two labels or three listings, TrainingDiverged
+    when a model has no finite output, ImportError without the framework.
     """
     classes, numbers = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     groups = [listing or f"photo {photo}" for photo, listing in enumerate(listings)]
@@ -88,6 +110,8 @@ def cross_validate(
     with progress_bar(photos, "learn the labels", "photos", show_progress) as progress:
         for number, (learnt, asked) in enumerate(folds):
             model = siblings.build_model(experiment, len(classes), images.shape[1], seed + number)
+            if weights:
+                siblings.load_backbone(model, weights)
             dataset = siblings.make_dataset(images[learnt], numbers[learnt], experiment, seed + number)
             state = folder / f"fold-{number}"
             state.mkdir(parents=True, exist_ok=True)

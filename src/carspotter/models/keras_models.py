@@ -22,6 +22,7 @@ from keras import layers, ops
 
 from carspotter.models.experiments import (
     CAFFE_MEANS,
+    MOBILENET_BLOCKS,
     MOBILENET_LEVELS,
     Experiment,
     convolutions,
@@ -210,13 +211,17 @@ def build_model(
     if experiment.mirrored:
         x = AddMirrorImages(dtype=dtype)(x)
     if experiment.backbone == "mobilenet_v2":
-        # One layer for all of it, at rest: with some weights its batch norm is folded into the convolutions.
+        # One layer for all of it. Its batch norm rests: with some weights it is folded into the convolutions.
         mobilenet = keras.applications.MobileNetV2(
             x.shape[1:], experiment.backbone_width, include_top=False, weights=None
         )
         levels = [mobilenet.get_layer(name).output for name in MOBILENET_LEVELS]
         backbone = keras.Model(mobilenet.inputs, levels if experiment.multi_level else levels[-1], name="backbone")
-        backbone.trainable = False
+        first = MOBILENET_BLOCKS - experiment.tuned_blocks + 1
+        names = [layer.name for layer in backbone.layers]
+        learns_from = names.index(f"block_{first}_expand") if experiment.tuned_blocks else len(names)
+        for number, layer in enumerate(backbone.layers):
+            layer.trainable = number >= learns_from and not isinstance(layer, layers.BatchNormalization)
         x = backbone(x, training=False)
     padding = "same" if experiment.any_size else "valid"
     for channels, pooled, learns in convolutions(experiment):
