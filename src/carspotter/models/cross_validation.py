@@ -25,6 +25,7 @@ from carspotter.models.weights import identify_weights, width_in_name
 from carspotter.paths import Study
 from carspotter.photos.curation import readable_photos
 from carspotter.photos.images import PREPROCESSING, load_images
+from carspotter.photos.listing_mates import first_listings
 from carspotter.progress import progress_bar
 
 FOLDS = 3
@@ -48,7 +49,7 @@ def learn_photos(
     experiment = replace(experiment, dtype=dtype) if dtype else experiment
     photos = readable_photos(study.data)
     names, labels = photos["sha256"].tolist(), photos["label"].fillna("").tolist()
-    listings = [next(iter(listings), "") for listings in photos["listings"]]
+    listings = first_listings(photos["listings"])
     start = identify_weights(weights) if weights else "scratch"
     key = f"{PREPROCESSING} learnt {framework} {experiment} {start} {_digest(labels, listings)}"
     folder = study.images / f"learning-{_digest(key, names)}"

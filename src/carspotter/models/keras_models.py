@@ -212,6 +212,7 @@ def build_model(
         x = AddMirrorImages(dtype=dtype)(x)
     if experiment.backbone == "mobilenet_v2":
         # One layer for all of it. Its batch norm rests: with some weights it is folded into the convolutions.
+        # In float32 whatever the dtype: on a CPU its narrow convolutions are no quicker in bfloat16.
         mobilenet = keras.applications.MobileNetV2(
             x.shape[1:], experiment.backbone_width, include_top=False, weights=None
         )

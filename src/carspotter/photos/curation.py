@@ -20,7 +20,7 @@ from carspotter.photos.decisions import read_reviews
 from carspotter.photos.fingerprints import find_duplicates, measure_photos
 from carspotter.photos.grouping import Groups
 from carspotter.photos.images import decode_image
-from carspotter.photos.listing_mates import median_of_mates, stand_apart
+from carspotter.photos.listing_mates import first_listings, median_of_mates, stand_apart
 from carspotter.photos.ranking import rank_photos
 from carspotter.photos.table import read_photos
 
@@ -187,8 +187,7 @@ def _judge_quality(photos: pd.DataFrame, fingerprints: np.ndarray) -> pd.DataFra
         {name: fingerprints[name].astype(float) for name in ("brightness", "contrast", "sharpness")}
     )
     measured["side"] = photos[["width", "height"]].min(axis=1).to_numpy(dtype=float)
-    listings = [next(iter(listings), "") for listings in photos["listings"]]
-    measured["mates"] = median_of_mates(measured["sharpness"].to_numpy(), listings)
+    measured["mates"] = median_of_mates(measured["sharpness"].to_numpy(), first_listings(photos["listings"]))
     scores = np.stack([1 / (1 + (asked.figure(measured) / asked.limit) ** STEEPNESS) for asked in QUALITY])
     worst = scores.argmax(axis=0) if len(photos) else np.empty(0, dtype=int)
     rows = []
@@ -218,7 +217,7 @@ def _rank_by_features(
         groups.join([sha256, *listings[sha256], *([f"cluster {cluster}"] if cluster else [])])
     rejected = (reviews["verdict"] == "reject").astype(float).where(~reviews["reason"].isin(NO_EXAMPLES))
     body, rim = np.swapaxes(np.stack(palettes[ranked]), 0, 1)
-    listing = [next(iter(listings[sha256]), "") for sha256 in ranked]
+    listing = first_listings(listings[ranked])
     found = rank_photos(
         features.loc[ranked].to_numpy(),
         table.loc[ranked, "label"],

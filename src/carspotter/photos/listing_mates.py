@@ -6,7 +6,7 @@ mates than they are like each other, whatever nobody has thought of it shows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -43,6 +43,11 @@ def stand_apart(
             both = np.concatenate([ranks[place, others], ranks[others, place]])
             apart[row] = [-summary(both) for summary in summaries]
     return pd.DataFrame(apart).rank(pct=True).to_numpy()
+
+
+def first_listings(listings: Iterable[Sequence[str]]) -> list[str]:
+    """Give one listing for each photo, of the column `listings` of `read_photos`: the first, "" where there is none."""
+    return [next(iter(names), "") for names in listings]
 
 
 def median_of_mates(values: np.ndarray, listings: Sequence[str]) -> np.ndarray:
