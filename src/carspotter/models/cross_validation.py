@@ -107,7 +107,7 @@ def cross_validate(
     siblings = import_framework(framework)
     doubts, features = np.empty(len(images), np.float32), []
     folds = GroupKFold(FOLDS, shuffle=True, random_state=seed).split(images, groups=groups)
-    photos = (FOLDS - 1) * len(images) * experiment.epochs
+    photos, done = (FOLDS - 1) * len(images) * experiment.epochs, 0
     with progress_bar(photos, "learn the labels", "photos", show_progress) as progress:
         for number, (learnt, asked) in enumerate(folds):
             model = siblings.build_model(experiment, len(classes), images.shape[1], seed + number)
@@ -116,9 +116,11 @@ def cross_validate(
             dataset = siblings.make_dataset(images[learnt], numbers[learnt], experiment, seed + number)
             state = folder / f"fold-{number}"
             state.mkdir(parents=True, exist_ok=True)
+            done += len(learnt) * experiment.epochs
             siblings.train(
                 model, dataset, images[asked[:1]], experiment.epochs, state, _keeps_none, on_batch=progress.update
             )
+            progress.update(done - progress.n)  # what a killed call had learnt counts
             seen = siblings.compute_features(model, images)
             said = siblings.predict_probabilities(model, seen[asked])
             if not np.isfinite(said).all():
