@@ -132,9 +132,9 @@ def test_a_node_that_is_killed_loses_its_running_cell_alone_and_the_table_is_com
 
 
 @pytest.mark.parametrize(
-    ("reason", "asked"), [("RuntimeError: Starting Ray client server failed. See the log.", 3), ("nobody answers", 1)]
+    ("reason", "asked"), [("Initialization failure from server:\nZombieProcess", 5), ("nobody answers", 1)]
 )
-def test_a_server_that_hung_is_asked_for_again(study, monkeypatch, reason, asked):
+def test_a_server_that_hung_or_died_is_asked_for_again(study, monkeypatch, reason, asked):
     calls = []
 
     class Ray:

@@ -30,10 +30,10 @@ from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import read_journal, read_photos
 
 RETRIES = 5  # of a cell whose worker or node died; a cell that fails by itself is not tried again
-# Behind ray:// a process with many threads forks a server for each connection; now and then it hangs from its first
-# moment, and Ray gives it up after half a minute. The next one is another.
-CONNECTIONS = 3
-HUNG = "Starting Ray client server failed"
+# Behind ray:// a process with many threads forks a server for each connection; on a busy machine it often hangs from
+# its first moment, and Ray gives it up after half a minute, or finds it dead. The next one is another.
+CONNECTIONS = 5
+NO_SERVER = "Initialization failure from server"
 BESIDE_IMAGES = 1_500_000_000  # bytes that a framework and its model take, next to the images
 
 
@@ -57,7 +57,7 @@ def run_on_ray(
             break
         except Exception as error:  # which is what Ray raises where its own processes do not come up in time
             ray.shutdown()
-            if not (left and HUNG in str(error)):
+            if not (left and NO_SERVER in str(error)):
                 raise RuntimeError(f"no Ray cluster {f'at {address}' if address else 'here'}: {error}") from error
     try:
         archive = pack_study(study)
