@@ -151,6 +151,21 @@ def test_a_server_that_hung_or_died_is_asked_for_again(study, monkeypatch, reaso
     assert calls == ["ray://there:1", "shutdown"] * asked
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_that_python_lost_is_heard():
+    class Reference:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with sweeping.hear_interrupts() as raise_lost:
+        raise_lost()
+        Reference()
+        with pytest.raises(KeyboardInterrupt):
+            raise_lost()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_ctrl_c_over_the_client_s_port_leaves_what_is_finished_and_the_sweep_goes_on(
     study, tmp_path, short_path, quick_ray, monkeypatch
 ):

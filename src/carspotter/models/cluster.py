@@ -9,6 +9,7 @@ frameworks; this package is sent along.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib
@@ -16,10 +17,12 @@ import io
 import json
 import os
 import shutil
+import signal
 import tarfile
 import tempfile
+import threading
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -71,16 +74,50 @@ def run_on_ray(
         for name, arguments in cells.items():
             memory = BESIDE_IMAGES + 3 * photos * arguments["image_size"] ** 2
             waiting[task.options(memory=memory, **options).remote(study.name, arguments, shared, digest)] = name
-        while waiting:
-            (done, *_), _ = ray.wait(list(waiting), num_returns=1)
-            name = waiting.pop(done)
-            try:
-                yield name, _record(study, ray.get(done))
-            except ray.exceptions.RayError as error:
-                reason = str(error).strip().splitlines()[0]
-                yield name, {"run": "", "seconds": float("nan"), "error": f"given up after {RETRIES} retries: {reason}"}
+        with hear_interrupts() as raise_lost:
+            while waiting:
+                (done, *_), _ = ray.wait(list(waiting), num_returns=1)
+                name = waiting.pop(done)
+                try:
+                    result = _record(study, ray.get(done))
+                except ray.exceptions.RayError as error:
+                    reason = str(error).strip().splitlines()[0]
+                    result = {
+                        "run": "",
+                        "seconds": float("nan"),
+                        "error": f"given up after {RETRIES} retries: {reason}",
+                    }
+                yield name, result
+                raise_lost()
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def hear_interrupts() -> Iterator[Callable[[], None]]:
+    """Give a function that raises KeyboardInterrupt where Ctrl-C was pressed within, and lost.
+
+    Python ignores what is raised in a `__del__`, and those of Ray's client wait for an answer from the cluster.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    pressed = threading.Event()
+
+    def note(number, frame) -> None:
+        pressed.set()
+        before(number, frame)
+
+    def raise_lost() -> None:
+        if pressed.is_set():
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield raise_lost  # signals are another's business
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield raise_lost
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def pack_study(study: Study) -> bytes:
