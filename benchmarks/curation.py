@@ -59,7 +59,6 @@ def describe(files: list[Path], options) -> np.ndarray:
 def learn(labels: np.ndarray, files: list[Path], seed: int, options) -> tuple[np.ndarray, np.ndarray]:
     """Give doubts and features as `curate --train` has them: they depend on the labels, and so on the seed."""
     experiment = replace(choose_experiment(options.train, options.weights), dtype=options.dtype)
-
     start = identify_weights(options.weights) if options.weights else ""
     key = f"learnt {options.train} {experiment} {start} {seed}"
 

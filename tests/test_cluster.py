@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -152,18 +153,32 @@ def test_a_server_that_hung_or_died_is_asked_for_again(study, monkeypatch, reaso
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_ctrl_c_that_python_lost_is_heard():
+def test_ctrl_c_that_python_lost_is_heard_after_the_cell(study, monkeypatch):
     class Reference:
         def __del__(self):
             signal.raise_signal(signal.SIGINT)
 
-    before = signal.getsignal(signal.SIGINT)
-    with sweeping.hear_interrupts() as raise_lost:
-        raise_lost()
+    def wait(tasks, num_returns):
         Reference()
-        with pytest.raises(KeyboardInterrupt):
-            raise_lost()
+        return tasks[:1], tasks[1:]
+
+    task = SimpleNamespace(options=lambda **options: SimpleNamespace(remote=lambda *arguments: object()))
+    ray = SimpleNamespace(
+        init=lambda *arguments, **options: None,
+        shutdown=lambda: None,
+        cluster_resources=dict,
+        remote=lambda **options: lambda function: task,
+        put=lambda archive: archive,
+        wait=wait,
+        get=lambda done: {"run": "", "seconds": 1.0, "error": "not trained"},
+        exceptions=SimpleNamespace(RayError=RuntimeError),
+    )
+    monkeypatch.setattr(sweeping, "_import_ray", lambda: ray)
+    before, given = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt):
+        given.extend(name for name, _ in sweeping.run_on_ray(study, dict.fromkeys("abc", {"image_size": 48})))
     assert signal.getsignal(signal.SIGINT) is before
+    assert given == ["a"]
 
 
 def test_ctrl_c_over_the_client_s_port_leaves_what_is_finished_and_the_sweep_goes_on(

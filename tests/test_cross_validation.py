@@ -74,7 +74,7 @@ def test_no_model_is_asked_about_a_listing_that_it_saw(photos, tmp_path, monkeyp
     assert set().union(*asked) == set(listing_of)
 
 
-def test_a_killed_call_goes_on_and_gives_the_same(photos, tmp_path, monkeypatch):
+def test_a_killed_call_goes_on_and_gives_the_same(photos, tmp_path, monkeypatch, capsys):
     torch_models = pytest.importorskip("carspotter.models.torch_models")
     images, labels, listings, _ = photos
     whole = cross_validate(images, labels, listings, "torch", tmp_path / "whole", SMALL, show_progress=False)
@@ -93,7 +93,8 @@ def test_a_killed_call_goes_on_and_gives_the_same(photos, tmp_path, monkeypatch)
     monkeypatch.setattr(torch_models, "train", dies_in_the_second_fold)
     with pytest.raises(KeyboardInterrupt):
         cross_validate(images, labels, listings, "torch", tmp_path / "killed", SMALL, show_progress=False)
-    again = cross_validate(images, labels, listings, "torch", tmp_path / "killed", SMALL, show_progress=False)
+    again = cross_validate(images, labels, listings, "torch", tmp_path / "killed", SMALL)
+    assert "1440 of 1440 photos" in capsys.readouterr().err, "what was learnt before counts as progress"
     for part, of_whole in zip(again, whole, strict=True):
         np.testing.assert_array_equal(part, of_whole)
     assert len(trained) == 3 * SMALL.epochs + 1, "only the epoch that was not saved is repeated"

@@ -320,7 +320,7 @@ def _parser() -> argparse.ArgumentParser:
         "--train",
         choices=_frameworks(),
         help="also train models on the photos themselves and ask each about those it has not seen: minutes; with "
-        "--weights the backbone's last blocks (keras only): a quarter of an hour or more",
+        "--weights the backbone's last blocks (keras only): several minutes a thousand photos",
     )
     _add_dtype(curating)
 

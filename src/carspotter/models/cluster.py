@@ -81,12 +81,8 @@ def run_on_ray(
                 try:
                     result = _record(study, ray.get(done))
                 except ray.exceptions.RayError as error:
-                    reason = str(error).strip().splitlines()[0]
-                    result = {
-                        "run": "",
-                        "seconds": float("nan"),
-                        "error": f"given up after {RETRIES} retries: {reason}",
-                    }
+                    reason = f"given up after {RETRIES} retries: {str(error).strip().splitlines()[0]}"
+                    result = {"run": "", "seconds": float("nan"), "error": reason}
                 yield name, result
                 raise_lost()
     finally:

@@ -148,8 +148,7 @@ MOBILENET_FEATURES = Experiment(
     backbone="mobilenet_v2",
 )
 # The last blocks learn with a linear head, at a rate that both can bear: what tells one sedan from another is not what
-# told a thousand kinds of things apart. Eight epochs: the weights know photos already, and later ones learn the errors
-# among the labels.
+# told a thousand kinds of things apart. Eight epochs: the weights know photos already (more were not tried).
 MOBILENET_FINE_TUNE = Experiment(
     "mobilenet_fine_tune",
     conv_channels=(),
