@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from carspotter.models.cross_validation import choose_experiment, cross_validate, join_features
+from carspotter.curation.appearance import SIDE, describe_images
+from carspotter.curation.cross_validation import choose_experiment, cross_validate, join_features
+from carspotter.curation.ranking import rank_photos
 from carspotter.models.experiments import TRAINING_DTYPES
 from carspotter.models.features import cached_features, extract_features
 from carspotter.models.records import FRAMEWORKS
 from carspotter.models.weights import identify_weights
-from carspotter.photos.appearance import SIDE, describe_images
 from carspotter.photos.images import decode_image
-from carspotter.photos.ranking import rank_photos
 
 JUNK = ("other-model", "unusable")
 ROUNDS = (20, 20, 20)

@@ -10,10 +10,10 @@ import argparse
 
 from machine import describe
 
-from carspotter.check.export import FORMATS
 from carspotter.evidence.frameworks import compare_frameworks
 from carspotter.evidence.report import framework_verdicts, to_markdown
 from carspotter.paths import Study
+from carspotter_check.export import FORMATS
 
 
 def main() -> None:

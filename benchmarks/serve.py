@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from carspotter.check import photo_check
-from carspotter.check.onnx_graph import Layer, build_graph
-from carspotter.check.photo_check import PhotoCheck
-from carspotter.check.rejection import References, Rejection
 from carspotter.models.experiments import BASELINE, feature_side
+from carspotter_check import photo_check
+from carspotter_check.onnx_graph import Layer, build_graph
+from carspotter_check.photo_check import PhotoCheck
+from carspotter_check.rejection import References, Rejection
 
 SIZE = 150
 
@@ -117,7 +117,7 @@ def bare_loop(bundle: Path, photo: bytes, threads: int, seconds: float) -> float
 
 def start(bundle: Path, threads: int) -> tuple[subprocess.Popen, int]:
     code = (
-        "import sys; from carspotter.check.server import *; serve(Path(sys.argv[1]), port=0, threads=int(sys.argv[2]))"
+        "import sys; from carspotter_check.server import *; serve(Path(sys.argv[1]), port=0, threads=int(sys.argv[2]))"
     )
     command = [sys.executable, "-c", code, str(bundle), str(threads)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

@@ -23,7 +23,7 @@ from carspotter.evidence.sealed_score import drop
 from carspotter.models.runs import Run
 from carspotter.paths import Study
 from carspotter.photos.images import load_images
-from carspotter.sample.listings import CITIES, SHIFTED_CITY, write_photos
+from carspotter_sample.listings import CITIES, SHIFTED_CITY, write_photos
 
 
 def main() -> None:

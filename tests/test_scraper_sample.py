@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import requests
+from carspotter.sample.second_site import CARS_A_PAGE, SecondSite
+from carspotter.sample.site import MODEL_NAMES, SampleSite
 from misbehaving_site import jpeg
 from test_scraper_crawl import assert_no_browser_left, wait_until
 
-from carspotter.sample.second_site import CARS_A_PAGE, SecondSite
-from carspotter.sample.site import MODEL_NAMES, SampleSite
 from scraper.browser import CHROMIUM_NAMES
 from scraper.journal import Journal
 from scraper.pages import is_end_of_search

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import getpass
-import json
+import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
 
 from carspotter import __version__
 from carspotter.paths import Study
+
+# Packages beside this one that bring verbs of their own; the sample site is not in the wheel.
+NEIGHBOURS = ("carspotter_review", "carspotter_check", "carspotter_sample")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,53 +35,22 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def sample_photos(options) -> int:
-    from carspotter.sample.listings import write_photos
-
-    write_photos(options.out, listings=options.listings, seed=options.seed, longest_side=options.longest_side)
-    print(f"Wrote {options.listings} listings to {options.out}")
-    return 0
-
-
-def sample_sheet(options) -> int:
-    from carspotter.sample.contact_sheet import write_contact_sheet
-
-    print(f"Wrote {write_contact_sheet(options.out, options.seed)}")
-    return 0
-
-
-def sample_serve(options) -> int:
-    from carspotter.sample.listings import write_photos
-    from carspotter.sample.second_site import SecondSite
-    from carspotter.sample.site import SampleSite
-
-    # the second site's robots.txt asks for a pause, as real ones do
-    site_of, port, delay = (SampleSite, 8000, 0.0) if options.site == "sample" else (SecondSite, 8001, 0.5)
-    folder = options.out or Path("demo/site" if options.site == "sample" else "demo/site-hyderabad")
-    if not folder.exists():
-        write_photos(folder, listings=options.listings, seed=options.seed, cities=site_of.cities)
-    site = site_of(folder, port=port if options.port is None else options.port, crawl_delay=delay)
-    print(f"Serving the {options.site} site on {site.base_url} (Ctrl-C stops it)", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
-        site.serve_forever()
-    return 0
-
-
 def import_photos(options) -> int:
     from carspotter.photos.table import import_folder
 
-    report = import_folder(_study(options).data, options.folder, classes=options.classes)
+    report = import_folder(study_of(options).data, options.folder, classes=options.classes)
     print(report)
     return 0
 
 
 def curate_photos(options) -> int:
-    from carspotter.models import cross_validation
-    from carspotter.models.features import describe_photos
-    from carspotter.photos import curation, curation_score
-    from carspotter.photos.curation_report import write_report
+    from carspotter.curation import cross_validation
+    from carspotter.curation import curate as curation
+    from carspotter.curation import score as curation_score
+    from carspotter.curation.appearance import describe_photos
+    from carspotter.curation.report import write_report
 
-    study = _study(options)
+    study = study_of(options)
     features, doubts = describe_photos(study, options.weights), None
     if options.train:
         doubts, learnt = cross_validation.learn_photos(study, options.train, options.dtype, options.weights)
@@ -97,7 +68,7 @@ def curate_photos(options) -> int:
 def forget_photo(options) -> int:
     from carspotter.photos.table import forget
 
-    forget(_study(options).data, options.sha256)
+    forget(study_of(options).data, options.sha256)
     print(f"Forgot {options.sha256}: its bytes are gone, its hash stays so that it is never fetched again")
     return 0
 
@@ -105,7 +76,7 @@ def forget_photo(options) -> int:
 def split_photos(options) -> int:
     from carspotter.photos import splitting
 
-    study = _study(options)
+    study = study_of(options)
     if options.verify:
         report = splitting.verify_split(study)
         print(report)
@@ -118,7 +89,7 @@ def train_model(options) -> int:
     from carspotter.models import experiments, runs, workers
 
     run = runs.load_or_train(
-        _study(options),
+        study_of(options),
         experiments.SERIES[options.experiment],
         framework=options.framework,
         seed=options.seed,
@@ -138,36 +109,10 @@ def train_model(options) -> int:
     return 0
 
 
-def review_photos(options) -> int:
-    from carspotter.evidence.comparison import accuracy_interval
-    from carspotter.models.features import describe_photos
-    from carspotter.photos import review
-    from carspotter.photos.review_server import serve_reviews
-
-    study, reviewer = _study(options), options.reviewer or getpass.getuser()
-    settings = {"port": options.port, "host": options.host, "seed": options.seed}
-    settings["features"] = None if options.quiz else describe_photos(study, options.weights)
-    with serve_reviews(study, reviewer, quiz=options.quiz, audit=options.audit, **settings) as server:
-        print(f"Review on {server.url} (Ctrl-C stops; every decision is on disk)", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            server.wait()
-    if options.quiz:
-        answers = review.read_quiz(study, reviewer)
-        if len(answers):
-            interval = accuracy_interval(answers["correct"], answers["group"])
-            print(f"{reviewer} named {interval.photos} validation photos: accuracy {interval}")
-    if options.audit:
-        audit = review.read_audit(study, options.audit, options.seed)
-        if len(audit.junk):
-            interval = accuracy_interval(audit.junk, audit.group)
-            print(f"junk among the {audit.kept:,} kept photos: {interval}, from {interval.photos} looked at")
-    return 0
-
-
 def report_runs(options) -> int:
     from carspotter.evidence.report import recipes_report, runs_report, to_markdown
 
-    study = _study(options)
+    study = study_of(options)
     tables = [table for table in (runs_report(study), recipes_report(study)) if len(table)]
     text = "\n".join(to_markdown(table) for table in tables)
     (study.folder / "report.md").write_text(text, encoding="utf-8")
@@ -181,7 +126,7 @@ def unseal_test(options) -> int:
     if bool(options.facts) != bool(options.by):
         raise ValueError("--facts names a table and --by its columns: one goes with the other")
     facts = read_facts(options.facts, options.by) if options.facts else None
-    for line in unseal(_study(options), options.run, options.reason, options.again, facts):
+    for line in unseal(study_of(options), options.run, options.reason, options.again, facts):
         print(line, flush=True)
     return 0
 
@@ -191,39 +136,10 @@ def sweep_runs(options) -> int:
     from carspotter.models.sweep import read_sweep, run_sweep
 
     cells = read_sweep(options.sweep)
-    table = run_sweep(_study(options), cells, options.processes, options.on, options.cpus)
+    table = run_sweep(study_of(options), cells, options.processes, options.on, options.cpus)
     print(to_markdown(table), end="")
     print(f"cost: {table['seconds'].sum() / 3600:.2f} cell-hours for {(table['seconds'] > 0).sum()} cells trained now")
     return 1 if (table["error"] != "").any() else 0
-
-
-def check_photos(options) -> int:
-    from carspotter.check.photo_check import PhotoCheck, photos_in
-    from carspotter.progress import progress_bar
-
-    files = list(photos_in(options.photos))
-    check = PhotoCheck.load(options.model or _study(options), options.run)
-    with progress_bar(len(files), "check", "photos", shown=len(files) > 20) as progress:
-        for file in files:
-            answer = check.check(file, options.claim)
-            print(json.dumps(answer.as_dict()) if options.json else answer, flush=True)
-            progress.update()
-    return 0
-
-
-def export_model(options) -> int:
-    from carspotter.check.export import export_run
-
-    bundle = export_run(_study(options), options.run, options.to, out=options.out, risk=options.risk, int8=options.int8)
-    print(f"Exported {options.run} to {bundle}; it gives the same answers as the run")
-    return 0
-
-
-def serve_check(options) -> int:
-    from carspotter.check.server import serve
-
-    serve(options.bundle, host=options.host, port=options.port, threads=options.threads)
-    return 0
 
 
 def run_demo(options) -> int:
@@ -249,14 +165,14 @@ def run_study(options) -> int:
 
 
 def kaggle_fetch(options) -> int:
-    from carspotter.photos.kaggle import fetch
+    from carspotter.kaggle import fetch
 
-    print(fetch(_study(options), options.dataset, options.source, options.as_published, options.minutes))
+    print(fetch(study_of(options), options.dataset, options.source, options.as_published, options.minutes))
     return 0
 
 
 def kaggle_push(options) -> int:
-    from carspotter.photos.kaggle_push import push
+    from carspotter.kaggle_push import push
 
     choices = {"internet": options.internet, "dry_run": options.dry_run, "out": options.out}
     folders = push(options.notebook, options.user, **choices)
@@ -265,19 +181,19 @@ def kaggle_push(options) -> int:
 
 
 def kaggle_publish(options) -> int:
-    from carspotter.photos.kaggle_push import RIGHTS, publish
+    from carspotter.kaggle_push import RIGHTS, publish
 
     print(RIGHTS)
     if not (options.rights_cleared or options.dry_run):
         print("If all that is settled, say so with --rights-cleared; --dry-run only writes what would be sent.")
         return 1
     choices = {"public": options.public, "dry_run": options.dry_run, "out": options.out}
-    folder = publish(_study(options), options.name, options.licence, options.user, **choices)
+    folder = publish(study_of(options), options.name, options.licence, options.user, **choices)
     print(f"{'Would publish' if options.dry_run else 'Published'} {folder}")
     return 0
 
 
-def _study(options) -> Study:
+def study_of(options) -> Study:
     return Study.open(options.study, options.data)
 
 
@@ -286,31 +202,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
 
-    sample = verbs.add_parser("sample", help="rendered listing photos and the sample site")
-    parts = sample.add_subparsers(required=True, metavar="photos|serve|sheet")
-    photos = parts.add_parser("photos", help="write class folders of rendered photos, with truth.csv beside them")
-    serve = parts.add_parser("serve", help="serve the sample used-car site on loopback")
-    sheet = parts.add_parser("sheet", help="write the contact sheet of the README")
-    sheet.add_argument("--out", type=Path, default=Path("results/sample/figures/contact_sheet.jpg"), metavar="FILE")
-    sheet.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    sheet.set_defaults(verb=sample_sheet)
-    for part, verb in ((photos, sample_photos), (serve, sample_serve)):
-        part.add_argument("--listings", type=_positive, default=120, help="cars on sale (default %(default)s)")
-        part.add_argument("--seed", type=int, default=0, help="another seed, another town (default %(default)s)")
-        part.set_defaults(verb=verb)
-    photos.add_argument("--out", type=Path, required=True, metavar="DIR")
-    photos.add_argument("--longest-side", type=_positive, default=1600, metavar="PIXELS", help="smaller is quicker")
-    serve.add_argument("--site", choices=("sample", "hyderabad"), default="sample", help="default: %(default)s")
-    serve.add_argument(
-        "--out", type=Path, metavar="DIR", help="its photos; drawn if missing (default demo/site, demo/site-hyderabad)"
-    )
-    serve.add_argument("--port", type=int, help="0 takes a free one (default 8000, hyderabad 8001)")
-
-    importing = _verb(verbs, "import", import_photos, "take in a folder of photos: one sub-folder per class")
+    importing = add_verb(verbs, "import", import_photos, "take in a folder of photos: one sub-folder per class")
     importing.add_argument("folder", type=Path)
     importing.add_argument("--classes", nargs="+", metavar="CLASS", help="only these sub-folders")
 
-    curating = _verb(verbs, "curate", curate_photos, "find duplicates and bad photos -> data/curation.csv")
+    curating = add_verb(verbs, "curate", curate_photos, "find duplicates and bad photos -> data/curation.csv")
     curating.add_argument("--score", type=Path, metavar="TRUTH", help="compare with the truth.csv of rendered photos")
     curating.add_argument("--report", action="store_true", help="write a page of counts and examples to data/reports")
     curating.add_argument(
@@ -324,45 +220,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_dtype(curating)
 
-    reviewing = _verb(verbs, "review", review_photos, "a local page on which a person decides -> data/reviews.jsonl")
-    reviewing.add_argument("--reviewer", metavar="NAME", help="default: your login name")
-    reviewing.add_argument("--port", type=int, default=8766, help="default: %(default)s")
-    reviewing.add_argument("--host", default="127.0.0.1", help="another than loopback asks for a token")
-    reviewing.add_argument("--seed", type=int, default=0, help="another draw of the quiz or the audit")
-    reviewing.add_argument("--weights", type=Path, metavar="FILE", help="as for curate: shows the nearest kept photos")
-    purposes = reviewing.add_mutually_exclusive_group()
-    purposes.add_argument("--quiz", type=_positive, metavar="N", help="name the model in N validation photos")
-    purposes.add_argument("--audit", type=_positive, metavar="N", help="judge N kept photos: how much junk is left?")
-
-    forgetting = _verb(verbs, "forget", forget_photo, "delete a photo on request; its hash stays as a tombstone")
+    forgetting = add_verb(verbs, "forget", forget_photo, "delete a photo on request; its hash stays as a tombstone")
     forgetting.add_argument("sha256")
 
-    splitting = _verb(verbs, "split", split_photos, "train / validation / sealed test -> results/STUDY/splits.csv")
+    splitting = add_verb(verbs, "split", split_photos, "train / validation / sealed test -> results/STUDY/splits.csv")
     splitting.add_argument("--classes", nargs="+", metavar="CLASS", help="the study's classes (default: all)")
     splitting.add_argument("--shifted", nargs="+", default=(), metavar="SITE", help="sites of the shifted test set")
     splitting.add_argument("--verify", action="store_true", help="prove that no group or near-duplicate crosses")
 
-    training = _verb(verbs, "train", train_model, "train and record one run (or find it recorded)")
+    training = add_verb(verbs, "train", train_model, "train and record one run (or find it recorded)")
     training.add_argument("experiment", choices=_series(), metavar="EXPERIMENT", help=", ".join(_series()))
     training.add_argument("--framework", default="keras", choices=_frameworks())
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--quick", action="store_true", help="48 photos, 64 px, 2 epochs: does it run?")
-    training.add_argument("--epochs", type=_positive, help="default: the experiment's own")
-    training.add_argument("--image-size", type=_positive, metavar="PIXELS", help="default: the experiment's own")
+    training.add_argument("--epochs", type=positive, help="default: the experiment's own")
+    training.add_argument("--image-size", type=positive, metavar="PIXELS", help="default: the experiment's own")
     _add_dtype(training)
     training.add_argument(
         "--weights", default="imagenet", metavar="FILE", help="of a backbone: imagenet (downloads), a file, or none"
     )
 
-    sweeping = _verb(verbs, "sweep", sweep_runs, "train many runs: experiments, frameworks, image sizes, seeds")
+    sweeping = add_verb(verbs, "sweep", sweep_runs, "train many runs: experiments, frameworks, image sizes, seeds")
     sweeping.add_argument("sweep", type=Path, metavar="SWEEP.toml")
-    sweeping.add_argument("--processes", type=_positive, default=1, help="runs at a time (default %(default)s)")
+    sweeping.add_argument("--processes", type=positive, default=1, help="runs at a time (default %(default)s)")
     sweeping.add_argument("--on", default="local", metavar="ENGINE", help="local, ray or ray://HOST:PORT (%(default)s)")
-    sweeping.add_argument("--cpus", type=_positive, default=1, help="for each run on Ray (default %(default)s)")
+    sweeping.add_argument("--cpus", type=positive, default=1, help="for each run on Ray (default %(default)s)")
 
-    _verb(verbs, "report", report_runs, "print the table of recorded runs and write it to results/STUDY/report.md")
+    add_verb(verbs, "report", report_runs, "print the table of recorded runs and write it to results/STUDY/report.md")
 
-    unsealing = _verb(verbs, "unseal", unseal_test, "score a run on the sealed test set; every look is written down")
+    unsealing = add_verb(verbs, "unseal", unseal_test, "score a run on the sealed test set; every look is written down")
     unsealing.add_argument("run", metavar="RUN", help="a run's id, or `chosen`: by the one-standard-error rule")
     unsealing.add_argument("--reason", required=True, help="why the test set is opened; goes into the ledger")
     unsealing.add_argument("--again", metavar="WHY", help="why another model than the first is looked at")
@@ -371,33 +257,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     unsealing.add_argument("--by", nargs="+", metavar="COLUMN", help="of the facts, e.g. view")
 
-    checking = _verb(verbs, "check", check_photos, "name the model on photos, or check what a listing claims")
-    checking.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files, or folders of them")
-    checking.add_argument("--claim", help="the class that the listing claims")
-    checking.add_argument("--run", help="run id (default: the study's best on validation)")
-    checking.add_argument("--model", type=Path, metavar="BUNDLE", help="an exported model instead of a run")
-    checking.add_argument("--json", action="store_true", help="one JSON object per line")
-
-    exporting = _verb(verbs, "export", export_model, "write a run as a bundle for production, if it answers the same")
-    exporting.add_argument("run", metavar="RUN")
-    exporting.add_argument("--to", default="onnx", choices=("onnx", "keras", "savedmodel", "litert"))
-    exporting.add_argument("--out", type=Path, metavar="DIR", help="default: data/bundles/RUN-FORMAT")
-    exporting.add_argument("--risk", type=float, default=0.01, help="share of wrong answers among the accepted ones")
-    exporting.add_argument("--int8", action="store_true", help="smaller and quicker, behind a gate of its own")
-
     kaggle = verbs.add_parser("kaggle", help="fetch the data set; push notebooks; publish your own photos")
     errands = kaggle.add_subparsers(required=True, metavar="fetch|push|publish")
-    fetching = _verb(errands, "fetch", kaggle_fetch, "a data set with its train / validation / test -> a study")
+    fetching = add_verb(errands, "fetch", kaggle_fetch, "a data set with its train / validation / test -> a study")
     fetching.add_argument("--dataset", default="ajaykgp12/cars-wagonr-swift", metavar="OWNER/NAME", help="%(default)s")
     fetching.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="an unzipped folder, or the zip")
     fetching.add_argument("--as-published", action="store_true", help="leave copies of a shot in more than one part")
-    fetching.add_argument("--minutes", type=_positive, default=60, help="give up after (default %(default)s)")
+    fetching.add_argument("--minutes", type=positive, default=60, help="give up after (default %(default)s)")
     fetching.set_defaults(study="swift_wagonr")
     pushing = errands.add_parser("push", help="the wheel as your private data set, and notebooks that use it")
     pushing.add_argument("--notebook", nargs="+", metavar="NN", help="their numbers (default: all)")
     pushing.add_argument("--internet", action="store_true", help="let them reach the net; off unless asked for")
     pushing.set_defaults(verb=kaggle_push)
-    publishing = _verb(errands, "publish", kaggle_publish, "your own curated photos and their split as a data set")
+    publishing = add_verb(errands, "publish", kaggle_publish, "your own curated photos and their split as a data set")
     publishing.add_argument("name", metavar="NAME", help="as in my-cars")
     publishing.add_argument("--licence", required=True, help="as Kaggle spells it: CC0-1.0, CC-BY-SA-4.0, other …")
     publishing.add_argument("--public", action="store_true", help="for everybody; private unless asked for")
@@ -407,18 +279,11 @@ def _parser() -> argparse.ArgumentParser:
         errand.add_argument("--dry-run", action="store_true", help="write what would be sent, send nothing")
         errand.add_argument("--out", type=Path, metavar="DIR", help="default: below data/kaggle")
 
-    serving = verbs.add_parser("serve", help="the photo check over HTTP, with a page to try it")
-    serving.add_argument("bundle", type=Path, metavar="BUNDLE", help="written by `carspotter export`")
-    serving.add_argument("--host", default="127.0.0.1")
-    serving.add_argument("--port", type=int, default=8080)
-    serving.add_argument("--threads", type=_positive, help="default: as many as cores")
-    serving.set_defaults(verb=serve_check)
-
     demo = verbs.add_parser("demo", help="the whole road on the sample site, into demo/")
     demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
-    demo.add_argument("--listings", type=_positive, default=60)
+    demo.add_argument("--listings", type=positive, default=60)
     demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--epochs", type=_positive, default=20)
+    demo.add_argument("--epochs", type=positive, default=20)
     demo.set_defaults(verb=run_demo)
 
     study = verbs.add_parser("study", help="the whole road on a folder of photos")
@@ -426,12 +291,15 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--classes", nargs="+", default=[], metavar="CLASS")
     study.add_argument("--study", metavar="NAME", help="default: the classes joined by _")
     study.add_argument("--data", type=Path, metavar="DIR")
-    study.add_argument("--epochs", type=_positive, help="default: the experiments' own")
+    study.add_argument("--epochs", type=positive, help="default: the experiments' own")
     study.set_defaults(verb=run_study)
+    for neighbour in NEIGHBOURS:
+        if importlib.util.find_spec(neighbour):
+            importlib.import_module(f"{neighbour}.cli").add_verbs(verbs)
     return parser
 
 
-def _verb(verbs, name: str, verb, text: str) -> argparse.ArgumentParser:
+def add_verb(verbs, name: str, verb, text: str) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text)
     parser.add_argument("--data", type=Path, metavar="DIR", help="photos and tables (default: data)")
     parser.add_argument("--study", default="sample", metavar="NAME", help="default: %(default)s")
@@ -462,7 +330,7 @@ def _series() -> list[str]:
     return list(SERIES)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")

@@ -23,8 +23,8 @@ from carspotter.evidence.report import runs_report
 from carspotter.paths import Study, checkout
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import read_photos
-from carspotter.sample.listings import write_photos
-from carspotter.sample.site import SampleSite
+from carspotter_sample.listings import write_photos
+from carspotter_sample.site import SampleSite
 
 # The notebooks of the road. The others compare many runs, and take hours rather than minutes.
 ROAD = ("01_collect", "02_curate", "03_split", "04_baseline_cnn", "05_augmentation", "14_photo_check")

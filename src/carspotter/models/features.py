@@ -13,15 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from carspotter.models.experiments import MOBILENET_FEATURES
 from carspotter.models.records import import_framework
-from carspotter.models.weights import identify_weights, width_in_name
-from carspotter.paths import Study
-from carspotter.photos.appearance import SIDE, describe_images
-from carspotter.photos.curation import readable_photos
-from carspotter.photos.images import PREPROCESSING, load_images
+from carspotter.models.weights import width_in_name
 from carspotter.progress import progress_bar
 
 # Raise this by hand when features change meaning: cached ones are then computed anew.
@@ -73,24 +68,6 @@ def cached_features(cache: Path, key: str, photos: Iterable[str], compute: Calla
         path.with_suffix(".txt").write_text("\n".join(photos) + "\n")
         _save(path, features)
     return np.load(path)
-
-
-def describe_photos(study: Study, weights: Path | None = None) -> pd.DataFrame:
-    """Give features of the study's readable photos, indexed by sha256, for curation and its look-alikes.
-
-    Of MobileNetV2 where its `weights` are given, else those of `appearance`, which need none; kept in data/images.
-    Raises as `extract_features`.
-    """
-    photos = readable_photos(study.data)
-    if weights:
-        key, size, describe = identify_weights(weights), 224, lambda images: extract_features(images, weights)
-    else:
-        key, size, describe = "appearance", SIDE, describe_images
-    names = photos["sha256"].tolist()
-    table = cached_features(
-        study.images, f"{PREPROCESSING} {size} {key}", names, lambda: describe(load_images(study.data, photos, size))
-    )
-    return pd.DataFrame(table, index=names)
 
 
 def _compute(images: np.ndarray, weights: Path, alpha: float, batch_size: int, show_progress: bool) -> np.ndarray:

@@ -21,6 +21,7 @@ from PIL import Image
 from carspotter.photos.alignment import compare_closely, compare_shots
 from carspotter.photos.images import CHUNK, WORKERS, UnreadablePhoto, open_photo, to_rgb
 from carspotter.photos.palette import COLOURS, describe_palette
+from carspotter.photos.table import read_photos
 from carspotter.progress import progress_bar
 
 SIDE = 64  # pixels of the grey copy
@@ -98,6 +99,13 @@ def measure_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True)
     known = _read_cache(cache)
     row_of = {sha256.decode(): row for row, sha256 in enumerate(known["sha256"])}
     return known[[row_of[sha256] for sha256 in photos["sha256"] if sha256 not in unreadable]], unreadable
+
+
+def readable_photos(data: Path, show_progress: bool = True) -> pd.DataFrame:
+    """Give the photos that can be decoded, as from `read_photos`, sorted by sha256: those that features are made of."""
+    photos = read_photos(data).sort_values("sha256", ignore_index=True)
+    _, unreadable = measure_photos(data, photos, show_progress)
+    return photos[~photos["sha256"].isin(unreadable)].reset_index(drop=True)
 
 
 def find_duplicates(

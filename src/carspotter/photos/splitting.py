@@ -16,10 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from carspotter.paths import Study
-from carspotter.photos.curation import kind_of, read_curation
 from carspotter.photos.fingerprints import find_duplicates, measure_photos
 from carspotter.photos.grouping import Groups, pick_sizes
-from carspotter.photos.table import read_forgotten, read_photos
+from carspotter.photos.table import kind_of, read_curation, read_forgotten, read_photos
 
 SHARES = {"test": 0.2, "validation": 0.2}  # in the order they are filled; training takes the rest
 STUDIED = ("train", "validation", "test")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from carspotter.paths import Study
 from carspotter.photos.images import CHUNK, FORMATS, WORKERS, UnreadablePhoto, open_photo
 from carspotter.progress import progress_bar
 
@@ -254,6 +255,19 @@ def repair_journal(journal: Path) -> None:
             kept = start
         if kept < end:
             lines.truncate(kept)
+
+
+def read_curation(study: Study) -> pd.DataFrame:
+    """Read `data/curation.csv`; empty cells are empty strings. Raises FileNotFoundError when nothing was curated."""
+    if not study.curation.exists():
+        raise FileNotFoundError(f"{study.curation}: not curated yet; run `python -m carspotter curate` first")
+    table = pd.read_csv(study.curation, dtype=str, keep_default_na=False)
+    return table.astype({"score": float})
+
+
+def kind_of(reason: str) -> str:
+    """Give the kind of a reason: what stands before its colon."""
+    return reason.partition(":")[0]
 
 
 def slugify(name: str) -> str:

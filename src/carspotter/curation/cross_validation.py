@@ -1,0 +1,150 @@
+"""What models trained on the photos themselves say of photos that they have not seen, for curation.
+
+The photos are dealt into folds, a listing's into one; a model learns from all folds but one and is asked about that
+one: a small one from scratch, or the last blocks of a backbone where its weights are given. Nothing here is a recorded
+run: the labels are as listed, one in ten may be wrong, and no split is made yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import GroupKFold
+
+from carspotter.curation.listing_mates import first_listings
+from carspotter.models.experiments import FAST_RECIPE, MOBILENET_FINE_TUNE, Experiment
+from carspotter.models.features import cached_features
+from carspotter.models.records import import_framework, locked
+from carspotter.models.watch import TrainingDiverged
+from carspotter.models.weights import identify_weights, width_in_name
+from carspotter.paths import Study
+from carspotter.photos.fingerprints import readable_photos
+from carspotter.photos.images import PREPROCESSING, load_images
+from carspotter.progress import progress_bar
+
+FOLDS = 3
+
+
+def learn_photos(
+    study: Study,
+    framework: str,
+    dtype: str | None = None,
+    weights: Path | None = None,
+    experiment: Experiment | None = None,
+) -> tuple[pd.Series, pd.DataFrame]:
+    """Give doubts and features of the study's readable photos, indexed by sha256: see `cross_validate`.
+
+    The labels are those listed. `dtype`: another than the experiment's own. `weights`: MobileNetV2's, then it learns on
+    from them; else the experiment is `fast_recipe`. Kept in data/images; a killed call goes on from its last epoch. Two
+    thirds of the images are held in memory. Raises as `cross_validate`, and RuntimeError while another process learns
+    from the same photos.
+    """
+    experiment = experiment or choose_experiment(framework, weights)
+    experiment = replace(experiment, dtype=dtype) if dtype else experiment
+    photos = readable_photos(study.data)
+    names, labels = photos["sha256"].tolist(), photos["label"].fillna("").tolist()
+    listings = first_listings(photos["listings"])
+    start = identify_weights(weights) if weights else "scratch"
+    key = f"{PREPROCESSING} learnt {framework} {experiment} {start} {_digest(labels, listings)}"
+    folder = study.images / f"learning-{_digest(key, names)}"
+
+    def learn() -> np.ndarray:
+        images = load_images(study.data, photos, experiment.image_size)
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, f"{folder}: another process learns from these photos; wait for it or end it"):
+            return np.column_stack(cross_validate(images, labels, listings, framework, folder, experiment, weights))
+
+    learnt = cached_features(study.images, key, names, learn)
+    shutil.rmtree(folder, ignore_errors=True)
+    return pd.Series(learnt[:, 0], index=names), pd.DataFrame(learnt[:, 1:], index=names)
+
+
+def choose_experiment(framework: str, weights: Path | None) -> Experiment:
+    """Give what learns from the photos: `fast_recipe`, or MobileNetV2 as wide as its `weights`, in Keras alone.
+
+    Raises ValueError for another framework, and where the file's name tells no width.
+    """
+    if weights is None:
+        return FAST_RECIPE
+    if framework != "keras":
+        raise ValueError(f"--train {framework} with --weights: MobileNetV2 is there in Keras only; use --train keras")
+    return replace(MOBILENET_FINE_TUNE, backbone_width=width_in_name(weights))
+
+
+def cross_validate(
+    images: np.ndarray,
+    labels: Sequence[str],
+    listings: Sequence[str],
+    framework: str,
+    folder: Path,
+    experiment: Experiment = FAST_RECIPE,
+    weights: Path | None = None,
+    seed: int = 0,
+    show_progress: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give doubts and features of photos by models that were trained on the others: float32 (N,) and (N, F).
+
+    A doubt is the probability that the label is wrong, 0 … 1, by the model that saw none of the photo's listing:
+    what confident learning (Northcutt, Jiang & Chuang 2021) starts from. Features are what all models see in a photo,
+    side by side, each model's of length 1. `images`: uint8 (N, S, S, 3), S the experiment's image size. `labels`,
+    `listings`: N names each; "" is no listing. `weights`: those of the experiment's backbone. `folder` holds the state
+    from which a killed call goes on. Raises ValueError for fewer than two labels or three listings, TrainingDiverged
+    when a model has no finite output, ImportError without the framework.
+    """
+    classes, numbers = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
+    groups = [listing or f"photo {photo}" for photo, listing in enumerate(listings)]
+    if len(classes) < 2 or len(set(groups)) < FOLDS:
+        raise ValueError(
+            f"{len(classes)} labels in {len(set(groups))} listings: to learn what tells labels apart takes two labels "
+            f"and {FOLDS} listings"
+        )
+    siblings = import_framework(framework)
+    doubts, features = np.empty(len(images), np.float32), []
+    folds = GroupKFold(FOLDS, shuffle=True, random_state=seed).split(images, groups=groups)
+    photos, done = (FOLDS - 1) * len(images) * experiment.epochs, 0
+    with progress_bar(photos, "learn the labels", "photos", show_progress) as progress:
+        for number, (learnt, asked) in enumerate(folds):
+            model = siblings.build_model(experiment, len(classes), images.shape[1], seed + number)
+            if weights:
+                siblings.load_backbone(model, weights)
+            dataset = siblings.make_dataset(images[learnt], numbers[learnt], experiment, seed + number)
+            state = folder / f"fold-{number}"
+            state.mkdir(parents=True, exist_ok=True)
+            done += len(learnt) * experiment.epochs
+            siblings.train(
+                model, dataset, images[asked[:1]], experiment.epochs, state, _keeps_none, on_batch=progress.update
+            )
+            progress.update(done - progress.n)  # what a killed call had learnt counts
+            seen = siblings.compute_features(model, images)
+            said = siblings.predict_probabilities(model, seen[asked])
+            if not np.isfinite(said).all():
+                raise TrainingDiverged(f"{experiment.name}, fold {number + 1}: no finite output; train in float32")
+            doubts[asked] = 1 - said[np.arange(len(asked)), numbers[asked]]
+            features.append(_to_length_1(seen))
+    return doubts, np.hstack(features)
+
+
+def join_features(features: pd.DataFrame, learnt: pd.DataFrame) -> pd.DataFrame:
+    """Put the `learnt` features of `learn_photos` beside others, as loud together as those."""
+    both = features.index.intersection(learnt.index)
+    parts = [_to_length_1(part.loc[both].to_numpy(dtype=np.float32)) for part in (features, learnt)]
+    return pd.DataFrame(np.hstack(parts), index=both)
+
+
+def _to_length_1(features: np.ndarray) -> np.ndarray:
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def _keeps_none(epoch: int, loss: float, accuracy: float, probabilities: np.ndarray) -> bool:
+    """No epoch is the best: there is nothing to choose by."""
+    return False
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]

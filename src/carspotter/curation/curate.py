@@ -1,0 +1,235 @@
+"""Duplicates, unusable photos, label conflicts: verdicts with reasons.
+
+The machine rejects by itself only what needs no judgement: unreadable files, label conflicts and surplus duplicates.
+Everything else it keeps and *ranks*: a score, 0 (fine) … 1 (surely bad), and a sentence why. A person's decision wins.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from carspotter.curation.listing_mates import first_listings, median_of_mates, stand_apart
+from carspotter.curation.ranking import rank_photos
+from carspotter.curation.reviews import read_reviews
+from carspotter.paths import Study
+from carspotter.photos.alignment import CLOSE_SIDE
+from carspotter.photos.fingerprints import find_duplicates, measure_photos
+from carspotter.photos.grouping import Groups
+from carspotter.photos.images import decode_image
+from carspotter.photos.table import kind_of, read_photos
+
+COLUMNS = ["sha256", "label", "verdict", "reason", "score", "duplicate_cluster", "decided_by"]
+
+
+class Quality(NamedTuple):
+    """A question that size, light and sharpness of one photo answer: where its `figure` is below `limit`, it is bad.
+
+    The figure, and the sentence that says why, know the photo's shorter `side` in pixels, of its fingerprint
+    `brightness`, `contrast` and `sharpness`, and the median sharpness of its listing's other photos, `mates`.
+    """
+
+    kind: str
+    figure: Callable[[pd.DataFrame], pd.Series]
+    limit: float
+    sentence: str
+
+
+# At the limit a photo is as likely bad as not (score .5). Of 1,201 photos from ads the darkest had a mean of 53, the
+# brightest one of 202 and the softest a sharpness of .88; blurred over 1.1 % of their width, the best came to .72.
+QUALITY = (
+    Quality("too small", lambda of: of["side"], 150, "the shorter side has {side:.0f} pixels"),  # models see 150
+    Quality("too dark", lambda of: of["brightness"], 35, "mean brightness {brightness:.0f} of 255"),
+    Quality("too bright", lambda of: 255 - of["brightness"], 35, "mean brightness {brightness:.0f} of 255"),
+    Quality("blurred", lambda of: of["sharpness"], 0.8, "sharpness {sharpness:.2f}; photos in focus have .9 and more"),
+    # One phone took them all. Of 1,758 rendered photos in focus three in a thousand fall below half of their mates.
+    Quality(
+        "blurred",
+        lambda of: (of["sharpness"] / of["mates"]).fillna(np.inf),
+        0.5,
+        "sharpness {sharpness:.2f}, its listing's other photos have {mates:.2f}",
+    ),
+)
+STEEPNESS = 4.0  # how fast the score moves from 0 to 1 about these limits
+# Rejects from which the ranking learns nothing: these faults are not in the features, or in other photos.
+NO_EXAMPLES = ("poor quality", "duplicate")
+
+
+def curate(
+    data: Path,
+    photos: pd.DataFrame,
+    show_progress: bool = True,
+    features: pd.DataFrame | None = None,
+    doubts: pd.Series | None = None,
+) -> pd.DataFrame:
+    """Give every photo a verdict: the columns of curation.csv, one row per photo, sorted by sha256.
+
+    `photos` as from `read_photos`. verdict is keep or reject; reason starts with its kind and a colon ("too dark: …",
+    "duplicate: …"), and is empty for a photo nothing is held against; score is 1 for a reject. A duplicate cluster is
+    named by the first hex digits of its lowest hash, and empty for a photo that stands alone. `features` (float,
+    indexed by sha256) rank by what is shown, see `ranking`; without them size, light and sharpness rank alone. `doubts`
+    (0 … 1, indexed likewise), the word of models trained on the other photos against each label, make it better.
+    `data/reviews.jsonl`, if there is one, overrules the detectors, and its verdicts are examples for the ranking.
+    Fingerprints are kept under `data`, so that a second call is quick.
+    """
+    photos = photos.sort_values("sha256", ignore_index=True)
+    fingerprints, unreadable = measure_photos(data, photos, show_progress)
+    readable = photos[~photos["sha256"].isin(unreadable)].reset_index(drop=True)
+    pairs = find_duplicates(fingerprints, show_progress, lambda row: _open_grey(data / readable["path"][row]))
+
+    table = photos[["sha256", "label"]].copy()
+    table["label"] = table["label"].fillna("")
+    table["verdict"], table["reason"], table["score"], table["decided_by"] = "keep", "", 0.0, "machine"
+    table["duplicate_cluster"] = table["sha256"].map(_cluster(readable["sha256"].tolist(), pairs)).fillna("")
+    table = table.set_index("sha256")
+
+    quality = _judge_quality(readable, fingerprints)
+    table.loc[quality.index, ["reason", "score"]] = quality
+    rejects = {sha256: f"unreadable: {reason}" for sha256, reason in unreadable.items()}
+    for sha256, labels in zip(photos["sha256"], photos["labels"], strict=True):
+        if len(labels) > 1:
+            rejects.setdefault(sha256, f"label conflict: the same bytes are listed as {' and '.join(labels)}")
+    # Of several reviewers the last has the word.
+    reviews = read_reviews(data).drop_duplicates("sha256", keep="last")
+    reviews = reviews[reviews["sha256"].isin(table.index) & ~reviews["sha256"].isin(unreadable)]
+    for review in reviews.astype(object).where(reviews.notna(), None).itertuples():
+        rejects.pop(review.sha256, None)
+        if review.label:
+            table.loc[review.sha256, "label"] = review.label
+        table.loc[review.sha256, ["verdict", "reason", "score", "decided_by"]] = (
+            review.verdict,
+            f"reviewed: {review.reason or review.verdict}",
+            float(review.verdict == "reject"),
+            review.reviewer,
+        )
+    rejects |= _reject_duplicates(table, readable.set_index("sha256"), rejects, set(reviews["sha256"]))
+    for sha256, reason in rejects.items():
+        table.loc[sha256, ["verdict", "reason", "score"]] = ("reject", reason, 1.0)
+    if features is not None:
+        palettes = pd.Series(list(fingerprints["palette"]), index=readable["sha256"])
+        _rank_by_features(table, photos.set_index("sha256")["listings"], features, palettes, reviews, doubts)
+    return table.reset_index()[COLUMNS]
+
+
+def curate_study(
+    study: Study,
+    show_progress: bool = True,
+    features: pd.DataFrame | None = None,
+    doubts: pd.Series | None = None,
+) -> pd.DataFrame:
+    """Curate all photos of the study's data folder and write `data/curation.csv`; give the table. See `curate`."""
+    table = curate(study.data, read_photos(study.data), show_progress, features, doubts)
+    write_curation(study, table)
+    return table
+
+
+def write_curation(study: Study, curation: pd.DataFrame) -> None:
+    """Write `data/curation.csv`, whole or not at all."""
+    study.curation.parent.mkdir(parents=True, exist_ok=True)
+    part = study.curation.with_name(f".{study.curation.name}.{os.getpid()}.part")
+    curation.to_csv(part, index=False, float_format="%.4f", lineterminator="\n")
+    os.replace(part, study.curation)
+
+
+def summary(table: pd.DataFrame) -> str:
+    """Say in a few lines what the curation found: photos by verdict and kind of reason, clusters of duplicates."""
+    kinds = table["reason"].map(kind_of).replace("", "nothing found")
+    counts = pd.crosstab(kinds, table["verdict"]).rename_axis(index=None, columns=None)
+    clusters = table.loc[table["duplicate_cluster"] != "", "duplicate_cluster"]
+    return (
+        f"{len(table):,} photos, {(table['verdict'] == 'keep').sum():,} kept\n{counts.to_string()}\n"
+        f"{clusters.nunique():,} clusters of near-duplicates with {len(clusters):,} photos"
+    )
+
+
+def _open_grey(path: Path) -> np.ndarray:
+    return decode_image(path, CLOSE_SIDE).mean(axis=2).astype(np.uint8)
+
+
+def _cluster(sha256: list[str], pairs: pd.DataFrame) -> dict[str, str]:
+    """Name the cluster of each photo that has duplicates, after its lowest hash."""
+    groups = Groups()
+    paired = set()
+    for first, second in zip(pairs["first"], pairs["second"], strict=True):
+        groups.join((sha256[first], sha256[second]))
+        paired |= {sha256[first], sha256[second]}
+    return {sha: groups.root(sha)[:12] for sha in paired}
+
+
+def _judge_quality(photos: pd.DataFrame, fingerprints: np.ndarray) -> pd.DataFrame:
+    """Rank photos by the worst that can be said of their size, light and sharpness: reason and score by sha256."""
+    measured = pd.DataFrame(
+        {name: fingerprints[name].astype(float) for name in ("brightness", "contrast", "sharpness")}
+    )
+    measured["side"] = photos[["width", "height"]].min(axis=1).to_numpy(dtype=float)
+    measured["mates"] = median_of_mates(measured["sharpness"].to_numpy(), first_listings(photos["listings"]))
+    scores = np.stack([1 / (1 + (asked.figure(measured) / asked.limit) ** STEEPNESS) for asked in QUALITY])
+    worst = scores.argmax(axis=0) if len(photos) else np.empty(0, dtype=int)
+    rows = []
+    for row, (question, known) in enumerate(zip(worst, measured.to_dict("records"), strict=True)):
+        asked, score = QUALITY[question], scores[question, row]
+        rows.append((f"{asked.kind}: {asked.sentence.format(**known)}" if score >= 0.5 else "", score))
+    return pd.DataFrame(rows, columns=["reason", "score"], index=photos["sha256"])
+
+
+def _rank_by_features(
+    table: pd.DataFrame,
+    listings: pd.Series,
+    features: pd.DataFrame,
+    palettes: pd.Series,
+    reviews: pd.DataFrame,
+    doubts: pd.Series | None,
+) -> None:
+    """Raise the score of photos that look wrong for their label, and say why; those decided on are only learnt from."""
+    reviews = reviews.set_index("sha256")
+    ranked = table.index[(table["verdict"] == "keep") | table.index.isin(reviews.index)]
+    ranked = ranked[ranked.isin(features.index) & ranked.isin(palettes.index)]
+    if ranked.empty:
+        return
+    groups = Groups()
+    for sha256 in ranked:
+        cluster = table.at[sha256, "duplicate_cluster"]
+        groups.join([sha256, *listings[sha256], *([f"cluster {cluster}"] if cluster else [])])
+    rejected = (reviews["verdict"] == "reject").astype(float).where(~reviews["reason"].isin(NO_EXAMPLES))
+    body, rim = np.swapaxes(np.stack(palettes[ranked]), 0, 1)
+    listing = first_listings(listings[ranked])
+    found = rank_photos(
+        features.loc[ranked].to_numpy(),
+        table.loc[ranked, "label"],
+        [groups.root(sha256) for sha256 in ranked],
+        rejected.reindex(ranked).to_numpy(),
+        np.hstack([stand_apart(body, listing, [np.max, np.median]), stand_apart(rim, listing, [np.max])]),
+        listing,
+        None if doubts is None else doubts.reindex(ranked).fillna(doubts.median()).to_numpy(),
+    ).set_index(ranked)
+    worse = found["score"] > table.loc[ranked, "score"]
+    raised = ranked[worse & (table.loc[ranked, "decided_by"] == "machine")]
+    table.loc[raised, ["score", "reason"]] = found.loc[raised, ["score", "reason"]]
+
+
+def _reject_duplicates(table: pd.DataFrame, photos: pd.DataFrame, rejects: dict, reviews: set) -> dict[str, str]:
+    """Keep one photo of each cluster, the largest or the one a person kept; all go where the labels disagree."""
+    reasons = {}
+    for _, cluster in table[table["duplicate_cluster"] != ""].groupby("duplicate_cluster"):
+        kept_by_person = [sha for sha in cluster.index if sha in reviews and cluster.loc[sha, "verdict"] == "keep"]
+        open_cases = [sha for sha in cluster.index if sha not in reviews and sha not in rejects]
+        trusted = kept_by_person or open_cases
+        labels = sorted({cluster.loc[sha, "label"] for sha in trusted})
+        if len(labels) > 1:
+            for sha in open_cases:
+                reasons[sha] = f"label conflict: the same shot is listed as {' and '.join(labels)}"
+            continue
+        by_size = photos.loc[trusted].assign(pixels=lambda p: p["width"] * p["height"]).reset_index()
+        by_size = by_size.sort_values(["pixels", "bytes", "sha256"], ascending=[False, False, True])
+        for sha in open_cases:
+            best = by_size["sha256"].iloc[0]
+            if cluster.loc[sha, "label"] != labels[0]:
+                reasons[sha] = f"label conflict: the same shot as {best[:12]}, which a person calls {labels[0]}"
+            elif sha != best:
+                reasons[sha] = f"duplicate: the same shot as {best[:12]}"
+    return reasons

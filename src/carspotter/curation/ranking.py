@@ -1,0 +1,252 @@
+"""Which photos look wrong for their label: a ranking by features, without one marked photo, better with each review.
+
+Features come as an array. Three questions are put to each photo, and answered without its own group (its listing and
+its copies), which would vouch for it:
+
+- Do the others' labels say what its label says? Out-of-fold probabilities of a logistic regression: confident learning
+  (Northcutt, Jiang & Chuang 2021).
+- Do its nearest look-alikes carry its label? This finds a cluster of one wrong model that is listed now as this class,
+  now as that: the regression has to be sure of something, neighbours need not be.
+- How far is it from its class? Mean distance to the nearest photos of the class, with the fifth that is farthest off
+  left out of the class (after Sun et al. 2022, Out-of-distribution detection with deep nearest neighbors).
+
+Where it is known how far a photo stands apart from the others of its listing (see `listing_mates`), or what models that
+were trained on the other photos say of its label, that counts too.
+
+Then a classifier learns from the worst tenth of that ranking against the better part of it (self-training), and finds
+what looks like the worst but happened to get a plausible label. What people rejected and kept takes the place of such
+guesses. Another car in a listing is like no other reject; so what stands apart by its paint alone, or is doubted by a
+trained model alone, goes up all the same.
+Everything here ranks, nothing rejects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+from sklearn.svm import SVC
+
+from carspotter.curation.listing_mates import stand_apart
+
+COMPONENTS = 100  # what 1,280 features hold beyond them is noise to a few thousand photos
+FOLDS = 5
+NEAREST, LOOK_ALIKES = 10, 15
+SUSPECT = 0.8  # the fifth above it holds most of the junk; it does not stand for its class
+# About a tenth of listing photos is junk (the original study). Its worst tenth stands in for rejects until there are
+# some, and what is better than .7 for keeps.
+GUESSED_REJECT, GUESSED_KEEP = 0.9, 0.7
+ROUNDS = 2
+ONE_SIGN = 4  # the power of ranks by which one high rank outweighs several middling ones
+ALONE = 16  # that by which one high rank is enough, whatever the others are
+VERDICT_WEIGHT = 2.0  # a person's word against a guess
+GUESSES_SAY, EXAMPLES_SAY = 0.5, 0.7  # the classifier's share in the ranking, without rejects by a person and with
+ENOUGH_SAYS = 0.5  # the share of each sign that is enough alone
+LEARNT_FROM = 5000  # guesses at most: the classifier's work grows faster than their number
+STEEPNESS = 3.1  # .8 ** 3.1 = .5: the worst fifth scores a half and more, which is how far a person should look
+FEWEST = 30  # photos; with fewer there is no class to be far from
+CHUNK = 512  # photos compared with all others at a time: bounds memory
+
+
+def rank_photos(
+    features, labels, groups, rejected=None, apart=None, listings=None, doubts=None, seed: int = 0
+) -> pd.DataFrame:
+    """Give each photo a score, 0 (fine) … 1 (surely bad), and a reason ("another model: …"), empty below .5.
+
+    `features`: float (N, F). `labels`, `groups`: N names each. `rejected`: what people said, float (N,): 1 rejected,
+    0 kept, nan not reviewed, or rejected for what features do not show. `apart`: ranks (N, K) by how far each stands
+    apart from its listing, 0 … 1, nan where that is not known, the most telling first; with `listings` (N names, "" for
+    none) features are held against the listing as well. `doubts`: float (N,), 0 … 1, in the label, of models that were
+    trained without the photo's listing. Scores are ranks: the worst fifth has .5 and more. Fewer than 30 photos, or
+    than five groups, are not ranked: all score 0. Raises ValueError for features that are not finite.
+    """
+    features = np.asarray(features, dtype=np.float32)
+    labels, groups = np.asarray(labels, dtype=str), np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
+    if not np.isfinite(features).all():
+        raise ValueError("features hold nan or infinite values; compute them again for all photos")
+    rejected = np.full(len(labels), np.nan) if rejected is None else np.asarray(rejected, dtype=float)
+    if len(features) < FEWEST or groups.max() + 1 < FOLDS:
+        return pd.DataFrame({"score": np.zeros(len(labels)), "reason": [""] * len(labels)})
+    evidence = _gather(features, labels, groups, rejected == 1, seed)
+    parts = [evidence.unlabelled, evidence.neighbours] if len(evidence.classes) > 1 else []
+    parts = [evidence.distance, *parts]
+    if doubts is not None:
+        doubted = _rank(doubts)
+        parts.append(doubted)
+    apart = np.full((len(labels), 1), np.nan) if apart is None else apart
+    if listings is not None:
+        apart = np.hstack([apart, stand_apart(evidence.whitened, listings)])
+    known_apart = not np.isnan(apart).all()
+    if not known_apart:
+        blended = first = _rank(np.mean(parts, axis=0))
+    else:
+        # One strong sign is enough: what stands apart from its listing may be near its class, and the other way.
+        signs = np.column_stack([*parts, np.nan_to_num(apart, nan=0.5)])
+        blended = first = _rank((signs**ONE_SIGN).sum(axis=1))
+    say = EXAMPLES_SAY if np.nansum(rejected) else GUESSES_SAY
+    for _ in range(ROUNDS):
+        likeness = _rank(_likeness_to_rejects(evidence.whitened, blended, rejected, evidence.folds, seed))
+        blended = _rank((1 - say) * first + say * likeness)
+    if known_apart:
+        enough = [np.nan_to_num(apart[:, 0], nan=0.5), *([] if doubts is None else [doubted])]
+        alone = ENOUGH_SAYS * sum(sign**ALONE for sign in enough)
+        blended = _rank((1 - say) * first**ALONE + say * likeness**ALONE + alone)
+    score = blended**STEEPNESS
+    reasons = [""] * len(labels)
+    for photo in np.flatnonzero(score >= 0.5):
+        signs = (first[photo], likeness[photo], apart[photo].max())
+        if doubts is not None and doubted[photo] >= np.nanmax(signs):
+            doubt = f"models trained on the others doubt that it is {labels[photo]} ({doubts[photo]:.2f})"
+            reasons[photo] = f"another model: {doubt}"
+        else:
+            reasons[photo] = _say_why(photo, labels, evidence, *signs, np.nansum(rejected) > 0)
+    return pd.DataFrame({"score": score, "reason": reasons})
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """Answers to the three questions as ranks, 0 (fine) … 1, and what they were found with."""
+
+    distance: np.ndarray
+    strangeness: np.ndarray
+    unlabelled: np.ndarray
+    neighbours: np.ndarray
+    probabilities: np.ndarray
+    share: np.ndarray
+    classes: np.ndarray
+    whitened: np.ndarray
+    folds: list
+
+
+def _gather(features, labels, groups, bad, seed) -> _Evidence:
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    components, whitened = _principal_components(unit)
+    folds = list(GroupKFold(FOLDS, shuffle=True, random_state=seed).split(components, groups=groups))
+    distance = _distance_to_class(unit, labels, groups, ~bad)
+    probabilities, classes = out_of_fold(components, labels, folds, ~bad)
+    own = probabilities[np.arange(len(labels)), np.searchsorted(classes, labels)]
+    share = _disagreement(whitened, labels, groups, bad)
+    strangeness = _mean_distance(unit, np.arange(len(unit)), np.flatnonzero(~bad & (_rank(distance) < SUSPECT)), groups)
+    return _Evidence(
+        _rank(distance),
+        _rank(strangeness),
+        _rank(1 - own),
+        _rank(share),
+        probabilities,
+        share,
+        classes,
+        whitened,
+        folds,
+    )
+
+
+def out_of_fold(features, labels, folds, good) -> tuple[np.ndarray, np.ndarray]:
+    """Give probabilities (N, classes) by models that saw `good` photos (bool) of other groups, and the classes."""
+    classes = np.unique(labels)
+    probabilities = np.full((len(labels), len(classes)), 1 / len(classes))
+    for train, test in folds:
+        train = train[good[train]]
+        known = np.unique(labels[train])
+        if len(known) > 1:
+            model = LogisticRegression(C=0.1, max_iter=300).fit(features[train], labels[train])
+            probabilities[np.ix_(test, np.searchsorted(classes, known))] = model.predict_proba(features[test])
+    return probabilities, classes
+
+
+def _principal_components(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give components of total variance 40, which C = .1 goes with, and half-whitened ones of length 1."""
+    # exact and in float64: the randomised solver's rounding, and so the scores, would differ with the number of threads
+    pca = PCA(min(COMPONENTS, unit.shape[1], len(unit) - 1), svd_solver="covariance_eigh")
+    components = pca.fit_transform(unit.astype(np.float64))
+    variance = pca.explained_variance_
+    whitened = components / np.sqrt(variance + variance.mean() + 1e-12)  # small directions are mostly noise
+    whitened /= np.maximum(np.linalg.norm(whitened, axis=1, keepdims=True), 1e-12)
+    return components * np.sqrt(40 / max(variance.sum(), 1e-12)), whitened
+
+
+def _find_nearest(vectors, rows, columns, groups, count) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield, chunk by chunk, rows, their nearest columns of other groups, and the similarity (-inf: there is none)."""
+    count = min(count, len(columns))
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
+        similarity = vectors[part] @ vectors[columns].T
+        similarity[groups[part][:, None] == groups[columns]] = -np.inf
+        nearest = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+        yield part, columns[nearest], np.take_along_axis(similarity, nearest, axis=1)
+
+
+def _distance_to_class(unit, labels, groups, good) -> np.ndarray:
+    distance = np.zeros(len(unit))
+    trusted = good
+    for _ in range(3):
+        for label in np.unique(labels):
+            rows = np.flatnonzero(labels == label)
+            standing = rows[trusted[rows]]
+            distance[rows] = _mean_distance(unit, rows, standing if len(standing) else rows, groups)
+        trusted = good & (_rank(distance) < SUSPECT)
+    return distance
+
+
+def _mean_distance(unit, rows, columns, groups) -> np.ndarray:
+    """Give the mean distance of the rows to their nearest columns of other groups; 2, the most, where there is none."""
+    found = [np.empty(0)]
+    for _, _, similarity in _find_nearest(unit, rows, columns, groups, NEAREST):
+        there = np.isfinite(similarity)
+        mean = np.where(there, similarity, 0).sum(axis=1) / np.maximum(there.sum(axis=1), 1)
+        found.append(1 - np.where(there.any(axis=1), mean, -1))
+    return np.concatenate(found)
+
+
+def _disagreement(whitened, labels, groups, bad) -> np.ndarray:
+    """Give the share of the nearest look-alikes, near ones counting more, that have another label or were rejected."""
+    share = np.zeros(len(labels))
+    everyone = np.arange(len(labels))
+    for part, nearest, similarity in _find_nearest(whitened, everyone, everyone, groups, LOOK_ALIKES):
+        weight = np.exp(5 * (similarity - 1))
+        other = (labels[nearest] != labels[part][:, None]) | bad[nearest]
+        share[part] = (weight * other).sum(axis=1) / np.maximum(weight.sum(axis=1), 1e-12)
+    return share
+
+
+def _likeness_to_rejects(whitened, blended, rejected, folds, seed) -> np.ndarray:
+    """Give how far on the rejects' side each photo is, learnt out of fold from verdicts and, without them, guesses."""
+    reviewed = ~np.isnan(rejected)
+    target = np.where(reviewed, rejected, blended > GUESSED_REJECT).astype(bool)
+    guessed = np.flatnonzero(~reviewed & ((blended > GUESSED_REJECT) | (blended < GUESSED_KEEP)))
+    used = reviewed.copy()
+    used[np.random.default_rng(seed).permutation(guessed)[:LEARNT_FROM]] = True
+    weight = np.where(reviewed, VERDICT_WEIGHT, 1.0)
+    side = np.zeros(len(whitened))
+    for train, test in folds:
+        train = train[used[train]]
+        if len(np.unique(target[train])) > 1:
+            model = SVC(C=1.0, gamma=1.0, class_weight="balanced")
+            model.fit(whitened[train], target[train], weight[train])
+            side[test] = model.decision_function(whitened[test])
+    return side
+
+
+def _rank(values: np.ndarray) -> np.ndarray:
+    """Give ranks from 0 (lowest) to 1 (highest); equal values share one."""
+    return (pd.Series(values).rank().to_numpy() - 1) / max(len(values) - 1, 1)
+
+
+def _say_why(photo, labels, evidence, first, likeness, apart, known) -> str:
+    own, best = labels[photo], evidence.classes[evidence.probabilities[photo].argmax()]
+    if likeness > GUESSED_REJECT > first:
+        return f"like rejects: looks like what {'people rejected' if known else 'is ranked worst'}"
+    doubt = max(evidence.unlabelled[photo], evidence.neighbours[photo]) if len(evidence.classes) > 1 else 0
+    if apart > max(doubt, evidence.distance[photo]):
+        return "unlike its listing: neither colours nor content are those of the listing's other photos"
+    # What looks like no class at all is no other model of them, whatever the labels of its look-alikes.
+    if max(evidence.strangeness[photo], evidence.distance[photo]) >= doubt:
+        return f"unlike its class: farther from other {own} photos than {evidence.distance[photo]:.0%} of all photos"
+    if best != own:
+        chance = evidence.probabilities[photo].max()
+        return f"another model: the other photos say {best} ({chance:.2f}), the label says {own}"
+    return f"label in doubt: {evidence.share[photo]:.0%} of its look-alikes are not listed as {own}"

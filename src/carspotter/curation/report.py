@@ -1,0 +1,131 @@
+"""The curation of a study on one page: how much junk, of which kind, what is left of it, and which copies."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import itertools
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.stats import beta
+
+from carspotter.curation.reviews import draw_audit, read_reviews
+from carspotter.paths import Study
+from carspotter.photos.images import UnreadablePhoto, open_photo, to_rgb
+from carspotter.photos.splitting import read_splits
+from carspotter.photos.table import kind_of, read_curation, read_photos
+
+EXAMPLES, SIDE = 8, 200  # photos shown for each reason, and their longest side in pixels
+
+
+def junk_rate(bad: int, looked_at: int, level: float = 0.95) -> tuple[float, float, float]:
+    """Give the share of junk and its exact interval, taking photos for independent (Clopper & Pearson 1934).
+
+    Raises ValueError when nothing was looked at.
+    """
+    if not looked_at:
+        raise ValueError("no photo was looked at, so the junk rate is not known")
+    tail = (1 - level) / 2
+    low = beta.ppf(tail, bad, looked_at - bad + 1) if bad else 0.0
+    high = beta.ppf(1 - tail, bad + 1, looked_at - bad) if bad < looked_at else 1.0
+    return bad / looked_at, float(low), float(high)
+
+
+def count_duplicates(study: Study) -> dict[str, int]:
+    """Count clusters of copies and where they reach: within a listing, across listings, and across parts of the split.
+
+    Where there is no split yet, none of its parts is counted.
+    """
+    table = read_curation(study)
+    listings = read_photos(study.data).set_index("sha256")["listings"]
+    splits = read_splits(study).set_index("sha256")["split"] if study.splits.exists() else pd.Series(dtype=str)
+    clusters = table[table["duplicate_cluster"] != ""].groupby("duplicate_cluster")["sha256"].agg(list)
+    counts = Counter({"clusters": 0, "across listings": 0, "across parts of the split": 0, "surplus copies": 0})
+    for photos in clusters:
+        cars = set(itertools.chain.from_iterable(listings[sha256] for sha256 in photos))
+        parts = {splits.get(sha256, "excluded") for sha256 in photos} - {"excluded"}
+        counts["clusters"] += 1
+        counts["surplus copies"] += len(photos) - 1
+        counts["across listings"] += len(cars) > 1
+        counts["across parts of the split"] += len(parts) > 1
+    return dict(counts)
+
+
+def write_report(study: Study, audit_seed: int = 0) -> Path:
+    """Write `data/reports/curation-STUDY.html` and give its path; it shows photos, so it lies beside them, not in git.
+
+    The junk left is estimated from the audit drawn by `audit_seed`, if somebody has looked at any of it.
+    """
+    table = read_curation(study)
+    files = read_photos(study.data).set_index("sha256")
+    kinds = table["reason"].map(kind_of).replace("", "nothing found")
+    counts = pd.crosstab(kinds, table["verdict"]).rename_axis(index="reason", columns=None)
+    grids = []
+    for kind, part in table.groupby(kinds):
+        shown = part.sort_values(["score", "sha256"], ascending=[False, True]).head(EXAMPLES)
+        pictures = "".join(_figure(study.data / files.at[row.sha256, "path"], row) for row in shown.itertuples())
+        grids.append(f"<h2>{html.escape(kind)}: {len(part):,}</h2><div>{pictures}</div>")
+    lines = [*_rates(study, table, audit_seed), *_duplicate_lines(study)]
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
+    page = PAGE.format(study=html.escape(study.name), items=items, table=counts.to_html(border=0), grids="".join(grids))
+    path = study.data / "reports" / f"curation-{study.name}.html"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part_file = path.with_suffix(f".{os.getpid()}.part")
+    part_file.write_text(page, encoding="utf-8")
+    os.replace(part_file, path)
+    return path
+
+
+def _rates(study: Study, table: pd.DataFrame, audit_seed: int) -> list[str]:
+    kept = (table["verdict"] == "keep").sum()
+    reviews = read_reviews(study.data)
+    by_person = reviews.drop_duplicates("sha256", keep="last")
+    rejected = by_person["verdict"] == "reject"
+    lines = [
+        f"{len(table):,} photos, {kept:,} kept, {len(by_person):,} decided by a person, {rejected.sum():,} rejected"
+    ]
+    audited = reviews[reviews["audit"] == audit_seed].drop_duplicates("sha256", keep="last")
+    if audited.empty:
+        return [*lines, "Junk left in what is kept: not known; review --audit 100 asks about a random sample"]
+    drawn = draw_audit(study, len(table), audit_seed).set_index("sha256")["label"]
+    audited = audited[audited["sha256"].isin(drawn.index)]
+    bad = (audited["verdict"] == "reject") | (audited["label"].to_numpy() != drawn[audited["sha256"]].to_numpy())
+    share, low, high = junk_rate(int(bad.sum()), len(audited))
+    found = f"{share:.1%} [{low:.1%}, {high:.1%}], from a random sample of {len(audited)}"
+    return [*lines, f"Junk in what was kept: {found}; that is {share * kept:,.0f} of {kept:,} photos"]
+
+
+def _duplicate_lines(study: Study) -> list[str]:
+    counts = count_duplicates(study)
+    return [", ".join(f"{name}: {count:,}" for name, count in counts.items())]
+
+
+def _figure(path: Path, row) -> str:
+    try:
+        image = to_rgb(open_photo(path, at_least=SIDE // 2)[0])
+    except (UnreadablePhoto, FileNotFoundError):
+        image = Image.fromarray(np.full((SIDE * 3 // 4, SIDE, 3), 90, np.uint8))
+    image.thumbnail((SIDE, SIDE))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=70)
+    picture = base64.b64encode(stream.getvalue()).decode()
+    caption = html.escape(f"{row.label}, {row.score:.2f}. {row.reason}")
+    return f'<figure><img alt="" src="data:image/jpeg;base64,{picture}"><figcaption>{caption}</figcaption></figure>'
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Curation of {study}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1c2733; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
+h2 {{ margin: 2rem 0 .5rem; font-size: 1.1rem; }} h2::first-letter {{ text-transform: uppercase; }}
+div {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: .8rem; }}
+figure {{ margin: 0; }} img {{ max-width: 100%; display: block; }} figcaption {{ font-size: .75rem; color: #566; }}
+th, td {{ text-align: left; padding: .2rem .8rem .2rem 0; }}
+</style></head><body><h1>Curation of {study}</h1><ul>{items}</ul>{table}{grids}</body></html>
+"""

@@ -1,0 +1,48 @@
+"""The verb `review`."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+from pathlib import Path
+
+from carspotter.cli import add_verb, positive, study_of
+
+
+def add_verbs(verbs) -> None:
+    """Add this package's verbs to the command line's `verbs`."""
+    reviewing = add_verb(verbs, "review", review_photos, "a local page on which a person decides -> data/reviews.jsonl")
+    reviewing.add_argument("--reviewer", metavar="NAME", help="default: your login name")
+    reviewing.add_argument("--port", type=int, default=8766, help="default: %(default)s")
+    reviewing.add_argument("--host", default="127.0.0.1", help="another than loopback asks for a token")
+    reviewing.add_argument("--seed", type=int, default=0, help="another draw of the quiz or the audit")
+    reviewing.add_argument("--weights", type=Path, metavar="FILE", help="as for curate: shows the nearest kept photos")
+    purposes = reviewing.add_mutually_exclusive_group()
+    purposes.add_argument("--quiz", type=positive, metavar="N", help="name the model in N validation photos")
+    purposes.add_argument("--audit", type=positive, metavar="N", help="judge N kept photos: how much junk is left?")
+
+
+def review_photos(options) -> int:
+    from carspotter.curation.appearance import describe_photos
+    from carspotter.evidence.comparison import accuracy_interval
+    from carspotter_review import session as review
+    from carspotter_review.server import serve_reviews
+
+    study, reviewer = study_of(options), options.reviewer or getpass.getuser()
+    settings = {"port": options.port, "host": options.host, "seed": options.seed}
+    settings["features"] = None if options.quiz else describe_photos(study, options.weights)
+    with serve_reviews(study, reviewer, quiz=options.quiz, audit=options.audit, **settings) as server:
+        print(f"Review on {server.url} (Ctrl-C stops; every decision is on disk)", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.wait()
+    if options.quiz:
+        answers = review.read_quiz(study, reviewer)
+        if len(answers):
+            interval = accuracy_interval(answers["correct"], answers["group"])
+            print(f"{reviewer} named {interval.photos} validation photos: accuracy {interval}")
+    if options.audit:
+        audit = review.read_audit(study, options.audit, options.seed)
+        if len(audit.junk):
+            interval = accuracy_interval(audit.junk, audit.group)
+            print(f"junk among the {audit.kept:,} kept photos: {interval}, from {interval.photos} looked at")
+    return 0

@@ -1,0 +1,509 @@
+"""The server, as a real process: what it answers, and what it survives. The page, in a real browser."""
+
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import requests
+from PIL import Image
+
+pytest.importorskip("fastapi")
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # importing it here must not report anything either
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnx")
+
+from carspotter.models.experiments import Experiment, feature_side
+from carspotter_check import photo_check
+from carspotter_check.onnx_graph import Layer, build_graph
+from carspotter_check.rejection import Rejection
+
+SIZE = 48
+SOURCE = Path(photo_check.__file__).parents[2]
+
+
+def write_bundle(folder):
+    """A model by hand: a reddish photo is a swift, a bluish one a wagonr."""
+    experiment = Experiment("colours", conv_channels=(2,), dense_units=2)
+    kernel, cells = np.zeros((3, 3, 3, 2), np.float32), feature_side(experiment, SIZE) ** 2
+    kernel[1, 1, 0, 0] = kernel[1, 1, 2, 1] = 1
+    dense = np.tile(np.eye(2, dtype=np.float32) / cells, (cells, 1))
+    zeros = np.zeros(2, np.float32)
+    last = Layer(np.array([[-20], [20]], np.float32), np.zeros(1, np.float32))
+    folder.mkdir()
+    graph = build_graph(experiment, [Layer(kernel, zeros), Layer(dense, zeros), last], SIZE)
+    (folder / "model.onnx").write_bytes(graph)
+    manifest = {
+        "manifest_version": photo_check.MANIFEST_VERSION,
+        "files": {"model.onnx": photo_check.sha256_of(folder / "model.onnx")},
+        "format": "onnx",
+        "preprocessing": photo_check.PREPROCESSING,
+        "run": "colours-by-hand",
+        "classes": ["swift", "wagonr"],
+        "image_size": SIZE,
+        "rejection": Rejection(confidence=0.8).as_dict(),
+    }
+    photo_check.write_manifest(folder, manifest)
+    return folder
+
+
+def car(colour, size=(320, 240), format="JPEG", mode="RGB", **options):
+    """A textured picture of one tint."""
+    coarse = np.random.default_rng(0).integers(0, 90, (size[1] // 10, size[0] // 10, 3))
+    pixels = np.kron(coarse, np.ones((10, 10, 1), int))
+    pixels[..., {"red": 0, "blue": 2}[colour]] += 130
+    stream = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).convert(mode).save(stream, format, **options)
+    return stream.getvalue()
+
+
+class Server:
+    """A server process of its own, its log in a file."""
+
+    def __init__(self, bundle, folder, port=0, **limits):
+        folder.mkdir(exist_ok=True)
+        self.temporary = folder / "temporary"
+        self.temporary.mkdir(exist_ok=True)
+        self.log = folder / "log.txt"
+        code = "import sys; from carspotter_check.server import *; serve(Path(sys.argv[1]), port=int(sys.argv[2]), "
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code + f"limits=Limits(**{limits!r}))", str(bundle), str(port)],
+            env={name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+            | {"PYTHONPATH": str(SOURCE), "TMPDIR": str(self.temporary), "PYTHONWARNINGS": "ignore"},
+            cwd=self.temporary,
+            stdout=subprocess.PIPE,
+            stderr=self.log.open("a"),
+            text=True,
+        )
+        line = self.process.stdout.readline()
+        assert "Serving" in line, self.log.read_text()
+        self.port = int(re.search(r":(\d+) ", line)[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def check(self, photo, claim=None, path="/v1/check", name="car.jpg", kind="image/jpeg", **options):
+        data = {"claim": claim} if claim else None
+        return requests.post(self.url + path, files={"photo": (name, photo, kind)}, data=data, timeout=30, **options)
+
+    def lines(self):
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+
+    def stop(self, how=signal.SIGTERM):
+        self.process.send_signal(how)
+        return self.process.wait(30)
+
+
+@contextlib.contextmanager
+def running(*arguments, **limits):
+    server = Server(*arguments, **limits)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.process.wait()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_bundle(tmp_path_factory.mktemp("model") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def server(bundle, tmp_path_factory):
+    with running(bundle, tmp_path_factory.mktemp("server")) as server:
+        yield server
+        text = server.log.read_text()
+        assert "Traceback" not in text
+        assert list(server.temporary.rglob("*")) == []  # no photo was stored, nor anything else
+
+
+def test_a_photo_gets_its_verdict_probabilities_and_the_models_name(server):
+    answer = server.check(car("red"), "swift")
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["verdict"], body["label"], body["run"], body["photo"]) == (
+        "match",
+        "swift",
+        "colours-by-hand",
+        "car.jpg",
+    )
+    assert body["probabilities"]["swift"] > 0.9 and len(body["version"]) == 12
+    assert server.check(car("red"), "wagonr").json()["verdict"] == "other_model"
+    assert server.check(car("blue")).json()["verdict"] == "named"
+
+
+def test_a_batch_answers_in_order_and_an_unreadable_photo_is_one_answer_of_it(server):
+    photos = [("a.jpg", car("red")), ("b.jpg", b"<svg/>"), ("c.jpg", car("blue")), ("d.jpg", b"")]
+    files = [("photos", photo) for photo in photos]
+    answer = requests.post(f"{server.url}/v1/check-batch", files=files, data={"claim": "swift"}, timeout=30)
+    answers = answer.json()["answers"]
+    assert [a["verdict"] for a in answers] == ["match", "unusable", "other_model", "unusable"]
+    assert [a["photo"] for a in answers] == ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    too_many = requests.post(f"{server.url}/v1/check-batch", files=[("photos", photos[0])] * 21, timeout=30)
+    assert too_many.status_code == 422 and "at most 20" in too_many.json()["error"]
+
+
+def test_the_heat_map_shows_the_part_that_decides(server):
+    pixels = np.random.default_rng(0).integers(80, 110, (240, 320, 3)).astype(np.uint8)
+    pixels[:, :120, 2] += 140
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    body = server.check(stream.getvalue(), path="/v1/explain").json()
+    heat = np.array(body["heat"])
+    assert body["label"] == "wagonr" and heat.shape == (8, 8)
+    assert heat[:, :2].min() > 0 > heat[:, 5:].max()  # the right side's covers are bluer than it is
+
+
+def bomb():
+    """A PNG of 30,000 × 30,000 white pixels in about a hundred kilobytes."""
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    side = 30_000
+    header = side.to_bytes(4, "big") * 2 + bytes([1, 0, 0, 0, 0])
+    rows = zlib.compress(bytes(1 + side // 8) * side, 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def sixteen_bit():
+    grey = np.random.default_rng(0).integers(0, 65536, (240, 320)).astype(np.uint16)
+    stream = io.BytesIO()
+    Image.fromarray(grey).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def animated():
+    frames = [Image.open(io.BytesIO(car(colour))).quantize() for colour in ("red", "blue")]
+    stream = io.BytesIO()
+    frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:])
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("photo", "status", "words"),
+    [
+        (lambda: car("red")[:3000], 422, "cannot be decoded"),
+        (lambda: b"", 400, "empty"),
+        (bomb, 413, "limit"),
+        (lambda: b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "SVG"),
+        (lambda: b"<!doctype html><script>alert(1)</script>", 415, "web page"),
+        (lambda: b"#!/bin/sh\nrm -rf /\n" * 50, 415, "not a photo"),
+        (lambda: car("red", mode="CMYK"), 200, None),
+        (sixteen_bit, 200, None),
+        (animated, 200, None),
+        (lambda: car("red") + b"PK\x03\x04<script>alert(1)</script>", 200, None),
+        (lambda: car("red", size=(30, 30)), 422, "too small"),
+    ],
+    ids=["truncated", "zero bytes", "bomb", "SVG", "HTML", "script", "CMYK", "16 bit", "animated", "polyglot", "tiny"],
+)
+def test_an_odd_photo_gets_the_right_status_and_a_sentence(server, photo, status, words):
+    answer = server.check(photo(), "swift")
+    assert answer.status_code == status, answer.text
+    if words:
+        assert words in answer.json()["error"] and answer.json()["request_id"] == answer.headers["x-request-id"]
+    else:
+        assert answer.json()["verdict"] in {"match", "other_model", "not_sure"}
+
+
+@pytest.mark.parametrize(
+    ("request_of", "status", "words"),
+    [
+        ({"json": {"photo": "x"}}, 415, "multipart/form-data"),
+        ({"data": b"raw", "headers": {"Content-Type": "image/jpeg"}}, 415, "image/jpeg"),
+        ({"files": {"picture": b"x"}}, 422, "'photo'"),
+        ({"files": {"photo": b"x"}, "data": {"claim": "nano"}}, 422, "it knows swift, wagonr"),
+        ({"data": b"--x", "headers": {"Content-Type": "multipart/form-data"}}, 400, ""),
+        ({"data": b"garbage", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, 400, ""),
+    ],
+    ids=["JSON", "raw body", "missing field", "unknown claim", "no boundary", "garbage"],
+)
+def test_a_wrong_request_is_refused_with_a_sentence(server, request_of, status, words):
+    answer = requests.post(f"{server.url}/v1/check", timeout=30, **request_of)
+    assert answer.status_code == status and words in answer.json()["error"] and answer.json()["error"]
+
+
+def test_a_50_megabyte_body_is_refused_with_and_without_its_length_announced(server):
+    body = car("red") + bytes(50 * 2**20)
+    answer = server.check(body)
+    assert answer.status_code == 413 and "larger than 10 MB" in answer.json()["error"]
+
+    def chunks():
+        yield b'--x\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n'
+        for _ in range(50):
+            yield bytes(2**20)
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = requests.post(f"{server.url}/v1/check", data=chunks(), headers=headers, timeout=30)
+    assert answer.status_code == 413
+
+
+def test_a_request_id_is_given_back_and_logged_without_the_photo(server):
+    answer = server.check(car("red"), "swift", headers={"X-Request-ID": "abc-1"}, name="secret.jpg")
+    assert answer.headers["x-request-id"] == "abc-1"
+    forged = server.check(car("red"), headers={"X-Request-ID": 'x" , "status": 1'})
+    assert re.fullmatch("[0-9a-f]{32}", forged.headers["x-request-id"])
+    wait_for(lambda: any(line.get("request_id") == "abc-1" for line in server.lines()))
+    line = next(line for line in server.lines() if line.get("request_id") == "abc-1")
+    assert line["status"] == 200 and line["verdict"] == "match" and line["ms"] > 0 and line["bytes"] > 1000
+    assert "secret" not in server.log.read_text()
+
+
+def test_health_readiness_model_and_documentation(server):
+    assert requests.get(f"{server.url}/healthz", timeout=10).json() == {"status": "alive"}
+    assert requests.get(f"{server.url}/readyz", timeout=10).status_code == 200
+    assert requests.get(f"{server.url}/v1/model", timeout=10).json()["classes"] == ["swift", "wagonr"]
+    documented = requests.get(f"{server.url}/openapi.json", timeout=10).json()
+    assert set(documented["paths"]) >= {"/v1/check", "/v1/check-batch", "/v1/explain", "/readyz"}
+    assert {"400", "408", "413", "415", "422", "503"} <= set(documented["paths"]["/v1/check"]["post"]["responses"])
+    assert requests.get(f"{server.url}/nowhere", timeout=10).json()["error"] == "Not Found"
+
+
+def test_the_page_loads_nothing_from_elsewhere(server):
+    page = requests.get(server.url, timeout=10)
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for path in ("", "/page.js", "/page.css"):
+        assert not re.search(
+            r"(src|href|url|import|fetch)\W{1,3}(https?:)?//", requests.get(server.url + path, timeout=10).text
+        )
+
+
+def wait_for(condition, seconds=20):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def multipart(photo):
+    head = b'--x\r\nContent-Disposition: form-data; name="photo"; filename="a.jpg"\r\n\r\n'
+    body = head + photo + b"\r\n--x--\r\n"
+    lines = ["POST /v1/check HTTP/1.1", "Host: x", "Content-Type: multipart/form-data; boundary=x"]
+    lines += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def test_a_slow_client_is_sent_away_and_holds_nobody_up(bundle, tmp_path):
+    with running(bundle, tmp_path, body_seconds=1.0) as server:
+        slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(80)]
+        for connection in slow:
+            connection.sendall(multipart(car("red"))[:500])
+        assert server.check(car("red"), "swift").status_code == 200  # more slow clients than jobs are admitted
+        for connection in slow:
+            connection.settimeout(20)
+            assert b" 408 " in connection.recv(100)
+            connection.close()
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_a_client_that_never_ends_its_headers_is_sent_away(bundle, tmp_path):
+    with running(bundle, tmp_path, body_seconds=1.0) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as silent, requests.Session() as patient:
+            silent.settimeout(20)
+            silent.sendall(b"POST /v1/check HTTP/1.1\r\nHost: x\r\nX-Slow: ")
+            assert patient.get(server.url + "/healthz", timeout=10).status_code == 200
+            assert silent.recv(100).startswith(b"HTTP/1.1 408 ")
+            assert silent.recv(100) == b""
+        assert server.check(car("red"), "swift").status_code == 200
+
+
+def test_a_client_gone_in_the_middle_leaves_nothing_behind(bundle, tmp_path):
+    photo = car("red", size=(1600, 1200))
+    with running(bundle, tmp_path, buffered=len(photo) * 3) as server:
+        for _ in range(8):  # more than the buffer would hold if it were not given back
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                connection.sendall(multipart(photo)[: len(photo) // 2])
+        wait_for(lambda: sum(line["status"] == 499 for line in server.lines()) == 8)
+        assert server.check(photo).status_code == 200
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_500_uploads_at_once_are_answered_or_told_to_come_back(bundle, tmp_path):
+    async def upload(port, message):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(message)
+        answer = await asyncio.wait_for(reader.read(), 60)
+        writer.close()
+        return answer
+
+    async def all_at_once(port):
+        message = multipart(car("red"))
+        return await asyncio.gather(*(upload(port, message) for _ in range(500)))
+
+    with running(bundle, tmp_path, waiting=8) as server:
+        answers = asyncio.run(all_at_once(server.port))
+        statuses = [int(answer.split()[1]) for answer in answers]
+        assert set(statuses) == {200, 503}, set(statuses)
+        assert all(b"retry-after: 1" in a and b"try again" in a for a in answers if b" 503 " in a[:20])
+        assert server.check(car("red")).status_code == 200
+        assert "Traceback" not in server.log.read_text()
+
+
+def test_sigterm_lets_an_upload_finish(bundle, tmp_path):
+    with running(bundle, tmp_path) as server:
+        message = multipart(car("red"))
+        connection = socket.create_connection(("127.0.0.1", server.port))
+        connection.sendall(message[:2000])
+        assert server.check(car("red")).status_code == 200  # the server has seen the first one by now
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: not accepts(server.port))
+        connection.sendall(message[2000:])
+        connection.settimeout(20)
+        assert b" 200 " in connection.recv(100)
+        connection.close()
+        assert server.process.wait(30) == 0
+
+
+def accepts(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        return True
+    except OSError:
+        return False
+
+
+def test_killed_and_started_again_under_load_it_answers_again(bundle, tmp_path):
+    photo, stop, statuses = car("red"), threading.Event(), []
+
+    def load(url):
+        while not stop.is_set():
+            try:
+                answer = requests.post(f"{url}/v1/check", files={"photo": photo}, timeout=10)
+                statuses.append(answer.status_code)
+            except requests.RequestException:
+                statuses.append(None)
+                stop.wait(0.02)
+
+    with running(bundle, tmp_path / "first") as server:
+        threads = [threading.Thread(target=load, args=(server.url,)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        try:
+            wait_for(lambda: statuses.count(200) > 5)
+            server.stop(signal.SIGKILL)
+            wait_for(lambda: None in statuses)
+            with running(bundle, tmp_path / "second", port=server.port):
+                before = statuses.count(200)
+                wait_for(lambda: statuses.count(200) > before + 20)
+                stop.set()
+                for thread in threads:
+                    thread.join()
+        finally:
+            stop.set()
+    assert set(statuses) <= {200, 503, None}
+
+
+def test_the_server_loads_no_framework(bundle):
+    code = """
+import sys
+from pathlib import Path
+from carspotter_check.photo_check import PhotoCheck
+import carspotter_check.server
+PhotoCheck.load(Path(sys.argv[1]))
+print(sorted({"tensorflow", "torch", "keras", "onnx", "scipy", "matplotlib"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, cwd=SOURCE)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_no_upload_is_large_enough_to_be_written_to_disk(bundle):
+    from starlette.formparsers import MultiPartParser
+
+    from carspotter_check.server import Limits, create_app
+
+    create_app(photo_check.PhotoCheck.load(bundle), limits := Limits())
+    assert MultiPartParser.spool_max_size > limits.body
+
+
+def test_a_corrupt_model_stops_the_server_before_it_listens(bundle, tmp_path):
+    from carspotter_check.server import serve
+
+    broken = shutil.copytree(bundle, tmp_path / "bundle")
+    (broken / "model.onnx").write_bytes(b"\x00" * 1000)
+    with pytest.raises(ValueError, match="SHA-256 differs"):
+        serve(broken)
+    (broken / "model.onnx").unlink()
+    with pytest.raises(FileNotFoundError, match="model.onnx is missing"):
+        serve(broken)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium, driver = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no Chromium with chromedriver on this machine")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("--headless=new", "--disable-dev-shm-usage", "--disable-background-networking"):
+        options.add_argument(flag)
+    if os.geteuid() == 0:
+        options.add_argument("--no-sandbox")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
+
+
+def cards(browser):
+    return browser.find_elements("css selector", ".card")
+
+
+@pytest.mark.parametrize(("width", "height"), [(1200, 900), (360, 780)], ids=["desktop", "phone"])
+def test_a_swift_claimed_as_wagonr_is_flagged_on_the_page(server, browser, tmp_path, width, height):
+    (tmp_path / "my swift.jpg").write_bytes(car("red", size=(640, 480)))
+    (tmp_path / "drawing.jpg").write_bytes(b"<svg/>")
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(server.url)
+    wait_for(lambda: len(browser.find_elements("css selector", "#claims label")) == 3)
+    browser.find_element("xpath", "//label[span='wagonr']").click()
+    files = browser.find_element("id", "files")
+    files.send_keys(f"{tmp_path}/my swift.jpg\n{tmp_path}/drawing.jpg")
+    wait_for(lambda: len(cards(browser)) == 2 and "checking" not in browser.find_element("id", "results").text)
+
+    drawing, swift = cards(browser)
+    assert "other_model" in swift.get_attribute("class") and "claimed wagonr, looks like swift" in swift.text
+    assert re.search(r"swift\s+(9\d|100)\.\d %", swift.text)
+    assert "unusable" in drawing.get_attribute("class") and "SVG" in drawing.text
+    swift.find_element("css selector", ".explain").click()
+    canvas = swift.find_element("css selector", "canvas")
+    wait_for(canvas.is_displayed)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.find_element("id", "camera").get_attribute("capture") == "environment"
+    if folder := os.environ.get("CARSPOTTER_SCREENSHOTS"):
+        browser.save_screenshot(f"{folder}/page_{width}.png")
+    severe = [
+        entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE" and "415" not in entry["message"]
+    ]
+    assert severe == []
+
+
+def test_a_photo_dropped_on_the_page_is_checked(server, browser):
+    browser.get(server.url)
+    wait_for(lambda: len(browser.find_elements("css selector", "#claims label")) == 3)
+    browser.execute_script(
+        """
+        const bytes = Uint8Array.from(atob(arguments[0]), (letter) => letter.charCodeAt(0));
+        const transfer = new DataTransfer();
+        transfer.items.add(new File([bytes], "dropped.jpg", { type: "image/jpeg" }));
+        document.querySelector("#drop").dispatchEvent(
+          new DragEvent("drop", { dataTransfer: transfer, bubbles: true, cancelable: true }));
+        """,
+        base64.b64encode(car("blue")).decode(),
+    )
+    wait_for(lambda: cards(browser) and "looks like wagonr" in cards(browser)[0].text)
