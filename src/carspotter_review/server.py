@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import pandas as pd
 
 from carspotter.paths import Study
-from carspotter.photos.images import UnreadablePhoto
+from carspotter.photos.decoding import UnreadablePhoto
 from carspotter_review.session import EDGES, Session
 
 BODY_LIMIT = 4096  # bytes; a decision has about 200

@@ -245,7 +245,7 @@ def test_a_second_curation_decodes_nothing_and_says_the_same(data, folder, monke
     for seed in range(4):
         save(folder, f"swift/{seed}.jpg", scene(seed, (640, 480)))
     first = curated(data, folder)
-    monkeypatch.setattr(fingerprints, "open_photo", None)
+    monkeypatch.setattr(fingerprints, "decode", None)
     pd.testing.assert_frame_equal(curate(data, read_photos(data), show_progress=False).set_index("sha256"), first)
 
 

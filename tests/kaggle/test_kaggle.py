@@ -18,7 +18,8 @@ from carspotter.paths import Study
 from carspotter.photos import splitting
 from carspotter.photos.fingerprints import readable_photos
 from carspotter.photos.images import load_images
-from carspotter.photos.table import read_journal, read_photos
+from carspotter.photos.journal import read_journal
+from carspotter.photos.table import read_photos
 
 PER_CLASS = {"train": 8, "validation": 3, "test": 3}
 

@@ -17,7 +17,7 @@ from scipy.stats import beta
 
 from carspotter.curation.reviews import draw_audit, read_reviews
 from carspotter.paths import Study
-from carspotter.photos.images import UnreadablePhoto, open_photo, to_rgb
+from carspotter.photos.decoding import UnreadablePhoto, decode
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import kind_of, read_curation, read_photos
 
@@ -108,7 +108,7 @@ def _duplicate_lines(study: Study) -> list[str]:
 
 def _figure(path: Path, row) -> str:
     try:
-        image = to_rgb(open_photo(path, at_least=SIDE // 2)[0])
+        image, _ = decode(path, at_least=SIDE // 2, verify=False)
     except (UnreadablePhoto, FileNotFoundError):
         image = Image.fromarray(np.full((SIDE * 3 // 4, SIDE, 3), 90, np.uint8))
     image.thumbnail((SIDE, SIDE))

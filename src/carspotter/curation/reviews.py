@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
-import json
-import os
 from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -16,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from carspotter.paths import Study
+from carspotter.photos.journal import read_journal
 from carspotter.photos.splitting import read_splits
-from carspotter.photos.table import read_curation, read_journal, read_photos, repair_journal
+from carspotter.photos.table import read_curation, read_photos
 
 # What a person can hold against a photo, in the order of the digits on the page.
 REASONS = {
@@ -69,17 +67,6 @@ def measure_agreement(data: Path) -> pd.DataFrame:
         agreed = int((both[first] == both[second]).sum())
         rows.append((first, second, len(both), agreed, cohens_kappa(both[first], both[second])))
     return pd.DataFrame(rows, columns=["first", "second", "photos", "agreed", "kappa"])
-
-
-def append_line(log: Path, line: dict) -> None:
-    """Add a line that survives a kill and a power cut; a last line torn by an earlier kill is cut off first."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as lines:
-        fcntl.flock(lines, fcntl.LOCK_EX)  # a second reviewer may have a server of their own
-        repair_journal(log)
-        lines.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        lines.flush()
-        os.fsync(lines.fileno())
 
 
 def standing_lines(lines: Iterable[dict], field: str, *more_keys: str) -> dict[tuple, dict]:

@@ -29,8 +29,9 @@ from types import ModuleType
 from carspotter.models import runs
 from carspotter.models.experiments import SERIES
 from carspotter.paths import Study
+from carspotter.photos.journal import read_journal
 from carspotter.photos.splitting import read_splits
-from carspotter.photos.table import read_journal, read_photos
+from carspotter.photos.table import read_photos
 
 RETRIES = 5  # of a cell whose worker or node died; a cell that fails by itself is not tried again
 # Behind ray:// a process with many threads forks a server for each connection; on a busy machine it often hangs from
