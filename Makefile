@@ -73,7 +73,12 @@ lab: $(VENV)/.light  ## open the notebooks in Jupyter
 	$(VENV)/bin/jupyter lab notebooks
 
 book: $(BOOK)/.installed  ## build the web edition of the notebooks -> build/book/_build/html/index.html
-	$(BOOK)/bin/python book/build.py
+	rm -rf build/book && mkdir -p build/book/results build/book/scraper build/book/data
+	cp -r notebooks README.md CONTRIBUTING.md LOG.md LICENSE book/_config.yml book/_toc.yml build/book/
+	cp scraper/*.md build/book/scraper/ && cp data/README.md build/book/data/
+	cd results && cp --parents README.md */figures/* ../build/book/results/
+	$(BOOK)/bin/jupyter-book build --quiet build/book
+	@echo "Open this page in a browser: build/book/_build/html/index.html"
 
 $(BOOK)/.installed: book/requirements.txt
 	$(SYSTEM_PYTHON) -m venv $(BOOK)
