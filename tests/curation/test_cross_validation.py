@@ -188,7 +188,7 @@ def test_the_verb_ranks_by_what_was_learnt(tmp_path, monkeypatch, weights):
 
     curate = curation.curate_study
     monkeypatch.setattr(cross_validation, "learn_photos", learn)
-    monkeypatch.setattr("carspotter.models.features.describe_photos", describe)
+    monkeypatch.setattr("carspotter.curation.appearance.describe_photos", describe)
     monkeypatch.setattr(curation, "curate_study", curate_study)
     assert main(["curate", "--train", "keras", "--dtype", "bfloat16", *weights]) == 0
     assert asked == [("keras", "bfloat16", "".join(weights[1:])), 4 + 6]
