@@ -244,7 +244,10 @@ class Session:
     def _make_preview(self, sha256: str, size: str) -> bytes:
         """Decode, turn upright, shrink: what is sent carries no EXIF and nothing that a decoder has not seen."""
         edge = EDGES[size]
-        image, _ = open_photo(self.study.data / self.files.at[sha256, "path"], at_least=edge // 2)
+        path = self.study.data / self.files.at[sha256, "path"]
+        if path.is_symlink():
+            raise FileNotFoundError(f"{path}: a link, not a stored photo; nothing outside the data folder is served")
+        image, _ = open_photo(path, at_least=edge // 2)
         image = to_rgb(image)
         image.thumbnail((edge, edge), Image.Resampling.BILINEAR)
         stream = io.BytesIO()

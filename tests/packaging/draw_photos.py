@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from generated_photos import scene  # noqa: E402
+from generated_photos import scene
 
 folder = Path(sys.argv[1])
 for number in range(24):
