@@ -44,8 +44,5 @@ def review_photos(options) -> int:
             interval = accuracy_interval(answers["correct"], answers["group"])
             print(f"{reviewer} named {interval.photos} validation photos: accuracy {interval}")
     if options.audit:
-        audit = review.read_audit(study, options.audit, options.seed)
-        if len(audit.junk):
-            interval = accuracy_interval(audit.junk, audit.group)
-            print(f"junk among the {audit.kept:,} kept photos: {interval}, from {interval.photos} looked at")
+        print(review.read_audit(study, options.audit, options.seed))
     return 0

@@ -300,9 +300,12 @@ def test_audit_hides_the_machines_opinion_and_counts_junk(study):
     session.decide(keep(photos[2]))
     found = review.read_audit(study, 8)
     assert found.junk.tolist() == [True, True, False]
-    assert found.group.tolist() == [photo["listing"] for photo in photos[:3]]
     assert (found.drawn, found.kept) == (8, 23)
     assert len(review.read_audit(study, 8, seed=1).junk) == 0
+    assert "66.7% [9.4%, 99.2%], 2 of 3 photos" in str(found)
+    # A review outside the audit, of a photo that the audit found fine, changes nothing in its answer.
+    review.Session(study, "Asha").decide(reject(photos[2]))
+    assert review.read_audit(study, 8).junk.tolist() == [True, True, False]
 
 
 def test_what_is_undone_in_an_audit_leaves_an_earlier_verdict_standing(study):
