@@ -244,8 +244,10 @@ class Session:
     def _make_preview(self, sha256: str, size: str) -> bytes:
         """Decode, turn upright, shrink: what is sent carries no EXIF and nothing that a decoder has not seen."""
         edge = EDGES[size]
-        file = self.study.data / self.files.at[sha256, "path"]
-        image, _ = decode(file, at_least=edge // 2, verify=False)  # a person sees what is missing
+        path = self.study.data / self.files.at[sha256, "path"]
+        if path.is_symlink():
+            raise FileNotFoundError(f"{path}: a link, not a stored photo; nothing outside the data folder is served")
+        image, _ = decode(path, at_least=edge // 2, verify=False)  # a person sees what is missing
         image.thumbnail((edge, edge), Image.Resampling.BILINEAR)
         stream = io.BytesIO()
         image.save(stream, "JPEG", quality=88 if size == "large" else 80)
