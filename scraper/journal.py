@@ -1,17 +1,19 @@
-"""What stays: the journal of every URL's fate, files written whole or not at all, one scraper per folder."""
+"""What stays: the journal of every URL's outcome, files written whole or not at all, one scraper per folder."""
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 class StorageError(Exception):
@@ -43,19 +45,19 @@ class Lines:
                     content = json.loads(line)
                 except ValueError as error:
                     raise StorageError(
-                        f"{self.path}, line {number}: not JSON ({line[:60]!r}…); mend or delete it, then start again"
+                        f"{self.path}, line {number}: not JSON ({line[:60]!r}…); correct or delete it, then start again"
                     ) from error
                 yield whole, content
                 whole += len(line)
 
     def read(self, place: int) -> dict:
-        """Give the line at `place` of the file."""
+        """Return the line at `place` of the file."""
         with open(self.path, "rb") as lines:
             lines.seek(place)
             return json.loads(lines.readline())
 
     def append(self, line: dict) -> int:
-        """Write one line with the time (UTC) added, see it onto the disk and give its place in the file."""
+        """Write one line with the time (UTC) added, sync it to the disk and return its place in the file."""
         place = os.fstat(self._file.fileno()).st_size
         line = {**line, "time": datetime.now(UTC).isoformat(timespec="seconds")}
         rest = memoryview(json.dumps(line, ensure_ascii=False).encode() + b"\n")
@@ -76,16 +78,19 @@ class Lines:
 
 
 @dataclass(slots=True)
-class Fate:
+class Outcome:
     """What the journal knows of one URL: its newest status, and the place of the newest line in the file.
 
-    `shown_by` has the same for each (listing, label) that showed the URL. The lines themselves stay on the disk: a
-    week's crawl has hundreds of thousands.
+    `shown_by` has the same for each (listing, label) that showed the URL. `reason` and `judged_by`, the settings that
+    led to it, are kept for refusals only. The lines themselves stay on the disk: a week's crawl has hundreds of
+    thousands.
     """
 
     status: str
     place: int
     shown_by: dict[tuple[str | None, str | None], int]
+    reason: str | None = None
+    judged_by: dict | None = None
 
     @property
     def is_final(self) -> bool:
@@ -93,7 +98,7 @@ class Fate:
 
 
 class Journal:
-    """The record of one site folder, held open and locked: each photo URL's fate, and the pages that were read.
+    """The record of one site folder, held open and locked: each photo URL's outcome, and the pages that were read.
 
     `journal.jsonl` has a line per photo URL; `pages.jsonl` has a line per page, with its archived HTML. Both are
     replayed at the start. Raises StorageError if another scraper holds the folder or it cannot be written.
@@ -101,15 +106,21 @@ class Journal:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.fates: dict[str, Fate] = {}
+        self.outcomes: dict[str, Outcome] = {}
         # hashes of photos that somebody asked to be removed, from this site or from one beside it
         self.forgotten: set[str] = set()
-        self.collected: set[str] = set()  # listings' own pages whose photos all have their fate
+        # listings' own pages whose photos all have their outcome -> the line that says so
+        self.collected: dict[str, dict] = {}
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(folder / ".lock", "a")  # noqa: SIM115 (held as long as the journal is)
+            self._lock = FileLock(folder / ".lock")
+            try:
+                self._lock.acquire(blocking=False)  # held as long as the journal is
+            except Timeout:
+                raise StorageError(
+                    f"another scraper is at work in {folder}; wait for it, or give another --out"
+                ) from None
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.is_new = not (folder / "journal.jsonl").exists()
             self._photos = Lines(folder / "journal.jsonl")
             self._pages = Lines(folder / "pages.jsonl")
@@ -118,44 +129,46 @@ class Journal:
             for place, line in self._photos.replay():
                 self._remember(line, place)
             for _, line in self._pages.replay():
-                if line.get("status") == "collected":
-                    self.collected.add(line["url"])
+                self._note_collected(line)
             with storage_errors(folder):
                 for leftover in folder.glob("**/*.part"):  # of a kill between writing and renaming
                     leftover.unlink()
-        except BlockingIOError:
-            self._lock.close()
-            raise StorageError(f"another scraper is at work in {folder}; wait for it, or give another --out") from None
         except BaseException:
-            self._lock.close()
+            self._lock.release()
             raise
 
     def _remember(self, line: dict, place: int) -> None:
         if line.get("status") == "forgotten":
             self.forgotten.add(line["sha256"])
         if url := line.get("url"):
-            fate = self.fates.setdefault(url, Fate(line["status"], place, {}))
-            fate.status, fate.place = line["status"], place
-            fate.shown_by[line.get("listing"), line.get("label")] = place
+            outcome = self.outcomes.setdefault(url, Outcome(line["status"], place, {}))
+            outcome.status, outcome.place = line["status"], place
+            is_refused = line["status"] == "refused"
+            outcome.reason = sys.intern(line.get("reason") or "") if is_refused else None
+            outcome.judged_by = line.get("judged_by") if is_refused else None
+            outcome.shown_by[line.get("listing"), line.get("label")] = place
 
     def append(self, line: dict) -> None:
-        """Record the fate of a photo URL."""
+        """Record the outcome of a photo URL."""
         self._remember(line, self._photos.append(line))
 
     def newest_line(self, url: str) -> dict:
-        """Give the newest line of `url`."""
-        return self._photos.read(self.fates[url].place)
+        """Return the newest line of `url`."""
+        return self._photos.read(self.outcomes[url].place)
 
     def line_of(self, url: str, listing: str | None, label: str) -> dict | None:
-        """Give the newest line of `url` as this listing showed it, or None if it did not."""
-        place = self.fates[url].shown_by.get((listing, label))
+        """Return the newest line of `url` as this listing showed it, or None if it did not."""
+        place = self.outcomes[url].shown_by.get((listing, label))
         return None if place is None else self._photos.read(place)
 
     def append_page(self, line: dict) -> None:
         """Record what became of a page."""
         self._pages.append(line)
-        if line["status"] == "collected":
-            self.collected.add(line["url"])
+        self._note_collected(line)
+
+    def _note_collected(self, line: dict) -> None:
+        if line.get("status") == "collected":
+            self.collected[line["url"]] = {key: line[key] for key in ("refused", "judged_by") if line.get(key)}
 
     def read_pages(self) -> Iterator[dict]:
         """Yield the lines of `pages.jsonl` from the first on."""
@@ -164,7 +177,7 @@ class Journal:
     def close(self) -> None:
         self._photos.close()
         self._pages.close()
-        self._lock.close()
+        self._lock.release()
 
     def __enter__(self) -> Journal:
         return self
@@ -174,7 +187,7 @@ class Journal:
 
 
 def read_forgotten(journal: Path) -> set[str]:
-    """Give the hashes that a journal marks as forgotten; lines that it cannot make sense of are passed over."""
+    """Return the hashes that a journal marks as forgotten; lines that it cannot make sense of are passed over."""
     forgotten = set()
     with open(journal, "rb") as lines:
         for line in lines:
@@ -240,5 +253,5 @@ def archive_page(folder: Path, html: str) -> Path:
 
 
 def read_archived_page(path: Path) -> str:
-    """Give the HTML that `archive_page` kept."""
+    """Return the HTML that `archive_page` kept."""
     return gzip.decompress(path.read_bytes()).decode()
