@@ -188,13 +188,8 @@ class Downloader:
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError) as error:
             raise Refused(f"not a usable address: {error}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            if trouble := re.search(
-                r"CERTIFICATE_VERIFY_FAILED\]? ?(?:certificate verify failed:)? ?([^(']*)", str(error)
-            ):
-                raise Failed(
-                    f"certificate of {urlsplit(url).netloc} not trusted: {trouble[1].strip() or 'verification failed'}; "
-                    "name the one to trust with ca_file, or set verify = false, under [request]"
-                ) from error
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise Failed(_describe_certificate(error, url)) from error
             if self._is_nobody_home(error, url):
                 start = f"start it with: {self.site.serve}" if self.site.serve else "start it, then run this again"
                 raise Failed(f"nothing answers at {urlsplit(url).netloc}: {start}") from error
@@ -328,6 +323,14 @@ def _forbidding_header(response: requests.Response) -> str | None:
         if refused := words & AI_REFUSALS:
             return min(refused)
     return None
+
+
+def _describe_certificate(error: Exception, url: str) -> str:
+    found = re.search(r"certificate verify failed: ([^(\"']*)", str(error))
+    return (
+        f"certificate of {urlsplit(url).netloc} not trusted: {found[1].strip() if found else 'verification failed'}; "
+        "name one to trust with ca_file, or set verify = false, under [request]"
+    )
 
 
 def _describe(error: Exception) -> str:

@@ -40,9 +40,8 @@ class Start:
 class Paging:
     """How to reach the listings that the first page does not show, and when to stop."""
 
-    kind: str | None = (
-        None  # none, which is what leaving it out means · scroll · button (clicked for more) · next (a link or a button) · numbered ({page})
-    )
+    # none (as when it is left out) · scroll · button (clicked for more) · next (a link or button) · numbered ({page})
+    kind: str | None = None
     button: str | None = None
     next: str | None = None
     end: str | None = None  # present when everything is loaded

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from scraper.pages import extract_detail, extract_listings, find_refusal, is_end_of_search, parse_srcset
+from scraper.pages import extract_detail, extract_listings, find_refusal, is_end_of_search
+from scraper.pictures import parse_srcset
 from scraper.site import SITES, SiteError, load_site, parse_site
 
 DATA_URI = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
