@@ -38,7 +38,7 @@ def absolute_link(base: str, address: str) -> str | None:
     """
     url, (here, _) = absolute(base, address), urldefrag(base)
     fragment = address.strip().partition("#")[2]
-    if url is None or url == here and not fragment:
+    if url is None or not url.startswith(("http:", "https:")) or url == here and not fragment:
         return None
     return f"{url}#{fragment}" if fragment.startswith(("/", "!")) or fragment and url == here else url
 

@@ -69,7 +69,19 @@ SURVEY = (
     LIBRARY
     + """
 const [selector, photos, move, again, background] = arguments;
-const state = window.__scraper ??= {token: String(Math.random()), serials: new WeakMap(), next: 0, seen: new WeakSet()};
+const state = window.__scraper ??= {token: String(Math.random()), serials: new WeakMap(), next: 0, seen: new WeakSet(),
+  observed: new WeakSet(), plain: new WeakSet(), dirty: new Set()};
+const note = records => {  // which cards changed; the others need not be serialised again
+  for (const record of records)
+    for (let e = record.target; e; e = e.parentElement ?? e.getRootNode().host)
+      if (state.serials.has(e)) { state.dirty.add(e); state.plain.delete(e); break; }
+};
+state.observer ??= new MutationObserver(note);
+for (const root of roots) if (!state.observed.has(root)) {
+  state.observer.observe(root, {subtree: true, childList: true, attributes: true, characterData: true});
+  state.observed.add(root);
+}
+note(state.observer.takeRecords());
 if (again || !state.hashes) state.hashes = new WeakMap();
 const found = [...new Set(all(selector).map(e => photos === null ? e.closest("picture") ?? e : e))];
 const clips = new Map();
@@ -88,8 +100,8 @@ const clip = element => {  // the part of the window in which the children of an
   return clips.get(element);
 };
 const place = element => {  // 0: in view; 1: below or to the right; -1: above or to the left; null: has no box
-  if (!element.getClientRects().length) return null;
   const rect = element.getBoundingClientRect(), box = clip(above(element));
+  if (!rect.width && !rect.height && !element.getClientRects().length) return null;
   if (rect.top >= box.bottom || rect.left >= box.right) return 1;
   return rect.bottom < box.top || rect.right < box.left ? -1 : 0;
 };
@@ -131,12 +143,17 @@ for (const element of found) {
   const where = place(element);
   if (where === 0) { state.seen.add(element); inView.push(serial); }
   else if (where === 1 && !state.seen.has(element)) unseen++;
-  for (const e of photos === null ? [element] : photos ? element.querySelectorAll(photos) : []) {
+  const inside = () => photos === null ? [element] : photos ? element.querySelectorAll(photos) : [];
+  const shows = state.plain.has(element) ? [] : inside();
+  state.plain.add(element);
+  for (const e of shows) {
     if (/^(img|source|picture|script|svg)$/.test(e.localName)) continue;
+    state.plain.delete(element);  // a style sheet may give it another picture at any time
     const image = getComputedStyle(e).backgroundImage;
     if (image.includes("url(") && !image.startsWith('url("data:') && e.getAttribute(background) !== image)
       e.setAttribute(background, image);
   }
+  if (state.hashes.has(element) && !state.dirty.has(element)) continue;
   const html = outer(element);
   let hash = 5381;
   for (let i = 0; i < html.length; i++) hash = (hash * 33 ^ html.charCodeAt(i)) | 0;
@@ -144,6 +161,7 @@ for (const element of found) {
   if (state.hashes.get(element) !== hash) { state.hashes.set(element, hash); changed.push([serial, html]); }
 }
 const alive = [...document.scripts].some(s => !/json|template|html/.test(s.type));
+state.dirty.clear();
 return {token: state.token, serials, changed, inView, unseen, moved, alive, ready: document.readyState === "complete"};
 """
 )

@@ -219,7 +219,7 @@ def nearest_selector(scopes: list[Tag], css: str) -> str:
     there |= {f"#{tag['id']}" for scope in scopes for tag in scope.find_all(id=True)}
     pieces = re.findall(r"[.#][\w-]+|\[[^\]]*\]|:[\w-]+(?:\([^)]*\))?", css)
     trials = [css.replace(piece, near) for piece in pieces for near in difflib.get_close_matches(piece, there, 3, 0.5)]
-    trials += [css.replace(piece, "", 1).strip(" >+~") for piece in pieces]
+    trials += [css.replace(piece, "", 1).strip(" >+~") for piece in (*pieces, *re.findall(r"^[a-z][\w-]*", css))]
     trials += [css.split(None, 1)[1].strip(" >+~")] if len(css.split()) > 1 else []
     for trial in filter(None, trials):
         try:

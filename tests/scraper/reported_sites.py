@@ -134,7 +134,7 @@ def rows_at_rest(path: str, query: dict, count: int) -> str:
       const first = Math.floor(box.scrollTop / 150), last = Math.min(40, first + 5);
       rows.innerHTML = "";
       for (let n = first; n < last; n++) rows.insertAdjacentHTML("beforeend",
-        `<div class=car data-id="${n}" style="top: ${150 * n}px"><h2>Swift ${n}</h2><img src="/photos/${n}.jpg"></div>`);
+        `<div class=car data-id="${n}" style="top: ${150 * n}px"><h2>Car ${n}</h2><img src="/photos/${n}.jpg"></div>`);
     }
     box.addEventListener("scroll", () => { clearTimeout(timer); timer = setTimeout(draw, 150); });
     draw();
@@ -168,7 +168,7 @@ def gallery_by_script(path: str, query: dict, count: int) -> str | tuple[int, di
         return 200, {"Content-Type": "application/json"}, json.dumps([f"/photos/{path[5:]}-{k}.jpg" for k in (1, 2, 3)])
     number = path[4:]
     return f"""<div id=gallery>{photo(f"{number}-0")}</div><script>
-    fetch("/reported/gallery-by-script/data-{number}").then(answer => answer.json()).then(addresses => addresses.forEach(
+    fetch("/reported/gallery-by-script/data-{number}").then(answer => answer.json()).then(found => found.forEach(
       address => gallery.insertAdjacentHTML("beforeend", `<img src="${{address}}">`)));
     </script>"""
 
