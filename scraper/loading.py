@@ -219,7 +219,7 @@ class OpenPage:
         self._shown_by: Counter = Counter()  # how many cards show each address now
         self._changed_at = time.monotonic()
         self._paid = -1  # requests that had been started at the last permit
-        self._bare_patience = max(self.paging.settle, self.paging.patience / 2)
+        self._bare_patience = self._longest_for_bare = max(self.paging.settle, self.paging.patience / 2)
 
     def gather(self, most: int) -> str:
         """Load what `[paging]` says, up to about `most` listings, and return what ended it.
@@ -381,8 +381,9 @@ class OpenPage:
         began = time.monotonic()
         while self._is_something_missing() and self._answer["alive"]:
             if self._is_calm(began, self._bare_patience) or time.monotonic() - began > self._longest:
-                if self._changed_at < began:
-                    self._bare_patience = self.paging.settle  # cards without a photo are usual here
+                # after each wait in vain a shorter one: cards without a photo are usual here
+                in_vain = self._changed_at < began
+                self._bare_patience = max(2 * POLL, self._bare_patience / 2) if in_vain else self._longest_for_bare
                 break
             self._poll()
         self._given_up |= {card.key for card in self._in_view()}
