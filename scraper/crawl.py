@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from scraper.addresses import without_parameters
 from scraper.browser import PAST_THE_END, Browser, LoadedPage, PageFailed
-from scraper.download import FORMATS, Downloader, Photo
+from scraper.download import Downloader, Photo
 from scraper.journal import Journal, archive_page, store_photo
 from scraper.pages import (
     SHARED_BY,
@@ -27,6 +27,7 @@ from scraper.pages import (
     is_end_of_search,
     title_of,
 )
+from scraper.pictures import DECODABLE
 from scraper.politeness import ROBOTS_FORBID, Failed, Refused
 from scraper.site import Site, Start, named_selectors
 
@@ -448,7 +449,7 @@ class Crawl:
     def _setting(self, name: str) -> object:
         """Return a setting as it is kept beside a refusal."""
         if name == "formats":
-            return " ".join(FORMATS)
+            return sorted(kind for kind, is_read in DECODABLE.items() if is_read)
         value = getattr(self.site.politeness, name)
         return list(value) if isinstance(value, tuple) else value
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import ipaddress
 import random
 import re
 import socket
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,28 +17,14 @@ from urllib.parse import urldefrag, urljoin, urlsplit
 
 import requests
 import urllib3
-from PIL import Image, features
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from carspotter.photos.decoding import FORMATS, Limits, UnreadablePhoto, inspect
 from scraper.politeness import AI_REFUSALS, BUSY, LONGEST_WAIT, Failed, Pacer, Refused, Robots, parse_retry_after
 from scraper.site import ROBOT_NAME, Site
 
 MAX_REDIRECTS = 5
-FORMATS = {
-    **{"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"},
-    **({"AVIF": "avif"} if features.check("avif") else {}),
-}
-# What the first bytes say of a file that is no photo we can decode, and what to do about it.
-FOREIGN = (
-    (re.compile(rb"....ftyp(heic|heix|hevc|mif1|msf1)", re.DOTALL), "HEIC: pip install pillow-heif"),
-    (re.compile(rb"....ftypavi[fs]", re.DOTALL), "AVIF: needs Pillow 11.3 or newer"),
-    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "JPEG XL: no decoder here"),
-    (re.compile(rb"II\*\0|MM\0\*"), "TIFF"),
-    (re.compile(rb"%PDF"), "PDF"),
-    (re.compile(rb"\s*(<\?xml[^>]*>)?\s*(<!--.*?-->)?\s*<svg", re.DOTALL), "SVG, a drawing"),
-    (re.compile(rb"\s*<(!doctype html|html|head|body)", re.IGNORECASE), "HTML"),
-)
 
 
 @dataclass(frozen=True)
@@ -282,24 +266,16 @@ class Downloader:
 def verify_photo(content: bytes, max_pixels: int) -> tuple[str, int, int]:
     """Decode a photo whole and return (file extension, width, height). Raises Refused.
 
-    The size is judged before anything is decoded, so that a decompression bomb costs nothing.
+    The size is judged before anything is decoded, and decoding is bounded in time and memory.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own limit decides
-            image = Image.open(io.BytesIO(content), formats=[name for name in FORMATS if name != "MPO"])
-            width, height = image.size
-            if width * height > max_pixels:
-                raise Refused(f"too many pixels: {width} × {height}", "max_pixels")
-            image.load()
-    except Image.DecompressionBombError as error:
-        raise Refused(f"too many pixels: {error}", "max_pixels") from error
-    except Refused:
-        raise
-    except Exception as error:  # decoders raise whatever they like on broken bytes
-        foreign = next((name for pattern, name in FOREIGN if pattern.match(content)), None)
-        raise Refused(f"cannot be decoded: {foreign or error}", "formats") from error
-    return FORMATS[image.format], width, height
+        facts = inspect(content, Limits(bytes=len(content), pixels=max_pixels))
+    except UnreadablePhoto as error:
+        reason = error.reason if error.kind == "library" else error.reason.partition(";")[0]
+        if "pixels are more than" in reason:
+            raise Refused(f"too many pixels: {reason}", "max_pixels") from error
+        raise Refused(f"cannot be decoded: {reason.removeprefix('cannot be decoded: ')}", "formats") from error
+    return FORMATS[facts.format], facts.width, facts.height
 
 
 def _read_body(response: requests.Response, limit: int) -> bytes:

@@ -8,73 +8,17 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from carspotter.photos.journal import Busy, JournalDamaged, hold
+from carspotter.photos.journal import Journal as Lines
 
 
 class StorageError(Exception):
     """The folder cannot be written (full, read-only) or is in use; the text says what to do. Nothing is lost."""
-
-
-class Lines:
-    """An append-only file of JSON lines, each on the disk when `append` returns.
-
-    Opening cuts off a torn last line, as a kill or a full disk leaves it. Raises StorageError when the file cannot be
-    written, or when a line before the last is not JSON.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        with storage_errors(path):
-            # unbuffered: after a full disk no half-written buffer waits to be written again
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
-
-    def replay(self) -> Iterator[tuple[int, dict]]:
-        """Yield every line that was written whole, each after its place in the file."""
-        whole = 0
-        with open(self.path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):
-                    self._file.truncate(whole)
-                    return
-                try:
-                    content = json.loads(line)
-                except ValueError as error:
-                    raise StorageError(
-                        f"{self.path}, line {number}: not JSON ({line[:60]!r}…); correct or delete it, then start again"
-                    ) from error
-                yield whole, content
-                whole += len(line)
-
-    def read(self, place: int) -> dict:
-        """Return the line at `place` of the file."""
-        with open(self.path, "rb") as lines:
-            lines.seek(place)
-            return json.loads(lines.readline())
-
-    def append(self, line: dict) -> int:
-        """Write one line with the time (UTC) added, sync it to the disk and return its place in the file."""
-        place = os.fstat(self._file.fileno()).st_size
-        line = {**line, "time": datetime.now(UTC).isoformat(timespec="seconds")}
-        rest = memoryview(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        with storage_errors(self.path):
-            try:
-                while rest:
-                    rest = rest[self._file.write(rest) :]
-            except OSError:
-                # Another thread may find room later, and would write behind half a line.
-                with suppress(OSError):
-                    self._file.truncate(place)
-                raise
-            os.fsync(self._file.fileno())
-        return place
-
-    def close(self) -> None:
-        self._file.close()
 
 
 @dataclass(slots=True)
@@ -111,31 +55,23 @@ class Journal:
         self.forgotten: set[str] = set()
         # listings' own pages whose photos all have their outcome -> the line that says so
         self.collected: dict[str, dict] = {}
-        with storage_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = FileLock(folder / ".lock")
-            try:
-                self._lock.acquire(blocking=False)  # held as long as the journal is
-            except Timeout:
-                raise StorageError(
-                    f"another scraper is at work in {folder}; wait for it, or give another --out"
-                ) from None
-        try:
-            self.is_new = not (folder / "journal.jsonl").exists()
-            self._photos = Lines(folder / "journal.jsonl")
-            self._pages = Lines(folder / "pages.jsonl")
-            for beside in folder.parent.glob("*/journal.jsonl"):
-                self.forgotten |= read_forgotten(beside)
-            for place, line in self._photos.replay():
-                self._remember(line, place)
-            for _, line in self._pages.replay():
-                self._note_collected(line)
+        busy = f"another scraper is at work in {folder}; wait for it, or give another --out"
+        with ExitStack() as stack:
             with storage_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold(folder / ".lock", busy))  # as long as the journal is open
+                self.is_new = not (folder / "journal.jsonl").exists()
+                self._photos = stack.enter_context(Lines(folder / "journal.jsonl"))
+                self._pages = stack.enter_context(Lines(folder / "pages.jsonl"))
                 for leftover in folder.glob("**/*.part"):  # of a kill between writing and renaming
                     leftover.unlink()
-        except BaseException:
-            self._lock.release()
-            raise
+                for beside in folder.parent.glob("*/journal.jsonl"):
+                    self.forgotten |= read_forgotten(beside)
+                for place, line in self._photos.replay():
+                    self._remember(line, place)
+                for _, line in self._pages.replay():
+                    self._note_collected(line)
+            self._open = stack.pop_all()
 
     def _remember(self, line: dict, place: int) -> None:
         if line.get("status") == "forgotten":
@@ -150,7 +86,7 @@ class Journal:
 
     def append(self, line: dict) -> None:
         """Record the outcome of a photo URL."""
-        self._remember(line, self._photos.append(line))
+        self._remember(line, self._append(self._photos, line))
 
     def newest_line(self, url: str) -> dict:
         """Return the newest line of `url`."""
@@ -163,8 +99,13 @@ class Journal:
 
     def append_page(self, line: dict) -> None:
         """Record what became of a page."""
-        self._pages.append(line)
+        self._append(self._pages, line)
         self._note_collected(line)
+
+    def _append(self, lines: Lines, line: dict) -> int:
+        """Write one line with the time (UTC) added, sync it to the disk and return its place in the file."""
+        with storage_errors(lines.path):
+            return lines.append({**line, "time": datetime.now(UTC).isoformat(timespec="seconds")})
 
     def _note_collected(self, line: dict) -> None:
         if line.get("status") == "collected":
@@ -175,9 +116,7 @@ class Journal:
         return (line for _, line in self._pages.replay())
 
     def close(self) -> None:
-        self._photos.close()
-        self._pages.close()
-        self._lock.release()
+        self._open.close()
 
     def __enter__(self) -> Journal:
         return self
@@ -201,9 +140,11 @@ def read_forgotten(journal: Path) -> set[str]:
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the disk into a StorageError that says what to do."""
+    """Turn what keeps us from reading or writing the folder into a StorageError that says what to do."""
     try:
         yield
+    except (Busy, JournalDamaged) as error:
+        raise StorageError(str(error)) from error
     except OSError as error:
         raise StorageError(
             f"cannot write {error.filename or path}: {error.strerror or error}; make room or give --out another "

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Collection, Iterator
 from html import unescape
+from importlib.util import find_spec
 
 from bs4 import Tag
 from PIL import features
@@ -23,9 +24,9 @@ STAND_IN = re.compile(
     r"([-_]?\d+(x\d+)?)?\.\w+",
     re.IGNORECASE,
 )
-UNDECODABLE = {"jxl", "heic", "heif", "jp2", "tif", "tiff", "svg", "svg+xml"} | (
-    set() if features.check("avif") else {"avif"}
-)
+# Whether what a few programs read can be decoded here.
+DECODABLE = {"avif": features.check("avif"), "heic": find_spec("pillow_heif") is not None}
+UNDECODABLE = {"jxl", "jp2", "svg", "svg+xml"} | {kind for kind, is_read in DECODABLE.items() if not is_read}
 DESKTOP = {"width": 1920.0, "height": 1080.0}  # pixels of the window for which art direction is judged
 LINKS = {"a": ("href",), "link": ("href",), "meta": ("content",), "image": ("href", "xlink:href")}
 
@@ -98,7 +99,7 @@ def _background(tag: Tag) -> list[str]:
 def _is_decodable(address: str, kind: str | None) -> bool:
     extension = re.search(r"\.(\w+)$", address.partition("?")[0].lower())
     named = (kind or "").partition(";")[0].strip().lower().removeprefix("image/")
-    return (named or (extension.group(1) if extension else "")) not in UNDECODABLE
+    return (named or (extension.group(1) if extension else "")).replace("heif", "heic") not in UNDECODABLE
 
 
 def is_for_desktop(media: str) -> bool:

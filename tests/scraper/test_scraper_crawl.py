@@ -46,6 +46,7 @@ next = "a[rel=next]"
 end = "#end"
 empty = "{empty}"
 patience = 2.0
+settle = 0.3
 first_page = 0
 max_pages = {max_pages}
 [politeness]

@@ -327,7 +327,7 @@ def test_noai_may_be_overridden_by_the_site_file(site, clock):
 def test_verification_reads_sizes_before_pixels():
     assert verify_photo(jpeg("a", (40, 30), "CMYK"), 1200) == ("jpg", 40, 30)
     assert verify_photo(jpeg("a", (40, 30), kind="WEBP"), 1200) == ("webp", 40, 30)
-    with pytest.raises(Refused, match="too many pixels: 60000 × 60000|exceeds limit"):
+    with pytest.raises(Refused, match="too many pixels: 60000×60000"):
         verify_photo(png_claiming(60_000, 60_000), 50_000_000)
     with pytest.raises(Refused, match="cannot be decoded"):
-        verify_photo(jpeg("a", kind="TIFF"), 50_000_000)
+        verify_photo(b"%PDF-1.7" + jpeg("a"), 50_000_000)

