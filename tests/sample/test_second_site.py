@@ -5,7 +5,7 @@ import json
 import re
 
 import pytest
-from misbehaving_site import jpeg
+from tests.scraper.misbehaving_site import jpeg
 from protego import Protego
 
 from carspotter_sample.second_site import CARS_A_PAGE, SecondSite
