@@ -36,6 +36,12 @@ def add_verbs(verbs) -> None:
     sheet.add_argument("--out", type=Path, default=Path("results/sample_2/figures/contact_sheet.jpg"), metavar="FILE")
     sheet.set_defaults(verb=sample_sheet)
 
+    demo = verbs.add_parser("demo", help="the whole way on the sample site, in minutes, into demo/")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: %(default)s")
+    demo.add_argument("--listings", type=positive, default=300, help="cars on sale (default %(default)s)")
+    demo.add_argument("--epochs", type=positive, help="of the training")
+    demo.set_defaults(verb=demo_verb)
+
 
 def sample_serve(options) -> int:
     from carspotter_sample.second_site import SecondSite
@@ -70,4 +76,12 @@ def sample_sheet(options) -> int:
     from carspotter_sample.contact_sheet import write_contact_sheet
 
     print(f"Wrote {write_contact_sheet(options.out)}")
+    return 0
+
+
+def demo_verb(options) -> int:
+    from carspotter_sample.demo import run_demo
+
+    page = run_demo(options.out, options.listings, **({"epochs": options.epochs} if options.epochs else {}))
+    print(f"Open this page in a browser: {page}")
     return 0
