@@ -44,7 +44,7 @@ def imports_of(path):
 @pytest.mark.parametrize("wing", WINGS)
 def test_a_wing_imports_only_from_wings_above_it(wing):
     below = [
-        f"carspotter.{name}" for name in (*WINGS[WINGS.index(wing) + 1 :], "cli", "journey", "kaggle")
+        f"carspotter.{name}" for name in (*WINGS[WINGS.index(wing) + 1 :], "cli", "walkthrough", "kaggle")
     ] + NEIGHBOURS
     offences = [
         f"{name_of(path)} imports {module}"
@@ -80,8 +80,8 @@ def test_framework_files_import_their_own_framework_and_no_sibling():
             assert not siblings, f"{name_of(path)} imports {siblings}"
 
 
-def test_only_the_split_writes_and_only_the_sealed_test_reads_the_sealed_file():
-    allowed = {"paths.py", "splitting.py", "sealed_test.py"}
+def test_only_split_and_archive_write_and_only_the_sealed_test_reads_the_sealed_file():
+    allowed = {"paths.py", "splitting.py", "archive.py", "sealed_test.py"}
     offences = [
         f"{name_of(path)}: {line.strip()}"
         for path in python_files("src")
@@ -98,7 +98,7 @@ def test_only_paths_knows_where_kaggle_mounts_things():
 
 
 def test_importing_the_package_loads_no_framework():
-    light = "carspotter, carspotter.cli, carspotter.journey, carspotter.models.runs, carspotter.evidence.report"
+    light = "carspotter, carspotter.cli, carspotter.walkthrough, carspotter.models.runs, carspotter.evidence.report"
     code = f"""
 import sys, {light}, carspotter.evidence.plots, carspotter_check.photo_check, carspotter.curation.curate
 carspotter.cli._parser()

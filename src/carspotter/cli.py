@@ -176,18 +176,10 @@ def sweep_runs(options) -> int:
     return 1 if (table["error"] != "").any() else 0
 
 
-def run_demo(options) -> int:
-    from carspotter.journey import run_demo
-
-    page = run_demo(options.out, listings=options.listings, seed=options.seed, epochs=options.epochs)
-    print(f"Open this page in a browser: {page}")
-    return 0
-
-
 def run_study(options) -> int:
     from carspotter.evidence.report import runs_report, to_markdown
-    from carspotter.journey import run_study
     from carspotter.photos.table import slugify
+    from carspotter.walkthrough import run_study
 
     options.classes = [slugify(name) for name in options.classes]
     name = options.study or "_".join(options.classes) or "swift_wagonr"
@@ -341,13 +333,6 @@ def _parser() -> argparse.ArgumentParser:
         errand.add_argument("--user", metavar="NAME", help="your name on Kaggle (default: that of your credentials)")
         errand.add_argument("--dry-run", action="store_true", help="write what would be sent, send nothing")
         errand.add_argument("--out", type=Path, metavar="DIR", help="default: below data/kaggle")
-
-    demo = verbs.add_parser("demo", help="scrape, curate, split, train and check on the sample site -> demo/")
-    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
-    demo.add_argument("--listings", type=positive, default=60)
-    demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--epochs", type=positive, default=20)
-    demo.set_defaults(verb=run_demo)
 
     doctor = verbs.add_parser("doctor", help="what works on this machine, and what to install")
     doctor.set_defaults(verb=examine_machine)

@@ -18,7 +18,7 @@ PARTS = {
     "Keras": (("keras", "tensorflow"), "keras"),
     "PyTorch": (("torch",), "torch"),
     "TensorFlow": (("tensorflow",), "tensorflow"),
-    "notebooks": (("nbclient", "ipykernel"), "notebooks"),
+    "notebooks": (("papermill", "ipykernel"), "notebooks"),
     "photo check server": (("onnxruntime", "fastapi", "uvicorn"), "serve"),
     "ONNX export": (("onnx",), "export"),
     "Ray sweeps": (("ray",), "cluster"),

@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from carspotter.paths import Study
+from carspotter.photos.archive import unpack_archive
 from carspotter.photos.decoding import FORMATS, Limits, UnreadablePhoto, inspect
 from carspotter.photos.images import CHUNK, WORKERS
 from carspotter.photos.journal import Journal, hold, read_journal
@@ -50,6 +51,8 @@ def read_photos(data: Path) -> pd.DataFrame:
     are left out. Raises FileNotFoundError when there is no journal or when a photo's bytes are missing.
     """
     data = Path(data)
+    if not list(data.glob("raw/*/journal.jsonl")):
+        unpack_archive(data)
     journals = sorted(data.glob("raw/*/journal.jsonl"))
     if not journals:
         raise FileNotFoundError(f"{data / 'raw'}: no photos here yet; scrape a site or import a folder first")
