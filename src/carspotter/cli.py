@@ -70,9 +70,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def import_photos(options) -> int:
-    from carspotter.photos.table import import_folder
+    from carspotter.photos.importing import import_folder
 
-    report = import_folder(study_of(options).data, options.folder, classes=options.classes)
+    if not (options.folder or options.rejects or options.others):
+        raise ValueError("name a folder of photos, --rejects FOLDER or --others FOLDER")
+    report = import_folder(
+        study_of(options).data,
+        options.folder,
+        classes=options.classes,
+        rejects=options.rejects,
+        others=options.others,
+        listing_from=options.listing_from,
+        ignore_split=options.ignore_split,
+        replace_all=options.replace,
+    )
     print(report)
     return 0
 
@@ -108,11 +119,11 @@ def forget_photo(options) -> int:
 
 
 def split_photos(options) -> int:
-    from carspotter.photos import splitting
+    from carspotter.photos import splitting, verification
 
     study = study_of(options)
     if options.verify:
-        report = splitting.verify_split(study)
+        report = verification.verify_split(study)
         print(report)
         return 0 if report.ok else 1
     print(splitting.split_study(study, classes=options.classes, shifted_sites=options.shifted))
@@ -258,8 +269,19 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(prog="carspotter", required=True, metavar="VERB", help=argparse.SUPPRESS)
 
     importing = add_verb(verbs, "import", import_photos, "take in a folder of photos: one sub-folder per class")
-    importing.add_argument("folder", type=Path)
+    importing.add_argument("folder", type=Path, nargs="?", help="holds one sub-folder per class")
     importing.add_argument("--classes", nargs="+", metavar="CLASS", help="only these sub-folders")
+    importing.add_argument("--rejects", type=Path, metavar="FOLDER", help="unusable photos: interiors, papers, no car")
+    importing.add_argument("--others", type=Path, metavar="FOLDER", help="photos of other models, none of the classes")
+    importing.add_argument(
+        "--listing-from",
+        choices=("auto", "folder", "name", "none"),
+        default="auto",
+        help="what says which photos show one car, where listings.csv does not: the sub-folder of a class, a name "
+        "CAR__1.jpg, both in this order (auto, the default) or nothing",
+    )
+    importing.add_argument("--ignore-split", action="store_true", help="pool the photos of FOLDER/{train,val,test}")
+    importing.add_argument("--replace", action="store_true", help="take out photos that are no longer in FOLDER")
 
     curating = add_verb(verbs, "curate", curate_photos, "find duplicates and bad photos -> data/curation.csv")
     curating.add_argument("--score", type=Path, metavar="TRUTH", help="compare with the truth.csv of rendered photos")

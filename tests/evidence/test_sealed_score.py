@@ -18,9 +18,9 @@ from carspotter.evidence.report import runs_report, validation_interval
 from carspotter.evidence.sealed_score import choose_run, drop, photo_facts, read_scores, score_sealed
 from carspotter.models.runs import COLUMNS, Run, load_run
 from carspotter.paths import Study
+from carspotter.photos.importing import import_folder
 from carspotter.photos.sealed_test import SealedTestRefused, read_ledger
 from carspotter.photos.splitting import read_splits
-from carspotter.photos.table import import_folder
 
 SIZE = 8
 

@@ -17,7 +17,8 @@ from generated_photos import scene
 from PIL import Image, ImageOps
 from protego import Protego
 
-from carspotter.photos.fingerprints import FINGERPRINT, SIDE, find_duplicates
+from carspotter.photos.duplicates import find_duplicates
+from carspotter.photos.fingerprints import FINGERPRINT, SIDE
 from carspotter_sample import listings as sample_listings
 from carspotter_sample.bodies import MATERIAL, build_car
 from carspotter_sample.contact_sheet import CAPTION, CELL, COLUMNS, ROWS, write_contact_sheet
