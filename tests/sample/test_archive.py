@@ -35,7 +35,7 @@ SMALL = {
 def drawn(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("drawn")
     for name, order in SMALL.items():
-        write_photos(folder / name, longest_side=200, processes=1, show_progress=False, **order)
+        write_photos(folder / name, longest_side=260, processes=1, show_progress=False, **order)
     return folder
 
 
