@@ -77,7 +77,7 @@ def draw_affine(
     return back @ rotation @ shifting @ shearing @ zooming @ to_centre
 
 
-def draw_colour(rng: np.random.Generator, count: int, ranges: AugmentationRanges) -> np.ndarray:
+def draw_colours(rng: np.random.Generator, count: int, ranges: AugmentationRanges) -> np.ndarray:
     """Draw one colour change per photo: float64, (count, 3, 4), to be multiplied with (R, G, B, 1), values 0 … 1.
 
     Saturation, then contrast, then brightness, fused into one matrix; the caller clips to 0 … 1.
