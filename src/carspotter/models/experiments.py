@@ -22,7 +22,6 @@ CHOICES = {
     "backbone": (None, "vgg16", "mobilenet_v2"),
 }
 TRAINING_DTYPES = ("float32", "bfloat16")
-WARMUP = 0.15  # the share of all steps in which the rate of "warmup_cosine" rises, from a 25th of its maximum
 BLOCKS = {None: 0, "vgg16": 5, "mobilenet_v2": 16}  # of a backbone, those that `tuned_blocks` counts from the end
 
 
@@ -56,7 +55,7 @@ class Experiment:
     backbone: Literal[None, "vgg16", "mobilenet_v2"] = None
     backbone_width: float = 1.0  # MobileNetV2's α
     weights: str = "imagenet"  # of the backbone: "imagenet", the path of a file, or "none" (random)
-    tuned_blocks: int = 0  # the backbone's last blocks, which learn with the head; 0: frozen, its features computed once
+    tuned_blocks: int = 0  # the backbone's last blocks, which learn with the head; 0: frozen
     multi_level: bool = False  # the head sees means and maxima of maps at four resolutions, not of the last maps alone
     starts_from: str | None = None  # the experiment from whose trained weights this one goes on
     cached_copies: int = 0  # augmented copies of each photo, drawn once, whose maps before the learning blocks are kept
@@ -86,7 +85,7 @@ class Experiment:
 
     @property
     def frozen(self) -> bool:
-        """Return whether a backbone is there and nothing of it learns: then its features are all that training needs."""
+        """Return whether nothing of a backbone learns: then its features are all that training needs."""
         return self.backbone is not None and self.tuned_blocks == 0
 
 
@@ -214,6 +213,12 @@ def count_features(experiment: Experiment) -> int:
             f"convolution blocks; use larger images ({smallest} px or more) or fewer conv_channels"
         )
     return experiment.conv_channels[-1] * (1 if experiment.global_pooling else side**2)
+
+
+def schedule_steps(steps: int) -> tuple[int, int]:
+    """Return in how many of `steps` steps the rate of "warmup_cosine" rises (15 %), and in how many it falls."""
+    rising = max(1, int(0.15 * steps))
+    return rising, max(1, steps - rising)
 
 
 class Draws(NamedTuple):
