@@ -69,11 +69,12 @@ class PhotoBatches(keras.utils.PyDataset):
     def __init__(self, images: np.ndarray, labels: np.ndarray, experiment: Experiment, seed: int = 0):
         super().__init__()
         self.images, self.labels, self.experiment, self.seed = images, labels, experiment, seed
-        self.start(0)
+        self.next_epoch = 0
+        self.draws = draw_epoch(experiment, seed, 0, len(images))
 
-    def start(self, epoch: int) -> None:
-        """Draw for this epoch, counted from 0."""
-        self.epoch, self.draws = epoch, draw_epoch(self.experiment, self.seed, epoch, len(self.images))
+    def on_epoch_begin(self) -> None:
+        self.draws = draw_epoch(self.experiment, self.seed, self.next_epoch, len(self.images))
+        self.next_epoch += 1
 
     def __len__(self) -> int:
         return len(self.draws.photos)
@@ -86,9 +87,6 @@ class PhotoBatches(keras.utils.PyDataset):
         if colours is not None:
             images = recolour(images, colours[step])
         return images, self.labels[photos[step]]
-
-    def on_epoch_end(self) -> None:
-        self.start(self.epoch + 1)
 
 
 def transform(images: np.ndarray, affine: np.ndarray):
@@ -133,7 +131,7 @@ def train(
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         accuracy = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
     model.compile(make_optimizer(experiment, experiment.epochs * len(batches)), loss, metrics=[accuracy])
-    batches.start(first_epoch)
+    batches.next_epoch = first_epoch
     return model.fit(
         batches,
         validation_data=validation,
