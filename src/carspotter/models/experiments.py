@@ -88,6 +88,11 @@ class Experiment:
         """Return whether nothing of a backbone learns: then its features are all that training needs."""
         return self.backbone is not None and self.tuned_blocks == 0
 
+    @property
+    def cached(self) -> bool:
+        """Return whether what stands before the first layer that learns is computed once for all epochs."""
+        return self.backbone is not None and (self.augmentation == "none" or self.cached_copies > 0)
+
 
 BASELINE = Experiment("baseline_cnn")
 AUGMENTATION = replace(BASELINE, name="augmentation", augmentation="original")
@@ -233,14 +238,19 @@ def draw_epoch(experiment: Experiment, seed: int, epoch: int, count: int) -> Dra
     """Draw the order of `count` photos in an epoch (counted from 0), and a change for each of them.
 
     An incomplete last batch is dropped; fewer photos than `batch_size` are one batch. A function of its arguments
-    alone: a resumed run repeats the draws of the killed one, and all frameworks see the same photos.
+    alone: a resumed run repeats the draws of the killed one, and all frameworks see the same photos. With cached copies
+    `count` is that of all copies, each a block of photos, and an epoch takes one copy of each photo, by chance.
     """
+    count //= 1 + experiment.cached_copies
     batch_size = min(experiment.batch_size, count)
     steps = count // batch_size
     drawn = steps * batch_size
     photos = np.random.default_rng([seed, epoch, 0]).permutation(count)[:drawn].reshape(steps, batch_size)
+    if experiment.cached_copies:
+        copies = np.random.default_rng([seed, epoch, 3]).integers(1 + experiment.cached_copies, size=photos.shape)
+        photos = photos + count * copies
     affine = colours = None
-    if experiment.augmentation != "none":
+    if experiment.augmentation != "none" and not experiment.cached_copies:
         ranges = RANGES[experiment.augmentation]
         affine = draw_affine(np.random.default_rng([seed, epoch, 1]), drawn, experiment.image_size, ranges)
         affine = affine.reshape(steps, batch_size, 3, 3).astype(np.float32)
