@@ -6,6 +6,7 @@ written. The same four names stand in torch_cnn.py and tensorflow_cnn.py.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 
@@ -19,6 +20,7 @@ from keras.optimizers import schedules
 from carspotter.models.experiments import Experiment, count_features, draw_epoch, schedule_steps
 from carspotter.models.metrics import probabilities_from_logits
 
+logging.getLogger("tensorflow").setLevel(logging.ERROR)  # a last, smaller batch makes it warn of retracing
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float64": "float64"}
 
 

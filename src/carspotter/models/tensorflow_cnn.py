@@ -18,6 +18,7 @@ from carspotter.models.experiments import Experiment, count_features, draw_epoch
 from carspotter.models.metrics import accuracy, probabilities_from_logits
 
 keras, layers = tf.keras, tf.keras.layers
+tf.get_logger().setLevel("ERROR")  # a last, smaller batch makes it warn of retracing
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float64": "float64"}
 
 

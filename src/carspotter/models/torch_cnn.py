@@ -17,6 +17,8 @@ from torch.optim import lr_scheduler
 from carspotter.models.experiments import Experiment, count_features, draw_epoch, schedule_steps
 from carspotter.models.metrics import accuracy, probabilities_from_logits
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 
 class CarCNN(nn.Module):
     """Convolution blocks, a dense layer, logits."""
@@ -67,12 +69,7 @@ def build_model(experiment: Experiment, classes: int) -> CarCNN:
             nn.init.zeros_(layer.bias)
     if experiment.dtype == "float64":
         model = model.double()
-    return model.to(find_device(), memory_format=torch.channels_last)
-
-
-def find_device() -> torch.device:
-    """Return the GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return model.to(DEVICE, memory_format=torch.channels_last)
 
 
 class PhotoBatches:
@@ -83,10 +80,9 @@ class PhotoBatches:
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, experiment: Experiment, seed: int = 0):
-        self.images, self.labels, self.experiment, self.seed = images, labels, experiment, seed
-        self.device = find_device()
-        if self.device.type == "cuda":  # all photos at once: a batch need not travel
-            self.images = torch.tensor(images, device=self.device)
+        self.labels, self.experiment, self.seed = labels, experiment, seed
+        # On a GPU all photos at once: a batch need not travel.
+        self.images = torch.tensor(images, device=DEVICE) if DEVICE.type == "cuda" else images
 
     def __len__(self) -> int:
         return len(draw_epoch(self.experiment, self.seed, 0, len(self.images)).photos)
@@ -98,10 +94,10 @@ class PhotoBatches:
             # A view, not a copy: the memory stays rows, columns, channels ("channels last").
             images = torch.as_tensor(self.images[photos]).permute(0, 3, 1, 2)
             if draws.affine is not None:
-                images = transform(images, torch.from_numpy(draws.affine[step]).to(self.device))
+                images = transform(images, torch.from_numpy(draws.affine[step]).to(DEVICE))
             if draws.colours is not None:
-                images = recolour(images, torch.from_numpy(draws.colours[step]).to(self.device))
-            yield images, torch.as_tensor(self.labels[photos], device=self.device)
+                images = recolour(images, torch.from_numpy(draws.colours[step]).to(DEVICE))
+            yield images, torch.as_tensor(self.labels[photos], device=DEVICE)
 
 
 def transform(images: torch.Tensor, affine: torch.Tensor) -> torch.Tensor:
@@ -122,22 +118,23 @@ def recolour(images: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
     return changed.clamp(0, 255)
 
 
-def make_optimizer(
-    model: nn.Module, experiment: Experiment, steps: int
-) -> tuple[torch.optim.Optimizer, lr_scheduler.LRScheduler | None]:
-    """Return the experiment's optimizer and schedule for a training of `steps` steps."""
-    rate, learning = experiment.learning_rate, [weight for weight in model.parameters() if weight.requires_grad]
+def make_optimizer(model: nn.Module, experiment: Experiment) -> torch.optim.Optimizer:
+    """Return the experiment's optimizer for the weights that learn."""
+    learning = [weight for weight in model.parameters() if weight.requires_grad]
     if experiment.optimizer == "rmsprop":
         # Keras' ρ and ε; Keras adds ε under the root, PyTorch outside it.
-        optimizer = torch.optim.RMSprop(learning, rate, alpha=0.9, eps=1e-7**0.5)
-    else:
-        optimizer = torch.optim.Adam(learning, rate, eps=1e-7)
+        return torch.optim.RMSprop(learning, experiment.learning_rate, alpha=0.9, eps=1e-7**0.5)
+    return torch.optim.Adam(learning, experiment.learning_rate, eps=1e-7)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, experiment: Experiment, steps: int):
+    """Return the schedule of the learning rate over `steps` steps; None where it is constant."""
     if experiment.schedule == "constant":
-        return optimizer, None
+        return None
     rising, falling = schedule_steps(steps)
     rise = lr_scheduler.LinearLR(optimizer, 1 / 25, total_iters=rising)
     fall = lr_scheduler.CosineAnnealingLR(optimizer, falling)
-    return optimizer, lr_scheduler.SequentialLR(optimizer, [rise, fall], [rising])
+    return lr_scheduler.SequentialLR(optimizer, [rise, fall], [rising])
 
 
 def loss_and_hits(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -162,7 +159,8 @@ def train(
     `validation` are images and class numbers that are measured after each epoch. A callback has
     `on_train_begin(model, optimizer, schedule)` and `on_epoch_end(epoch, logs)`.
     """
-    optimizer, schedule = make_optimizer(model, experiment, experiment.epochs * len(batches))
+    optimizer = make_optimizer(model, experiment)
+    schedule = make_schedule(optimizer, experiment, experiment.epochs * len(batches))
     for callback in callbacks:
         callback.on_train_begin(model, optimizer, schedule)
     history = []
@@ -191,9 +189,9 @@ def train(
 def predict(model: nn.Module, images: np.ndarray, experiment: Experiment) -> np.ndarray:
     """Return the class probabilities of images (N, S, S, 3), 0 … 255: float32 (N, classes)."""
     model.eval()
-    device, probabilities = next(model.parameters()).device, []
+    probabilities = []
     for start in range(0, len(images), 100):
-        batch = torch.tensor(images[start : start + 100], device=device).permute(0, 3, 1, 2)
+        batch = torch.tensor(images[start : start + 100], device=DEVICE).permute(0, 3, 1, 2)
         of_batch = probabilities_from_logits(model(batch).cpu())
         if experiment.average_mirror_images:
             of_batch = (of_batch + probabilities_from_logits(model(batch.flip(3)).cpu())) / 2
