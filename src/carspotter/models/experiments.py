@@ -20,6 +20,7 @@ CHOICES = {
     "schedule": ("constant", "warmup_cosine"),
     "dtype": ("float32", "bfloat16", "float64"),
     "backbone": (None, "vgg16", "mobilenet_v2"),
+    "pooling": ("mean", "mean_max", "levels"),
 }
 TRAINING_DTYPES = ("float32", "bfloat16")
 BLOCKS = {None: 0, "vgg16": 5, "mobilenet_v2": 16}  # of a backbone, those that `tuned_blocks` counts from the end
@@ -56,7 +57,7 @@ class Experiment:
     backbone_width: float = 1.0  # MobileNetV2's α
     weights: str = "imagenet"  # of the backbone: "imagenet", the path of a file, or "none" (random)
     tuned_blocks: int = 0  # the backbone's last blocks, which learn with the head; 0: frozen
-    multi_level: bool = False  # the head sees means and maxima of maps at four resolutions, not of the last maps alone
+    pooling: Literal["mean", "mean_max", "levels"] = "mean"  # of the last maps; "levels": mean_max at four resolutions
     starts_from: str | None = None  # the experiment from whose trained weights this one goes on
     cached_copies: int = 0  # augmented copies of each photo, drawn once, whose maps before the learning blocks are kept
     # The photos
@@ -76,8 +77,13 @@ class Experiment:
             raise ValueError(f"{self.name}: batch_norm is {self.batch_norm!r}; a backbone keeps its own, use 'none'")
         if not self.conv_channels and not self.backbone:
             raise ValueError(f"{self.name}: conv_channels is empty; give one block at least")
-        if self.multi_level and self.backbone != "mobilenet_v2":
-            raise ValueError(f"{self.name}: multi_level is True; it is there for the backbone mobilenet_v2 only")
+        if self.pooling == "levels" and self.backbone != "mobilenet_v2":
+            raise ValueError(f"{self.name}: pooling is 'levels'; it is there for the backbone mobilenet_v2 only")
+        if self.cached_copies and (self.augmentation == "none" or not self.cached):
+            raise ValueError(
+                f"{self.name}: cached_copies is {self.cached_copies}; copies are cached where they are augmented and "
+                "something frozen stands before what learns"
+            )
         if not 0 <= self.tuned_blocks <= BLOCKS[self.backbone]:
             raise ValueError(
                 f"{self.name}: tuned_blocks is {self.tuned_blocks}; its backbone has {BLOCKS[self.backbone]} to tune"
@@ -91,7 +97,9 @@ class Experiment:
     @property
     def cached(self) -> bool:
         """Return whether what stands before the first layer that learns is computed once for all epochs."""
-        return self.backbone is not None and (self.augmentation == "none" or self.cached_copies > 0)
+        if self.tuned_blocks == BLOCKS[self.backbone] or (self.pooling == "levels" and self.tuned_blocks):
+            return False  # nothing stands before what learns, or the head sees some of it
+        return self.augmentation == "none" or self.cached_copies > 0
 
 
 BASELINE = Experiment("baseline_cnn")
@@ -148,7 +156,7 @@ MOBILENET_FEATURES = Experiment(
     image_size=224,
     average_mirror_images=True,
     backbone="mobilenet_v2",
-    multi_level=True,
+    pooling="levels",
 )
 # The last blocks learn with a linear head, at a rate that suits both: what distinguishes two hatchbacks is not what
 # distinguishes a thousand kinds of things. Eight epochs: the weights know photos already (more were not tried).

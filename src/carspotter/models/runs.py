@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -106,7 +107,7 @@ def train_run(
         if start:
             load_weights(framework, model, start)
         elif weights := transfer.find_weights(experiment):
-            builder.load_backbone(model, weights)
+            builder.load_backbone(model, weights, experiment)
         with atomic_write(folder / "spec.json") as part:
             part.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
         images, asked = (
@@ -127,12 +128,7 @@ def train_run(
             )
             model_facts = describe_model(framework, learner.trained)
             if show_progress:
-                print(
-                    f"{spec['run']}: {len(chosen)} photos of {experiment.image_size} px, "
-                    f"{explain_device(model_facts['device'], framework)}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                _say_what_begins(study, spec["run"], experiment, framework, len(chosen), model_facts["device"])
             recorder = Recorder(
                 folder, framework, model, asked_labels, lambda: learner.predict(seen),
                 experiment.epochs, len(chosen), show_progress,
@@ -188,11 +184,27 @@ def specify_run(study: Study, experiment: Experiment, framework: str = "keras", 
     }
 
 
+def estimate_seconds(study: Study, experiment: Experiment, framework: str) -> float | None:
+    """Return about how long training will take, by the study's recorded runs of this experiment on as many processors.
+
+    None where there are none; pixels and photos count in proportion.
+    """
+    runs = read_runs(study)
+    runs = runs[(runs["experiment"] == experiment.name) & (runs["framework"] == framework)]
+    runs = runs[(runs["dtype"] == experiment.dtype) & runs["device"].str.startswith(f"CPU, {os.cpu_count()} cores")]
+    if runs.empty or not study.splits.exists():
+        return None
+    a_photo = (runs["seconds"] / runs["epochs"] / runs["train_photos"] / runs["image_size"] ** 2).median()
+    photos = len(experiment.training_subset or ()) or int((read_splits(study)["split"] == "train").sum())
+    photos = min(photos, experiment.photo_limit or photos)
+    return float(a_photo * experiment.epochs * photos * experiment.image_size**2)
+
+
 def starting_experiment(experiment: Experiment) -> Experiment | None:
     """Return the experiment from whose trained weights this one goes on: of the same model, images and photos."""
     if experiment.starts_from is None:
         return None
-    names = ("conv_channels", "dense_units", "backbone", "backbone_width", "multi_level", "weights", "image_size")
+    names = ("conv_channels", "dense_units", "backbone", "backbone_width", "pooling", "weights", "image_size")
     names += ("dtype", "training_subset", "photo_limit")
     before = replace(SERIES[experiment.starts_from], **{name: getattr(experiment, name) for name in names})
     if before.tuned_blocks > experiment.tuned_blocks:
@@ -247,6 +259,13 @@ def _starting_weights(
     if not run.checkpoint.exists():
         run = train_run(study, before, framework, seed, show_progress=show_progress)
     return run.checkpoint
+
+
+def _say_what_begins(study: Study, run: str, experiment: Experiment, framework: str, photos: int, device: str) -> None:
+    seconds = estimate_seconds(study, experiment, framework)
+    about = f", about {seconds / 60:.0f} min by recorded runs" if seconds and seconds > 60 else ""
+    what = f"{photos} photos of {experiment.image_size} px, {experiment.epochs} epochs"
+    print(f"{run}: {what}, {explain_device(device, framework)}{about}", file=sys.stderr, flush=True)
 
 
 def _positions(training: pd.DataFrame, subset: tuple[str, ...] | None) -> np.ndarray:

@@ -145,7 +145,7 @@ class Learner:
     def _maps(self, photos: pd.DataFrame, images: np.ndarray, what: str, copy: int = 0) -> np.ndarray:
         """Return the frozen part's maps of images, or of their augmented copy of this number, from the cache."""
         spec, names = self.spec["experiment"], ("backbone", "backbone_width", "image_size", "dtype", "weights")
-        key = [spec[name] for name in (*names, "tuned_blocks", "multi_level")]
+        key = [spec[name] for name in (*names, "tuned_blocks", "pooling")]
         key += [self.spec["framework"], self.spec["pixels"], what, copy]
         key += [self.spec["seed"]] if spec["weights"] == "none" else []  # random weights: another draw each time
         affine = colours = None
@@ -215,10 +215,10 @@ def extract_features(images: np.ndarray, weights: Path, show_progress: bool = Tr
     import_framework("keras")
     builder = importlib.import_module("carspotter.models.keras_transfer")
     experiment = replace(
-        MOBILENET_FEATURES, backbone_width=width_in_name(weights), multi_level=False, image_size=images.shape[1]
+        MOBILENET_FEATURES, backbone_width=width_in_name(weights), pooling="mean", image_size=images.shape[1]
     )
     model = builder.build_model(experiment, 2)
-    builder.load_backbone(model, weights)
+    builder.load_backbone(model, weights, experiment)
     body, _ = builder.split_model(model, experiment)
     features = [np.empty((0, *body.output_shape[1:]), np.float32)]
     with progress_bar(len(images), "features", "photos", show_progress) as progress:
