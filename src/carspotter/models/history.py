@@ -137,12 +137,28 @@ class Recorder:
             )
 
 
+class StateKeeper:
+    """A callback that only lets a killed training go on: where nothing is recorded and no epoch is the best."""
+
+    def __init__(self, folder: Path, framework: str, on_epoch: Callable[[], Any]):
+        self.folder, self.framework, self.on_epoch = folder, framework, on_epoch
+        self.finished = finished_epochs(folder)
+
+    def on_train_begin(self, model: Any, optimizer: Any, schedule: Any) -> None:
+        self.training = model, optimizer, schedule
+        load_state(self.framework, self.folder, self.training)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        save_state(self.framework, self.folder, epoch + 1, self.training)
+        self.on_epoch()
+
+
 def best_epoch(history: pd.DataFrame) -> pd.Series:
     """Return the best epoch's row of a history: highest validation accuracy, then lowest loss."""
     return history.sort_values(["validation_accuracy", "validation_loss"], ascending=[False, True]).iloc[0]
 
 
-def as_callback(framework: str, model: Any, recorder: Recorder) -> Any:
+def as_callback(framework: str, model: Any, recorder: Recorder | StateKeeper) -> Any:
     """Return the recorder as the framework's lesson file wants it; Keras hands its callbacks no optimizer."""
     if framework != "keras":
         return recorder

@@ -228,6 +228,32 @@ def extract_features(images: np.ndarray, weights: Path, show_progress: bool = Tr
     return np.concatenate(features).reshape(len(images), -1)
 
 
+def read_features(framework: str, model: Any, images: np.ndarray, mirrored: bool = False) -> np.ndarray:
+    """Return what a model's last layer sees of images uint8 (N, S, S, 3): float32 (N, features).
+
+    `mirrored`: the mean of the photo's and of its mirror image's.
+    """
+    if mirrored:
+        both = (read_features(framework, model, view) for view in (images, images[:, :, ::-1]))
+        return sum(both) / 2
+    if framework != "torch":
+        keras = importlib.import_module("keras")
+        features = keras.Model(model.inputs, model.layers[-1].input).predict(images, batch_size=BATCH, verbose=0)
+        return np.asarray(features).astype(np.float32)
+    torch, seen = importlib.import_module("torch"), []
+    last = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1]
+    hook = last.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].float().cpu().numpy()))
+    try:
+        with torch.inference_mode():
+            model.eval()
+            for start in range(0, len(images), BATCH):
+                batch = torch.tensor(np.ascontiguousarray(images[start : start + BATCH]), device=last.weight.device)
+                model(batch.permute(0, 3, 1, 2))
+    finally:
+        hook.remove()
+    return np.concatenate(seen)
+
+
 def _is_digest(weights: str | Path) -> bool:
     return re.fullmatch("[0-9a-f]{12}", str(weights)) is not None
 
