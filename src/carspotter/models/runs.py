@@ -165,15 +165,15 @@ def specify_run(study: Study, experiment: Experiment, framework: str = "keras", 
     """
     if framework not in FRAMEWORKS:
         raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(FRAMEWORKS)}")
-    by_content = {}  # a path or 2,000 hashes would say nothing on another machine
-    if experiment.backbone:
-        by_content["weights"] = transfer.identify_weights(experiment)
+    # What is named by its content: a path or 2,000 hashes would say nothing on another machine.
+    by_content = {"weights": transfer.identify_weights(experiment) if experiment.backbone else "imagenet"}
     if (subset := experiment.training_subset) is not None:
         by_content["training_subset"] = hashlib.sha256("\n".join(sorted(subset)).encode()).hexdigest()[:12]
     identity = {"framework": framework, "seed": seed, "split_version": split_version(study)[:12]}
     identity |= {"recipe_version": RECIPE_VERSION}
     # Without what is at its default, so that a new field of Experiment gives no recorded run another name.
-    named = {"experiment": changed_fields(experiment) | {"name": experiment.name} | by_content} | identity
+    spec = changed_fields(experiment) | {"name": experiment.name} | by_content
+    named = {"experiment": spec} | identity
     digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
     return {
         "run": f"{experiment.name}-{framework}-s{seed}-{digest}",
