@@ -2,31 +2,47 @@
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+BOOK := build/book-venv
 SYSTEM_PYTHON ?= python3
-# the folder of photos and the classes of `make study`; without PHOTOS it takes what data/ holds
+# The folder of photos and the classes of `make study`; without PHOTOS it takes what data/ holds.
 PHOTOS ?=
 CLASSES ?=
 EPOCHS ?=
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser demo study test lint lab clean
+.PHONY: help setup setup-light browser demo study test test-fast lint lab book clean
 
 help:  ## say what can be made
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-setup: $(INSTALLED) browser  ## make .venv, install everything, find or install Chromium
+setup: $(INSTALLED) browser  ## make .venv and install everything (4 GB, two to four minutes), find or install Chromium
 
-$(INSTALLED): requirements.txt pyproject.toml
+setup-light: $(VENV)/.light browser  ## Keras only, without PyTorch and Ray (1.7 GB): enough for the demo and notebooks 01 to 08
+
+$(VENV)/bin/python:
 	@$(SYSTEM_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Carspotter needs Python 3.11 or newer; name one: make SYSTEM_PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(SYSTEM_PYTHON) -m venv $(VENV)
-	$(PYTHON) -m pip install --disable-pip-version-check --progress-bar off -r requirements.txt
-	$(PYTHON) -m pip install --disable-pip-version-check --no-deps -e .
+
+$(INSTALLED): requirements.txt pyproject.toml | $(VENV)/bin/python
+	@echo "Installing the packages of requirements.txt into $(VENV): 4 GB, two to four minutes on a fast line"
+	$(PIP) install --progress-bar off -r requirements.txt
+	$(PIP) install --no-deps -e .
+	@touch $@ $(VENV)/.light
+
+# On Linux the build of TensorFlow without GPU code is half as large.
+$(VENV)/.light: requirements.txt pyproject.toml | $(VENV)/bin/python
+	@echo "Installing Keras, the notebooks and the photo check into $(VENV): 1.7 GB, one to two minutes on a fast line"
+	@sed -e '/setup-light. stops here/,$$d' requirements.txt > $(VENV)/light.txt
+	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then sed -i 's/^tensorflow==/tensorflow-cpu==/' $(VENV)/light.txt; fi
+	$(PIP) install --progress-bar off -r $(VENV)/light.txt
+	$(PIP) install --no-deps -e .
 	@touch $@
 
-browser: $(INSTALLED)
+browser: | $(VENV)/bin/python
 	@if { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null && command -v chromedriver >/dev/null; then \
 	  :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -37,21 +53,37 @@ browser: $(INSTALLED)
 	fi || { echo "No Chromium with chromedriver could be found or installed. Install both with your system's packages"; \
 	  echo "(Debian and Ubuntu: sudo apt-get install chromium chromium-driver) and run this again."; exit 1; }
 
-demo: setup  ## the whole road on the sample site: scrape, curate, split, train, check -> demo/index.html
+demo: $(VENV)/.light browser  ## the main job on the sample site: scrape, curate, split, train, check -> demo/index.html
 	$(PYTHON) -m carspotter demo
 
-study: setup  ## the same on your photos: make study PHOTOS=FOLDER CLASSES="a b"
+study: $(VENV)/.light  ## the same on your photos: make study PHOTOS=FOLDER CLASSES="a b"
 	$(PYTHON) -m carspotter study $(if $(PHOTOS),"$(PHOTOS)") $(if $(CLASSES),--classes $(CLASSES)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(DATA),--data "$(DATA)")
 
-test: setup  ## run the tests
+test: setup  ## run all tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile
+
+test-fast: $(INSTALLED)  ## run the tests that need neither a browser nor a training
+	$(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow"
 
 lint: $(INSTALLED)  ## check and format-check the code
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
-lab: $(INSTALLED)  ## open the notebooks in Jupyter
+lab: $(VENV)/.light  ## open the notebooks in Jupyter
 	$(VENV)/bin/jupyter lab notebooks
+
+book: $(BOOK)/.installed  ## build the web edition of the notebooks -> build/book/_build/html/index.html
+	rm -rf build/book && mkdir -p build/book/results build/book/scraper build/book/data
+	cp -r notebooks README.md CONTRIBUTING.md LOG.md LICENSE book/_config.yml book/_toc.yml build/book/
+	cp scraper/*.md build/book/scraper/ && cp data/README.md build/book/data/
+	cd results && cp --parents README.md */figures/* ../build/book/results/
+	$(BOOK)/bin/jupyter-book build --quiet build/book
+	@echo "Open this page in a browser: build/book/_build/html/index.html"
+
+$(BOOK)/.installed: book/requirements.txt
+	$(SYSTEM_PYTHON) -m venv $(BOOK)
+	$(BOOK)/bin/python -m pip --disable-pip-version-check install --progress-bar off -r book/requirements.txt
+	@touch $@
 
 clean:  ## delete what can be made again (never data/ or results/)
 	rm -rf $(VENV) demo build dist .pytest_cache .ruff_cache

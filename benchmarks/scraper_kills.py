@@ -23,7 +23,7 @@ from scraper.crawl import Crawl
 from scraper.download import Downloader
 from scraper.journal import Journal
 from scraper.site import parse_site
-from tests.misbehaving_site import MisbehavingSite
+from tests.scraper.misbehaving_site import MisbehavingSite
 
 ROOT = Path(__file__).parent.parent
 PHOTOS = 60

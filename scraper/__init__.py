@@ -1,9 +1,10 @@
-"""Collects the photos of car listings, politely and so that every URL's fate is on record.
+"""Collects the photos of car listings, politely and so that every URL's outcome is on record.
 
     python -m scraper SITE --out data/raw
 
-`browser` opens pages, `pages` reads them, `download` fetches the photos, `journal` remembers; `crawl` joins the four.
-A new site is a new file in `sites/`, no code. The folder it writes is described in the README beside this file.
+`browser` opens pages and `loading` says when they may be taken; `pages`, `pictures` and `addresses` read them;
+`download` fetches the photos under the rules of `politeness`; `journal` remembers; `crawl` joins them and `closing`
+says what may be missing. A new site is a new file in `sites/`, no code. The README beside this file says more.
 """
 
 __version__ = "0.1.0"

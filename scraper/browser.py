@@ -1,21 +1,23 @@
-"""Opens pages in a real browser until everything on them is loaded, and gives back their HTML. Selenium only.
+"""Opens pages in a real browser and returns their HTML; `loading` says when they may be taken. Selenium only.
 
-Pictures are not loaded: the downloader fetches each photo once. Their lazy attributes stay in the HTML, which is all
-that is needed. Linux and macOS; elsewhere a remote browser (`--remote-url`) does.
+Pictures are not loaded: the downloader fetches each photo once. Their addresses stay in the HTML, which is all that
+is needed. Linux and macOS; elsewhere a remote browser (`--remote-url`) does.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import urldefrag, urljoin, urlsplit
 
 import urllib3
 from selenium import webdriver
@@ -29,15 +31,18 @@ from selenium.common.exceptions import (
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.command import Command
-from selenium.webdriver.support.ui import WebDriverWait
 
+from scraper.loading import OpenPage
+from scraper.pages import is_challenge, title_of
+from scraper.politeness import BUSY, LONGEST_WAIT, parse_retry_after
 from scraper.site import Site
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ATTEMPTS = 2  # a page that crashes two fresh browsers is left alone
 MAX_ALERTS = 5  # boxes that one page may open while it is read
-POLL = 0.05  # seconds
+PAST_THE_END = (404, 410)  # a page that was numbered too high, or a car that is sold
+LONGEST_REQUEST = 15.0  # seconds after which a script's request counts as one that never ends
 TAB_MEGABYTES = 512  # what a page's scripts may keep
 SOCKET = "/org.chromium.Chromium.XXXXXX/SingletonSocket"  # what Chromium puts into the temporary folder
 LONGEST_SOCKET_PATH = 107  # bytes: a limit of the kernel's
@@ -47,24 +52,13 @@ ANSWERED = (
     Command.GET_CURRENT_URL,
     Command.GET_PAGE_SOURCE,
     Command.GET_ALL_COOKIES,
-    Command.IS_ELEMENT_ENABLED,
     Command.W3C_EXECUTE_SCRIPT,
 )
 
-# distinct listings: a "load more" that repeats its last page adds elements but no listing
-COUNT_LISTINGS = """
-const [selector, attribute] = arguments;
-const own = card => attribute && card.getAttribute(attribute);
-const key = card => own(card) || card.querySelector("a[href]")?.href || card.innerText;
-return new Set(Array.from(document.querySelectorAll(selector), key)).size;
-"""
-HTTP_STATUS = "return performance.getEntriesByType('navigation')[0]?.responseStatus ?? 0;"
-NEXT_PAGE = "return document.querySelector(arguments[0])?.href || '';"
-SCROLL_DOWN = "window.scrollTo(0, document.scrollingElement.scrollHeight); return true;"
-# clicked by script: a banner over the button does not matter
-CLICK = "arguments[0].scrollIntoView(); arguments[0].click(); return true;"
-# some loaders watch for movement: a step back up before the end is reached again
-SCROLL_AGAIN = "window.scrollBy(0, -window.innerHeight);" + SCROLL_DOWN
+# what the browser was led to, and how that was answered; 0 where it does not tell
+ANSWER = """const entry = performance.getEntriesByType('navigation')[0];
+return [entry?.name ?? '', entry?.responseStatus ?? 0];"""
+LOCATION = "return location.href;"
 
 
 class BrowserError(Exception):
@@ -85,14 +79,16 @@ class LoadedPage:
     cookies: list[dict]
     asked: str = ""  # the address that led there
     http_status: int | None = None  # None where the browser does not tell
+    odd: str | None = None  # why something may be missing, though it looks well
+    following: str = ""  # the next page's address, with paging "next"
 
 
 class Browser:
     """A headless Chromium that is gone when the context is left, however that happens.
 
     Each thing that makes the site work, a page, a scroll, a click, is done within the context that `permit(url)`
-    gives. It waits as politeness asks, and raises what it likes to forbid it. Raises BrowserError when no browser
-    starts.
+    returns. It waits as politeness asks, and raises what it likes to forbid it. `overloaded(url, attempt, seconds)`
+    hears of an answer that asks us to wait. Raises BrowserError when no browser starts.
     """
 
     def __init__(
@@ -101,9 +97,13 @@ class Browser:
         permit: Callable[[str], AbstractContextManager] = lambda url: nullcontext(),
         headed: bool = False,
         remote_url: str | None = None,
+        overloaded: Callable[[str, int, float | None], None] = lambda url, attempt, seconds: None,
     ):
         self.site, self.permit, self.headed, self.remote_url = site, permit, headed, remote_url
+        self.overloaded = overloaded
         self._driver: webdriver.Remote | None = None
+        self._traffic: _Traffic | None = None
+        self._shown = ""  # the address of the document that the browser shows
         self._guard: subprocess.Popen | None = None
         self._pages = 0
         self._is_given_up = False
@@ -128,119 +128,100 @@ class Browser:
         paging = self.site.paging
         most = min(max_listings or paging.max_listings, paging.max_listings)
         if paging.kind == "numbered":
-            for number in range(paging.first_page, paging.first_page + paging.max_pages):
-                yield self._open(url.replace("{page}", str(number)), lambda: "single page")
-        elif paging.kind == "next":
-            address = url
-            following = ""
+            for page in range(paging.max_pages):
+                yield self._open(url.replace("{page}", str(paging.first_page + page * paging.step)), most)
+            return
+        asked = set()
+        while url and url not in asked and len(asked) < paging.max_pages:
+            asked.add(url)
+            page = self._open(url, most)
+            yield page
+            url = page.following
 
-            def note_the_next() -> str:
-                nonlocal following
-                following = self._driver.execute_script(NEXT_PAGE, paging.next)
-                return "single page"
+    def open(self, url: str, is_detail: bool = True) -> LoadedPage:
+        """Open one page: a listing's own, or one of a search. Raises PageFailed."""
+        return self._open(url, self.site.paging.max_listings, is_detail)
 
-            for _ in range(paging.max_pages):
-                yield self._open(address, note_the_next)
-                if not following or following == address:
-                    return
-                address = following
-        else:
-            yield self._open(url, lambda: self._load_all(most))
-
-    def open(self, url: str) -> LoadedPage:
-        """Open one page, such as a listing's own. Raises PageFailed."""
-        return self._open(url, lambda: "single page", ready=self.site.detail.photos if self.site.detail else None)
-
-    def _open(self, url: str, expand: Callable[[], str], ready: str | None = None) -> LoadedPage:
-        for attempt in range(ATTEMPTS):
+    def _open(self, url: str, most: int, is_detail: bool = False) -> LoadedPage:
+        crashes = 0
+        for attempt in itertools.count():
             if self._driver is None or self._pages >= self.site.politeness.restart_browser_every:
                 self.quit()
                 self._start()
             self._pages += 1
             try:
                 with self.permit(url), suppress(UnexpectedAlertPresentException):
-                    self._driver.get(url)
-                return self._read(url, expand, ready or self.site.selectors.listing)
+                    self._go(url)
+                return self._read(url, most, is_detail)
+            except _Busy as busy:
+                self.overloaded(url, attempt, busy.seconds)
+                if attempt + 1 >= self.site.politeness.attempts or (busy.seconds or 0) > LONGEST_WAIT:
+                    raise PageFailed(str(busy)) from busy
             except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
                 # whatever it was, the next attempt and the next page get a fresh browser
                 self.quit(at_once=True)
+                crashes += 1
                 if self._is_given_up:
                     raise BrowserError("the crawl is at its end") from error
-                if attempt + 1 == ATTEMPTS:
+                if crashes == ATTEMPTS:
                     raise PageFailed(_describe(error)) from error
 
-    def _read(self, url: str, expand: Callable[[], str], ready: str) -> LoadedPage:
-        """Wait for what `ready` selects, expand the page and take its HTML, whatever alert boxes come in between."""
+    def _go(self, url: str) -> None:
+        """Load `url`, also where only its fragment differs from what is shown: the page then starts afresh."""
+        document, fragment = urldefrag(url)
+        if fragment and document == self._shown:
+            self._driver.get("about:blank")
+        self._shown = document
+        self._driver.get(url)
+
+    def _read(self, url: str, most: int, is_detail: bool) -> LoadedPage:
+        """Walk through the page and take its HTML, whatever alert boxes come in between."""
+        page = OpenPage(self._driver, self.site, lambda: self.permit(url), self._traffic, is_detail)
         for left in itertools.count(MAX_ALERTS, -1):
             try:
-                self._wait_for(ready)
-                stopped_by = expand()
-                found = self._driver.current_url, self._driver.page_source
-                return LoadedPage(*found, stopped_by, self._driver.get_cookies(), url, self._http_status())
+                self._driver.switch_to.default_content()
+                status = self._check_answer(url)
+                led_to = self._driver.current_url
+                if self.site.selectors.frame and not is_detail and self._enter_frame():
+                    led_to = self._driver.execute_script(LOCATION)
+                stopped_by = page.gather(most)
+                following = page.following() if self.site.paging.kind == "next" and not is_detail else ""
+                found = led_to, page.html(), stopped_by, self._driver.get_cookies(), url, status, page.odd
+                return LoadedPage(*found, following if following != "#" else "")
             except UnexpectedAlertPresentException:
                 if not left:
                     raise
                 with suppress(NoAlertPresentException):  # the driver has dismissed it already, as a rule
                     self._driver.switch_to.alert.dismiss()
 
-    def _http_status(self) -> int | None:
-        return self._driver.execute_script(HTTP_STATUS) or None
+    def _check_answer(self, url: str) -> int | None:
+        """Return the page's HTTP status. Raises _Busy where it asks us to come later, PageFailed where it refuses.
 
-    def _wait_for(self, selector: str) -> None:
-        """Wait until the first listing or a marker is there; a page that shows neither in time is taken as it is."""
-        wanted = ", ".join(filter(None, (selector, self.site.paging.empty, self.site.paging.end)))
-        try:
-            self._until(lambda: self._find(wanted), self.site.paging.patience)
-        except TimeoutException:
-            self._driver.current_url  # noqa: B018 (raises if it is the browser that does not answer)
+        A page that checks the browser with a script, and leads on when it is content, gets the time for it.
+        """
+        end = time.monotonic() + self.site.paging.patience
+        while True:
+            address, status = self._driver.execute_script(ANSWER)
+            if status < 400 or status in PAST_THE_END:
+                return status or None
+            html = self._driver.page_source
+            if not is_challenge(html) or "<script" not in html or time.monotonic() > end:
+                break
+            time.sleep(0.2)
+        said = f"status {status}: the site answered with a page titled {title_of(html)!r}"
+        if status in BUSY:
+            raise _Busy(said, self._traffic.retry_after(address))
+        raise PageFailed(f"{said}; it may turn robots away, or ask for a log-in")
 
-    def _load_all(self, most: int) -> str:
-        """Scroll or click until the end marker shows, nothing new comes or a bound is reached, and tell which."""
-        paging = self.site.paging
-        for _ in range(paging.max_pages):
-            count = self._count()
-            if paging.kind == "none":
-                return "single page"
-            if self._at_end():
-                return "end marker"
-            if count >= most:
-                return "bound"
-            if not self._advance(count):
-                return "end marker" if self._at_end() else "nothing new"
-        return "bound"
-
-    def _advance(self, count: int) -> bool:
-        """Ask for more and tell whether more listings came than `count`."""
-        paging = self.site.paging
-        moves: tuple[tuple, ...] = ((SCROLL_DOWN,), (SCROLL_AGAIN,))
-        if paging.kind == "button":
-            buttons = [button for button in self._find(paging.button) if button.is_displayed() and button.is_enabled()]
-            if not buttons:
-                return False
-            moves = ((CLICK, buttons[0]),)
-        for number, move in enumerate(moves):
-            with nullcontext() if number else self.permit(self._driver.current_url):
-                self._driver.execute_script(*move)
-            try:
-                self._until(lambda: self._count() > count or self._at_end(), paging.patience / len(moves))
-                return self._count() > count
-            except TimeoutException:
-                continue
+    def _enter_frame(self) -> bool:
+        """Look into the frame that holds the listings; tell whether it came in time."""
+        end = time.monotonic() + self.site.paging.patience
+        while time.monotonic() < end:
+            if frames := self._driver.find_elements(By.CSS_SELECTOR, self.site.selectors.frame):
+                self._driver.switch_to.frame(frames[0])
+                return True
+            time.sleep(0.1)
         return False
-
-    def _count(self) -> int:
-        css, _, attribute = (self.site.selectors.id or "").partition("@")
-        own = attribute if not css.strip() else None
-        return self._driver.execute_script(COUNT_LISTINGS, self.site.selectors.listing, own)
-
-    def _at_end(self) -> bool:
-        return bool(self.site.paging.end and self._find(self.site.paging.end))
-
-    def _find(self, selector: str) -> list:
-        return self._driver.find_elements(By.CSS_SELECTOR, selector)
-
-    def _until(self, condition: Callable[[], object], seconds: float) -> None:
-        WebDriverWait(self._driver, seconds, poll_frequency=POLL).until(lambda _: condition())
 
     def _start(self) -> None:
         self._pages = 0
@@ -266,14 +247,28 @@ class Browser:
             self.quit(at_once=True)
             raise
         page_timeout = self.site.politeness.page_timeout
+        self._shown, self._traffic = "", _Traffic(self._driver)
+        if self.site.request.headers:
+            self._devtools("Network.enable", {})
+            self._devtools("Network.setExtraHTTPHeaders", {"headers": self.site.request.headers})
+        for start in self.site.starts:
+            for name, value in self.site.request.cookies.items():
+                self._devtools("Network.setCookie", {"name": name, "value": value, "url": urljoin(start.url, "/")})
         self._driver.set_page_load_timeout(page_timeout)
         self._driver.set_script_timeout(page_timeout)
         # a browser whose page hangs may leave its driver without an answer
         self._driver.command_executor.client_config.timeout = page_timeout + 30
 
+    def _devtools(self, command: str, parameters: dict) -> None:
+        self._driver.execute("executeCdpCommand", {"cmd": command, "params": parameters})
+
     def _options(self) -> webdriver.ChromeOptions:
         options = webdriver.ChromeOptions()
         options.page_load_strategy = "eager"
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+        options.add_experimental_option("perfLoggingPrefs", {"enableNetwork": True, "enablePage": False})
+        # with a certificate of one's own, robots.txt is read first, by a client that knows it
+        options.accept_insecure_certs = not self.site.request.verify or self.site.request.ca_file is not None
         options.unhandled_prompt_behavior = "dismiss"  # an alert box must not stop a crawl
         for flag in ("--disable-dev-shm-usage", "--disable-background-networking", "--window-size=1280,1600"):
             options.add_argument(flag)
@@ -328,8 +323,62 @@ class Browser:
                 os.killpg(guard.pid, signal.SIGKILL)
 
 
-class _Silence:
-    """Takes silence for the alert box that it is: what one cuts off by opening, chromedriver answers with nothing."""
+class _Busy(Exception):
+    """The site asked us to come later, in so many `seconds` if it said so."""
+
+    def __init__(self, reason: str, seconds: float | None):
+        super().__init__(reason)
+        self.seconds = seconds
+
+
+class _Traffic:
+    """What pages ask for while they are open, from the browser's own log of its requests."""
+
+    def __init__(self, driver: webdriver.Remote):
+        self._driver = driver
+        self._pending: dict[str, float] = {}  # a request's number -> when it was read of, as time.monotonic() tells
+        self._started = 0
+        self._is_logged = True
+        self._retry_after: dict[str, str] = {}
+
+    def started(self) -> int:
+        """Return how many requests of scripts were made so far; more at each call where the browser keeps no log."""
+        self._read()
+        self._started += not self._is_logged
+        return self._started
+
+    def are_pending(self) -> bool:
+        """Tell whether a script or the data that one asked for is still on its way."""
+        self._read()
+        latest = time.monotonic() - LONGEST_REQUEST
+        self._pending = {number: began for number, began in self._pending.items() if began > latest}
+        return bool(self._pending)
+
+    def retry_after(self, url: str) -> float | None:
+        """Return the seconds that the answer from `url` asked us to wait, None when it did not."""
+        self._read()
+        return parse_retry_after(self._retry_after.get(urldefrag(url).url, ""))
+
+    def _read(self) -> None:
+        try:
+            entries = self._driver.execute("getLog", {"type": "performance"})["value"] if self._is_logged else ()
+        except (WebDriverException, KeyError):
+            self._is_logged, entries = False, ()
+        for entry in entries or ():
+            event = json.loads(entry["message"])["message"]
+            kind, what = event["method"], event["params"]
+            if kind == "Network.requestWillBeSent" and what.get("type") in ("XHR", "Fetch", "Script"):
+                self._pending[what["requestId"]] = time.monotonic()
+                self._started += what["type"] != "Script"
+            elif kind in ("Network.loadingFinished", "Network.loadingFailed"):
+                self._pending.pop(what["requestId"], None)
+            elif kind == "Network.responseReceived" and what.get("type") == "Document":
+                headers = {name.lower(): value for name, value in what["response"]["headers"].items()}
+                self._retry_after[urldefrag(what["response"]["url"]).url] = headers.get("retry-after", "")
+
+
+class _HearsAlerts:
+    """A driver that knows when an alert box cut an answer off: chromedriver then answers with nothing."""
 
     def execute(self, driver_command: str, params: dict | None = None) -> dict:
         answer = super().execute(driver_command, params)
@@ -338,11 +387,11 @@ class _Silence:
         return answer
 
 
-class _LocalBrowser(_Silence, webdriver.Chrome):
+class _LocalBrowser(_HearsAlerts, webdriver.Chrome):
     pass
 
 
-class _RemoteBrowser(_Silence, webdriver.Remote):
+class _RemoteBrowser(_HearsAlerts, webdriver.Remote):
     pass
 
 

@@ -13,18 +13,22 @@ from pathlib import Path
 from tqdm import tqdm
 
 from scraper.browser import Browser, BrowserError
+from scraper.closing import (
+    DONE,
+    EXIT_CODES,
+    INTERRUPTED,
+    NOTHING_FOUND,
+    STOPPED,
+    USAGE,
+    closing_table,
+    exit_code,
+)
 from scraper.crawl import Crawl, CrawlStopped, NoListings, Stats
 from scraper.download import Downloader
 from scraper.journal import Journal, StorageError
 from scraper.reparse import reparse
 from scraper.site import Site, SiteError, load_site
 from scraper.site_check import check_site
-
-DONE, NOTHING_FOUND, USAGE, STOPPED, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 4, 130
-
-EXIT_CODES = """exit codes: 0 every photo has its final fate · 1 a page gave no listings or could not be opened ·
-2 usage or site file · 3 stopped by the disk, the browser or a site that no longer answers (run again: goes on) ·
-4 some photos failed for now (run again: tries them again) · 130 Ctrl-C (run again: goes on)"""
 
 NOTICE = """
 First crawl of {name} ({hosts}). Before you go on:
@@ -36,7 +40,7 @@ You show yourself to the site as: {user_agent}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and give its exit code."""
+    """Run one command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
     command = arguments[0] if arguments and arguments[0] in ("check", "reparse") else "crawl"
     options = _parser(command).parse_args(arguments[command != "crawl" :])
@@ -61,7 +65,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         description={
             "crawl": "Collect the photos of a site's listings. Other commands: check SITE, reparse SITE.",
             "check": "Open the first page of a site and show what each selector of its site file finds.",
-            "reparse": "Read the archived pages again, offline, after the site file was mended.",
+            "reparse": "Read the archived pages again, offline, after the site file was corrected.",
         }[command],
         epilog=EXIT_CODES,
     )
@@ -109,8 +113,10 @@ def _crawl(site: Site, options: argparse.Namespace) -> int:
                 NOTICE.format(name=site.name, hosts=hosts, user_agent=site.user_agent, notice=site.notice),
                 file=sys.stderr,
             )
+        if site.paging.kind is None:
+            print(f"no paging.kind in the site file of {site.name}: one page of each start is read", file=sys.stderr)
         browsers = [
-            Browser(site, downloader.permit, headed=options.headed, remote_url=options.remote_url)
+            Browser(site, downloader.permit, options.headed, options.remote_url, downloader.pacer.overloaded)
             for _ in range(options.browsers)
         ]
         crawl = Crawl(site, journal, browsers, downloader, options.limit, progress.show)
@@ -129,32 +135,10 @@ def _crawl(site: Site, options: argparse.Namespace) -> int:
             code = _say(INTERRUPTED, "interrupted; the same command goes on where it stopped")
         finally:
             downloader.close()
-    print_table(crawl.stats, options.out / site.name)
+    print(closing_table(crawl.stats, options.out / site.name), file=sys.stderr)
     if options.json:
         print(json.dumps(crawl.stats.as_dict(), ensure_ascii=False))
     return code or exit_code(crawl.stats)
-
-
-def exit_code(stats: Stats) -> int:
-    """Give the exit code of a crawl that came to its end."""
-    if stats.pages_lost:
-        return NOTHING_FOUND
-    return INCOMPLETE if stats.failed else DONE
-
-
-def print_table(stats: Stats, folder: Path) -> None:
-    """Print the closing table on stderr: what was found, what became of it and why."""
-    rows = [("pages", stats.pages), ("listings", stats.listings), ("photos found", stats.found)]
-    rows += [("  known from earlier runs", stats.known), ("  fetched", stats.fetched)]
-    rows += [(f"  refused: {reason}", count) for reason, count in stats.refused.most_common()]
-    rows += [(f"  failed for now: {reason}", count) for reason, count in stats.failed.most_common()]
-    rows += [(f"pages not opened: {reason}", count) for reason, count in stats.pages_lost.most_common()]
-    rate = stats.fetched / stats.seconds if stats.seconds else 0.0
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name:<{width}}  {count:>8,}" for name, count in rows]
-    lines.append(f"{stats.bytes / 1e6:,.1f} MB in {stats.seconds:,.0f} s, {rate:.1f} photos/s, in {folder}")
-    lines += [f"warning: {text}" for text in stats.warnings]
-    print("\n".join(lines), file=sys.stderr)
 
 
 class Progress:
@@ -187,9 +171,11 @@ class Progress:
 
 
 def _check(site: Site, options: argparse.Namespace) -> int:
-    permit = Downloader(site).permit
+    downloader = Downloader(site)
     one_page = replace(site, paging=replace(site.paging, max_pages=1))
-    with Browser(one_page, permit, headed=options.headed, remote_url=options.remote_url) as browser:
+    with Browser(
+        one_page, downloader.permit, options.headed, options.remote_url, downloader.pacer.overloaded
+    ) as browser:
         report = check_site(one_page, browser)
     print(report.text)
     return DONE if report.is_usable else NOTHING_FOUND
@@ -203,7 +189,7 @@ def _reparse(site: Site, options: argparse.Namespace) -> int:
     )
     print(text.format(**counts), file=sys.stderr)
     if counts["new"]:
-        print(f"fetch the new ones with: python -m scraper {site.name} --out {options.out}", file=sys.stderr)
+        print(f"fetch the new ones with: python -m scraper {site.source} --out {options.out}", file=sys.stderr)
     if options.json:
         print(json.dumps(counts))
     return DONE if counts["listings"] else NOTHING_FOUND

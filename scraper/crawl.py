@@ -5,23 +5,35 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from scraper.browser import Browser, LoadedPage, PageFailed
+from scraper.addresses import without_parameters
+from scraper.browser import PAST_THE_END, Browser, LoadedPage, PageFailed
 from scraper.download import Downloader, Photo
 from scraper.journal import Journal, archive_page, store_photo
-from scraper.pages import Listing, extract_detail, extract_listings, find_refusal, is_empty_search, is_end_of_search
-from scraper.politeness import Failed, Refused
+from scraper.pages import (
+    SHARED_BY,
+    Listing,
+    extract_detail,
+    extract_listings,
+    find_refusal,
+    hints,
+    is_challenge,
+    is_empty_search,
+    is_end_of_search,
+    title_of,
+)
+from scraper.pictures import DECODABLE
+from scraper.politeness import ROBOTS_FORBID, Failed, Refused
 from scraper.site import Site, Start, named_selectors
 
-RESULT_KEYS = {"status", "reason", "sha256", "bytes", "width", "height", "final_url", "time"}
+RESULT_KEYS = {"status", "reason", "sha256", "bytes", "width", "height", "final_url", "time", "asked", "judged_by"}
 MAX_FAILURES_IN_A_ROW = 20
-PAST_THE_END = (404, 410)  # with these a page that was numbered too high is answered
+EXPIRED = ("status 401", "status 403", "status 404", "status 410")  # what a signed address becomes
 MAX_BARE_PAGES_IN_A_ROW = 3  # a listing without photos happens; three in a row are a changed layout
 
 
@@ -41,10 +53,15 @@ class Stats:
     listings: int = 0
     found: int = 0  # photo URLs seen on pages, each once
     fetched: int = 0
-    known: int = 0  # had their fate from an earlier run
+    known: int = 0  # had their outcome from an earlier run
     refused: Counter = field(default_factory=Counter)  # reason -> photos
+    known_refused: Counter = field(default_factory=Counter)  # the same from earlier runs
     failed: Counter = field(default_factory=Counter)
     pages_lost: Counter = field(default_factory=Counter)
+    odd_pages: Counter = field(default_factory=Counter)  # what may be missing -> pages
+    without_photos: int = 0  # listings
+    merged: int = 0  # cards that became a listing together with another card
+    shared: Counter = field(default_factory=Counter)  # address -> listings, where several show the same
     warnings: list[str] = field(default_factory=list)
     bytes: int = 0
     seconds: float = 0.0
@@ -122,6 +139,8 @@ class Crawl:
         self._in_hand: set[str] = set()  # photo URLs that a thread is fetching now
         self._found: set[str] = set()
         self._handled: set[str] = set()
+        self._shown: Counter = Counter()  # photo URL -> listings that show it
+        self._answers_404: set[str] = set()  # hosts that answer so to every page, and show it
         self._failures_in_a_row = self._bare_pages_in_a_row = 0
         self._misses = dict.fromkeys(site.fields, 0)
 
@@ -141,6 +160,7 @@ class Crawl:
             for name, misses in self._misses.items():
                 if misses and misses == self.stats.listings:
                     self.stats.warnings.append(f"fields.{name} = {self.site.fields[name]!r} found nothing anywhere")
+            self.stats.shared = Counter({url: count for url, count in self._shown.items() if count >= SHARED_BY})
         return self.stats
 
     def _work_side_by_side(self) -> None:
@@ -158,38 +178,42 @@ class Crawl:
                 raise
 
     def _crawl_start(self, start: Start, browser: Browser) -> None:
-        known: set[str] = set()
+        known: set = set()
         first: LoadedPage | None = None
         bare: str | None = None  # what to say of a page without listings if another with listings comes after it
         try:
             for number, page in enumerate(browser.load(start.url, self.limit)):
-                archived = self._archive(page, start)
-                listings = self._read_page(page, archived, first)
+                self._archive(page, start)
+                listings = self._read_page(page, first)
                 first = first or page
                 if not listings and not bare and number and not is_empty_search(page.html, self.site):
-                    bare = self._rot(page, "selectors.listing", archived)
+                    bare = self._nothing_on(page, "selectors.listing")
                     continue
-                fresh = [listing for listing in listings if listing.id is None or listing.id not in known]
+                fresh = [listing for listing in listings if _key(listing) not in known]
                 if not fresh:  # past its last page a site shows nothing, or the last page once more
                     return
                 if bare:
                     raise NoListings(bare)
-                known.update(listing.id for listing in fresh if listing.id)
+                known.update(key for listing in fresh if (key := _key(listing)))
                 self._count(fresh, page)
                 self._collect(fresh, page, start, browser)
             if number + 1 == self.site.paging.max_pages:
-                self._warn(f"{start.url}: stopped after paging.max_pages, there may be more")
+                self._warn(f"{start.url}: stopped after paging.max_pages, there may be more", "stopped at a bound")
         except (Refused, Failed, PageFailed) as error:
             self._lose_page(start.url, error)
 
     def _collect(self, listings: list[Listing], page: LoadedPage, start: Start, browser: Browser) -> None:
-        refusal = self._refusal(page)
-        if not self.site.detail:  # tell the progress bar how much is ahead
-            self._find(*(url for listing in listings for url in listing.photos))
-        for listing in listings:
-            if not self.site.detail or not listing.link:
-                self._fetch_all(listing, page, start, refusal)
-            elif len(self.browsers) == 1:
+        own_pages = [listing for listing in listings if self.site.detail and listing.link]
+        here = [listing for listing in listings if not (self.site.detail and listing.link)]
+
+        def take_again() -> tuple[LoadedPage, list[Listing]]:
+            again = browser.open(page.asked, is_detail=False)
+            self._archive(again, start)
+            return again, extract_listings(again.html, again.url, self.site)
+
+        self._fetch_all(here, page, start, take_again)
+        for listing in own_pages:
+            if len(self.browsers) == 1:
                 self._open_and_fetch(listing, start, browser)
             else:  # whichever browser is free
                 self._tasks.add(partial(self._open_and_fetch, listing, start))
@@ -198,15 +222,22 @@ class Crawl:
         with self._shared:
             self.stats.pages += 1
             self.stats.listings += len(listings)
+            self.stats.merged += sum(listing.cards - 1 for listing in listings)
             for name in self._misses:
                 self._misses[name] += sum(name not in listing.fields for listing in listings)
             self.report(self.stats, f"{page.url}: {len(listings)} listings ({page.stopped_by})")
         if page.stopped_by == "bound" and not self.limit:
-            self._warn(f"{page.url}: stopped at a bound of [paging], there may be more")
+            self._warn(f"{page.url}: stopped at a bound of [paging], there may be more", "stopped at a bound")
+        self._note_odd(page)
 
-    def _warn(self, text: str) -> None:
+    def _note_odd(self, page: LoadedPage) -> None:
+        if page.odd:
+            self._warn(f"{page.url}: {page.odd}", page.odd)
+
+    def _warn(self, text: str, kind: str) -> None:
         with self._shared:
             self.stats.warnings.append(text)
+            self.stats.odd_pages[kind] += 1
 
     def _lose_page(self, url: str, error: Exception) -> None:
         status = "refused" if isinstance(error, Refused) else "failed"
@@ -215,111 +246,215 @@ class Crawl:
             self.journal.append_page({"url": url, "status": status, "reason": str(error)})
             self.report(self.stats, f"{url}: not opened: {error}")
 
-    def _archive(self, page: LoadedPage, start: Start, link: str | None = None) -> Path:
+    def _archive(self, page: LoadedPage, start: Start, link: str | None = None) -> None:
         """Keep the page before anything is read from it. Raises Refused if the browser was led where it may not go."""
         self.downloader.check(page.url)
         self.downloader.use_cookies(page.cookies)
         with self._shared:
             archived = archive_page(self.journal.folder, page.html)
             line = {"url": page.url, "status": "loaded", "reason": page.stopped_by, "archive": archived.name}
+            line |= {"odd": page.odd} if page.odd else {}
             self.journal.append_page(line | {"start": asdict(start), "listing_link": link})
-        return archived
 
-    def _read_page(self, page: LoadedPage, archived: Path, first: LoadedPage | None) -> list[Listing]:
-        """Give the listings of a page of a search that began with `first` (None when this is it).
+    def _read_page(self, page: LoadedPage, first: LoadedPage | None) -> list[Listing]:
+        """Return the listings of a page of a search that began with `first` (None when this is it).
 
-        Raises NoListings when there should be some, or photos in them.
+        Raises NoListings when there should be some, or photos in them, and Failed where the site refused to show them.
         """
         listings = extract_listings(page.html, page.url, self.site)
+        if page.http_status in PAST_THE_END:
+            if listings and (first is None or first.http_status == page.http_status):
+                self._answers_404.add(urlsplit(page.url).netloc)
+            elif first is None:
+                raise Failed(f"status {page.http_status}: a page titled {title_of(page.html)!r}")
+            else:
+                return []
+        if not listings:
+            self._check_challenge(page)
         if not listings and page.asked and _path(page.asked) != _path(page.url):
             raise Failed(f"led to {page.url}, which shows no listing: a log-in page, perhaps, or the session expired")
-        if not listings and (first is None or page.http_status not in PAST_THE_END):
-            if not is_end_of_search(page.html, first and first.html, self.site):
-                raise NoListings(self._rot(page, "selectors.listing", archived))
-        elif listings and not self.site.detail and not any(listing.photos for listing in listings):
-            raise NoListings(self._rot(page, "selectors.photos", archived))
+        if not listings and not is_end_of_search(page.html, first and first.html, self.site):
+            raise NoListings(self._nothing_on(page, "selectors.listing"))
+        if listings and not self.site.detail and not any(listing.photos for listing in listings):
+            raise NoListings(self._nothing_on(page, "selectors.photos"))
         return listings
 
-    def _rot(self, page: LoadedPage, name: str, archived: Path) -> str:
-        return (
-            f"{page.url} gave nothing: {name} = {named_selectors(self.site)[name]!r} finds nothing on it. The page as "
-            f"we got it is in {archived}; look at it (zcat), mend the site file, and see what each selector finds "
-            f"with: python -m scraper check {self.site.name}"
+    def _check_challenge(self, page: LoadedPage) -> None:
+        if is_challenge(page.html) and not is_empty_search(page.html, self.site):
+            raise Failed(
+                f"turned away: {page.url} shows a page titled {title_of(page.html)!r} (status {page.http_status}), "
+                "which asks who is there or turns robots away; go slower (delay), or ask the site's owner"
+            )
+
+    def _nothing_on(self, page: LoadedPage, name: str) -> str:
+        archived = archive_page(self.journal.folder, page.html)
+        status = f" (status {page.http_status})" if page.http_status else ""
+        return " ".join(
+            [
+                f"{page.url} gave nothing: {name} = {named_selectors(self.site)[name]!r} finds nothing on the page "
+                f"titled {title_of(page.html)!r}{status}. It is kept in {archived}: look at it (zcat), correct the "
+                f"site file, and see what each selector finds with: python -m scraper check {self.site.source}.",
+                *hints(page.html),
+            ]
         )
 
     def _open_and_fetch(self, listing: Listing, start: Start, browser: Browser) -> None:
         """Fetch the photos of one listing from its own page."""
-        if listing.link in self.journal.collected:
+        collected = self.journal.collected.get(listing.link)
+        if collected is not None and self._is_judged_the_same(collected.get("judged_by")):
+            with self._shared:
+                self.stats.known_refused.update(collected.get("refused", {}))
             return
-        try:
+
+        def take() -> tuple[LoadedPage, list[Listing]]:
             own_page = browser.open(listing.link)
-            archived = self._archive(own_page, start, listing.link)
+            self._archive(own_page, start, listing.link)
+            return own_page, [extract_detail(own_page.html, own_page.url, self.site, listing)]
+
+        try:
+            own_page, (full,) = take()
+            if own_page.http_status in PAST_THE_END and urlsplit(own_page.url).netloc not in self._answers_404:
+                raise Failed(f"status {own_page.http_status}: a page titled {title_of(own_page.html)!r}")
+            if not full.photos:
+                self._check_challenge(own_page)
         except (Refused, Failed, PageFailed) as error:
             self._lose_page(listing.link, error)
             return
-        listing = extract_detail(own_page.html, own_page.url, self.site, listing)
+        self._note_odd(own_page)
         with self._shared:
             self.stats.pages += 1
-            bare_pages = self._bare_pages_in_a_row = 0 if listing.photos else self._bare_pages_in_a_row + 1
+            bare_pages = self._bare_pages_in_a_row = 0 if full.photos else self._bare_pages_in_a_row + 1
         if bare_pages >= MAX_BARE_PAGES_IN_A_ROW:
-            raise NoListings(self._rot(own_page, "detail.photos", archived))
-        self._fetch_all(listing, own_page, start, self._refusal(own_page))
-        with self._shared:
-            if listing.photos and all(self.journal.fates[url].is_final for url in listing.photos):
-                self.journal.append_page({"url": listing.link, "status": "collected"})
+            raise NoListings(self._nothing_on(own_page, "detail.photos"))
+        self._fetch_all([full], own_page, start, take)
+        outcomes = [self.journal.outcomes.get(self._key_of(url)) for url in full.photos]
+        if outcomes and all(outcome and outcome.is_final for outcome in outcomes):
+            refused = [outcome for outcome in outcomes if outcome.status == "refused"]
+            judged_by = {name: value for outcome in refused for name, value in (outcome.judged_by or {}).items()}
+            line = {"refused": Counter(kind_of(outcome.reason) for outcome in refused), "judged_by": judged_by}
+            with self._shared:
+                self.journal.append_page({"url": listing.link, "status": "collected"} | (line if refused else {}))
 
-    def _refusal(self, page: LoadedPage) -> str | None:
+    def _refusal(self, page: LoadedPage) -> Refused | None:
         word = find_refusal(page.html) if self.site.politeness.respect_noai else None
-        return f"the page says {word}" if word else None
+        return Refused(f"the page says {word}", "respect_noai") if word else None
 
-    def _fetch_all(self, listing: Listing, page: LoadedPage, start: Start, refusal: str | None) -> None:
-        self._find(*listing.photos)
-        for url in listing.photos:
-            about = {"url": url, "page_url": page.url, "listing": listing.id, "label": start.label, "city": start.city}
-            self._photo(about | listing.fields, refusal)
+    def _fetch_all(
+        self,
+        listings: list[Listing],
+        page: LoadedPage,
+        start: Start,
+        take_again: Callable[[], tuple[LoadedPage, list[Listing]]],
+    ) -> None:
+        """Fetch the photos that a page shows; where addresses expired on the way, take new ones from it.
+
+        `take_again()` opens the page again, as often as that gives at least one photo more.
+        """
+        with self._shared:
+            for listing in listings:
+                self.stats.without_photos += not listing.photos
+                self._shown.update({self._key_of(url) for url in listing.photos})
+        self._find(*(url for listing in listings for url in listing.photos))
+        expired = self._fetch_shown(listings, page, start)
+        while expired:
+            try:
+                again, listings = take_again()
+            except (Refused, Failed, PageFailed) as error:
+                self._lose_page(page.asked, error)
+                break
+            left = self._fetch_shown(listings, again, start, only=expired.keys())
+            if len(left) >= len(expired):
+                break
+            expired = left
+        for about, error in expired.values():
+            self._record_loss(about, Failed(f"address expired: {error}"))
+
+    def _fetch_shown(
+        self, listings: list[Listing], page: LoadedPage, start: Start, only: Collection[str] | None = None
+    ) -> dict[str, tuple[dict, Refused]]:
+        """Fetch what a page shows, or `only` some of it, and return what could not be had since its address expired."""
+        refusal, expired = self._refusal(page), {}
+        for listing in listings:
+            for address in listing.photos:
+                url = self._key_of(address)
+                if only is not None and url not in only:
+                    continue
+                about = {"url": url, "page_url": page.url, "listing": listing.id}
+                about |= {"label": start.label, "city": start.city} | listing.fields
+                if error := self._photo(about, address, refusal, is_second_try=only is not None):
+                    expired[url] = about, error
+        return expired
+
+    def _key_of(self, url: str) -> str:
+        """Return the address under which a photo is known from visit to visit."""
+        return without_parameters(url, self.site.selectors.ignore_query)
 
     def _find(self, *urls: str) -> None:
         with self._shared:
-            self._found.update(urls)
+            self._found.update(map(self._key_of, urls))
             self.stats.found = len(self._found)
 
-    def _photo(self, about: dict, refusal: str | None = None) -> None:
-        """See that one photo URL has its fate: fetched now, known from before, or shown by a second listing."""
+    def _photo(
+        self, about: dict, address: str, refusal: Refused | None = None, is_second_try: bool = False
+    ) -> Refused | None:
+        """See that one photo has its outcome: fetched now, known from before, or shown by a second listing.
+
+        Returns the error where `address` was good for a time only, and that is over.
+        """
         url = about["url"]
         with self._shared:
             self._shared.wait_for(lambda: url not in self._in_hand)
-            if self._is_settled(url, about):
-                return
+            if self._is_settled(url, about) and not is_second_try:
+                return None
             self._in_hand.add(url)
         try:
             if refusal:
-                raise Refused(refusal)
-            photo = self.downloader.fetch(url, about["page_url"])
+                raise refusal
+            photo = self.downloader.fetch(address, about["page_url"])
             if photo.sha256 in self.journal.forgotten:
                 raise Refused("forgotten: somebody asked for this photo to be removed")
             self._keep(photo, about)
         except (Refused, Failed) as error:
-            self._record_loss(about, error)
+            if address != url and str(error) in EXPIRED:
+                return error
+            self._record_loss(about | ({"asked": address} if address != url else {}), error)
         finally:
             with self._shared:
                 self._in_hand.discard(url)
                 self._shared.notify_all()
+        return None
 
     def _is_settled(self, url: str, about: dict) -> bool:
         """Tell whether `url` need not be asked for; note it when another listing shows a photo that we have."""
-        fate = self.journal.fates.get(url)
+        outcome = self.journal.outcomes.get(url)
         is_new_here = url not in self._handled
         self._handled.add(url)
-        if not fate or not fate.is_final:
+        if not outcome or not outcome.is_final:
             return not is_new_here  # it failed a moment ago
+        if outcome.status == "refused":
+            # what robots.txt says may have changed, and costs no request of the photo
+            if is_new_here and (outcome.reason == ROBOTS_FORBID or not self._is_judged_the_same(outcome.judged_by)):
+                return False
+            self.stats.known_refused[kind_of(outcome.reason)] += is_new_here
         self.stats.known += is_new_here
-        if fate.status == "fetched" and (about["listing"], about["label"]) not in fate.shown_by:
+        if outcome.status == "fetched" and (about["listing"], about["label"]) not in outcome.shown_by:
             known = self.journal.newest_line(url)
             self.journal.append({**known, **about, "reason": "shown by another listing too"})
         return True
 
+    def _is_judged_the_same(self, judged_by: dict | None) -> bool:
+        """Tell whether the settings that led to a refusal are still the same."""
+        return all(self._setting(name) == value for name, value in (judged_by or {}).items())
+
+    def _setting(self, name: str) -> object:
+        """Return a setting as it is kept beside a refusal."""
+        if name == "formats":
+            return sorted(kind for kind, is_read in DECODABLE.items() if is_read)
+        value = getattr(self.site.politeness, name)
+        return list(value) if isinstance(value, tuple) else value
+
     def _keep(self, photo: Photo, about: dict) -> None:
-        moved = {"final_url": photo.final_url} if photo.final_url != about["url"] else {}
+        moved = {"final_url": photo.final_url} if self._key_of(photo.final_url) != about["url"] else {}
         size = {"bytes": len(photo.content), "width": photo.width, "height": photo.height}
         with self._shared:
             if self.limit and self.stats.fetched >= self.limit:
@@ -337,8 +472,14 @@ class Crawl:
     def _record_loss(self, about: dict, error: Refused | Failed) -> None:
         is_final = isinstance(error, Refused)
         nothing = {"sha256": None, "bytes": None, "width": None, "height": None}
+        line = about | {"status": "refused" if is_final else "failed", "reason": str(error)} | nothing
+        if is_final and error.setting:
+            line["judged_by"] = {error.setting: self._setting(error.setting)}
         with self._shared:
-            self.journal.append(about | {"status": "refused" if is_final else "failed", "reason": str(error)} | nothing)
+            known = self.journal.outcomes.get(about["url"])
+            is_said = known and is_final and known.reason == line["reason"] and known.judged_by == line.get("judged_by")
+            if not is_said or (about["listing"], about["label"]) not in known.shown_by:
+                self.journal.append(line)
             (self.stats.refused if is_final else self.stats.failed)[kind_of(error)] += 1
             self.report(self.stats, "")
             failures = self._failures_in_a_row = 0 if is_final else self._failures_in_a_row + 1
@@ -350,17 +491,24 @@ class Crawl:
 
     def _retry_earlier_failures(self) -> None:
         """Pages change: what failed in an earlier run may no longer be shown anywhere."""
-        left = [url for url, fate in self.journal.fates.items() if not fate.is_final and url not in self._handled]
+        left = [url for url, known in self.journal.outcomes.items() if not known.is_final and url not in self._handled]
         self._find(*left)
         for url in left:
             line = self.journal.newest_line(url)
-            self._photo({key: value for key, value in line.items() if key not in RESULT_KEYS})
+            about = {key: value for key, value in line.items() if key not in RESULT_KEYS}
+            if error := self._photo(about, line.get("asked", url)):
+                self._record_loss(about | {"asked": line["asked"]}, Failed(f"address expired: {error}"))
+
+
+def _key(listing: Listing) -> object:
+    """Return what tells a listing from others of a search; None where nothing does."""
+    return listing.id or listing.photos or None
 
 
 def _path(url: str) -> str:
     return urlsplit(url).path.rstrip("/")
 
 
-def kind_of(error: Exception) -> str:
-    """Give what a reason has in common with others of its kind: the part before the colon."""
+def kind_of(error: Exception | str) -> str:
+    """Return what a reason has in common with others of its kind: the part before the colon."""
     return str(error).partition(":")[0]

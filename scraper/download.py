@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import hashlib
-import io
 import ipaddress
 import random
+import re
 import socket
 import threading
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,19 +17,14 @@ from urllib.parse import urldefrag, urljoin, urlsplit
 
 import requests
 import urllib3
-from PIL import Image
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
-from scraper.pages import AI_REFUSALS
-from scraper.politeness import LONGEST_WAIT, Failed, Pacer, Refused, Robots
+from carspotter.photos.decoding import FORMATS, Limits, UnreadablePhoto, inspect
+from scraper.politeness import AI_REFUSALS, BUSY, LONGEST_WAIT, Failed, Pacer, Refused, Robots, parse_retry_after
 from scraper.site import ROBOT_NAME, Site
 
-MAX_PIXELS = 25_000_000
 MAX_REDIRECTS = 5
-# AVIF is left out: not every decoder that reads these photos later knows it
-FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif"}
-TRANSIENT = {408, 425, 429, 500, 502, 503, 504}
 
 
 @dataclass(frozen=True)
@@ -68,6 +61,7 @@ class Downloader:
         self.wall_clock, self.resolve = wall_clock, resolve
         self._private = [ipaddress.ip_network(text) for text in site.politeness.allow_private]
         self._public_hosts: set[tuple[str, int]] = set()
+        self._answered: set[str] = set()  # hosts
         self._proxies: dict[str, dict] = {}
         self._own = threading.local()
         self._sessions: list[_Session] = []
@@ -77,7 +71,7 @@ class Downloader:
     def _session(self) -> _Session:
         """The session of the thread that asks."""
         if not hasattr(self._own, "session"):
-            self._own.session = _Session(self.site.user_agent)
+            self._own.session = _Session(self.site)
             self._own.session.use_cookies(self._cookies)
             self._sessions.append(self._own.session)
         return self._own.session
@@ -162,9 +156,11 @@ class Downloader:
                 ) as response,
             ):
                 latency = self.pacer.clock() - started
+                self._answered.add(urlsplit(url).netloc)
                 status = response.status_code
-                if status in TRANSIENT:
-                    raise _Transient(f"status {status}", url, self._retry_after(response))
+                if status in BUSY:
+                    after = parse_retry_after(response.headers.get("Retry-After", ""), self.wall_clock)
+                    raise _Transient(f"status {status}", url, after)
                 location = response.headers.get("Location", "") if response.is_redirect else ""
                 result = location if 300 <= status < 400 else read(url, response)
             if deadline.passed:
@@ -176,6 +172,11 @@ class Downloader:
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError) as error:
             raise Refused(f"not a usable address: {error}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise Failed(_describe_certificate(error, url)) from error
+            if self._is_nobody_home(error, url):
+                start = f"start it with: {self.site.serve}" if self.site.serve else "start it, then run this again"
+                raise Failed(f"nothing answers at {urlsplit(url).netloc}: {start}") from error
             if deadline.passed:
                 raise _Transient(f"took longer than {self.politeness.total_timeout:g} s", url) from error
             raise _Transient(_describe(error), url) from error
@@ -184,36 +185,41 @@ class Downloader:
         self.pacer.answered(url, latency)
         return status, result
 
+    def _is_nobody_home(self, error: Exception, url: str) -> bool:
+        """Tell whether a host of this machine, which answered nothing so far, has no server."""
+        host = urlsplit(url)
+        is_here = host.hostname == "localhost" or (host.hostname or "").startswith("127.") or host.hostname == "::1"
+        return is_here and host.netloc not in self._answered and _describe(error) == "connection refused"
+
     def _read_photo(self, url: str, response: requests.Response) -> Photo:
         status = response.status_code
-        if status != 200:
+        if status not in (200, 203, 206):
             raise Refused(f"status {status}")
-        if self.politeness.respect_noai and (word := _forbidding_header(response)):
-            raise Refused(f"X-Robots-Tag: {word}")
+        limits = self.politeness
+        if limits.respect_noai and (word := _forbidding_header(response)):
+            raise Refused(f"X-Robots-Tag: {word}", "respect_noai")
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-        if kind and (kind == "image/svg+xml" or not kind.startswith(("image/", "application/octet-stream", "binary/"))):
-            raise Refused(f"not a photo: {kind}")
         declared = response.headers.get("Content-Length", "")
-        if (
-            declared.isascii()
-            and declared.isdigit()
-            and len(declared) < 20
-            and int(declared) > self.politeness.max_bytes
-        ):
-            raise Refused(f"too many bytes: {int(declared):,} declared")
-        content = _read_body(response, self.politeness.max_bytes)
-        if len(content) > self.politeness.max_bytes:
-            raise Refused(f"too many bytes: more than {self.politeness.max_bytes:,}")
+        if declared.isascii() and declared.isdigit() and len(declared) < 20 and int(declared) > limits.max_bytes:
+            raise Refused(f"too many bytes: {int(declared):,} declared", "max_bytes")
+        content = _read_body(response, limits.max_bytes)
+        if len(content) > limits.max_bytes:
+            raise Refused(f"too many bytes: more than {limits.max_bytes:,}", "max_bytes")
         if not content:
             raise Refused("empty body")
         try:
-            extension, width, height = verify_photo(content)
+            extension, width, height = verify_photo(content, limits.max_pixels)
         except Refused as error:
+            is_photo = kind.startswith("image/") and kind != "image/svg+xml"
             length_known = "Content-Length" in response.headers or response.raw.chunked
-            if length_known or not str(error).startswith("cannot be decoded"):
+            if not length_known and str(error).startswith("cannot be decoded"):
+                # closing the connection was the only end of the body: it may have been cut short
+                raise _Transient(str(error), url) from error
+            if is_photo or not kind or not str(error).startswith("cannot be decoded"):
                 raise
-            # closing the connection was the only end of the body: it may have been cut short
-            raise _Transient(str(error), url) from error
+            raise Refused(f"not a photo: {kind}", "formats") from error
+        if width < limits.min_width:
+            raise Refused(f"too small: {width} × {height}", "min_width")
         return Photo(content, hashlib.sha256(content).hexdigest(), extension, width, height, url)
 
     def _get_robots(self, url: str, limit: int) -> tuple[int, bytes]:
@@ -246,47 +252,30 @@ class Downloader:
             address = ipaddress.ip_address(text.partition("%")[0])
             address = getattr(address, "ipv4_mapped", None) or address
             if not address.is_global and not any(address in network for network in self._private):
-                raise Refused(f"private address: {text}; a site file may allow it with politeness.allow_private")
+                raise Refused(f"private address: {text}", "allow_private")
         self._public_hosts.add(host)
 
     def _proxies_to(self, url: str) -> dict[str, str]:
-        """Give the proxies that the environment names for the host of `url`."""
+        """Return the proxies that the environment names for the host of `url`."""
         host = urlsplit(url).netloc
         if host not in self._proxies:  # read anew, the environment costs a photo a millisecond or two
             self._proxies[host] = requests.utils.get_environ_proxies(url)
         return self._proxies[host]
 
-    def _retry_after(self, response: requests.Response) -> float | None:
-        """Give the seconds that `Retry-After` asks for, written as seconds or as a date; None when it says nothing."""
-        text = response.headers.get("Retry-After", "").strip()
-        if text.isascii() and text.isdigit():
-            return float(text)
-        try:
-            return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - self.wall_clock())
-        except (ValueError, TypeError):
-            return None
 
+def verify_photo(content: bytes, max_pixels: int) -> tuple[str, int, int]:
+    """Decode a photo whole and return (file extension, width, height). Raises Refused.
 
-def verify_photo(content: bytes) -> tuple[str, int, int]:
-    """Decode a photo whole and give (file extension, width, height). Raises Refused.
-
-    The size is judged before anything is decoded, so that a bomb costs nothing.
+    The size is judged before anything is decoded, and decoding is bounded in time and memory.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own limit is below the one that Pillow warns at
-            image = Image.open(io.BytesIO(content), formats=[name for name in FORMATS if name != "MPO"])
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise Refused(f"too many pixels: {width} × {height}")
-            image.load()
-    except Image.DecompressionBombError as error:
-        raise Refused(f"too many pixels: {error}") from error
-    except Refused:
-        raise
-    except Exception as error:  # decoders raise whatever they like on broken bytes
-        raise Refused(f"cannot be decoded: {error}") from error
-    return FORMATS[image.format], width, height
+        facts = inspect(content, Limits(bytes=len(content), pixels=max_pixels))
+    except UnreadablePhoto as error:
+        reason = error.reason if error.kind == "library" else error.reason.partition(";")[0]
+        if "pixels are more than" in reason:
+            raise Refused(f"too many pixels: {reason}", "max_pixels") from error
+        raise Refused(f"cannot be decoded: {reason.removeprefix('cannot be decoded: ')}", "formats") from error
+    return FORMATS[facts.format], facts.width, facts.height
 
 
 def _read_body(response: requests.Response, limit: int) -> bytes:
@@ -300,7 +289,7 @@ def _read_body(response: requests.Response, limit: int) -> bytes:
 
 
 def _forbidding_header(response: requests.Response) -> str | None:
-    """Give the word of an `X-Robots-Tag` that keeps this photo out of data sets; tags for other robots are skipped."""
+    """Return the word of an `X-Robots-Tag` that keeps this photo out of data sets; other robots' are skipped."""
     for value in response.raw.headers.getlist("X-Robots-Tag"):
         robot, colon, rest = value.partition(":")
         named = colon and "," not in robot and robot.strip().lower() != "unavailable_after"
@@ -310,6 +299,14 @@ def _forbidding_header(response: requests.Response) -> str | None:
         if refused := words & AI_REFUSALS:
             return min(refused)
     return None
+
+
+def _describe_certificate(error: Exception, url: str) -> str:
+    found = re.search(r"certificate verify failed: ([^(\"']*)", str(error))
+    return (
+        f"certificate of {urlsplit(url).netloc} not trusted: {found[1].strip() if found else 'verification failed'}; "
+        "name one to trust with ca_file, or set verify = false, under [request]"
+    )
 
 
 def _describe(error: Exception) -> str:
@@ -334,14 +331,19 @@ class _Transient(Exception):
 class _Session(requests.Session):
     """A session that says who we are; its `adapter` knows how to end an exchange."""
 
-    def __init__(self, user_agent: str):
+    def __init__(self, site: Site):
         super().__init__()
         self.trust_env = False  # no passwords from ~/.netrc to photo hosts
+        self.verify = site.request.verify and (site.request.ca_file or True)
         self.headers = {
-            "User-Agent": user_agent,
+            "User-Agent": site.user_agent,
             "Accept": "image/jpeg,image/png,image/webp,image/*;q=0.8",
             "Accept-Encoding": "identity",
+            **site.request.headers,
         }
+        for start in site.starts:
+            for name, value in site.request.cookies.items():
+                self.cookies.set(name, value, domain=_cookie_domain(start.url), path="/")
         self.adapter = _DeadlineAdapter()
         self.mount("http://", self.adapter)
         self.mount("https://", self.adapter)
@@ -349,6 +351,12 @@ class _Session(requests.Session):
     def use_cookies(self, cookies: list[dict]) -> None:
         for cookie in cookies:
             self.cookies.set(cookie["name"], cookie["value"], domain=cookie["domain"], path=cookie["path"])
+
+
+def _cookie_domain(url: str) -> str:
+    """Return the host of `url` as http.cookiejar names it: a name without a dot ends in .local there."""
+    host = urlsplit(url).hostname or ""
+    return host if "." in host else f"{host}.local"
 
 
 class _DeadlineAdapter(HTTPAdapter):

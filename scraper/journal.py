@@ -1,91 +1,40 @@
-"""What stays: the journal of every URL's fate, files written whole or not at all, one scraper per folder."""
+"""What stays: the journal of every URL's outcome, files written whole or not at all, one scraper per folder."""
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from carspotter.photos.journal import Busy, JournalDamaged, hold
+from carspotter.photos.journal import Journal as Lines
 
 
 class StorageError(Exception):
     """The folder cannot be written (full, read-only) or is in use; the text says what to do. Nothing is lost."""
 
 
-class Lines:
-    """An append-only file of JSON lines, each on the disk when `append` returns.
-
-    Opening cuts off a torn last line, as a kill or a full disk leaves it. Raises StorageError when the file cannot be
-    written, or when a line before the last is not JSON.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        with storage_errors(path):
-            # unbuffered: after a full disk no half-written buffer waits to be written again
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
-
-    def replay(self) -> Iterator[tuple[int, dict]]:
-        """Yield every line that was written whole, each after its place in the file."""
-        whole = 0
-        with open(self.path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if not line.endswith(b"\n"):
-                    self._file.truncate(whole)
-                    return
-                try:
-                    content = json.loads(line)
-                except ValueError as error:
-                    raise StorageError(
-                        f"{self.path}, line {number}: not JSON ({line[:60]!r}…); mend or delete it, then start again"
-                    ) from error
-                yield whole, content
-                whole += len(line)
-
-    def read(self, place: int) -> dict:
-        """Give the line at `place` of the file."""
-        with open(self.path, "rb") as lines:
-            lines.seek(place)
-            return json.loads(lines.readline())
-
-    def append(self, line: dict) -> int:
-        """Write one line with the time (UTC) added, see it onto the disk and give its place in the file."""
-        place = os.fstat(self._file.fileno()).st_size
-        line = {**line, "time": datetime.now(UTC).isoformat(timespec="seconds")}
-        rest = memoryview(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        with storage_errors(self.path):
-            try:
-                while rest:
-                    rest = rest[self._file.write(rest) :]
-            except OSError:
-                # Another thread may find room later, and would write behind half a line.
-                with suppress(OSError):
-                    self._file.truncate(place)
-                raise
-            os.fsync(self._file.fileno())
-        return place
-
-    def close(self) -> None:
-        self._file.close()
-
-
 @dataclass(slots=True)
-class Fate:
+class Outcome:
     """What the journal knows of one URL: its newest status, and the place of the newest line in the file.
 
-    `shown_by` has the same for each (listing, label) that showed the URL. The lines themselves stay on the disk: a
-    week's crawl has hundreds of thousands.
+    `shown_by` has the same for each (listing, label) that showed the URL. `reason` and `judged_by`, the settings that
+    led to it, are kept for refusals only. The lines themselves stay on the disk: a week's crawl has hundreds of
+    thousands.
     """
 
     status: str
     place: int
     shown_by: dict[tuple[str | None, str | None], int]
+    reason: str | None = None
+    judged_by: dict | None = None
 
     @property
     def is_final(self) -> bool:
@@ -93,7 +42,7 @@ class Fate:
 
 
 class Journal:
-    """The record of one site folder, held open and locked: each photo URL's fate, and the pages that were read.
+    """The record of one site folder, held open and locked: each photo URL's outcome, and the pages that were read.
 
     `journal.jsonl` has a line per photo URL; `pages.jsonl` has a line per page, with its archived HTML. Both are
     replayed at the start. Raises StorageError if another scraper holds the folder or it cannot be written.
@@ -101,70 +50,73 @@ class Journal:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.fates: dict[str, Fate] = {}
+        self.outcomes: dict[str, Outcome] = {}
         # hashes of photos that somebody asked to be removed, from this site or from one beside it
         self.forgotten: set[str] = set()
-        self.collected: set[str] = set()  # listings' own pages whose photos all have their fate
-        with storage_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            self._lock = open(folder / ".lock", "a")  # noqa: SIM115 (held as long as the journal is)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.is_new = not (folder / "journal.jsonl").exists()
-            self._photos = Lines(folder / "journal.jsonl")
-            self._pages = Lines(folder / "pages.jsonl")
-            for beside in folder.parent.glob("*/journal.jsonl"):
-                self.forgotten |= read_forgotten(beside)
-            for place, line in self._photos.replay():
-                self._remember(line, place)
-            for _, line in self._pages.replay():
-                if line.get("status") == "collected":
-                    self.collected.add(line["url"])
+        # listings' own pages whose photos all have their outcome -> the line that says so
+        self.collected: dict[str, dict] = {}
+        busy = f"another scraper is at work in {folder}; wait for it, or give another --out"
+        with ExitStack() as stack:
             with storage_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(hold(folder / ".lock", busy))  # as long as the journal is open
+                self.is_new = not (folder / "journal.jsonl").exists()
+                self._photos = stack.enter_context(Lines(folder / "journal.jsonl"))
+                self._pages = stack.enter_context(Lines(folder / "pages.jsonl"))
                 for leftover in folder.glob("**/*.part"):  # of a kill between writing and renaming
                     leftover.unlink()
-        except BlockingIOError:
-            self._lock.close()
-            raise StorageError(f"another scraper is at work in {folder}; wait for it, or give another --out") from None
-        except BaseException:
-            self._lock.close()
-            raise
+                for beside in folder.parent.glob("*/journal.jsonl"):
+                    self.forgotten |= read_forgotten(beside)
+                for place, line in self._photos.replay():
+                    self._remember(line, place)
+                for _, line in self._pages.replay():
+                    self._note_collected(line)
+            self._open = stack.pop_all()
 
     def _remember(self, line: dict, place: int) -> None:
         if line.get("status") == "forgotten":
             self.forgotten.add(line["sha256"])
         if url := line.get("url"):
-            fate = self.fates.setdefault(url, Fate(line["status"], place, {}))
-            fate.status, fate.place = line["status"], place
-            fate.shown_by[line.get("listing"), line.get("label")] = place
+            outcome = self.outcomes.setdefault(url, Outcome(line["status"], place, {}))
+            outcome.status, outcome.place = line["status"], place
+            is_refused = line["status"] == "refused"
+            outcome.reason = sys.intern(line.get("reason") or "") if is_refused else None
+            outcome.judged_by = line.get("judged_by") if is_refused else None
+            outcome.shown_by[line.get("listing"), line.get("label")] = place
 
     def append(self, line: dict) -> None:
-        """Record the fate of a photo URL."""
-        self._remember(line, self._photos.append(line))
+        """Record the outcome of a photo URL."""
+        self._remember(line, self._append(self._photos, line))
 
     def newest_line(self, url: str) -> dict:
-        """Give the newest line of `url`."""
-        return self._photos.read(self.fates[url].place)
+        """Return the newest line of `url`."""
+        return self._photos.read(self.outcomes[url].place)
 
     def line_of(self, url: str, listing: str | None, label: str) -> dict | None:
-        """Give the newest line of `url` as this listing showed it, or None if it did not."""
-        place = self.fates[url].shown_by.get((listing, label))
+        """Return the newest line of `url` as this listing showed it, or None if it did not."""
+        place = self.outcomes[url].shown_by.get((listing, label))
         return None if place is None else self._photos.read(place)
 
     def append_page(self, line: dict) -> None:
         """Record what became of a page."""
-        self._pages.append(line)
-        if line["status"] == "collected":
-            self.collected.add(line["url"])
+        self._append(self._pages, line)
+        self._note_collected(line)
+
+    def _append(self, lines: Lines, line: dict) -> int:
+        """Write one line with the time (UTC) added, sync it to the disk and return its place in the file."""
+        with storage_errors(lines.path):
+            return lines.append({**line, "time": datetime.now(UTC).isoformat(timespec="seconds")})
+
+    def _note_collected(self, line: dict) -> None:
+        if line.get("status") == "collected":
+            self.collected[line["url"]] = {key: line[key] for key in ("refused", "judged_by") if line.get(key)}
 
     def read_pages(self) -> Iterator[dict]:
         """Yield the lines of `pages.jsonl` from the first on."""
         return (line for _, line in self._pages.replay())
 
     def close(self) -> None:
-        self._photos.close()
-        self._pages.close()
-        self._lock.close()
+        self._open.close()
 
     def __enter__(self) -> Journal:
         return self
@@ -174,7 +126,7 @@ class Journal:
 
 
 def read_forgotten(journal: Path) -> set[str]:
-    """Give the hashes that a journal marks as forgotten; lines that it cannot make sense of are passed over."""
+    """Return the hashes that a journal marks as forgotten; lines that it cannot make sense of are passed over."""
     forgotten = set()
     with open(journal, "rb") as lines:
         for line in lines:
@@ -188,9 +140,11 @@ def read_forgotten(journal: Path) -> set[str]:
 
 @contextmanager
 def storage_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError of the disk into a StorageError that says what to do."""
+    """Turn what keeps us from reading or writing the folder into a StorageError that says what to do."""
     try:
         yield
+    except (Busy, JournalDamaged) as error:
+        raise StorageError(str(error)) from error
     except OSError as error:
         raise StorageError(
             f"cannot write {error.filename or path}: {error.strerror or error}; make room or give --out another "
@@ -240,5 +194,5 @@ def archive_page(folder: Path, html: str) -> Path:
 
 
 def read_archived_page(path: Path) -> str:
-    """Give the HTML that `archive_page` kept."""
+    """Return the HTML that `archive_page` kept."""
     return gzip.decompress(path.read_bytes()).decode()

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import json
+import difflib
 import re
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from urllib.parse import urldefrag, urljoin, urlsplit
 
+import soupsieve
 from bs4 import BeautifulSoup, Tag
 
-from scraper.site import Site, named_selectors
+from scraper.addresses import absolute, absolute_link, listing_ids
+from scraper.pictures import addresses_of
+from scraper.politeness import AI_REFUSALS
+from scraper.site import Site, named_selectors, split_selector
 
-# where lazy loaders keep the address until a picture comes into view, in the order of preference
-LAZY_ATTRIBUTES = ("data-src", "data-original", "data-lazy-src", "data-lazy", "data-image", "data-bg", "data-url")
-SRCSET_ATTRIBUTES = ("data-srcset", "data-lazy-srcset", "srcset")
-AI_REFUSALS = {"noai", "noimageai", "noindex", "noimageindex", "none"}
+# At the end of a page's HTML, around what the page no longer showed when it was taken: see `loading`.
+KEPT = "scraper-kept"
+SHARED_BY = 3  # listings that show one address: no photo of any of them
+CHALLENGE = re.compile(
+    "captcha|just a moment|are you (a |an? )?(human|robot)|not a robot|verify (that )?you are|checking your browser|"
+    "access denied|attention required|unusual traffic|too many requests|rate limit|security check|pardon our|"
+    "ddos|request blocked|you have been blocked|bot detection",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -26,41 +35,74 @@ class Listing:
     link: str | None
     fields: dict[str, str]
     photos: tuple[str, ...]
+    cards: int = 1  # elements of the page that were different cars to look at, and became this listing
 
 
 def extract_listings(html: str, page_url: str, site: Site) -> list[Listing]:
-    """Give the listings of a page in its order, each id once; photo addresses are absolute and largest first choice."""
+    """Return the listings of a page in its order, each id once; photo addresses are absolute and largest first."""
     soup = BeautifulSoup(html, "html.parser")
     base = _base_url(soup, page_url)
+    cards = [*_select(soup, site.selectors.listing), *_kept(soup)]
+    links = [_link(card, base, site) for card in cards]
+    stand_ins = shared_sources(cards, site)
+    ids = listing_ids(links, page_url, site.selectors.ignore_query)
     listings: dict[str | int, Listing] = {}
-    for card in soup.select(site.selectors.listing):
-        link = read(card, site.selectors.link, default_attribute="href")
-        link = absolute(base, link) if link else None
-        identity = _listing_id(card, link, site)
+    looks: defaultdict[str | int, set] = defaultdict(set)
+    for card, link, by_link in zip(cards, links, ids, strict=True):
+        identity = _named_id(card, by_link, link, site)
         fields = {name: value for name, css in site.fields.items() if (value := read(card, css))}
-        listing = Listing(identity, link, fields, tuple(_photos(card, site.selectors.photos, base)))
+        listing = Listing(identity, link, fields, tuple(_photos(card, base, site, stand_ins)))
         key = identity if identity is not None else len(listings)
         known = listings.get(key)  # a "load more" that repeats itself shows a card twice
         listings[key] = _merge(known, listing) if known else listing
-    return list(listings.values())
+        looks[key] |= {by_link} if by_link else set(listing.photos[:1])
+    return [replace(listing, cards=max(1, len(looks[key]))) for key, listing in listings.items()]
 
 
 def extract_detail(html: str, page_url: str, site: Site, listing: Listing) -> Listing:
-    """Add to `listing` what its own page shows: the gallery's photos and the fields of `[detail]`."""
+    """Return `listing` with what its own page shows: the gallery's photos and the fields of `[detail]`."""
     soup = BeautifulSoup(html, "html.parser")
     fields = {name: value for name, css in site.detail.fields.items() if (value := read(soup, css))}
-    photos = tuple(_photos(soup, site.detail.photos, _base_url(soup, page_url)))
+    photos = tuple(_photos(soup, _base_url(soup, page_url), site, detail=True))
     # a search page shows the same photos small
     return replace(listing, fields=listing.fields | fields, photos=photos or listing.photos)
 
 
+def read_card(card: Tag, site: Site, detail: bool = False) -> tuple[str | None, str | None, tuple[str, ...]]:
+    """Return (what identifies it, its link, its photo addresses) of a card, or of an element of a gallery.
+
+    None of them is resolved against the page: this is for comparing a page with itself a moment later.
+    """
+    if detail:
+        photos = tuple(_photos(card, "", site, detail=True)) or tuple(_picture(card, site))
+        return None, None, photos
+    link = read(card, site.selectors.link, default_attribute="href")
+    photos = tuple(_photos(card, "", site))
+    return _named_id(card, link, link, site) or " ".join(card.get_text(" ").split()) or None, link, photos
+
+
+def _picture(tag: Tag, site: Site) -> list[str]:
+    """Return the addresses of a gallery's element itself."""
+    return addresses_of(tag, split_selector(site.detail.photos)[1], site.detail.photos_path)
+
+
+def shared_sources(cards: list[Tag], site: Site) -> set[str]:
+    """Return the values of `src` that several cards show: pictures that stand in until the real ones are loaded."""
+    if not site.selectors.photos:
+        return set()
+    css, _ = split_selector(site.selectors.photos)
+    sources = ({tag.get("src") for tag in card.select(css)} if css else () for card in cards)
+    counts = Counter(source for found in sources for source in found if source)
+    return {source for source, count in counts.items() if count >= SHARED_BY}
+
+
 def read(tag: Tag, selector: str | None, default_attribute: str | None = None) -> str | None:
-    """Give what `css`, `css@attribute` or `@attribute` finds in `tag`, white space collapsed; None if nothing."""
+    """Return what `css`, `css@attribute` or `@attribute` finds in `tag`, white space collapsed; None if nothing."""
     if not selector:
         return None
-    css, _, attribute = selector.partition("@")
+    css, attribute = split_selector(selector)
     attribute = attribute or default_attribute
-    found = tag.select_one(css) if css.strip() else tag
+    found = tag.select_one(css) if css else tag
     if found is None:
         return None
     value = found.get(attribute) if attribute else found.get_text(" ")
@@ -73,16 +115,56 @@ def is_empty_search(html: str, site: Site) -> bool:
     return bool(site.paging.empty) and BeautifulSoup(html, "html.parser").select_one(site.paging.empty) is not None
 
 
+def is_challenge(html: str) -> bool:
+    """Tell whether a short page asks who is there, or turns robots away."""
+    soup = BeautifulSoup(html, "html.parser")
+    for script in soup.find_all(["script", "style"]):
+        script.extract()
+    text = " ".join(soup.get_text(" ").split())
+    return len(text) < 2000 and CHALLENGE.search(text) is not None
+
+
+def title_of(html: str) -> str:
+    """Return what a page calls itself, in 80 characters at most: its title, else its first heading or text."""
+    soup = BeautifulSoup(html, "html.parser")
+    found = soup.find("title") or soup.find(["h1", "h2"]) or soup
+    return " ".join(found.get_text(" ").split())[:80]
+
+
+def hints(html: str) -> list[str]:
+    """Return what a page without listings holds that may hide them, as sentences."""
+    soup = BeautifulSoup(html, "html.parser")
+    frames = [frame.get("src") for frame in soup.find_all("iframe") if is_page(frame.get("src"))]
+    found = []
+    if frames:
+        found.append(
+            f"The page has a frame ({frames[0]}): set frame = 'iframe' under [selectors] if it holds the listings."
+        )
+    if len(soup.find_all(re.compile("-"))) > len(soup.find_all("template", attrs={"shadowrootmode": True})) > 0:
+        found.append("Parts of the page are in shadow roots: write selectors as if their content stood in the page.")
+    if soup.find("button", string=re.compile("accept|agree|consent|allow|enter|continue", re.IGNORECASE)):
+        found.append("A dialog may be in the way: name its button with click = ['…'] under [paging].")
+    return found
+
+
+def is_page(address: str | None) -> bool:
+    return bool(address) and not address.startswith(("about:", "javascript:", "data:"))
+
+
 def is_end_of_search(html: str, first: str | None, site: Site) -> bool:
     """Tell whether a page without listings may be the end of a search whose first page was `first`.
 
     On a first page, and on sites with an `empty` marker, only the marker says so. Elsewhere a page past the end
     resembles the first page without its listings, while one whose layout changed is still about as large as the first
-    page with them; what is in between counts as what it is nearer to.
+    page with them; what is in between counts as what it is nearer to. A page that turns robots away is never the end.
     """
     if first is None or site.paging.empty:
         return is_empty_search(html, site)
+    if is_challenge(html):
+        return False
     whole = BeautifulSoup(first, "html.parser")
+    for kept in whole.select(KEPT):
+        kept.extract()
     full = len(whole.find_all())
     for card in whole.select(site.selectors.listing):
         card.extract()
@@ -90,7 +172,7 @@ def is_end_of_search(html: str, first: str | None, site: Site) -> bool:
 
 
 def find_refusal(html: str) -> str | None:
-    """Give the word by which a page's `<meta name="robots">` keeps its photos out of data sets, or None."""
+    """Return the word by which a page's `<meta name="robots">` keeps its photos out of data sets, or None."""
     soup = BeautifulSoup(html, "html.parser")
     for meta in soup.find_all("meta", attrs={"name": re.compile("^(robots|carspotterscraper)$", re.IGNORECASE)}):
         words = {word.strip().lower() for word in (meta.get("content") or "").split(",")}
@@ -99,35 +181,79 @@ def find_refusal(html: str) -> str | None:
     return None
 
 
-def count_matches(html: str, site: Site, names: tuple[str, ...]) -> dict[str, tuple[int, str]]:
-    """Give for each named selector how many elements of the page it finds and what the first of them says."""
+def count_matches(html: str, page_url: str, site: Site, names: Collection[str]) -> dict[str, tuple[int, int, str]]:
+    """Return for each named selector: elements found, photo addresses in them, and the first value.
+
+    For one that finds nothing the third is the nearest selector that would find something.
+    """
     soup = BeautifulSoup(html, "html.parser")
-    cards = soup.select(site.selectors.listing)
-    result = {}
+    cards = [*_select(soup, site.selectors.listing), *_kept(soup)]
+    base, stand_ins, result = _base_url(soup, page_url), shared_sources(cards, site), {}
     for name, selector in named_selectors(site).items():
         if name not in names:
             continue
         inside = cards if name.startswith(("selectors.id", "selectors.link", "selectors.photos", "fields.")) else [soup]
-        css = selector.partition("@")[0].strip()
-        found = [(scope, tag) for scope in inside for tag in (scope.select(css) if css else [scope])]
-        first = ""
+        css, attribute = split_selector(selector)
+        found = [(scope, tag) for scope in inside for tag in (_select(scope, css) if css else [scope])]
+        addresses = 0
         if found and name.endswith("photos"):
-            first = next(iter(_sources(found[0][1])), "")
+            detail = name.startswith("detail")
+            photos = [url for scope in inside for url in _photos(scope, base, site, stand_ins, detail)]
+            addresses, first = len(set(photos)), next(iter(photos), "")
         elif found:
-            default = "href" if name == "selectors.link" else None
-            first = read(found[0][0], selector, default) or ""
-        result[name] = (len(found), first[:80])
+            first = read(found[0][0], selector, "href" if name == "selectors.link" else None) or ""
+        else:
+            first = nearest_selector(inside, css)
+        if found and attribute and not first:
+            first = f"no {attribute}; the first has {', '.join(found[0][1].attrs) or 'no attribute'}"
+        result[name] = (len(found), addresses, first[:80])
     return result
 
 
-def _listing_id(card: Tag, link: str | None, site: Site) -> str | None:
-    text = read(card, site.selectors.id, default_attribute=None) if site.selectors.id else link
+def nearest_selector(scopes: list[Tag], css: str) -> str:
+    """Return what to write instead of a selector that finds nothing in `scopes`, or an empty text.
+
+    Tried are: class names and ids that look alike, then the selector without one of its conditions or its beginning.
+    """
+    there = {f".{name}" for scope in scopes for tag in scope.find_all(True) for name in tag.get("class") or ()}
+    there |= {f"#{tag['id']}" for scope in scopes for tag in scope.find_all(id=True)}
+    pieces = re.findall(r"[.#][\w-]+|\[[^\]]*\]|:[\w-]+(?:\([^)]*\))?", css)
+    trials = [css.replace(piece, near) for piece in pieces for near in difflib.get_close_matches(piece, there, 3, 0.5)]
+    trials += [css.replace(piece, "", 1).strip(" >+~") for piece in (*pieces, *re.findall(r"^[a-z][\w-]*", css))]
+    trials += [css.split(None, 1)[1].strip(" >+~")] if len(css.split()) > 1 else []
+    for trial in filter(None, trials):
+        try:
+            count = sum(len(scope.select(trial)) for scope in scopes)
+        except (soupsieve.SelectorSyntaxError, ValueError):  # a part of a selector need not be one
+            continue
+        if count:
+            return f"nearest: {trial!r} finds {count}"
+    return ""
+
+
+def _select(scope: Tag, css: str) -> list[Tag]:
+    """Return what a selector finds, but for what was kept at the end of the page."""
+    found = scope.select(css)
+    return [tag for tag in found if not tag.find_parent(KEPT)] if isinstance(scope, BeautifulSoup) else found
+
+
+def _kept(soup: BeautifulSoup) -> list[Tag]:
+    return [tag for kept in soup.select(KEPT) for tag in kept.find_all(recursive=False)]
+
+
+def _link(card: Tag, base: str, site: Site) -> str | None:
+    link = read(card, site.selectors.link, default_attribute="href")
+    return absolute_link(base, link) if link else None
+
+
+def _named_id(card: Tag, by_link: str | None, link: str | None, site: Site) -> str | None:
+    """Return a listing's id: what the site file's `id` finds, without one what the link gives."""
+    if not site.selectors.id and not site.selectors.id_pattern:
+        return by_link
+    text = read(card, site.selectors.id) if site.selectors.id else link
     if text and site.selectors.id_pattern:
         match = re.search(site.selectors.id_pattern, text)
         return match.group(1) if match else None
-    if text and not site.selectors.id:
-        # without an id the listing's own address identifies it; the query is where visits are tracked
-        return urlsplit(text).path.strip("/") or None
     return text
 
 
@@ -141,102 +267,21 @@ def _base_url(soup: BeautifulSoup, page_url: str) -> str:
     return absolute(page_url, base["href"]) or page_url if base else page_url
 
 
-def absolute(base: str, address: str) -> str | None:
-    """Give an address of a page as a whole one without its fragment; None for one that is malformed."""
-    try:
-        return urldefrag(urljoin(base, address)).url
-    except ValueError:
-        return None
-
-
-def _photos(scope: Tag, selector: str | None, base: str) -> Iterator[str]:
+def _photos(scope: Tag, base: str, site: Site, stand_ins: Collection[str] = (), detail: bool = False) -> Iterator[str]:
+    """Yield the photo addresses in a card, or in the page of one listing, each once."""
+    selectors = site.detail if detail else site.selectors
+    if not selectors.photos:
+        return
+    css, attribute = split_selector(selectors.photos)
+    tags = _select(scope, css) if css else [scope]
+    if detail and isinstance(scope, BeautifulSoup):
+        tags += _kept(scope)
     seen = set()
-    for tag in scope.select(selector) if selector else ():
-        for source in _sources(tag):
-            url = absolute(base, source.strip())
+    for tag in tags:
+        for source in addresses_of(tag, attribute, selectors.photos_path, stand_ins):
+            url = absolute(base, source)
+            for pattern, text in site.selectors.replace.items():
+                url = re.sub(pattern, text, url) if url else url
             if url and url not in seen:
                 seen.add(url)
                 yield url
-
-
-def _sources(tag: Tag) -> list[str]:
-    """Give the addresses that one element stands for: a picture's largest version, or all of a JSON-LD block."""
-    if tag.name == "script":
-        return _json_ld_images(tag.get_text())
-    candidates = [tag]
-    if picture := tag if tag.name == "picture" else tag.find_parent("picture"):
-        sources = picture.find_all("source")
-        # what an old decoder cannot read is no help when the same picture is there in another format
-        plain = [source for source in sources if "avif" not in (source.get("type") or "")]
-        candidates = [*(plain or sources), *picture.find_all("img")]
-    choices = [
-        choice
-        for candidate in candidates
-        for attribute in SRCSET_ATTRIBUTES
-        if candidate.get(attribute)
-        for choice in parse_srcset(candidate[attribute])
-    ]
-    if choices:
-        return [max(choices, key=lambda choice: choice[1])[0]]
-    for candidate in candidates:
-        names = {"a": ("href",), "link": ("href",), "meta": ("content",)}.get(candidate.name, (*LAZY_ATTRIBUTES, "src"))
-        for name in names:
-            if _is_address(address := candidate.get(name)):
-                return [address]
-    style = f"{tag.get('style') or ''} {tag.get('data-style') or ''} {tag.get('data-background-image') or ''}"
-    found = (match.group(2) for match in re.finditer(r"url\(\s*(['\"]?)(.*?)\1\s*\)", style))
-    background = [address for address in found if _is_address(address)]
-    if not background and _is_address(tag.get("data-background-image")):
-        return [tag["data-background-image"]]
-    return background[:1]
-
-
-def parse_srcset(text: str) -> list[tuple[str, float]]:
-    """Give (address, width in pixels or density) for each candidate of a srcset; data: URIs are left out.
-
-    The order of steps is that of the HTML standard ("parse a srcset attribute"), which is why a comma inside an
-    address, as content networks write it, does no harm.
-    """
-    choices, position = [], 0
-    while match := re.compile(r"[\s,]*(\S+)").match(text, position):
-        address, position = match.group(1), match.end()
-        descriptor = ""
-        if address.endswith(","):
-            address = address.rstrip(",")
-        else:
-            descriptor = re.compile(r"[^,]*").match(text, position).group()
-            position += len(descriptor)
-        size = re.search(r"(\d*\.?\d+)[wx]\b", descriptor)
-        if _is_address(address):
-            choices.append((address, float(size.group(1)) if size else 1.0))
-    return choices
-
-
-def _json_ld_images(text: str) -> list[str]:
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return []
-    found: list[str] = []
-
-    def walk(node, is_image: bool) -> None:
-        if isinstance(node, str):
-            if is_image and _is_address(node):
-                found.append(node)
-        elif isinstance(node, list):
-            for part in node:
-                walk(part, is_image)
-        elif isinstance(node, dict):
-            if is_image or node.get("@type") == "ImageObject":
-                walk(node.get("contentUrl") or node.get("url"), True)
-            else:
-                for key, part in node.items():
-                    walk(part, key in ("image", "photo"))
-
-    walk(content, False)
-    return found
-
-
-def _is_address(text: str | None) -> bool:
-    text = (text or "").strip().lower()
-    return bool(text) and not text.startswith(("data:", "blob:", "about:", "javascript:"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import email.utils
 import random
 import threading
 import time
@@ -21,10 +22,20 @@ LONGEST_SLOWDOWN = 60.0
 LONGEST_TURN = 5.0  # seconds
 NO_TIME = 0.001  # seconds; what rounding may leave of a wait
 POLL = 0.02  # seconds
+BUSY = {408, 425, 429, 500, 502, 503, 504}  # statuses after which the same request may succeed
+ROBOTS_FORBID = "robots.txt forbids it"
+AI_REFUSALS = {"noai", "noimageai", "noindex", "noimageindex", "none"}
 
 
 class Refused(Exception):
-    """A URL's final fate: asking again would not help, or is not allowed."""
+    """A URL's final outcome: asking again would not help, or is not allowed.
+
+    `setting` names the setting of `[politeness]`, or "formats", that led to it: under another it is judged again.
+    """
+
+    def __init__(self, reason: str, setting: str | None = None):
+        super().__init__(reason)
+        self.setting = setting
 
 
 class Failed(Exception):
@@ -70,7 +81,7 @@ class Pacer:
         return self._hosts.setdefault(urlsplit(url).netloc.lower(), _Host())
 
     def delay(self, url: str) -> float:
-        """Give the seconds that now lie between two requests to the host of `url`, before jitter."""
+        """Return the seconds that now lie between two requests to the host of `url`, before jitter."""
         host = self._host(url)
         base = max(self.politeness.delay, host.crawl_delay)
         strain = min(10.0, max(1.0, host.latency / host.usual_latency)) if host.usual_latency else 1.0
@@ -149,11 +160,25 @@ class Pacer:
             host.next_time = max(host.next_time, self.clock() + rest)
 
 
+def parse_retry_after(text: str, now: Callable[[], float] = time.time) -> float | None:
+    """Return the seconds of a `Retry-After`, written as seconds or as a date; None when it says nothing.
+
+    `now()` is the time in Unix seconds.
+    """
+    text = text.strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now())
+    except (ValueError, TypeError):
+        return None
+
+
 class Robots:
     """Each host's robots.txt by RFC 9309, closed on doubt.
 
     A 2xx answer is parsed (its first 500 KiB), a 4xx allows everything, and 429, 5xx, network errors and redirects
-    that lead nowhere forbid everything. `fetch(url, limit)` gives (status, content) and raises Failed or Refused.
+    that lead nowhere forbid everything. `fetch(url, limit)` returns (status, content) and raises Failed or Refused.
     """
 
     def __init__(self, fetch: Callable[[str, int], tuple[int, bytes]], pacer: Pacer):
@@ -173,7 +198,7 @@ class Robots:
         if rules is None:
             raise Failed(f"robots.txt cannot be read: {trouble}")
         if not rules.can_fetch(url, ROBOT_NAME):
-            raise Refused("robots.txt forbids it")
+            raise Refused(ROBOTS_FORBID)
 
     def _read(self, origin: str) -> tuple[Protego | None, str]:
         try:

@@ -1,7 +1,8 @@
-"""Reads the archived pages again, offline: what a mended site file finds in pages that may be gone by now."""
+"""Reads the archived pages again, offline: what a corrected site file finds in pages that may be gone by now."""
 
 from __future__ import annotations
 
+from scraper.addresses import without_parameters
 from scraper.crawl import RESULT_KEYS
 from scraper.journal import Journal, read_archived_page
 from scraper.pages import Listing, extract_detail, extract_listings
@@ -19,7 +20,7 @@ def reparse(site: Site, journal: Journal) -> dict[str, int]:
 
     A photo whose listing reads differently now gets a new line with the old result; a photo never seen before gets
     a line as failed, which the next crawl tries to fetch. Where a page was archived several times the newest counts.
-    Nothing is asked of the site. Gives counts of pages, listings, photos, corrected and new.
+    Nothing is asked of the site. Returns counts of pages, listings, photos, corrected and new.
     """
     counts = dict.fromkeys(("pages", "listings", "photos", "corrected", "new", "unchanged"), 0)
     loaded = [page for page in journal.read_pages() if page["status"] == "loaded"][::-1]
@@ -46,17 +47,17 @@ def reparse(site: Site, journal: Journal) -> dict[str, int]:
                 continue  # its photos come from its own page
             for url in listing.photos:
                 counts["photos"] += 1
-                counts[_update(journal, page, url, listing)] += 1
+                counts[_update(site, journal, page, url, listing)] += 1
     del counts["unchanged"]
     return counts
 
 
-def _update(journal: Journal, page: dict, url: str, listing: Listing) -> str:
-    start = page["start"]
+def _update(site: Site, journal: Journal, page: dict, address: str, listing: Listing) -> str:
+    start, url = page["start"], without_parameters(address, site.selectors.ignore_query)
     about = {"url": url, "page_url": page["url"], "listing": listing.id, "label": start["label"], "city": start["city"]}
     about |= listing.fields
-    if url not in journal.fates:
-        journal.append(about | NOT_FETCHED)
+    if url not in journal.outcomes:
+        journal.append(about | NOT_FETCHED | ({"asked": address} if address != url else {}))
         return "new"
     line = journal.line_of(url, listing.id, start["label"]) or {}
     if all(line.get(key) == value for key, value in about.items() if key != "page_url"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import shlex
 import tomllib
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -39,12 +40,16 @@ class Start:
 class Paging:
     """How to reach the listings that the first page does not show, and when to stop."""
 
-    kind: str = "none"  # none · scroll · button (a "load more" that is clicked) · next (a link) · numbered ({page})
+    # none (as when it is left out) · scroll · button (clicked for more) · next (a link or button) · numbered ({page})
+    kind: str | None = None
     button: str | None = None
     next: str | None = None
     end: str | None = None  # present when everything is loaded
-    empty: str | None = None  # present when a search rightly finds nothing
+    empty: str | None = None  # present when a search finds nothing
     first_page: int = 1
+    step: int = 1  # from one {page} to the next: 20 where a site counts 0, 20, 40
+    click: tuple[str, ...] = ()  # clicked once where they show, on every page: consent dialogs, "enter" gates
+    settle: float = 1.0  # seconds without a new card or photo after which a page with scripts is taken
     max_pages: int = 500  # pages, scrolls or clicks per start entry: a page that never ends must end
     max_listings: int = 20_000  # per page
     patience: float = 8.0  # seconds without a new listing after which a page counts as complete
@@ -56,6 +61,10 @@ class Selectors:
 
     listing: str
     photos: str | None = None  # may be left out when [detail] has its own
+    photos_path: str | None = None  # where the addresses are in a JSON script that `photos` selects: a.b.*.url
+    frame: str | None = None  # the <iframe> that holds the listings
+    replace: dict[str, str] = field(default_factory=dict)  # regular expression -> text, as thumbnail -> full size
+    ignore_query: tuple[str, ...] = ()  # query parameters of addresses that change from visit to visit
     id: str | None = None
     id_pattern: str | None = None  # a regular expression whose first group is the id
     link: str | None = None  # the listing's own page
@@ -66,7 +75,19 @@ class Detail:
     """The listing's own page, for sites that show the gallery only there; selectors look at the whole page."""
 
     photos: str
+    photos_path: str | None = None
     fields: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is sent with every request, by the browser and for photos, and whose certificates are trusted."""
+
+    headers: dict[str, str] = field(default_factory=dict)
+    cookies: dict[str, str] = field(default_factory=dict)  # for the hosts of the start entries
+    user_agent: str | None = None  # instead of the one that names the scraper and `contact`
+    ca_file: str | None = None  # certificates to trust besides the usual ones; a path beside the site file
+    verify: bool = True  # false trusts any certificate
 
 
 @dataclass(frozen=True)
@@ -80,6 +101,8 @@ class Politeness:
     total_timeout: float = 120.0  # seconds for one photo, however steadily it drips
     page_timeout: float = 30.0
     max_bytes: int = 20_000_000
+    max_pixels: int = 50_000_000
+    min_width: int = 1  # pixels; smaller pictures are icons
     allow_private: tuple[str, ...] = ()  # addresses or networks inside a private network that may be asked
     respect_noai: bool = True  # noai, noimageai, noindex and noimageindex, in headers and in pages
     restart_browser_every: int = 50  # pages
@@ -96,15 +119,18 @@ class Site:
     paging: Paging = Paging()
     detail: Detail | None = None
     politeness: Politeness = Politeness()
+    request: Request = Request()
     fields: dict[str, str] = field(default_factory=dict)
     notice: str = ""  # what to know about this site's terms, shown before the first crawl
+    serve: str | None = None  # the command that starts a site on this machine, said when nothing answers there
+    source: str = ""  # what to write on the command line for this site: its name or the path of its file
 
     @property
     def user_agent(self) -> str:
-        return f"Mozilla/5.0 (compatible; {ROBOT_NAME}/{__version__}; +{self.contact})"
+        return self.request.user_agent or f"Mozilla/5.0 (compatible; {ROBOT_NAME}/{__version__}; +{self.contact})"
 
     def at(self, base_url: str) -> Site:
-        """Give the same site served from another scheme, host and port, as when a copy runs on a free local port."""
+        """Return the same site at another scheme, host and port, as when a copy runs on a free local port."""
         base = urlsplit(base_url)
         if base.scheme not in ("http", "https") or not base.netloc:
             raise SiteError(f"--base-url {base_url!r} is no address; write it as http://127.0.0.1:8000")
@@ -115,7 +141,7 @@ class Site:
         return replace(self, starts=tuple(replace(start, url=move(start.url)) for start in self.starts))
 
     def starting_at(self, url: str, label: str | None = None, city: str | None = None) -> Site:
-        """Give the site with `url` as its only start; label and city come from the start entry that it resembles.
+        """Return the site with `url` as its only start; label and city come from the start entry that it resembles.
 
         Raises SiteError when no label is given and the site's entries leave more than one possible.
         """
@@ -143,22 +169,27 @@ def load_site(name: str) -> Site:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SiteError(f"{path} is not TOML: {error}") from error
-    return parse_site(content, path)
+    return replace(parse_site(content, path), source=shlex.quote(name))
 
 
 def parse_site(content: dict, path: Path) -> Site:
-    """Check the content of a site file and give the Site. Raises SiteError, naming `path` and the key."""
-    content = dict(content)
-    content.setdefault("name", path.stem)
+    """Return the Site that the content of a site file describes. Raises SiteError, naming `path` and the key."""
+    content = {"name": path.stem, "source": path.stem} | content
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", content["name"]):
         raise SiteError(f"{path}: name {content['name']!r} names a folder; use lower-case letters, digits, _ and -")
     if "@" not in content.get("contact", "") and "://" not in content.get("contact", ""):
         raise SiteError(f"{path}: contact must be an e-mail or web address at which the site's owner can reach you")
     content["starts"] = _read_starts(content.pop("start", []), path)
-    for key, kind in (("paging", Paging), ("selectors", Selectors), ("detail", Detail), ("politeness", Politeness)):
+    tables = {"paging": Paging, "selectors": Selectors, "detail": Detail, "politeness": Politeness, "request": Request}
+    for key, kind in tables.items():
         if key in content:
             content[key] = _fill(kind, content[key], path, key)
     site = _fill(Site, content, path, "the file")
+    if site.request.ca_file:
+        ca_file = path.parent / site.request.ca_file
+        if not ca_file.is_file():
+            raise SiteError(f"{path}: ca_file {str(ca_file)!r} is not there")
+        site = replace(site, request=replace(site.request, ca_file=str(ca_file)))
     _check(site, path)
     return site
 
@@ -189,6 +220,7 @@ TYPES = {
     "int": (int, "a whole number"),
     "bool": (bool, "true or false"),
     "tuple[str, ...]": (list, "a list of text"),
+    "dict[str, str]": (dict, "a table of text"),
 }
 
 
@@ -206,13 +238,18 @@ def _fill(kind: type, values: dict, path: Path, where: str):
         allowed, words = TYPES.get(known[key].type.removesuffix(" | None"), (object, ""))
         if value is not None and not isinstance(value, allowed):
             raise SiteError(f"{path}: {key} in {where} is {value!r}; it must be {words}")
+        parts = value if isinstance(value, list) else value.values() if allowed is dict else ()
+        if words.endswith("of text") and not all(isinstance(part, str) for part in parts):
+            raise SiteError(f"{path}: {key} in {where} is {value!r}; it must be {words}")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
 def _check(site: Site, path: Path) -> None:
     if min(site.politeness.delay, site.politeness.jitter) < 0:
         raise SiteError(f"{path}: delay and jitter cannot be negative")
-    if site.paging.kind not in PAGING_KINDS:
+    if site.paging.step == 0:
+        raise SiteError(f"{path}: step cannot be 0")
+    if site.paging.kind not in (None, *PAGING_KINDS):
         raise SiteError(f"{path}: paging kind {site.paging.kind!r} is none of {', '.join(PAGING_KINDS)}")
     for kind in ("button", "next"):
         if site.paging.kind == kind and not getattr(site.paging, kind):
@@ -232,9 +269,8 @@ def _check(site: Site, path: Path) -> None:
     if site.detail and not site.selectors.link:
         raise SiteError(f"{path}: [detail] needs the selector 'link' in [selectors], which leads to the listing's page")
     for name, selector in named_selectors(site).items():
-        css, _, attribute = selector.partition("@")
         try:
-            soupsieve.compile(css.strip() or "*")
+            soupsieve.compile(split_selector(selector)[0] or "*")
         except soupsieve.SelectorSyntaxError as error:
             raise SiteError(f"{path}: selector {name} = {selector!r}: {str(error).splitlines()[0]}") from error
     if site.selectors.id_pattern:
@@ -244,12 +280,24 @@ def _check(site: Site, path: Path) -> None:
             raise SiteError(f"{path}: id_pattern {site.selectors.id_pattern!r}: {error}") from error
         if groups != 1:
             raise SiteError(f"{path}: id_pattern {site.selectors.id_pattern!r} needs exactly one group ( )")
+    for pattern, text in site.selectors.replace.items():
+        try:
+            re.sub(pattern, text, "")
+        except (re.error, IndexError) as error:
+            raise SiteError(f"{path}: replace {pattern!r} = {text!r}: {error}") from error
+
+
+def split_selector(selector: str) -> tuple[str, str | None]:
+    """Return the CSS part ("" for the element itself) and the attribute, if any, of `css@attribute`."""
+    match = re.fullmatch(r"(.*?)@([\w:.-]+)", selector.strip(), re.DOTALL)
+    return (match.group(1).strip(), match.group(2)) if match else (selector.strip(), None)
 
 
 def named_selectors(site: Site) -> dict[str, str]:
-    """Give every selector of a site under its name in the site file, as `selectors.listing` or `detail.photos`."""
-    named = {f"selectors.{key}": getattr(site.selectors, key) for key in ("listing", "id", "link", "photos")}
+    """Return every selector of a site under its name in the site file, as `selectors.listing` or `detail.photos`."""
+    named = {f"selectors.{key}": getattr(site.selectors, key) for key in ("frame", "listing", "id", "link", "photos")}
     named |= {f"paging.{key}": getattr(site.paging, key) for key in ("button", "next", "end", "empty")}
+    named |= {f"paging.click {selector}": selector for selector in site.paging.click}
     named |= {f"fields.{key}": value for key, value in site.fields.items()}
     if site.detail:
         named["detail.photos"] = site.detail.photos

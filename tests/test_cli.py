@@ -1,5 +1,6 @@
 """The verbs, one after the other, as a person at a terminal would type them."""
 
+import argparse
 import json
 import os
 import shutil
@@ -10,6 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from PIL import Image
+
+from carspotter.cli import GROUPS, _parser, main
+from carspotter.doctor import examine
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -131,6 +135,46 @@ def test_bad_input_is_one_sentence_and_exit_code_2(carspotter, photos, arguments
     assert finished.returncode == 2
     assert words in finished.stderr
     assert finished.stderr.startswith("carspotter: ") and "Traceback" not in finished.stderr
+
+
+def test_every_verb_is_in_one_group_of_the_help_and_has_an_example():
+    verbs = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
+    grouped = [name for group in GROUPS.values() for name in group]
+    assert sorted(grouped) == sorted(verbs.choices)
+    for name, parser in verbs.choices.items():
+        assert f"carspotter {name}" in parser.epilog
+
+
+@pytest.mark.parametrize(
+    "arguments, proposal", [(("chek",), "did you mean check"), (("train", "basline_cnn"), "did you mean baseline_cnn")]
+)
+def test_a_typing_error_gets_a_proposal(capsys, arguments, proposal):
+    with pytest.raises(SystemExit, match="2"):
+        main(list(arguments))
+    assert proposal in capsys.readouterr().err
+
+
+def test_a_bug_shows_its_traceback_and_bad_input_does_so_when_asked(monkeypatch, capsys):
+    def break_down(*_, **__):
+        raise AttributeError("a bug")
+
+    monkeypatch.setattr("carspotter.doctor.examine", break_down)
+    with pytest.raises(AttributeError):
+        main(["doctor"])
+    assert main(["forget", "abc"]) == 2
+    monkeypatch.setenv("CARSPOTTER_DEBUG", "1")
+    with pytest.raises(ValueError, match="abc"):
+        main(["forget", "abc"])
+
+
+def test_doctor_says_what_is_missing_and_how_to_get_it(monkeypatch):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    findings = {finding.what: finding for finding in examine()}
+    assert not findings["PyTorch"].works and "carspotter[torch]" in findings["PyTorch"].says
+    assert findings["Python"].works and findings["disk"].says
 
 
 def test_a_real_folder_of_photos_can_be_imported_and_split(tmp_path):

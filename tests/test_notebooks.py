@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from carspotter.journey import execute_notebook
+from carspotter.walkthrough import execute_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))

@@ -1,3 +1,23 @@
-"""Is this the car model that it is said to be? Helpers under the notebook series; see README.md."""
+"""Does this photo show the car that the ad claims? Helpers under the notebook series; see README.md."""
 
-__version__ = "0.1.0"
+from importlib import import_module
+
+__version__ = "0.2.0"
+__all__ = ["Experiment", "Study", "load_or_train"]
+
+# Imported when first used: `import carspotter` stays quick and loads no framework.
+_HOMES = {
+    "Experiment": "carspotter.models.experiments",
+    "Study": "carspotter.paths",
+    "load_or_train": "carspotter.models.runs",
+}
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'carspotter' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

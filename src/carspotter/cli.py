@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import importlib.util
 import os
@@ -14,6 +15,38 @@ from carspotter.paths import Study
 
 # Packages beside this one that bring verbs of their own; the sample site is not in the wheel.
 NEIGHBOURS = ("carspotter_review", "carspotter_check", "carspotter_sample")
+
+# The verbs as `carspotter --help` shows them, each with an example.
+GROUPS = {
+    "Start": {"demo": "", "doctor": "", "study": "my_photos --classes swift wagonr", "sample": "serve"},
+    "Data": {
+        "import": "my_photos --classes swift wagonr",
+        "curate": "--weights mobilenet_v2.weights.h5 --report",
+        "review": "--reviewer Asha",
+        "forget": 64 * "0",
+        "split": "--classes swift wagonr",
+        "kaggle": "fetch",
+    },
+    "Train": {"train": "fast_recipe --framework torch", "sweep": "series.toml --processes 2", "runs": ""},
+    "Decide": {"report": "", "unseal": 'chosen --reason "the series is finished"'},
+    "Deploy": {
+        "check": "photo.jpg --claim swift",
+        "export": "fast_recipe-torch-s0-1a2b3c4d",
+        "serve": "data/bundles/fast_recipe-torch-s0-1a2b3c4d-onnx",
+    },
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that proposes what was meant."""
+
+    def _check_value(self, action: argparse.Action, value) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        names = [str(choice) for choice in action.choices]
+        near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.5)
+        proposal = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(names)}"
+        raise argparse.ArgumentError(action, f"{value!r} is unknown; {proposal}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,9 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nInterrupted. What is finished is kept; run the same command again to go on.", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError, KeyError, ImportError, ArithmeticError, MemoryError) as error:
-        # str() of a KeyError is the repr of its message
-        print(f"carspotter: {error.args[0] if isinstance(error, KeyError) else error}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError, ImportError, MemoryError) as error:
+        if os.environ.get("CARSPOTTER_DEBUG"):
+            raise
+        print(f"carspotter: {error}", file=sys.stderr)
         return 2
 
 
@@ -142,18 +176,10 @@ def sweep_runs(options) -> int:
     return 1 if (table["error"] != "").any() else 0
 
 
-def run_demo(options) -> int:
-    from carspotter.journey import run_demo
-
-    page = run_demo(options.out, listings=options.listings, seed=options.seed, epochs=options.epochs)
-    print(f"Open this page in a browser: {page}")
-    return 0
-
-
 def run_study(options) -> int:
     from carspotter.evidence.report import runs_report, to_markdown
-    from carspotter.journey import run_study
     from carspotter.photos.table import slugify
+    from carspotter.walkthrough import run_study
 
     options.classes = [slugify(name) for name in options.classes]
     name = options.study or "_".join(options.classes) or "swift_wagonr"
@@ -193,14 +219,43 @@ def kaggle_publish(options) -> int:
     return 0
 
 
+def examine_machine(options) -> int:
+    from carspotter.doctor import examine
+
+    findings = examine()
+    width = max(len(finding.what) for finding in findings)
+    for finding in findings:
+        print(f"{'ok' if finding.works else '--'}  {finding.what:<{width}}  {finding.says}")
+    return 0
+
+
+def list_runs(options) -> int:
+    from carspotter.models.store import read_runs
+
+    study = study_of(options)
+    runs = read_runs(study)
+    if runs.empty:
+        print(f"{study.runs_table}: no runs yet; train one: carspotter train fast_recipe --study {study.name}")
+        return 0
+    columns = ["run", "image_size", "epochs", "mean_last_five_validation_accuracy", "seconds", "finished_time"]
+    table = runs.reindex(columns=columns).rename(columns={columns[3]: "validation", "finished_time": "finished"})
+    print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+    return 0
+
+
 def study_of(options) -> Study:
     return Study.open(options.study, options.data)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="carspotter", description="Is this the car model that it is said to be?")
+    parser = Parser(
+        prog="carspotter",
+        usage="carspotter VERB …",
+        description="Does this photo show the car that the ad claims?",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=__version__)
-    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(prog="carspotter", required=True, metavar="VERB", help=argparse.SUPPRESS)
 
     importing = add_verb(verbs, "import", import_photos, "take in a folder of photos: one sub-folder per class")
     importing.add_argument("folder", type=Path)
@@ -279,14 +334,12 @@ def _parser() -> argparse.ArgumentParser:
         errand.add_argument("--dry-run", action="store_true", help="write what would be sent, send nothing")
         errand.add_argument("--out", type=Path, metavar="DIR", help="default: below data/kaggle")
 
-    demo = verbs.add_parser("demo", help="the whole road on the sample site, into demo/")
-    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR")
-    demo.add_argument("--listings", type=positive, default=60)
-    demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--epochs", type=positive, default=20)
-    demo.set_defaults(verb=run_demo)
+    doctor = verbs.add_parser("doctor", help="what works on this machine, and what to install")
+    doctor.set_defaults(verb=examine_machine)
 
-    study = verbs.add_parser("study", help="the whole road on a folder of photos")
+    add_verb(verbs, "runs", list_runs, "list the recorded runs of a study")
+
+    study = verbs.add_parser("study", help="import, curate, split, train and check on a folder of photos")
     study.add_argument("photos", nargs="?", type=Path, metavar="FOLDER", help="class folders (default: data/)")
     study.add_argument("--classes", nargs="+", default=[], metavar="CLASS")
     study.add_argument("--study", metavar="NAME", help="default: the classes joined by _")
@@ -296,6 +349,15 @@ def _parser() -> argparse.ArgumentParser:
     for neighbour in NEIGHBOURS:
         if importlib.util.find_spec(neighbour):
             importlib.import_module(f"{neighbour}.cli").add_verbs(verbs)
+    texts = {action.dest: action.help for action in verbs._choices_actions}
+    lines = []
+    for group, examples in GROUPS.items():
+        lines += ["", f"{group}:"]
+        for name, example in examples.items():
+            if name in verbs.choices:
+                lines.append(f"  {name:<9} {texts[name]}")
+                verbs.choices[name].epilog = f"Example: carspotter {name} {example}".strip()
+    parser.epilog = "\n".join([*lines[1:], "", "`carspotter VERB --help` says more about each."])
     return parser
 
 

@@ -49,6 +49,18 @@ def checkout() -> Path:
     return folder
 
 
+def find_archive(data: Path) -> Path | None:
+    """Return the archive whose photos belong into the folder `data`, or None.
+
+    It is `<data>.zip` beside the folder; on Kaggle the data set `carspotter-<name>`, which Kaggle may have unzipped.
+    """
+    beside = data.with_name(data.name + ".zip")
+    mount, slug = kaggle(), "carspotter-" + data.name.replace("_", "-")
+    mounted = [found for depth in ("", "*/", "*/*/") for found in mount.glob(f"input/{depth}{slug}")] if mount else []
+    candidates = [beside, *(place for found in mounted for place in (found / beside.name, found / data.name, found))]
+    return next((place for place in candidates if place.exists()), None)
+
+
 def real_photos() -> Path | None:
     """Give the folder of real photos named by `CARSPOTTER_REAL_PHOTOS`, or None when there is none."""
     folder = os.environ.get("CARSPOTTER_REAL_PHOTOS")
@@ -83,7 +95,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 class Study:
     """The files of one study: a set of classes and photos with its split and its runs.
 
-    `data` is shared by all studies (photos, journal, curation); `results` holds one folder per study and is in git.
+    `data` is shared by all studies without an archive (photos, journal, curation); `results` holds one folder per study
+    and is in git.
     """
 
     name: str
@@ -92,12 +105,18 @@ class Study:
 
     @classmethod
     def open(cls, name: str = "sample", data: str | os.PathLike | None = None) -> Study:
-        """Give the study `name`; `data` defaults to `data/` in `home()`, results are always in `home()/results`."""
+        """Return the study `name`; results are always in `home()/results`.
+
+        `data` defaults to `data/` in `home()`; a study whose photos come as an archive, `data/<name>.zip`, has the
+        folder `data/<name>` for itself, so that its photos never mix with yours.
+        """
         if not name or name != Path(name).name or name.startswith("."):
             raise ValueError(
                 f"study name {name!r} cannot be a folder name; use letters, digits and _, as in swift_wagonr"
             )
-        return cls(name, Path(data).resolve() if data else home() / "data", home() / "results")
+        own = home() / "data" / name
+        folder = Path(data).resolve() if data else own if find_archive(own) else own.parent
+        return cls(name, folder, home() / "results")
 
     @property
     def raw(self) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from carspotter.models.metrics import probabilities_from_logits
 from carspotter.paths import Study
-from carspotter.photos.images import FORMATS, PREPROCESSING, UnreadablePhoto, decode_image
+from carspotter.photos.decoding import UnreadablePhoto
+from carspotter.photos.images import PREPROCESSING, decode_with_facts
 from carspotter_check.rejection import OTHER_MODEL, References, Rejection, calibrate, quality_fault
 
 MANIFEST, ONNX_MODEL, REFERENCES = "manifest.json", "model.onnx", "references.npz"
@@ -102,8 +101,8 @@ class PhotoCheck:
             if Path(photo).stat().st_size > LARGEST_FILE:
                 raise UnreadablePhoto(str(photo), f"larger than {LARGEST_FILE / 2**20:.0f} MB")
             photo = Path(photo).read_bytes()
-        image = decode_image(photo, self.image_size)
-        shorter = min(Image.open(io.BytesIO(photo), formats=list(FORMATS)).size)  # the header alone: costs nothing
+        image, facts = decode_with_facts(photo, self.image_size)
+        shorter = min(facts.width, facts.height)
         if shorter < self.rejection.limits.shorter_side:
             at_least = self.rejection.limits.shorter_side
             raise UnreadablePhoto("photo", f"too small (its shorter side has {shorter} pixels, {at_least} are needed)")

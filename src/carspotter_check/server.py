@@ -39,7 +39,7 @@ from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from carspotter import __version__
-from carspotter.photos.images import FORMATS, UnreadablePhoto
+from carspotter.photos.decoding import FORMATS, UnreadablePhoto
 from carspotter_check.explain import occlusion_map
 from carspotter_check.photo_check import PhotoCheck
 

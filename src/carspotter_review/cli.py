@@ -15,6 +15,9 @@ def add_verbs(verbs) -> None:
     reviewing.add_argument("--reviewer", metavar="NAME", help="default: your login name")
     reviewing.add_argument("--port", type=int, default=8766, help="default: %(default)s")
     reviewing.add_argument("--host", default="127.0.0.1", help="another than loopback asks for a token")
+    reviewing.add_argument(
+        "--public-url", metavar="URL", help="where a proxy serves it, e.g. https://example.org/review/"
+    )
     reviewing.add_argument("--seed", type=int, default=0, help="another draw of the quiz or the audit")
     reviewing.add_argument("--weights", type=Path, metavar="FILE", help="as for curate: shows the nearest kept photos")
     purposes = reviewing.add_mutually_exclusive_group()
@@ -29,7 +32,7 @@ def review_photos(options) -> int:
     from carspotter_review.server import serve_reviews
 
     study, reviewer = study_of(options), options.reviewer or getpass.getuser()
-    settings = {"port": options.port, "host": options.host, "seed": options.seed}
+    settings = {"port": options.port, "host": options.host, "seed": options.seed, "public_url": options.public_url}
     settings["features"] = None if options.quiz else describe_photos(study, options.weights)
     with serve_reviews(study, reviewer, quiz=options.quiz, audit=options.audit, **settings) as server:
         print(f"Review on {server.url} (Ctrl-C stops; every decision is on disk)", flush=True)
@@ -41,8 +44,5 @@ def review_photos(options) -> int:
             interval = accuracy_interval(answers["correct"], answers["group"])
             print(f"{reviewer} named {interval.photos} validation photos: accuracy {interval}")
     if options.audit:
-        audit = review.read_audit(study, options.audit, options.seed)
-        if len(audit.junk):
-            interval = accuracy_interval(audit.junk, audit.group)
-            print(f"junk among the {audit.kept:,} kept photos: {interval}, from {interval.photos} looked at")
+        print(review.read_audit(study, options.audit, options.seed))
     return 0

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import pandas as pd
 
 from carspotter.paths import Study
-from carspotter.photos.images import UnreadablePhoto
+from carspotter.photos.decoding import UnreadablePhoto
 from carspotter_review.session import EDGES, Session
 
 BODY_LIMIT = 4096  # bytes; a decision has about 200
@@ -32,15 +32,18 @@ def serve_reviews(
     audit: int | None = None,
     seed: int = 0,
     features: pd.DataFrame | None = None,
+    public_url: str | None = None,
 ) -> ReviewServer:
     """Serve the review page; with `quiz` or `audit`, that many photos of the quiz or the audit drawn by `seed`.
 
     Use it as a context manager: `with serve_reviews(…) as server: print(server.url); server.wait()`. Port 0 takes a
     free one. Off loopback the URL carries a random token, without which nothing is answered. `features` (float,
     indexed by sha256) finds the nearest kept photos; without them photos of the same listing, duplicates and good
-    examples are shown. Raises ValueError for a nameless reviewer and OSError for a port that is taken.
+    examples are shown. `public_url` is the address under
+    which a proxy (HTTPS, a prefix) hands requests on. Raises ValueError for a nameless reviewer and OSError for a port
+    that is taken.
     """
-    return ReviewServer(Session(study, reviewer, quiz, audit, seed, features), host, port)
+    return ReviewServer(Session(study, reviewer, quiz, audit, seed, features), host, port, public_url)
 
 
 class ReviewServer(ThreadingHTTPServer):
@@ -48,9 +51,10 @@ class ReviewServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, session: Session, host: str, port: int):
+    def __init__(self, session: Session, host: str, port: int, public_url: str | None = None):
         self.session = session
-        self.token = None if _is_loopback(host) else secrets.token_urlsafe(24)
+        # Behind a proxy everybody who reaches it reaches this page, though it listens on loopback.
+        self.token = None if _is_loopback(host) and not public_url else secrets.token_urlsafe(24)
         # Names under which a browser may ask. A page elsewhere that points its own name at this machine (DNS
         # rebinding) is turned away; bound to every address we cannot know our names, and the token alone decides.
         self.names = None if host in ("0.0.0.0", "::", "") else {host, "127.0.0.1", "localhost", "::1"}
@@ -60,7 +64,12 @@ class ReviewServer(ThreadingHTTPServer):
         except OSError as error:
             raise OSError(f"port {port} of {host} cannot be opened ({error.strerror}); give another, or 0") from error
         name = f"[{host}]" if ":" in host else host
-        self.url = f"http://{name}:{self.server_port}/" + (f"?token={self.token}" if self.token else "")
+        address = f"{public_url.rstrip('/')}/" if public_url else f"http://{name}:{self.server_port}/"
+        self.url = address + (f"?token={self.token}" if self.token else "")
+        public = urlsplit(public_url or "")
+        self.public_origin = f"{public.scheme}://{public.netloc}"
+        if public_url and self.names is not None:
+            self.names.add(public.hostname)
         self.page = resources.files("carspotter_review").joinpath("page.html").read_text(encoding="utf-8")
 
     def __enter__(self) -> ReviewServer:
@@ -129,7 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
             return False
         given = self.query.get("token", "")
         if self.command == "GET" and hmac.compare_digest(given.encode(), token.encode()):
-            headers = {"Location": "/", "Set-Cookie": f"carspotter={token}; Path=/; HttpOnly; SameSite=Lax"}
+            headers = {"Location": "./", "Set-Cookie": f"carspotter={token}; HttpOnly; SameSite=Lax"}
             self._send(b"", "text/plain", HTTPStatus.SEE_OTHER, headers)
             return True
         cookies = dict(pair.strip().partition("=")[::2] for pair in self.headers.get("Cookie", "").split(";"))
@@ -177,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _post(self) -> None:
         # A browser always says where a POST comes from; a page of somebody else's cannot say it was ours.
         origin = self.headers.get("Origin")
-        if origin != f"http://{self.headers.get('Host')}":
+        if origin not in (f"http://{self.headers.get('Host')}", self.server.public_origin):
             raise _Refusal(HTTPStatus.FORBIDDEN, f"decisions are taken from this page only, not from {origin}")
         if self.headers.get_content_type() != "application/json":
             raise _Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "decisions are sent as application/json")

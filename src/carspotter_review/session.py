@@ -16,7 +16,6 @@ from PIL import Image
 from carspotter.curation.curate import QUALITY
 from carspotter.curation.reviews import (
     REASONS,
-    append_line,
     cohens_kappa,
     draw_audit,
     draw_quiz,
@@ -28,8 +27,9 @@ from carspotter.curation.reviews import (
     standing_lines,
 )
 from carspotter.paths import Study
-from carspotter.photos.images import open_photo, to_rgb
-from carspotter.photos.table import read_curation, read_journal, read_photos
+from carspotter.photos.decoding import decode
+from carspotter.photos.journal import append_line, read_journal
+from carspotter.photos.table import read_curation, read_photos
 
 EDGES = {"thumb": 240, "large": 1600}  # longest side of a preview, pixels
 # What the machine found, as a person would say it; the other kinds of its reasons say too little to suggest one.
@@ -244,8 +244,10 @@ class Session:
     def _make_preview(self, sha256: str, size: str) -> bytes:
         """Decode, turn upright, shrink: what is sent carries no EXIF and nothing that a decoder has not seen."""
         edge = EDGES[size]
-        image, _ = open_photo(self.study.data / self.files.at[sha256, "path"], at_least=edge // 2)
-        image = to_rgb(image)
+        path = self.study.data / self.files.at[sha256, "path"]
+        if path.is_symlink():
+            raise FileNotFoundError(f"{path}: a link, not a stored photo; nothing outside the data folder is served")
+        image, _ = decode(path, at_least=edge // 2, verify=False)  # a person sees what is missing
         image.thumbnail((edge, edge), Image.Resampling.BILINEAR)
         stream = io.BytesIO()
         image.save(stream, "JPEG", quality=88 if size == "large" else 80)

@@ -1,4 +1,4 @@
-"""The verb `sample`: draw photos, serve the sample sites, draw the contact sheet."""
+"""The verbs `sample` (draw, pack and serve the rendered photos) and `demo`."""
 
 from __future__ import annotations
 
@@ -10,25 +10,51 @@ from carspotter.cli import positive
 
 def add_verbs(verbs) -> None:
     """Add this package's verbs to the command line's `verbs`."""
-    sample = verbs.add_parser("sample", help="rendered listing photos and the sample site")
-    parts = sample.add_subparsers(required=True, metavar="photos|serve|sheet")
-    photos = parts.add_parser("photos", help="write class folders of rendered photos, with truth.csv beside them")
-    serve = parts.add_parser("serve", help="serve the sample used-car site on loopback")
-    sheet = parts.add_parser("sheet", help="write the contact sheet of the README")
-    sheet.add_argument("--out", type=Path, default=Path("results/sample/figures/contact_sheet.jpg"), metavar="FILE")
-    sheet.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    sheet.set_defaults(verb=sample_sheet)
-    for part, verb in ((photos, sample_photos), (serve, sample_serve)):
-        part.add_argument("--listings", type=positive, default=120, help="cars on sale (default %(default)s)")
-        part.add_argument("--seed", type=int, default=0, help="another seed, another town (default %(default)s)")
-        part.set_defaults(verb=verb)
+    sample = verbs.add_parser("sample", help="rendered listing photos and the two sample sites")
+    parts = sample.add_subparsers(required=True, metavar="serve|photos|archive|sheet")
+
+    serve = parts.add_parser("serve", help="serve a sample used-car site on loopback")
+    serve.add_argument("--site", choices=("sample", "hyderabad"), default="sample", help="default: %(default)s")
+    serve.add_argument("--photos", type=Path, metavar="DIR", help="written by `sample photos` (default: the archive)")
+    serve.add_argument("--listings", type=positive, help="cars on sale (default: all)")
+    serve.add_argument("--port", type=int, help="0 takes a free one (default 8000, hyderabad 8001)")
+    serve.set_defaults(verb=sample_serve)
+
+    photos = parts.add_parser("photos", help="draw photos into class folders, with truth.csv beside them")
+    photos.add_argument("--listings", type=positive, default=120, help="cars on sale (default %(default)s)")
+    photos.add_argument("--seed", type=int, default=0, help="another seed, another town (default %(default)s)")
     photos.add_argument("--out", type=Path, required=True, metavar="DIR")
     photos.add_argument("--longest-side", type=positive, default=1600, metavar="PIXELS", help="smaller is quicker")
-    serve.add_argument("--site", choices=("sample", "hyderabad"), default="sample", help="default: %(default)s")
-    serve.add_argument(
-        "--out", type=Path, metavar="DIR", help="its photos; drawn if missing (default demo/site, demo/site-hyderabad)"
-    )
-    serve.add_argument("--port", type=int, help="0 takes a free one (default 8000, hyderabad 8001)")
+    photos.set_defaults(verb=sample_photos)
+
+    archive = parts.add_parser("archive", help="draw the study's photos and pack them: half an hour")
+    archive.add_argument("--drawn", type=Path, required=True, metavar="DIR", help="photos as drawn; kept if there")
+    archive.add_argument("--out", type=Path, default=Path("data/sample_2.zip"), metavar="FILE", help="%(default)s")
+    archive.set_defaults(verb=sample_archive)
+
+    sheet = parts.add_parser("sheet", help="write the contact sheet of the README from the archive")
+    sheet.add_argument("--out", type=Path, default=Path("results/sample_2/figures/contact_sheet.jpg"), metavar="FILE")
+    sheet.set_defaults(verb=sample_sheet)
+
+    demo = verbs.add_parser("demo", help="the whole way on the sample site, in minutes, into demo/")
+    demo.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: %(default)s")
+    demo.add_argument("--listings", type=positive, default=300, help="cars on sale (default %(default)s)")
+    demo.add_argument("--epochs", type=positive, help="of the training")
+    demo.set_defaults(verb=demo_verb)
+
+
+def sample_serve(options) -> int:
+    from carspotter_sample.second_site import SecondSite
+    from carspotter_sample.site import SampleSite
+
+    # the second site's robots.txt asks for a pause, as real ones do
+    site_of, delay = (SampleSite, 0.0) if options.site == "sample" else (SecondSite, 0.5)
+    port = site_of.usual_port if options.port is None else options.port
+    site = site_of(options.photos, listings=options.listings, port=port, crawl_delay=delay)
+    print(f"Serving the {options.site} site on {site.base_url} (Ctrl-C stops it)", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        site.serve_forever()
+    return 0
 
 
 def sample_photos(options) -> int:
@@ -39,25 +65,23 @@ def sample_photos(options) -> int:
     return 0
 
 
-def sample_sheet(options) -> int:
-    from carspotter_sample.contact_sheet import write_contact_sheet
+def sample_archive(options) -> int:
+    from carspotter_sample.archive import write_archive
 
-    print(f"Wrote {write_contact_sheet(options.out, options.seed)}")
+    print(f"Wrote {write_archive(options.out, options.drawn)}")
     return 0
 
 
-def sample_serve(options) -> int:
-    from carspotter_sample.listings import write_photos
-    from carspotter_sample.second_site import SecondSite
-    from carspotter_sample.site import SampleSite
+def sample_sheet(options) -> int:
+    from carspotter_sample.contact_sheet import write_contact_sheet
 
-    # the second site's robots.txt asks for a pause, as real ones do
-    site_of, port, delay = (SampleSite, 8000, 0.0) if options.site == "sample" else (SecondSite, 8001, 0.5)
-    folder = options.out or Path("demo/site" if options.site == "sample" else "demo/site-hyderabad")
-    if not folder.exists():
-        write_photos(folder, listings=options.listings, seed=options.seed, cities=site_of.cities)
-    site = site_of(folder, port=port if options.port is None else options.port, crawl_delay=delay)
-    print(f"Serving the {options.site} site on {site.base_url} (Ctrl-C stops it)", flush=True)
-    with contextlib.suppress(KeyboardInterrupt):
-        site.serve_forever()
+    print(f"Wrote {write_contact_sheet(options.out)}")
+    return 0
+
+
+def demo_verb(options) -> int:
+    from carspotter_sample.demo import run_demo
+
+    page = run_demo(options.out, options.listings, **({"epochs": options.epochs} if options.epochs else {}))
+    print(f"Open this page in a browser: {page}")
     return 0

@@ -11,7 +11,6 @@ import re
 from http import HTTPStatus
 from urllib.parse import quote
 
-from .listings import SHIFTED_CITY
 from .site import MODEL_NAMES, PAGE, Answer, Listing, SampleSite, rupees
 
 CARS_A_PAGE = 6
@@ -49,15 +48,25 @@ padding:14px 18px;margin:14px 0}.facts dt{color:#75685c}.facts dd{margin:0}
 
 
 class SecondSite(SampleSite):
-    """The second site as a context manager, used as `SampleSite` is; drawn photos are of Hyderabad."""
+    """The second site as a context manager, used as `SampleSite` is."""
 
+    name, usual_port = "hyderabad", 8001
     public, private, small = "/media/full/", "/media/full/owners/", "/media/small/"
     closed = ("/media/full/owners/", "/media/small/owners/", "/enquiry/")
-    cities = (SHIFTED_CITY,)
     cookie = "notice=seen; Path=/; Max-Age=2592000; HttpOnly; SameSite=Lax"
 
+    @staticmethod
+    def title_of(listing: Listing) -> str:
+        """Return the title that the listing has on this site."""
+        return f"{listing.year} {SampleSite.title_of(listing)}"
+
+    @staticmethod
+    def link_of(listing: Listing) -> str:
+        """Return the path of the page that shows the listing's photos."""
+        return f"/car/{listing.model}-{quote(listing.id)}"
+
     def respond(self, path: str, query: dict[str, str], cookie: str) -> Answer | None:
-        """Give the page at `path`, or None when there is none; photos and robots.txt are seen to before."""
+        """Return the page at `path`, or None when there is none; photos and robots.txt are seen to before."""
         greet = "notice=seen" not in cookie
         if path == "/":
             return HTTPStatus.OK, PAGE, self._home(greet).encode()
@@ -109,20 +118,20 @@ class SecondSite(SampleSite):
 
     def _card(self, listing: Listing) -> str:
         cover = next((path for path, _ in listing.photos if not path.startswith(self.private)), listing.photos[0][0])
-        link = f"/car/{listing.model}-{quote(listing.id)}"
+        name = html.escape(self.title_of(listing))
         return (
             f'<li class="car-card" id="car-{html.escape(listing.id)}"><picture><img loading="lazy" '
-            f'src="{quote(self.small_path(cover))}" alt="{_name(listing)}"></picture><div class="about">'
-            f'<h3><a class="car-link" href="{link}">{_name(listing)}</a></h3>'
+            f'src="{quote(self.small_path(cover))}" alt="{name}"></picture><div class="about">'
+            f'<h3><a class="car-link" href="{self.link_of(listing)}">{name}</a></h3>'
             f'<p class="ask">{rupees(listing.price)}</p>'
             f"<p>Built {listing.year}, driven {listing.kilometres:,} km</p>"
             f"<p>{listing.city.title()}, {len(listing.photos)} pictures</p></div></li>"
         )
 
     def _car(self, listing: Listing, greet: bool) -> str:
-        name = _name(listing)
+        name = html.escape(self.title_of(listing))
         slides = "".join(
-            f'<picture class="slide"><source type="image/jpeg" sizes="(max-width:560px) 100vw, 460px" '
+            f'<picture class="slide"><source sizes="(max-width:560px) 100vw, 460px" '
             f'srcset="{quote(self.small_path(path))} {SMALL_WIDTH}w, {quote(path)} {FULL_WIDTH}w">'
             f'<img loading="lazy" src="{quote(self.small_path(path))}" alt="{name}, picture {number}"></picture>'
             for number, (path, _) in enumerate(listing.photos, 1)
@@ -160,13 +169,8 @@ class SecondSite(SampleSite):
         )
 
 
-def _name(listing: Listing) -> str:
-    model = MODEL_NAMES.get(listing.model, listing.model.title())
-    return html.escape(f"{listing.year} Maruti Suzuki {model}")
-
-
 def _page(title: str, greet: bool, body: str) -> str:
-    """Give a whole page; `greet` shows the cookie's notice, once to each visitor."""
+    """Return a whole page; `greet` shows the cookie's notice, once to each visitor."""
     notice = '<p class="cookie">One cookie remembers that you have read this line.</p>' if greet else ""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

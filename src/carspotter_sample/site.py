@@ -1,6 +1,6 @@
 """A used-car site on loopback: search pages that scroll on through JavaScript, with lazily loaded pictures.
 
-It serves the photos of a folder written by `write_photos`. What is true about the photos is never served.
+It serves the photos of the study's archive or of a folder written by `write_photos`, never what is true about them.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ import html
 import io
 import json
 import re
-import shutil
-import tempfile
 import threading
+import zipfile
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,9 +21,10 @@ from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from PIL import Image, ImageOps
 
-from .listings import CITIES, write_photos
 from .pages import GRID_PAGE, HOME_PAGE, PLACEHOLDER
 
+ARCHIVE = Path(__file__).resolve().parents[2] / "data" / "sample_2.zip"  # written by `sample archive`
+MEDIA = {".jpg": "image/jpeg", ".webp": "image/webp"}
 PAGE_SIZE = 8
 THUMBNAIL_WIDTH = 320
 MODEL_NAMES = {
@@ -53,20 +53,21 @@ class Listing:
     photos: list[tuple[str, str]] = field(default_factory=list)
 
 
-def read_listings(folder: Path, public: str = "/photos/", private: str = "/photos/private/") -> list[Listing]:
-    """Read listings.csv of a folder written by `write_photos`; every seventh listing keeps two photos private.
+def read_listings(
+    folder: Path | zipfile.Path, public: str = "/photos/", private: str = "/photos/private/"
+) -> list[Listing]:
+    """Read listings.csv of a site's folder; every seventh listing keeps two photos private.
 
-    `public` and `private` are what the two kinds of photos' addresses begin with.
-
-    Raises FileNotFoundError, naming the folder, when it has no listings.csv.
+    `public` and `private` are what the two kinds of photos' addresses begin with. Raises FileNotFoundError, naming the
+    folder, when it has no listings.csv.
     """
-    table = Path(folder) / "listings.csv"
+    table = folder / "listings.csv"
     if not table.is_file():
         raise FileNotFoundError(
             f"{table} is missing; write the folder with `python -m carspotter sample photos --out {folder}`"
         )
     listings: dict[str, Listing] = {}
-    with open(table, newline="", encoding="utf-8") as file:
+    with table.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             listing = listings.setdefault(
                 row["listing"],
@@ -81,35 +82,23 @@ def read_listings(folder: Path, public: str = "/photos/", private: str = "/photo
 
 
 class SampleSite:
-    """The site as a context manager: `with SampleSite(folder) as site: site.base_url`.
+    """The site as a context manager: `with SampleSite() as site: site.base_url`.
 
-    Give a folder written by `write_photos`, or `listings` and `seed` to draw one into a scratch folder. Port 0 takes a
-    free one; only loopback is bound. `site.requests` is the log: (method, path with query, status) in order of arrival.
-    Raises OSError, naming the port, when it is taken.
+    It shows the first `listings` (default: all) of the study's archive, or of a `folder` written by `write_photos`.
+    Port 0 takes a free one; only loopback is bound. `site.requests` is the log: (method, path with query, status) in
+    order of arrival. Raises OSError, naming the port, when it is taken.
     """
 
+    name, usual_port = "sample", 8000
     public, private, small = "/photos/", "/photos/private/", "/thumbs/photos/"
     closed = ("/photos/private/", "/thumbs/photos/private/", "/sellers/")  # to robots
-    cities = CITIES
     cookie: str | None = None  # sent with every page
 
     def __init__(
-        self,
-        folder: Path | str | None = None,
-        *,
-        listings: int = 24,
-        seed: int = 0,
-        port: int = 0,
-        crawl_delay: float = 0.0,
-        show_progress: bool = False,
+        self, folder: Path | None = None, *, listings: int | None = None, port: int = 0, crawl_delay: float = 0.0
     ):
-        self._temporary = None if folder else Path(tempfile.mkdtemp(prefix="carspotter-site-"))
-        if self._temporary:
-            folder = write_photos(
-                self._temporary / "photos", listings, seed, cities=self.cities, show_progress=show_progress
-            )
-        self.folder = Path(folder).resolve()
-        self.listings = read_listings(self.folder, self.public, self.private)
+        self.folder = folder or zipfile.Path(ARCHIVE) / self.name
+        self.listings = read_listings(self.folder, self.public, self.private)[:listings]
         self.crawl_delay = crawl_delay
         self.requests: list[tuple[str, str, int]] = []
         self.files = {path: self.folder / file for listing in self.listings for path, file in listing.photos}
@@ -134,42 +123,47 @@ class SampleSite:
     def __exit__(self, *error) -> None:
         self._server.shutdown()
         self._thread.join()
-        self._close()
+        self._server.server_close()
 
     def serve_forever(self) -> None:
         """Serve in this thread until interrupted."""
         try:
             self._server.serve_forever()
         finally:
-            self._close()
+            self._server.server_close()
 
-    def _close(self) -> None:
-        self._server.server_close()
-        if self._temporary:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+    @staticmethod
+    def title_of(listing: Listing) -> str:
+        """Return the title that the listing has on this site."""
+        return f"Maruti Suzuki {MODEL_NAMES.get(listing.model, listing.model.title())}"
+
+    @staticmethod
+    def link_of(listing: Listing) -> str:
+        """Return the path of the page that shows the listing's photos."""
+        return f"/used/{listing.model}"
 
     def allowed_photos(self, models: tuple[str, ...] | None = None) -> set[str]:
-        """Give the SHA-256 of every original photo that robots.txt allows, of all or of some models."""
+        """Return the SHA-256 of every original photo that robots.txt allows, of all or of some models."""
         return {
-            hashlib.sha256((self.folder / file).read_bytes()).hexdigest()
+            hashlib.sha256(self.files[path].read_bytes()).hexdigest()
             for listing in self.listings
             if models is None or listing.model in models
-            for path, file in listing.photos
+            for path, _ in listing.photos
             if not path.startswith(self.private)
         }
 
     def found(self, model: str, city: str | None) -> list[Listing]:
-        """Give the listings of a model, in one city or (None) in all."""
+        """Return the listings of a model, in one city or (None) in all."""
         return [one for one in self.listings if one.model == model and city in (None, "", one.city)]
 
     def small_path(self, path: str) -> str:
-        """Give the address of a photo's thumbnail."""
+        """Return the address of a photo's thumbnail."""
         return self.small + path.removeprefix(self.public)
 
     def thumbnail(self, path: str) -> bytes:
-        """Give the small JPEG of a photo; made when first asked for."""
+        """Return the small JPEG of a photo; made when first asked for."""
         if path not in self._thumbnails:
-            with Image.open(self.files[path]) as image:
+            with Image.open(io.BytesIO(self.files[path].read_bytes())) as image:
                 small = ImageOps.exif_transpose(image).convert("RGB")
             small.thumbnail((THUMBNAIL_WIDTH, THUMBNAIL_WIDTH))
             buffer = io.BytesIO()
@@ -178,7 +172,7 @@ class SampleSite:
         return self._thumbnails[path]
 
     def respond(self, path: str, query: dict[str, str], cookie: str) -> Answer | None:
-        """Give the page at `path`, or None when there is none; photos and robots.txt are seen to before."""
+        """Return the page at `path`, or None when there is none; photos and robots.txt are seen to before."""
         if path == "/":
             return HTTPStatus.OK, PAGE, self._home().encode()
         if path == "/api/listings":
@@ -230,8 +224,8 @@ class SampleSite:
         return HOME_PAGE.format(tiles="".join(tiles))
 
     def article(self, listing: Listing) -> str:
-        """Give one advertisement as HTML."""
-        name = f"Maruti Suzuki {MODEL_NAMES.get(listing.model, listing.model.title())}"
+        """Return one advertisement as HTML."""
+        name = self.title_of(listing)
         pictures = "".join(
             f'<img class="photo" alt="{name}, picture {number}" src="{PLACEHOLDER}" data-src="{quote(path)}" '
             f'data-srcset="{quote(self.small_path(path))} {THUMBNAIL_WIDTH}w, {quote(path)} 1024w">'
@@ -293,7 +287,7 @@ class _Handler(BaseHTTPRequestHandler):
             return HTTPStatus.OK, "text/plain; charset=utf-8", "\n".join(lines).encode()
         # a photo is found by its public path in a table, never by joining a path: nothing else can be asked for
         if path in site.files:
-            return HTTPStatus.OK, "image/jpeg", site.files[path].read_bytes()
+            return HTTPStatus.OK, MEDIA[Path(path).suffix], site.files[path].read_bytes()
         if path in site.small_files:
             return HTTPStatus.OK, "image/jpeg", site.thumbnail(site.small_files[path])
         return site.respond(path, query, self.headers.get("Cookie", "")) or (

@@ -11,7 +11,7 @@ from generated_photos import encode, scene
 from PIL import ImageFilter, ImageOps
 
 from carspotter.curation.curate import curate, curate_study, summary
-from carspotter.curation.report import count_duplicates, junk_rate, write_report
+from carspotter.curation.report import count_duplicates, write_report
 from carspotter.curation.score import review_curve, score_curation
 from carspotter.paths import Study
 from carspotter.photos import fingerprints
@@ -228,24 +228,17 @@ def test_the_report_shows_counts_examples_copies_and_what_is_left(tmp_path, fold
     }
     page = write_report(study).read_text()
     assert "too dark: 1" in page and "duplicate: 1" in page and "across listings: 1" in page
-    assert page.count("<img") == 3 and "not known" in page
+    assert page.count("<img") == 3 and "unknown" in page
     review(study.data, dark, "reject", reason="poor quality", label="swift", audit=0)
     curate_study(study, show_progress=False)
-    assert "100.0% [2.5%, 100.0%], from a random sample of 1" in write_report(study).read_text()
-
-
-def test_the_junk_rate_has_its_exact_interval():
-    assert junk_rate(0, 100) == pytest.approx((0, 0, 0.03622), abs=1e-4)
-    assert junk_rate(10, 100) == pytest.approx((0.1, 0.0490, 0.1762), abs=1e-4)
-    with pytest.raises(ValueError, match="no photo was looked at"):
-        junk_rate(0, 0)
+    assert "100.0% [2.5%, 100.0%], 1 of 1 photos of a random sample" in write_report(study).read_text()
 
 
 def test_a_second_curation_decodes_nothing_and_says_the_same(data, folder, monkeypatch):
     for seed in range(4):
         save(folder, f"swift/{seed}.jpg", scene(seed, (640, 480)))
     first = curated(data, folder)
-    monkeypatch.setattr(fingerprints, "open_photo", None)
+    monkeypatch.setattr(fingerprints, "decode", None)
     pd.testing.assert_frame_equal(curate(data, read_photos(data), show_progress=False).set_index("sha256"), first)
 
 

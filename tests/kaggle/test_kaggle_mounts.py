@@ -174,9 +174,9 @@ def test_the_bootstrap_cell_does_nothing_elsewhere(tmp_path):
 def test_the_bootstrap_cell_installs_from_git_where_no_wheel_is_attached(working, bare_python):
     """From a repository on this machine, in place of one on the net."""
     place = working / "origin"
-    photos = place / "carspotter" / "photos"
-    photos.mkdir(parents=True)
-    (photos / "kaggle.py").write_text("def open_study(study, data):\n    return 'from git', 1\n")
+    package = place / "carspotter"
+    package.mkdir(parents=True)
+    (package / "kaggle.py").write_text("def open_study(study, data):\n    return 'from git', 1\n")
     (place / "pyproject.toml").write_text(
         '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
         '[project]\nname = "carspotter"\nversion = "9"\n'

@@ -17,7 +17,8 @@ from generated_photos import encode, scene
 from PIL import Image, ImageFile
 
 from carspotter.photos import images
-from carspotter.photos.images import UnreadablePhoto, decode_image, load_images, open_photo
+from carspotter.photos.decoding import UnreadablePhoto, decode
+from carspotter.photos.images import decode_image, load_images
 
 
 def ramp(width=64, height=48):
@@ -154,10 +155,10 @@ def test_reduction_is_antialiased():
 
 def test_draft_leaves_at_least_twice_the_size():
     photo = encode(scene(1, (640, 480)), "JPEG")
-    assert open_photo(photo)[0].size == (640, 480)
-    assert open_photo(photo, at_least=120)[0].size == (320, 240)
-    assert open_photo(photo, at_least=121)[0].size == (640, 480)
-    assert open_photo(photo, at_least=30)[0].size == (80, 60)
+    assert decode(photo)[0].size == (640, 480)
+    assert decode(photo, at_least=120)[0].size == (320, 240)
+    assert decode(photo, at_least=121)[0].size == (640, 480)
+    assert decode(photo, at_least=30)[0].size == (80, 60)
 
 
 def test_a_jpeg_is_decoded_at_the_coarsest_scale_that_leaves_the_size():
@@ -190,15 +191,14 @@ def png_header(width, height):
 
 BAD = {
     "empty": (b"", "empty"),
-    "truncated": (encode(scene(4), "JPEG")[:3000], "cannot be decoded"),
+    "truncated": (encode(scene(4), "JPEG")[:3000], "cut off"),
     "truncated png": (encode(scene(4), "PNG")[:9000], "cannot be decoded"),
-    "just above the pixel limit": (encode(Image.new("1", (5001, 5000)), "PNG"), "25,000,000"),
-    "bomb": (png_header(60_000, 60_000), "25,000,000"),
+    "just above the pixel limit": (encode(Image.new("1", (8001, 8000)), "PNG"), "limit of 64,000,000"),
+    "bomb": (png_header(60_000, 60_000), "limit of 64,000,000"),
     "text": (b"not a photo at all", "not a photo"),
     "svg": (b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
     "web page": (b"<!DOCTYPE html><p>404", "web page"),
     "format that is not allowed": (encode(scene(4), "ICO"), "not a photo"),
-    "floating point": (encode(Image.new("F", (8, 8)), "TIFF"), "floating-point"),
     "only a header": (encode(scene(4), "JPEG")[:20], "damaged"),
 }
 
@@ -215,7 +215,7 @@ def test_unreadable_files_are_named_with_their_reason(name, tmp_path):
 
 
 def test_exactly_the_pixel_limit_is_allowed():
-    assert decode_image(encode(Image.new("1", (5000, 5000), 1), "PNG"), 2).min() == 255
+    assert decode_image(encode(Image.new("1", (8000, 8000), 1), "PNG"), 2).min() == 255
 
 
 def test_truncated_photos_stay_unreadable_when_another_library_allows_them(monkeypatch):
@@ -278,7 +278,7 @@ def test_a_missing_photo_is_named_and_leaves_no_array(collection):
 
 def slow_load(data, photos):
     plain = images.decode_image
-    images.decode_image = lambda *arguments: (time.sleep(0.05), plain(*arguments))[1]
+    images.decode_image = lambda *arguments, **options: (time.sleep(0.05), plain(*arguments, **options))[1]
     images.CHUNK = images.BATCH = 1
     load_images(data, photos, 16, show_progress=False)
 

@@ -300,9 +300,12 @@ def test_audit_hides_the_machines_opinion_and_counts_junk(study):
     session.decide(keep(photos[2]))
     found = review.read_audit(study, 8)
     assert found.junk.tolist() == [True, True, False]
-    assert found.group.tolist() == [photo["listing"] for photo in photos[:3]]
     assert (found.drawn, found.kept) == (8, 23)
     assert len(review.read_audit(study, 8, seed=1).junk) == 0
+    assert "66.7% [9.4%, 99.2%], 2 of 3 photos" in str(found)
+    # A review outside the audit, of a photo that the audit found fine, changes nothing in its answer.
+    review.Session(study, "Asha").decide(reject(photos[2]))
+    assert review.read_audit(study, 8).junk.tolist() == [True, True, False]
 
 
 def test_what_is_undone_in_an_audit_leaves_an_earlier_verdict_standing(study):
@@ -382,7 +385,7 @@ def test_quiz_without_validation_photos_says_what_to_do(study):
 
 def talk(server, method="GET", path="/", headers=None, body=None):
     address = urlsplit(server.url)
-    connection = http.client.HTTPConnection("127.0.0.1", address.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
     own = {"Host": address.netloc, "Origin": f"http://{address.netloc}", "Content-Type": "application/json"}
     own = {name: value for name, value in (own | (headers or {})).items() if value is not None}
     connection.request(method, path, body=body, headers=own)
@@ -497,9 +500,31 @@ def test_loopback_needs_no_token_and_other_addresses_do(study):
         assert talk(server, "POST", f"/api/undo?token={token}", body="{}")[0] == 403
         assert talk(server, headers={"Cookie": "carspotter=wrong"})[0] == 403
         status, _, headers = talk(server, path=f"/?token={token}")
-        assert status == 303 and headers["Location"] == "/" and "HttpOnly" in headers["Set-Cookie"]
+        assert status == 303 and headers["Location"] == "./" and "HttpOnly" in headers["Set-Cookie"]
         cookie = headers["Set-Cookie"].split(";")[0]
         assert talk(server, headers={"Cookie": f"a=b; {cookie}"})[0] == 200
+
+
+def test_behind_a_proxy_its_public_name_is_answered_and_the_token_stays_within_the_prefix(study):
+    with serve_reviews(study, "Asha", public_url="https://photos.example.org/review") as server:
+        assert server.url.startswith("https://photos.example.org/review/?token=")
+        asked = {"Host": "photos.example.org", "Cookie": f"carspotter={server.token}"}
+        assert talk(server, headers=asked)[0] == 200
+        sent_on = talk(server, path=f"/?token={server.token}", headers={"Host": "photos.example.org"})
+        assert sent_on[0] == 303 and sent_on[2]["Location"] == "./" and "Path" not in sent_on[2]["Set-Cookie"]
+        decision = json.dumps(keep(photos_of(server.session)[0])).encode()
+        asked |= {"Content-Type": "application/json"}
+        posted = {"method": "POST", "path": "/api/decide", "body": decision}
+        assert talk(server, headers=asked | {"Origin": "https://photos.example.org"}, **posted)[0] == 200
+        assert talk(server, headers=asked | {"Origin": "https://elsewhere.example.org"}, **posted)[0] == 403
+
+
+def test_a_link_among_the_stored_photos_serves_nothing_from_outside(server, study, tmp_path):
+    (sha256, row) = next(iter(server.session.files.iterrows()))
+    stored = study.data / row["path"]
+    stored.rename(tmp_path / "elsewhere.png")
+    stored.symlink_to(tmp_path / "elsewhere.png")
+    assert talk(server, path=f"/photo/{sha256}/thumb")[0] == 410
 
 
 def test_a_port_that_is_taken_is_named(server, study):

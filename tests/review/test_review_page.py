@@ -13,10 +13,11 @@ from PIL import Image, ImageDraw
 from carspotter.curation.curate import COLUMNS, write_curation
 from carspotter.curation.reviews import read_reviews
 from carspotter.paths import Study
-from carspotter.photos.table import import_folder, read_photos
+from carspotter.photos.table import import_folder, read_curation, read_photos
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -157,6 +158,64 @@ def test_twenty_photos_by_keyboard_one_undone_the_server_killed_and_all_are_ther
     assert list(zip(reviews["sha256"], reviews["verdict"], strict=True)) == wanted
     assert reviews["label"].iloc[19] == "wagonr"
     assert reviews["reason"].iloc[[0, -1]].tolist() == ["interior", "other"]
+
+
+def test_of_twelve_classes_the_twelfth_is_named_by_its_number_and_by_its_name(browser, folder, start):
+    study = Study("sample", folder / "data", folder / "results")
+    table = read_curation(study)
+    table["label"] = [f"model {chr(97 + n % 12)}" for n in range(len(table))]
+    write_curation(study, table)
+    page = Page(browser)
+    _, url = start()
+    page.open(url)
+    first = page.shown()
+    page.press("l")
+    find = browser.find_element(By.ID, "find")
+    page.wait(find.is_displayed)
+    find.send_keys("12")
+    assert page.shown() == first and not (folder / "data" / "reviews.jsonl").exists()  # nothing is decided yet
+    find.send_keys(Keys.ENTER)
+    page.wait(lambda: page.shown() != first)
+    second = page.shown()
+    page.press("l")
+    find.send_keys("model c", Keys.ENTER)
+    page.wait(lambda: page.shown() != second)
+    classes = sorted({*table["label"], "swift", "wagonr"})
+    assert read_reviews(folder / "data")["label"].tolist() == [classes[11], "model c"]
+
+
+@pytest.mark.parametrize("width", [390, 768])
+def test_a_narrow_screen_shows_the_photo_whole_and_nothing_sideways(browser, start, width):
+    page = Page(browser)
+    _, url = start()
+    device = {"width": width, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+    try:
+        page.open(url)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        photo = browser.find_element(By.ID, "photo").rect
+        assert photo["width"] > 0.9 * width and photo["height"] > 250
+        keep = browser.find_element(By.CSS_SELECTOR, "#main [data-key=k]").rect
+        assert keep["y"] + keep["height"] <= 844  # without scrolling
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+def test_a_second_tab_shows_what_the_first_one_decided(browser, start):
+    page = Page(browser)
+    _, url = start()
+    page.open(url)
+    first_tab = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    second_tab = browser.current_window_handle
+    page.open(url)
+    decided = page.decide("k")
+    browser.switch_to.window(first_tab)
+    page.wait(lambda: page.text("left") == "35 left of 36")
+    page.wait(lambda: page.shown() not in ("", decided))
+    browser.switch_to.window(second_tab)
+    browser.close()
+    browser.switch_to.window(first_tab)
 
 
 def test_mouse_filters_comparison_and_summary(browser, folder, start):

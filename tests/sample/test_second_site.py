@@ -5,10 +5,10 @@ import json
 import re
 
 import pytest
-from misbehaving_site import jpeg
 from protego import Protego
 
 from carspotter_sample.second_site import CARS_A_PAGE, SecondSite
+from tests.scraper.misbehaving_site import jpeg
 
 CARS = 2 * CARS_A_PAGE + 1
 

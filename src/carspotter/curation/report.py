@@ -13,28 +13,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
-from scipy.stats import beta
 
-from carspotter.curation.reviews import draw_audit, read_reviews
+from carspotter.curation.reviews import read_audit, read_reviews
 from carspotter.paths import Study
-from carspotter.photos.images import UnreadablePhoto, open_photo, to_rgb
+from carspotter.photos.decoding import UnreadablePhoto, decode
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import kind_of, read_curation, read_photos
 
 EXAMPLES, SIDE = 8, 200  # photos shown for each reason, and their longest side in pixels
-
-
-def junk_rate(bad: int, looked_at: int, level: float = 0.95) -> tuple[float, float, float]:
-    """Give the share of junk and its exact interval, taking photos for independent (Clopper & Pearson 1934).
-
-    Raises ValueError when nothing was looked at.
-    """
-    if not looked_at:
-        raise ValueError("no photo was looked at, so the junk rate is not known")
-    tail = (1 - level) / 2
-    low = beta.ppf(tail, bad, looked_at - bad + 1) if bad else 0.0
-    high = beta.ppf(1 - tail, bad + 1, looked_at - bad) if bad < looked_at else 1.0
-    return bad / looked_at, float(low), float(high)
 
 
 def count_duplicates(study: Study) -> dict[str, int]:
@@ -84,21 +70,10 @@ def write_report(study: Study, audit_seed: int = 0) -> Path:
 
 def _rates(study: Study, table: pd.DataFrame, audit_seed: int) -> list[str]:
     kept = (table["verdict"] == "keep").sum()
-    reviews = read_reviews(study.data)
-    by_person = reviews.drop_duplicates("sha256", keep="last")
-    rejected = by_person["verdict"] == "reject"
-    lines = [
-        f"{len(table):,} photos, {kept:,} kept, {len(by_person):,} decided by a person, {rejected.sum():,} rejected"
-    ]
-    audited = reviews[reviews["audit"] == audit_seed].drop_duplicates("sha256", keep="last")
-    if audited.empty:
-        return [*lines, "Junk left in what is kept: not known; review --audit 100 asks about a random sample"]
-    drawn = draw_audit(study, len(table), audit_seed).set_index("sha256")["label"]
-    audited = audited[audited["sha256"].isin(drawn.index)]
-    bad = (audited["verdict"] == "reject") | (audited["label"].to_numpy() != drawn[audited["sha256"]].to_numpy())
-    share, low, high = junk_rate(int(bad.sum()), len(audited))
-    found = f"{share:.1%} [{low:.1%}, {high:.1%}], from a random sample of {len(audited)}"
-    return [*lines, f"Junk in what was kept: {found}; that is {share * kept:,.0f} of {kept:,} photos"]
+    by_person = read_reviews(study.data).drop_duplicates("sha256", keep="last")
+    rejected = (by_person["verdict"] == "reject").sum()
+    counts = f"{len(table):,} photos, {kept:,} kept, {len(by_person):,} decided by a person, {rejected:,} rejected"
+    return [counts, str(read_audit(study, len(table), audit_seed))]
 
 
 def _duplicate_lines(study: Study) -> list[str]:
@@ -108,7 +83,7 @@ def _duplicate_lines(study: Study) -> list[str]:
 
 def _figure(path: Path, row) -> str:
     try:
-        image = to_rgb(open_photo(path, at_least=SIDE // 2)[0])
+        image, _ = decode(path, at_least=SIDE // 2, verify=False)
     except (UnreadablePhoto, FileNotFoundError):
         image = Image.fromarray(np.full((SIDE * 3 // 4, SIDE, 3), 90, np.uint8))
     image.thumbnail((SIDE, SIDE))

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
-import json
-import os
 from collections.abc import Iterable, Iterator
 from operator import itemgetter
 from pathlib import Path
@@ -14,10 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.stats import binomtest
 
 from carspotter.paths import Study
+from carspotter.photos.journal import read_journal
 from carspotter.photos.splitting import read_splits
-from carspotter.photos.table import read_curation, read_journal, read_photos, repair_journal
+from carspotter.photos.table import read_curation
 
 # What a person can hold against a photo, in the order of the digits on the page.
 REASONS = {
@@ -71,17 +70,6 @@ def measure_agreement(data: Path) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["first", "second", "photos", "agreed", "kappa"])
 
 
-def append_line(log: Path, line: dict) -> None:
-    """Add a line that survives a kill and a power cut; a last line torn by an earlier kill is cut off first."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as lines:
-        fcntl.flock(lines, fcntl.LOCK_EX)  # a second reviewer may have a server of their own
-        repair_journal(log)
-        lines.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        lines.flush()
-        os.fsync(lines.fileno())
-
-
 def standing_lines(lines: Iterable[dict], field: str, *more_keys: str) -> dict[tuple, dict]:
     """Give the last line of each photo and reviewer, in the order of writing, less those that withdraw.
 
@@ -124,30 +112,35 @@ def draw_audit(study: Study, count: int, seed: int = 0) -> pd.DataFrame:
 
 
 class Audit(NamedTuple):
-    """What an audit found: `junk` bool and `group` str per audited photo, how many were drawn, and kept in all."""
+    """What an audit found: `junk` (bool) for each audited photo, how many photos were drawn, and kept in all."""
 
     junk: np.ndarray
-    group: np.ndarray
     drawn: int
     kept: int
 
+    def __str__(self) -> str:
+        if not len(self.junk):
+            return "Junk left among the kept photos: unknown; `review --audit 100` asks about a random sample"
+        low, high = binomtest(int(self.junk.sum()), len(self.junk)).proportion_ci()  # exact: Clopper & Pearson 1934
+        return (
+            f"Junk left among the {self.kept:,} kept photos: {self.junk.mean():.1%} [{low:.1%}, {high:.1%}], "
+            f"{self.junk.sum()} of {len(self.junk)} photos of a random sample"
+        )
+
 
 def read_audit(study: Study, count: int, seed: int = 0) -> Audit:
-    """Give what reviewers said in an audit; junk is what one of them rejected or would keep under another label only.
+    """Return what reviewers said in an audit; junk is what one of them rejected or would keep under another label only.
 
-    A group is a listing, else a duplicate cluster, else the photo itself.
+    What was decided about a photo outside the audit changes nothing: the sample stays random.
     """
-    drawn = draw_audit(study, count, seed).set_index("sha256")
-    listing = read_photos(study.data).set_index("sha256")["listings"]
+    drawn = draw_audit(study, count, seed).set_index("sha256")["label"]
     found: dict[str, bool] = {}
     for (sha256, _), line in standing_lines(_lines_of_audit(study, seed), "verdict").items():
         if sha256 in drawn.index:
-            wrong = line["verdict"] == "reject" or line["label"] != drawn.at[sha256, "label"]
+            wrong = line["verdict"] == "reject" or line["label"] != drawn[sha256]
             found[sha256] = found.get(sha256, False) or wrong
-    cluster = drawn["duplicate_cluster"]
-    groups = [next(iter(listing.get(sha256, ())), None) or cluster.get(sha256) or sha256 for sha256 in found]
     kept = int((read_curation(study)["verdict"] == "keep").sum())
-    return Audit(np.array(list(found.values()), dtype=bool), np.array(groups, dtype=str), len(drawn), kept)
+    return Audit(np.array(list(found.values()), dtype=bool), len(drawn), kept)
 
 
 def draw_quiz(study: Study, count: int, seed: int = 0) -> pd.DataFrame:

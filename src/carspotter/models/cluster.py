@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 from carspotter.models import runs, store
 from carspotter.paths import Study
+from carspotter.photos.journal import read_journal
 from carspotter.photos.splitting import read_splits
-from carspotter.photos.table import read_journal, read_photos
+from carspotter.photos.table import read_photos
 
 if TYPE_CHECKING:
     from carspotter.models.sweep import Cell

@@ -19,7 +19,8 @@ import pandas as pd
 from PIL import Image
 
 from carspotter.photos.alignment import compare_closely, compare_shots
-from carspotter.photos.images import CHUNK, WORKERS, UnreadablePhoto, open_photo, to_rgb
+from carspotter.photos.decoding import UnreadablePhoto, decode
+from carspotter.photos.images import CHUNK, WORKERS
 from carspotter.photos.palette import COLOURS, describe_palette
 from carspotter.photos.table import read_photos
 from carspotter.progress import progress_bar
@@ -338,8 +339,7 @@ def _measure(sha256: str, content: bytes) -> np.ndarray:
     """
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UnreadablePhoto(sha256, "the bytes on disk are no longer those that were collected")
-    image, _ = open_photo(content, at_least=2 * SIDE)
-    photo = to_rgb(image)
+    photo, _ = decode(content, at_least=2 * SIDE)
     grey = photo.convert("L").resize((4 * SIDE, 4 * SIDE), Image.Resampling.BILINEAR)
     pixels = np.asarray(grey.reduce(2), dtype=np.float32)  # noise is averaged away, which would pass for detail
     middle = pixels[1:-1, 1:-1]

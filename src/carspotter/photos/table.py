@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
-import json
 import os
 import re
 import threading
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,10 +18,12 @@ from pathlib import Path
 import pandas as pd
 
 from carspotter.paths import Study
-from carspotter.photos.images import CHUNK, FORMATS, WORKERS, UnreadablePhoto, open_photo
+from carspotter.photos.archive import unpack_archive
+from carspotter.photos.decoding import FORMATS, Limits, UnreadablePhoto, inspect
+from carspotter.photos.images import CHUNK, WORKERS
+from carspotter.photos.journal import Journal, hold, read_journal
 from carspotter.progress import progress_bar
 
-BYTE_LIMIT = 50_000_000
 IGNORED_FILES = {"thumbs.db", "desktop.ini"}
 PARTS_OF_A_SPLIT = {"train", "training", "val", "valid", "validation", "test", "testing"}
 COLUMNS = ["sha256", "path", "site", "label", "labels", "listings", "sites", "city", "width", "height", "bytes"]
@@ -51,6 +51,8 @@ def read_photos(data: Path) -> pd.DataFrame:
     are left out. Raises FileNotFoundError when there is no journal or when a photo's bytes are missing.
     """
     data = Path(data)
+    if not list(data.glob("raw/*/journal.jsonl")):
+        unpack_archive(data)
     journals = sorted(data.glob("raw/*/journal.jsonl"))
     if not journals:
         raise FileNotFoundError(f"{data / 'raw'}: no photos here yet; scrape a site or import a folder first")
@@ -118,7 +120,6 @@ def import_folder(
     listings = _read_listings(folder)
     journal_path = data / "raw" / site / "journal.jsonl"
     journal_path.parent.mkdir(parents=True, exist_ok=True)
-    repair_journal(journal_path)
     journalled = {_fate(line) for line in read_journal(journal_path)}
     forgotten = read_forgotten(data)
 
@@ -144,7 +145,7 @@ def import_folder(
     counts = pd.DataFrame(0, index=pd.Index(files, name="label"), columns=["new", "known", "refused"])
     refused = []
     with (
-        open(journal_path, "a", encoding="utf-8") as journal,
+        Journal(journal_path) as journal,
         ThreadPoolExecutor(WORKERS) as pool,
         progress_bar(len(jobs), "import", "files", show_progress) as progress,
     ):
@@ -158,8 +159,7 @@ def import_folder(
                 else:
                     counts.loc[line["label"], "known" if known else "new"] += 1
                 if not known:
-                    journal.write(json.dumps(line) + "\n")  # a file's name may hold what UTF-8 has not
-                    journal.flush()
+                    journal.append(line, sync=False)
     return ImportReport(counts, pd.DataFrame(refused, columns=["file", "reason"]))
 
 
@@ -196,25 +196,22 @@ def forget(data: Path, sha256: str, reason: str = "removal requested") -> list[s
 
 def _lock(folder: Path, locks: contextlib.ExitStack) -> None:
     """Keep a crawl, which holds the same lock, from writing to the journal; raises RuntimeError where one does."""
-    lock = locks.enter_context(open(folder / ".lock", "a"))  # noqa: SIM115 (the stack closes it)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise RuntimeError(f"{folder}: a crawl is writing here; stop it first, it goes on where it was") from None
+    locks.enter_context(
+        hold(folder / ".lock", f"{folder}: a crawl is writing here; stop it first, it goes on where it was")
+    )
 
 
 def _bury(journal: Path, sha256: str, reason: str) -> bool:
     """Write a tombstone for every address of a photo; say whether the journal knows it."""
-    repair_journal(journal)
     lines = [line for line in read_journal(journal) if line["sha256"] == sha256]
     buried = {line["url"] for line in lines if line["status"] == "forgotten"}
     # The tombstones come first: if we are killed between the two steps, asking again finishes the job.
-    with open(journal, "a", encoding="utf-8") as tombstones:
+    with Journal(journal) as tombstones:
         for url in dict.fromkeys(line["url"] for line in lines):
             if url not in buried:
                 time = datetime.now(UTC).isoformat(timespec="seconds")
                 stone = {"url": url, "time": time, "status": "forgotten", "reason": reason, "sha256": sha256}
-                tombstones.write(json.dumps(stone) + "\n")
+                tombstones.append(stone)
     return bool(lines)
 
 
@@ -222,39 +219,6 @@ def read_forgotten(data: Path) -> set[str]:
     """Give the hashes of the photos that were removed on request."""
     journals = Path(data).glob("raw/*/journal.jsonl")
     return {line["sha256"] for journal in journals for line in read_journal(journal) if line["status"] == "forgotten"}
-
-
-def read_journal(journal: Path) -> Iterator[dict]:
-    """Replay a journal line by line; a last line torn by a kill is passed over. Raises ValueError for other damage."""
-    if not journal.exists():
-        return
-    with open(journal, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                yield json.loads(line)
-            except ValueError:
-                if not line.endswith(b"\n"):
-                    return
-                raise ValueError(f"{journal}, line {number}: not JSON; mend or remove this line") from None
-
-
-def repair_journal(journal: Path) -> None:
-    """Cut off a last line that a kill has torn, so that the next line does not grow onto it."""
-    if not journal.exists():
-        return
-    with open(journal, "r+b") as lines:
-        end = lines.seek(0, os.SEEK_END)
-        kept = end
-        while kept > 0:
-            start = max(0, kept - 4096)
-            lines.seek(start)
-            newline = lines.read(kept - start).rfind(b"\n")
-            if newline >= 0:
-                kept = start + newline + 1
-                break
-            kept = start
-        if kept < end:
-            lines.truncate(kept)
 
 
 def read_curation(study: Study) -> pd.DataFrame:
@@ -332,20 +296,20 @@ def _fate(line: dict) -> tuple:
 def _store(file: Path, site_folder: Path, forgotten: set[str]) -> dict:
     """Verify a photo by decoding it and keep its bytes, written under another name first. Raises UnreadablePhoto."""
     try:
-        if file.stat().st_size > BYTE_LIMIT:
-            raise UnreadablePhoto(file.name, f"larger than the limit of {BYTE_LIMIT:,} bytes")
+        if file.stat().st_size > Limits.bytes:
+            raise UnreadablePhoto(file.name, f"larger than the limit of {Limits.bytes:,} bytes")
         photo = file.read_bytes()
     except OSError as error:
         raise UnreadablePhoto(file.name, f"cannot be read: {error.strerror}") from error
     sha256 = hashlib.sha256(photo).hexdigest()
     if sha256 in forgotten:
         raise UnreadablePhoto(file.name, "forgotten on request; its hash is a tombstone")
-    image, image_format = open_photo(photo)
-    kept = site_folder / sha256[:2] / f"{sha256}.{FORMATS[image_format]}"
+    facts = inspect(photo)
+    kept = site_folder / sha256[:2] / f"{sha256}.{FORMATS[facts.format]}"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         # The same bytes may lie in two class folders and be stored by two threads at once.
         part = kept.with_name(f".{sha256}.{os.getpid()}.{threading.get_ident()}.part")
         part.write_bytes(photo)
         os.replace(part, kept)
-    return {"sha256": sha256, "bytes": len(photo), "width": image.width, "height": image.height}
+    return {"sha256": sha256, "bytes": len(photo), "width": facts.width, "height": facts.height}

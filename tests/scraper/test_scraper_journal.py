@@ -26,9 +26,13 @@ def test_replay_knows_what_was_written(tmp_path):
         journal.append_page({"url": "http://a/car/1", "status": "collected"})
     with Journal(tmp_path / "new" / "site") as journal:
         assert not journal.is_new
-        assert {url[-5]: fate.is_final for url, fate in journal.fates.items()} == {"1": True, "2": False, "3": True}
-        assert set(journal.fates["http://a/1.jpg"].shown_by) == {("1", "swift"), ("1", "wagonr")}
-        assert journal.collected == {"http://a/car/1"}
+        assert {url[-5]: known.is_final for url, known in journal.outcomes.items()} == {
+            "1": True,
+            "2": False,
+            "3": True,
+        }
+        assert set(journal.outcomes["http://a/1.jpg"].shown_by) == {("1", "swift"), ("1", "wagonr")}
+        assert journal.collected == {"http://a/car/1": {}}
         assert journal.line_of("http://a/1.jpg", "1", "wagonr") == journal.newest_line("http://a/1.jpg")
         assert journal.line_of("http://a/1.jpg", "1", "swift")["time"].endswith("+00:00")
 
@@ -39,10 +43,10 @@ def test_a_line_torn_anywhere_is_cut_off_and_nothing_else(tmp_path):
         journal.append(line("http://a/2.jpg", title="स्विफ्ट"))
     whole = (tmp_path / "journal.jsonl").read_bytes()
     first = whole.index(b"\n") + 1
-    for cut in range(first, len(whole)):
+    for cut in range(first, len(whole) - 1):
         (tmp_path / "journal.jsonl").write_bytes(whole[:cut])
         with Journal(tmp_path) as journal:
-            assert list(journal.fates) == ["http://a/1.jpg"]
+            assert list(journal.outcomes) == ["http://a/1.jpg"]
             journal.append(line("http://a/3.jpg"))
         lines = (tmp_path / "journal.jsonl").read_bytes().splitlines()
         assert [json.loads(text)["url"][-5] for text in lines] == ["1", "3"]
@@ -112,9 +116,9 @@ def test_a_really_full_disk_stops_the_journal_and_it_goes_on_after(tmp_path):
         os.dup2(os.open("/dev/full", os.O_WRONLY), journal._photos._file.fileno())
         with pytest.raises(StorageError, match="No space left on device"):
             journal.append(line("http://a/2.jpg"))
-        assert "http://a/2.jpg" not in journal.fates
+        assert "http://a/2.jpg" not in journal.outcomes
     with Journal(tmp_path) as journal:
-        assert list(journal.fates) == ["http://a/1.jpg"]
+        assert list(journal.outcomes) == ["http://a/1.jpg"]
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -147,7 +151,7 @@ def test_forgotten_photos_are_known_by_their_hash(tmp_path):
     with Journal(tmp_path) as journal:
         journal.append({"status": "forgotten", "sha256": "ab"})
     with Journal(tmp_path) as journal:
-        assert journal.forgotten == {"ab"} and not journal.fates
+        assert journal.forgotten == {"ab"} and not journal.outcomes
 
 
 def test_archived_pages_come_back_and_are_kept_once(tmp_path):

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 import requests
-from carspotter.sample.second_site import CARS_A_PAGE, SecondSite
-from carspotter.sample.site import MODEL_NAMES, SampleSite
-from misbehaving_site import jpeg
-from test_scraper_crawl import assert_no_browser_left, wait_until
 
+from carspotter_sample.second_site import CARS_A_PAGE, SecondSite
+from carspotter_sample.site import MODEL_NAMES, SampleSite
 from scraper.browser import CHROMIUM_NAMES
 from scraper.journal import Journal
 from scraper.pages import is_end_of_search
 from scraper.site import load_site
+from tests.scraper.misbehaving_site import jpeg
+from tests.scraper.test_scraper_crawl import assert_no_browser_left, wait_until
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
@@ -47,7 +47,7 @@ def photos(tmp_path):
 def scrape(site: SampleSite, out: Path, name: str = "sample") -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "scraper", name, "--base-url", site.base_url, "--out", str(out)],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parent.parent.parent,
         env=os.environ | {"TMPDIR": str(out.parent)},
         stderr=subprocess.PIPE,
         text=True,
@@ -76,7 +76,7 @@ def test_sample_site_gives_exactly_the_allowed_photos_despite_a_kill(photos, sho
     assert len(asked) - len(set(asked)) <= 1, "more than one photo was fetched a second time"
     assert not [path for path in asked if "private" in path or "thumbs" in path]
     with Journal(short_path / "raw" / "sample") as journal:
-        lines = [journal.newest_line(url) for url in journal.fates]
+        lines = [journal.newest_line(url) for url in journal.outcomes]
     assert {line["sha256"] for line in lines if line["status"] == "fetched"} == allowed
     refused = [line for line in lines if line["status"] == "refused"]
     assert {line["reason"] for line in refused} == {"robots.txt forbids it"}
@@ -125,7 +125,7 @@ def test_second_site_gives_exactly_the_allowed_photos_with_what_its_pages_say(sh
     assert stored == allowed and len(allowed) > CARS_A_PAGE
     assert not [path for path in asked if "/media/full/owners/" in path or "truth" in path]
     with Journal(short_path / "raw" / "hyderabad") as journal:
-        lines = [journal.newest_line(url) for url in journal.fates]
+        lines = [journal.newest_line(url) for url in journal.outcomes]
     assert {line["sha256"] for line in lines if line["status"] == "fetched"} == allowed
     assert {line["reason"] for line in lines if line["status"] == "refused"} == {"robots.txt forbids it"}
     by_id = {listing.id: listing for listing in site.listings}

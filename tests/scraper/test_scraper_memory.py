@@ -4,12 +4,11 @@ import gc
 import hashlib
 import tracemalloc
 
-from test_scraper_download import Clock, downloader
-
 from scraper.browser import LoadedPage
 from scraper.crawl import Crawl
 from scraper.download import Photo
 from scraper.journal import Journal
+from tests.scraper.test_scraper_download import Clock, downloader
 
 PER_PAGE = 25
 CARD = '<article class="listing" data-listing-id="{0}"><h2>Swift {0}</h2><img class="photo" src="/{0}.jpg"></article>'

@@ -1,4 +1,4 @@
-"""What the downloader does with a server that misbehaves. The table in scraper/README.md is the list of the cases."""
+"""What the downloader does with a server that misbehaves. The tables in scraper/FAULTS.md list the cases."""
 
 import random
 import re
@@ -6,24 +6,24 @@ import socket
 from pathlib import Path
 
 import pytest
-from misbehaving_site import MisbehavingSite, jpeg, png_claiming
 
 from scraper.browser import LoadedPage
-from scraper.cli import exit_code
+from scraper.closing import exit_code
 from scraper.crawl import Crawl, CrawlStopped, NoListings
 from scraper.download import Downloader, verify_photo
 from scraper.journal import Journal
 from scraper.politeness import Failed, Pacer, Refused
 from scraper.site import Politeness, parse_site
+from tests.scraper.misbehaving_site import MisbehavingSite, jpeg, png_claiming
 
-README = Path(__file__).parent.parent / "scraper" / "README.md"
+FAULTS = Path(__file__).parent.parent.parent / "scraper" / "FAULTS.md"
 
 
 def table_rows(heading: str) -> list[list[str]]:
-    """Give the cells of the table that follows `heading` in scraper/README.md, code marks removed."""
-    text = README.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    """Return the cells of the table that follows `heading` in scraper/FAULTS.md, code marks removed."""
+    text = FAULTS.read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]
-    assert rows, f"{README} has no table under {heading!r}"
+    assert rows, f"{FAULTS} has no table under {heading!r}"
     return [[cell.strip().strip("`") for cell in row] for row in rows]
 
 
@@ -92,12 +92,12 @@ def crawl_photos(clock: Clock, site: MisbehavingSite, folder: Path, *photos: str
             stats = crawl.run()
         finally:
             fetcher.close()
-        lines = {url.partition(site.base_url)[2].strip("/"): journal.newest_line(url) for url in journal.fates}
+        lines = {url.partition(site.base_url)[2].strip("/"): journal.newest_line(url) for url in journal.outcomes}
     return exit_code(stats), lines
 
 
 @pytest.mark.parametrize("row", table_rows("Faults of a photo"), ids=lambda row: row[0])
-def test_photo_fault_ends_as_the_readme_says(row, site, clock, tmp_path):
+def test_photo_fault_ends_as_the_table_says(row, site, clock, tmp_path):
     path, _, asked, status, reason, code = row
     site.now = clock
     with MisbehavingSite("User-agent: *\nDisallow: /private/\nCrawl-delay: 9\n", host="127.0.0.2") as other:
@@ -115,11 +115,11 @@ def test_photo_fault_ends_as_the_readme_says(row, site, clock, tmp_path):
     assert not list(tmp_path.glob("**/*.part"))
 
 
-def test_every_fault_of_the_site_is_in_the_readme():
-    from misbehaving_site import _Handler
+def test_every_fault_of_the_site_is_in_the_table():
+    from tests.scraper.misbehaving_site import _Handler
 
     helpers = {"robots", "card", "cards", "search", "detail", "login", "api_cards"}
-    helpers |= {"send", "start", "redirect", "needs_cookie"}
+    helpers |= {"send", "start", "redirect", "needs_cookie", "reported"}
     own = {
         name for name, value in vars(_Handler).items() if callable(value) and not name.startswith(("_", "do_", "log_"))
     }
@@ -246,19 +246,19 @@ ROBOTS = {
 }
 
 
-@pytest.mark.parametrize("robots, fate", ROBOTS.values(), ids=ROBOTS)
-def test_robots_txt_by_rfc_9309(robots, fate, clock):
+@pytest.mark.parametrize("robots, outcome", ROBOTS.values(), ids=ROBOTS)
+def test_robots_txt_by_rfc_9309(robots, outcome, clock):
     with MisbehavingSite(robots) as site:
         fetcher = downloader(clock)
         for _ in range(2):
-            if fate == "allowed":
+            if outcome == "allowed":
                 fetcher.fetch(f"{site.base_url}/photos/a.jpg")
             else:
-                with pytest.raises(Refused if fate == "refused" else Failed, match="robots.txt"):
+                with pytest.raises(Refused if outcome == "refused" else Failed, match="robots.txt"):
                     fetcher.fetch(f"{site.base_url}/photos/a.jpg")
         # asked once, or as often as a transient error is tried again; never for each photo
         assert site.counts["/robots.txt"] == (4 if robots in (429, 503, "reset") else 1)
-        assert site.counts["/photos/a.jpg"] == (2 if fate == "allowed" else 0)
+        assert site.counts["/photos/a.jpg"] == (2 if outcome == "allowed" else 0)
 
 
 def test_a_redirect_leads_to_the_other_hosts_robots_txt_and_pace(site, clock):
@@ -325,9 +325,9 @@ def test_noai_may_be_overridden_by_the_site_file(site, clock):
 
 
 def test_verification_reads_sizes_before_pixels():
-    assert verify_photo(jpeg("a", (40, 30), "CMYK")) == ("jpg", 40, 30)
-    assert verify_photo(jpeg("a", (40, 30), kind="WEBP")) == ("webp", 40, 30)
-    with pytest.raises(Refused, match="too many pixels: 60000 × 60000|exceeds limit"):
-        verify_photo(png_claiming(60_000, 60_000))
+    assert verify_photo(jpeg("a", (40, 30), "CMYK"), 1200) == ("jpg", 40, 30)
+    assert verify_photo(jpeg("a", (40, 30), kind="WEBP"), 1200) == ("webp", 40, 30)
+    with pytest.raises(Refused, match="too many pixels: 60000×60000"):
+        verify_photo(png_claiming(60_000, 60_000), 50_000_000)
     with pytest.raises(Refused, match="cannot be decoded"):
-        verify_photo(jpeg("a", kind="TIFF"))
+        verify_photo(b"%PDF-1.7" + jpeg("a"), 50_000_000)

@@ -1,4 +1,4 @@
-"""Whole crawls with a real browser. The page faults are those of the table in scraper/README.md."""
+"""Whole crawls with a real browser. The page faults are those of the table in scraper/FAULTS.md."""
 
 import contextlib
 import itertools
@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 import pytest
-from misbehaving_site import MisbehavingSite
 from selenium.webdriver.remote.command import Command
 from selenium.webdriver.remote.webdriver import WebDriver
-from test_scraper_download import table_rows
 
 from scraper.browser import ANSWERED, CHROMIUM_NAMES
 from scraper.cli import main
+from tests.scraper.misbehaving_site import MisbehavingSite
+from tests.scraper.test_scraper_download import table_rows
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
@@ -46,6 +46,7 @@ next = "a[rel=next]"
 end = "#end"
 empty = "{empty}"
 patience = 2.0
+settle = 0.3
 first_page = 0
 max_pages = {max_pages}
 [politeness]
@@ -70,7 +71,7 @@ def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-# name in the README -> query of the search page, and what else differs
+# name in the table -> query of the search page, and what else differs
 PAGE_FAULTS = {
     "scroll": ("listings=23&kind=scroll", {}),
     "scroll-silent": ("listings=13&kind=scroll&silent=1", {}),
@@ -108,7 +109,7 @@ PAGE_FAULTS = {
 
 
 @pytest.mark.parametrize("row", table_rows("Faults of a page"), ids=lambda row: row[0])
-def test_page_fault_ends_as_the_readme_says(row, tmp_path, short_path, capsys, monkeypatch):
+def test_page_fault_ends_as_the_table_says(row, tmp_path, short_path, capsys, monkeypatch):
     name, _, fetched, status, said, code = row
     query, settings = PAGE_FAULTS[name]
     settings = dict(settings)
@@ -160,7 +161,7 @@ def test_no_answer_that_an_alert_box_cuts_off_ends_a_page_early(command, kind, t
     assert next(answers) > 1, "one answer did not come, another did"
 
 
-def test_the_readme_and_the_page_faults_agree():
+def test_the_table_and_the_page_faults_agree():
     assert [row[0] for row in table_rows("Faults of a page")] == list(PAGE_FAULTS)
 
 
@@ -200,7 +201,7 @@ def assert_no_browser_left(folder: Path) -> None:
 def start_scraper(file: Path, folder: Path, *more: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "scraper", str(file), "--out", str(folder / "raw"), *more],
-        cwd=Path(__file__).parent.parent,
+        cwd=Path(__file__).parent.parent.parent,
         env=os.environ | {"TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -352,7 +353,7 @@ def test_check_shows_what_each_selector_finds(tmp_path, capsys):
         assert not site.photo_requests()
 
 
-def test_reparse_mends_the_journal_offline(tmp_path, capsys):
+def test_reparse_corrects_the_journal_offline(tmp_path, capsys):
     with MisbehavingSite() as site:
         file = write_site_file(tmp_path, f"{site.base_url}/search?listings=5&private=1")
         assert main([str(file), "--out", str(tmp_path / "raw")]) == 0

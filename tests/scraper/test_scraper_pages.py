@@ -1,13 +1,24 @@
 """What is read from pages, and what a site file may say."""
 
+import json
 import re
 import textwrap
 import tomllib
 from pathlib import Path
 
 import pytest
+from bs4 import BeautifulSoup
 
-from scraper.pages import extract_detail, extract_listings, find_refusal, is_end_of_search, parse_srcset
+from scraper.addresses import without_parameters
+from scraper.pages import (
+    extract_detail,
+    extract_listings,
+    find_refusal,
+    is_challenge,
+    is_end_of_search,
+    nearest_selector,
+)
+from scraper.pictures import parse_srcset
 from scraper.site import SITES, SiteError, load_site, parse_site
 
 DATA_URI = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
@@ -57,9 +68,50 @@ PICTURES = {
         '<picture><source srcset="/l.webp 900w"><source srcset="/m.webp 400w"><img src="/s.jpg"></picture>',
         ["https://cars.example/l.webp"],
     ),
-    "picture whose best source is AVIF": (
-        '<picture><source type="image/avif" srcset="/a.avif 900w"><source srcset="/m.webp 400w"><img></picture>',
+    "picture whose best source is a JPEG XL": (
+        '<picture><source type="image/jxl" srcset="/a.jxl 900w"><source srcset="/m.webp 400w"><img></picture>',
         ["https://cars.example/m.webp"],
+    ),
+    "JPEG XL by its name, and nothing else but a plain src": (
+        '<picture><source srcset="/a.jxl"><img src="/a.jpg"></picture>',
+        ["https://cars.example/a.jpg"],
+    ),
+    "JPEG XL and nothing else": ('<picture><source srcset="/a.jxl"></picture>', ["https://cars.example/a.jxl"]),
+    "AVIF and JPEG of one size": (
+        '<picture><source type="image/avif" srcset="/a.avif"><img src="/a.jpg"></picture>',
+        ["https://cars.example/a.jpg"],
+    ),
+    "sources for telephones": (
+        '<picture><source media="(max-width: 600px)" srcset="/s.jpg 2000w"><source media="(min-width: 40em)" '
+        'srcset="/l.jpg"><img src="/m.jpg"></picture>',
+        ["https://cars.example/l.jpg"],
+    ),
+    "an attribute of a loader that nobody knows": (
+        '<img src="/spinner.gif" data-ll-photo="/a.jpg">',
+        ["https://cars.example/a.jpg"],
+    ),
+    "the full size beside a photo that is shown": (
+        '<img src="/m.jpg" data-zoom-image="/l.jpg" data-thumb="/s.jpg" data-hover="/back.jpg">',
+        ["https://cars.example/l.jpg"],
+    ),
+    "another photo in an attribute": ('<img src="/front.jpg" data-hover="/b.jpg">', ["https://cars.example/front.jpg"]),
+    "a picture from a style sheet, as loading notes it": (
+        '<div class="bg" data-scraper-background=\'url("https://cars.example/a.jpg")\'></div>',
+        ["https://cars.example/a.jpg"],
+    ),
+    "backslashes": (r'<img src="\up\1.jpg?a=b\c">', ["https://cars.example/up/1.jpg?a=b\\c"]),
+    "JSON-LD with a raw line break, a comma too many and a semicolon": (
+        '<script type="application/ld+json">//<![CDATA[\n{"@type": "Car", "description": "one\nowner", '
+        '"image": ["/a.jpg",],};\n//]]></script>',
+        ["https://cars.example/a.jpg"],
+    ),
+    "JSON-LD broken beyond reading": (
+        '<script type="application/ld+json">{"name": "5" tyres", "image": ["/a.jpg", "/b.jpg"]}</script>',
+        ["https://cars.example/a.jpg", "https://cars.example/b.jpg"],
+    ),
+    "JSON of a script": (
+        '<script>window.state = {"cars": [{"pic": "/a.jpg?w=9", "logo": "/no"}], "n": 1};</script>',
+        ["https://cars.example/a.jpg?w=9"],
     ),
     "CSS background": (
         "<div class='bg' style=\"background: url('/a.jpg') center\"></div>",
@@ -89,6 +141,130 @@ PICTURES = {
 @pytest.mark.parametrize("inner, expected", PICTURES.values(), ids=PICTURES)
 def test_photo_addresses(inner, expected):
     assert list(photos_of(inner)) == expected
+
+
+ATTRIBUTES = {
+    "address": ("img@data-x", '<img data-x="/a.jpg" src="/no.jpg">', ["a.jpg"]),
+    "of the card itself": ("@data-id", "", ["7"]),
+    "srcset": ("img@data-x", '<img data-x="/s.jpg 300w, /l.jpg 900w">', ["l.jpg"]),
+    "JSON": ("b@data-x", '<b data-x=\'["/a.jpg", "/b.jpg"]\'>', ["a.jpg", "b.jpg"]),
+    "missing": ("img@data-y", '<img src="/a.jpg">', []),
+    "an @ inside the selector": ('img[alt="me@home"]', '<img alt="me@home" src="/a.jpg">', ["a.jpg"]),
+}
+
+
+@pytest.mark.parametrize("photos, inner, expected", ATTRIBUTES.values(), ids=ATTRIBUTES)
+def test_photos_may_name_an_attribute(photos, inner, expected):
+    read = site(selectors={"listing": ".card", "id": "@data-id", "photos": photos})
+    (listing,) = extract_listings(f'<div class="card" data-id="7">{inner}</div>', URL, read)
+    assert [photo.rpartition("/")[2] for photo in listing.photos] == expected
+
+
+PATHS = {
+    "props.car.images.*.url": ["a.jpg", "b.jpg"],
+    "props.car.images.url": ["a.jpg", "b.jpg"],
+    "props.car.images[1].url": ["b.jpg"],
+    "props.nothing": [],
+}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_photos_by_a_path_in_json(path):
+    images = [{"url": "/a.jpg", "thumb": "/t.jpg"}, {"url": "/b.jpg"}]
+    html = (
+        f"<div class=card data-id=7><script id=data>{json.dumps({'props': {'car': {'images': images}}})}</script></div>"
+    )
+    read = site(selectors={"listing": ".card", "id": "@data-id", "photos": "#data", "photos_path": path})
+    assert [photo.rpartition("/")[2] for photo in extract_listings(html, URL, read)[0].photos] == PATHS[path]
+
+
+def test_thumbnails_are_replaced_by_what_the_site_file_says():
+    read = site(
+        selectors={"listing": ".card", "photos": "img", "replace": {r"_s(\d+)\.jpg": r"_l\1.jpg", "/t/": "/f/"}}
+    )
+    (listing,) = extract_listings('<div class="card"><img src="/t/7_s2.jpg"></div>', URL, read)
+    assert listing.photos == ("https://cars.example/f/7_l2.jpg",)
+
+
+def test_a_picture_that_three_cards_show_gives_way_to_another_attribute():
+    card = '<div class="card" data-id="{0}"><img src="/car.png" data-pic="/{0}.jpg"></div>'
+    listings = extract_listings("".join(map(card.format, "123")), URL, site())
+    assert [listing.photos[0][-5] for listing in listings] == ["1", "2", "3"]
+    listings = extract_listings("".join(map(card.format, "12")), URL, site())
+    assert {listing.photos[0][-7:] for listing in listings} == {"car.png"}
+
+
+LINKS = {
+    "by path": (["/car/a-1", "/car/b-2"], ["car/a-1", "car/b-2"]),
+    "tracking does not count": (["/car/a-1?src=list&utm_x=1", "/car/b-2?pos=2"], ["car/a-1", "car/b-2"]),
+    "a script's query": (["/view.php?id=1&ref=x", "/view.php?id=2"], ["view.php?id=1", "view.php?id=2"]),
+    "a script's query, one card": (["/view.php?id=1"], ["view.php?id=1"]),
+    "a slug without a number": (["/swift?ad=1"], ["swift?ad=1"]),
+    "one path, other queries": (["/c/2015?ad=1&x=9", "/c/2015?ad=2&x=9"], ["c/2015?ad=1", "c/2015?ad=2"]),
+    "routes": (["#/car/1", "#/car/2"], ["used/swift#/car/1", "used/swift#/car/2"]),
+    "anchors of another page": (["/car/1#photos", "/car/2#top"], ["car/1", "car/2"]),
+    "another host": (["https://dealer.example/1", "/1"], ["dealer.example/1", "1"]),
+    "no page": (["#", "javascript:open(1)"], [None, None]),
+    "signed": (["/car/1?Expires=5&Signature=x"], ["car/1"]),
+}
+
+
+@pytest.mark.parametrize("links, ids", LINKS.values(), ids=LINKS)
+def test_what_a_link_says_of_its_listing(links, ids):
+    cards = "".join(f'<div class="card"><a class="more" href="{link}">more</a></div>' for link in links)
+    read = site(selectors={"listing": ".card", "photos": "img", "link": "a.more"})
+    assert [listing.id for listing in extract_listings(cards, "https://cars.example/used/swift", read)] == ids
+
+
+def test_cards_that_become_one_listing_are_counted():
+    card = '<div class="card" data-id="{}"><a class="more" href="/car/{}?pos={}">x</a></div>'
+    same = extract_listings(card.format(7, 7, 1) + card.format(7, 7, 2), URL, site())
+    merged = extract_listings(card.format(7, 7, 1) + card.format(7, 8, 1), URL, site())
+    assert [listing.cards for listing in same + merged] == [1, 2]
+
+
+VISITS = {
+    "/a.jpg?w=9&Expires=1&Signature=x&Key-Pair-Id=k": "/a.jpg?w=9",
+    "/a.jpg?X-Amz-Date=1&X-Amz-Signature=x": "/a.jpg",
+    "/a.jpg?sv=1&se=2&sig=x": "/a.jpg",
+    "/a.jpg?se=2&id=7": "/a.jpg?se=2&id=7",
+    "/a.jpg?stamp=12&id=7": "/a.jpg?id=7",
+}
+
+
+@pytest.mark.parametrize("address", VISITS)
+def test_what_changes_from_visit_to_visit_does_not_count(address):
+    assert without_parameters(address, ["Stamp"]) == VISITS[address]
+
+
+CHALLENGES = {
+    "<title>Just a moment...</title>": True,
+    "<h1>Access denied</h1><script>" + "x" * 5000 + "</script>": True,
+    "<p>No cars found": False,
+    "<p>Captcha" + " long text" * 400: False,
+}
+
+
+@pytest.mark.parametrize("html", CHALLENGES, ids=["waiting room", "denied", "empty", "long"])
+def test_pages_that_turn_robots_away(html):
+    assert is_challenge(html) == CHALLENGES[html]
+    paging = {"paging": {"kind": "next", "next": "a"}}
+    assert not (CHALLENGES[html] and is_end_of_search(html, FIRST_PAGE, site(**paging)))
+
+
+NEAREST = {
+    ".crad": "'.card' finds 2",
+    "article.card": "'.card' finds 2",
+    "main .card": "'.card' finds 2",
+    "div.card[data-no]": "'div.card' finds 2",
+    ".nothing-alike": "",
+}
+
+
+@pytest.mark.parametrize("css", NEAREST)
+def test_the_nearest_selector_that_finds_something(css):
+    soup = BeautifulSoup('<div class="card" id="c1"></div><div class="card"></div>', "html.parser")
+    assert nearest_selector([soup], css).removeprefix("nearest: ") == NEAREST[css]
 
 
 def test_srcset_with_commas_inside_addresses():
@@ -208,6 +384,16 @@ MISTAKES = {
         {"detail": {"photos": "img"}, "selectors": {"listing": ".card", "photos": "img"}},
         "needs the selector 'link'",
     ),
+    "text where a list belongs": (
+        {"paging": {"click": "#accept"}},
+        "click in paging is '#accept'; it must be a list of text",
+    ),
+    "a number among texts": ({"paging": {"click": [1]}}, "click in paging is"),
+    "replace that is no expression": (
+        {"selectors": {"listing": ".card", "photos": "img", "replace": {"(": "x"}}},
+        r"replace '\('",
+    ),
+    "a certificate that is not there": ({"request": {"ca_file": "none.pem"}}, "ca_file 'none.pem' is not there"),
     "id pattern": (
         {"selectors": {"listing": ".card", "photos": "img", "id_pattern": "[0-9]+"}},
         "needs exactly one group",

@@ -9,8 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import pytest
-from misbehaving_site import MisbehavingSite
-from test_scraper_crawl import (
+
+from scraper.browser import CHROMIUM_NAMES
+from scraper.politeness import Pacer, Stopped
+from scraper.site import Politeness
+from tests.scraper.misbehaving_site import MisbehavingSite
+from tests.scraper.test_scraper_crawl import (
     assert_no_browser_left,
     journaled,
     kill_browser,
@@ -20,11 +24,7 @@ from test_scraper_crawl import (
     wait_until,
     write_site_file,
 )
-from test_scraper_download import Clock, downloader
-
-from scraper.browser import CHROMIUM_NAMES
-from scraper.politeness import Pacer, Stopped
-from scraper.site import Politeness
+from tests.scraper.test_scraper_download import Clock, downloader
 
 pytestmark = pytest.mark.skipif(
     not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
@@ -70,8 +70,8 @@ def test_two_browsers_give_the_same_photos_at_the_pace_of_one(short_path):
         spans = [after - before for (_, before), (_, after) in zip(asked, asked[4:], strict=False)]
         assert min(spans) > 3 * DELAY, f"four requests within {min(spans):.3f} s"
         found[browsers] = stored(folder)
-        fates = {urlsplit(line["url"]).path: line["listing"] for line in lines_of(folder)}
-        assert all(path.startswith(f"/photos/detail-{listing}-") for path, listing in fates.items())
+        listings = {urlsplit(line["url"]).path: line["listing"] for line in lines_of(folder)}
+        assert all(path.startswith(f"/photos/detail-{listing}-") for path, listing in listings.items())
         assert_no_browser_left(folder)
     assert found[1] == found[2] and len(found[1]) == 10
 
@@ -163,7 +163,7 @@ def test_stopped_every_wait_ends():
         pacer.wait("http://b.example/1")
 
 
-def test_stopped_a_photo_under_way_ends_without_a_fate():
+def test_stopped_a_photo_under_way_ends_without_an_outcome():
     with MisbehavingSite() as site, ThreadPoolExecutor(1) as pool:
         fetcher = downloader(Clock(), site.base_url, attempts=1)
         fetching = pool.submit(fetcher.fetch, f"{site.base_url}/delay.jpg")

@@ -15,13 +15,15 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 from PIL import Image
 
+from tests.scraper import reported_sites
+
 
 def jpeg(name: str, size: tuple[int, int] = (64, 48), mode: str = "RGB", kind: str = "JPEG", **options) -> bytes:
-    """Give a picture whose colours follow from `name`, so that each name has bytes of its own."""
+    """Return a picture whose colours follow from `name`, so that each name has bytes of its own."""
     digest = hashlib.sha256(name.encode()).digest()
     image = Image.frombytes("RGB", (4, 2), digest[:24]).resize(size).convert(mode)
     buffer = io.BytesIO()
@@ -30,7 +32,7 @@ def jpeg(name: str, size: tuple[int, int] = (64, 48), mode: str = "RGB", kind: s
 
 
 def png_claiming(width: int, height: int) -> bytes:
-    """Give a PNG of a few bytes that claims a size which would fill the memory."""
+    """Return a PNG of a few bytes that claims a size which would fill the memory."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -120,6 +122,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         site.times.append(time.monotonic())
         site.headers.append(dict(self.headers))
         site.counts[parts.path] += 1
+        site.counts[self.path] += self.path != parts.path
         site.on_request(self.path)
         name = parts.path.strip("/")
         if name == "robots.txt":
@@ -129,6 +132,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             getattr(self, name.replace("/", "_"))(query)
         elif method := getattr(self, name.partition(".")[0].replace("-", "_").replace("/", "_"), None):
             method(site.counts[parts.path])
+        elif name.startswith("reported/"):
+            self.reported(*name.removeprefix("reported/").partition("/")[::2], dict(parse_qsl(parts.query)))
         elif name.startswith(("photos/", "private/")):
             self.send(jpeg(name))
         else:
@@ -162,6 +167,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
         self.close_connection = True
+
+    def reported(self, name: str, path: str, query: dict[str, str]) -> None:
+        answer = reported_sites.page(name, path, query, self.site.counts[self.path])
+        status, headers, text = answer if isinstance(answer, tuple) else (200, {}, answer)
+        kind = headers.pop("Content-Type", "text/html; charset=utf-8")
+        self.send(text.encode(), kind, status, **{key.replace("-", "_"): value for key, value in headers.items()})
 
     # robots.txt and pages
 
@@ -299,7 +310,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.start(10**12)
 
     def huge_picture(self, _) -> None:
-        self.send(png_claiming(6000, 5000), "image/png")
+        self.send(png_claiming(8000, 7000), "image/png")
 
     def bomb(self, _) -> None:
         self.send(png_claiming(60_000, 60_000), "image/png")

@@ -1,0 +1,97 @@
+"""The closing table of a crawl: what was found, what may be missing and what to try, and the exit code."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from scraper.crawl import Stats
+from scraper.politeness import ROBOTS_FORBID
+
+DONE, NOTHING_FOUND, USAGE, STOPPED, FAILED_FOR_NOW, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
+
+EXIT_CODES = """exit codes: 0 all that the pages show is here · 1 a page gave no listings or could not be opened ·
+2 usage or site file · 3 stopped by the disk, the browser or a site that no longer answers (run again: goes on) ·
+4 some photos failed for now (run again: tries them again) · 5 came to its end, but something may be missing: the
+closing table says what, and what to try · 130 Ctrl-C (run again: goes on)"""
+
+# What to try after a refusal, by the beginning of its reason.
+ADVICE = {
+    "robots.txt": "the site does not want them fetched; ask its owner",
+    "the page says": "the site keeps them out of data sets; if its owner lets you: respect_noai = false",
+    "X-Robots-Tag": "the site keeps them out of data sets; if its owner lets you: respect_noai = false",
+    "too many bytes": "raise max_bytes under [politeness]",
+    "too many pixels": "raise max_pixels under [politeness]",
+    "too small": "icons, as a rule; lower min_width under [politeness] to have them",
+    "private address": "if the site is your own: allow_private = ['address'] under [politeness]",
+    "cannot be decoded": "open one in your own browser; another format may need a decoder: see the journal",
+    "not a photo": "open one in your own browser: a log-in page, or an address that is not a photo's",
+    "status 401": "they want a log-in: cookies or headers under [request]",
+    "status 403": "they want what your own browser sends: cookies or headers under [request]",
+    "status 404": "look at one address in the journal: `photos` or `replace` may make a wrong one",
+    "forgotten": "",
+}
+
+
+def gaps(stats: Stats) -> list[tuple[str, int, str]]:
+    """Return what may be missing: (what, how many, what to try). Empty where everything the pages show is here.
+
+    Photos that robots.txt forbids, or that were forgotten on request, are no gap while there are others.
+    """
+    found = [
+        (
+            "listings without photos",
+            stats.without_photos,
+            "look at one of them: `photos` may not find what it shows, or it loads later (settle)",
+        ),
+        (
+            "listings that share a photo address",
+            max(stats.shared.values(), default=0),
+            f"{next(iter(stats.shared), '')} stands in for their photos, perhaps; name the attribute that holds the "
+            "real address: photos = 'img@data-…'",
+        ),
+        (
+            "cards merged into another's listing",
+            stats.merged,
+            "give `id` (and id_pattern) what tells listings apart",
+        ),
+    ]
+    found += [
+        (f"pages: {reason}", count, "raise the bound, or look at the page") for reason, count in stats.odd_pages.items()
+    ]
+    refused = stats.refused + stats.known_refused
+    has_photos = stats.fetched + stats.known > stats.known_refused.total()
+    for reason, count in refused.most_common():
+        if not (reason in (ROBOTS_FORBID, "forgotten") and has_photos):
+            advice = next((text for start, text in ADVICE.items() if reason.startswith(start)), "")
+            found.append((f"refused: {reason}", count, advice or "see the journal"))
+    return [gap for gap in found if gap[1]]
+
+
+def exit_code(stats: Stats) -> int:
+    """Return the exit code of a crawl that came to its end."""
+    if stats.pages_lost:
+        return NOTHING_FOUND
+    if stats.failed:
+        return FAILED_FOR_NOW
+    return INCOMPLETE if gaps(stats) else DONE
+
+
+def closing_table(stats: Stats, folder: object) -> str:
+    """Return the text that ends a crawl: counts, what became of photos and why, and what may be missing."""
+
+    def rows_of(words: str, reasons: Counter) -> list[tuple[str, int]]:
+        return [(f"{words}: {reason}", count) for reason, count in reasons.most_common()]
+
+    rows = [("pages", stats.pages), ("listings", stats.listings), ("photos found", stats.found)]
+    rows += [("  known from earlier runs", stats.known), *rows_of("    of these refused", stats.known_refused)]
+    rows += [("  fetched", stats.fetched), *rows_of("  refused", stats.refused)]
+    rows += rows_of("  failed for now", stats.failed) + rows_of("pages not opened", stats.pages_lost)
+    rate = stats.fetched / stats.seconds if stats.seconds else 0.0
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {count:>8,}" for name, count in rows]
+    lines.append(f"{stats.bytes / 1e6:,.1f} MB in {stats.seconds:,.0f} s, {rate:.1f} photos/s, in {folder}")
+    lines += [f"warning: {text}" for text in stats.warnings]
+    if missing := gaps(stats):
+        lines.append("something may be missing:")
+        lines += [f"  {count:,} {what}: {advice}" for what, count, advice in missing]
+    return "\n".join(lines)

@@ -1,0 +1,472 @@
+"""When a page may be taken: everything on it was in view once, and nothing new has come for a moment.
+
+This is the one place that decides so. A page is walked through from card to card, as a reader scrolls, because many
+pages give a card its photo only when it comes into view, and some take cards away again that left it. Each card is
+kept as it was when it was complete; those that the page no longer shows in the end are added to its HTML.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+from bs4 import BeautifulSoup
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
+
+from scraper.pages import KEPT, SHARED_BY, read_card
+from scraper.pictures import BACKGROUND
+from scraper.site import Site, split_selector
+
+POLL = 0.05  # seconds
+REDRAW = 0.35  # seconds in which a list redraws itself after it was scrolled
+MAX_STEPS = 5000  # of a walk through one page
+MAX_ROUNDS = 20  # walks after something came late
+
+# Elements in open shadow roots are found, too, and serialised with them.
+LIBRARY = """
+const roots = [document];
+for (let i = 0; i < roots.length; i++)
+  for (const element of roots[i].querySelectorAll("*")) if (element.shadowRoot) roots.push(element.shadowRoot);
+const all = css => { try { return roots.flatMap(root => [...root.querySelectorAll(css)]); } catch { return []; } };
+const inner = element => element.getHTML ? element.getHTML({shadowRoots: roots.slice(1)}) : element.innerHTML;
+const outer = element => {
+  if (roots.length === 1) return element.outerHTML;
+  const end = `</${element.localName}>`, shell = element.cloneNode(false).outerHTML;
+  return shell.endsWith(end) ? shell.slice(0, -end.length) + inner(element) + end : shell;
+};
+const above = element => element.parentElement ?? element.getRootNode().host ?? null;
+const shown = element => element.getClientRects().length > 0 && getComputedStyle(element).visibility !== "hidden";
+"""
+HTML = LIBRARY + "return roots.length > 1 ? `<!DOCTYPE html><html>${inner(document.documentElement)}</html>` : '';"
+CLICK_FIRST = (
+    LIBRARY + "const found = all(arguments[0]).find(e => shown(e) && !e.disabled); if (found) found.click();"
+    "return Boolean(found);"
+)
+# clicked by script: a banner over the button does not matter
+PRESS = (
+    LIBRARY + "const found = all(arguments[0]).find(e => shown(e) && !e.disabled);"
+    "if (found) { found.scrollIntoView({behavior: 'instant'}); found.click(); } return Boolean(found);"
+)
+# a link that leads to another page; what a script handles is a button
+NEXT = (
+    LIBRARY
+    + """
+const found = all(arguments[0])[0];
+const link = found && (found.href ? found : found.querySelector("a[href]") ?? found.closest("a[href]"));
+const address = link ? new URL(link.href, document.baseURI) : null;
+const isPage = address && address.protocol.startsWith("http") && address.href !== location.href
+  && (/^#[/!]./.test(address.hash) || address.href.split("#")[0] !== location.href.split("#")[0]);
+return isPage ? address.href : (found && found.localName !== "link" ? "#" : "");
+"""
+)
+# Moves, then tells which cards there are, which are in view, and the HTML of those that changed.
+SURVEY = (
+    LIBRARY
+    + """
+const [selector, photos, move, again, background] = arguments;
+const state = window.__scraper ??= {token: String(Math.random()), serials: new WeakMap(), next: 0, seen: new WeakSet(),
+  observed: new WeakSet(), plain: new WeakSet(), dirty: new Set()};
+const note = records => {  // which cards changed; the others need not be serialised again
+  for (const record of records)
+    for (let e = record.target; e; e = e.parentElement ?? e.getRootNode().host)
+      if (state.serials.has(e)) { state.dirty.add(e); state.plain.delete(e); break; }
+};
+state.observer ??= new MutationObserver(note);
+for (const root of roots) if (!state.observed.has(root)) {
+  state.observer.observe(root, {subtree: true, childList: true, attributes: true, characterData: true});
+  state.observed.add(root);
+}
+note(state.observer.takeRecords());
+if (again || !state.hashes) state.hashes = new WeakMap();
+const found = [...new Set(all(selector).map(e => photos === null ? e.closest("picture") ?? e : e))];
+const clips = new Map();
+const clip = element => {  // the part of the window in which the children of an element can be seen
+  if (!element || element === document.documentElement || element === document.body)
+    return {top: 0, left: 0, bottom: innerHeight, right: innerWidth};
+  if (!clips.has(element)) {
+    let box = clip(above(element));
+    if (getComputedStyle(element).overflow !== "visible") {
+      const own = element.getBoundingClientRect();
+      box = {top: Math.max(box.top, own.top), left: Math.max(box.left, own.left),
+             bottom: Math.min(box.bottom, own.bottom), right: Math.min(box.right, own.right)};
+    }
+    clips.set(element, box);
+  }
+  return clips.get(element);
+};
+const place = element => {  // 0: in view; 1: below or to the right; -1: above or to the left; null: has no box
+  const rect = element.getBoundingClientRect(), box = clip(above(element));
+  if (!rect.width && !rect.height && !element.getClientRects().length) return null;
+  if (rect.top >= box.bottom || rect.left >= box.right) return 1;
+  return rect.bottom < box.top || rect.right < box.left ? -1 : 0;
+};
+const scrollers = () => {
+  const result = [];
+  for (let e = found.length ? above(found[found.length - 1]) : null; e; e = above(e))
+    if (e !== document.body && e.scrollHeight > e.clientHeight + 1 && /auto|scroll/.test(getComputedStyle(e).overflowY))
+      result.push(e);
+  return [...new Set([...result, document.scrollingElement ?? document.documentElement])];
+};
+const show = element => {
+  element.scrollIntoView({block: "start", inline: "center", behavior: "instant"});
+  clips.clear();
+  if (place(element) !== 0) state.seen.add(element);  // it cannot be brought into view
+};
+let moved = "";
+if (move === "on" || move === "first") {
+  const target = found.find(e => !state.seen.has(e) && place(e) !== null && (move === "first" || place(e) === 1));
+  if (target) { show(target); moved = "card"; }
+  else if (move === "on") {
+    moved = "end";
+    for (const scroller of scrollers()) {
+      const before = scroller.scrollTop;
+      scroller.scrollBy({top: 0.9 * Math.min(scroller.clientHeight, innerHeight), behavior: "instant"});
+      if (scroller.scrollTop > before + 1) { moved = "further"; break; }
+    }
+    clips.clear();
+  }
+} else if (move === "back") {
+  for (const scroller of scrollers()) scroller.scrollBy({top: -innerHeight, behavior: "instant"});
+  clips.clear();
+}
+const serials = [], changed = [], inView = [];
+let unseen = 0;
+for (const element of found) {
+  if (!state.serials.has(element)) state.serials.set(element, state.next++);
+  const serial = state.serials.get(element);
+  serials.push(serial);
+  const where = place(element);
+  if (where === 0) { state.seen.add(element); inView.push(serial); }
+  else if (where === 1 && !state.seen.has(element)) unseen++;
+  const inside = () => photos === null ? [element] : photos ? element.querySelectorAll(photos) : [];
+  const shows = state.plain.has(element) ? [] : inside();
+  state.plain.add(element);
+  for (const e of shows) {
+    if (/^(img|source|picture|script|svg)$/.test(e.localName)) continue;
+    state.plain.delete(element);  // a style sheet may give it another picture at any time
+    const image = getComputedStyle(e).backgroundImage;
+    if (image.includes("url(") && !image.startsWith('url("data:') && e.getAttribute(background) !== image)
+      e.setAttribute(background, image);
+  }
+  if (state.hashes.has(element) && !state.dirty.has(element)) continue;
+  const html = outer(element);
+  let hash = 5381;
+  for (let i = 0; i < html.length; i++) hash = (hash * 33 ^ html.charCodeAt(i)) | 0;
+  hash = `${html.length}:${hash}`;
+  if (state.hashes.get(element) !== hash) { state.hashes.set(element, hash); changed.push([serial, html]); }
+}
+const alive = [...document.scripts].some(s => !/json|template|html/.test(s.type));
+state.dirty.clear();
+return {token: state.token, serials, changed, inView, unseen, moved, alive, ready: document.readyState === "complete"};
+"""
+)
+
+
+class Requests(Protocol):
+    """What a browser's pages ask for while they are open."""
+
+    def started(self) -> int:
+        """Return how many requests of scripts were made so far."""
+
+    def are_pending(self) -> bool:
+        """Tell whether a script or the data that one asked for is still on its way."""
+
+
+@dataclass(frozen=True)
+class _Card:
+    key: object  # what tells it from others, None while it shows nothing; a gallery's is the element itself
+    link: str | None
+    photos: tuple[str, ...]
+    html: str
+
+
+class OpenPage:
+    """The page that a browser shows: a page of a search, or a listing's own with `is_detail`.
+
+    Whatever may make the site work is done in the context that `permit()` returns.
+    """
+
+    def __init__(
+        self,
+        driver: WebDriver,
+        site: Site,
+        permit: Callable[[], AbstractContextManager],
+        requests: Requests,
+        is_detail: bool = False,
+    ):
+        self.driver, self.site, self.permit, self.requests, self.is_detail = driver, site, permit, requests, is_detail
+        self.paging = site.paging
+        self.odd: str | None = None  # what may be missing, in words
+        selectors = site.selectors
+        if is_detail:
+            self._selector, self._photos = split_selector(site.detail.photos)[0], None
+        else:
+            self._selector, self._photos = selectors.listing, split_selector(selectors.photos or "")[0]
+        self._token = ""
+        self._again = False
+        self._cards: dict[int, _Card] = {}
+        self._answer: dict = {"serials": [], "inView": [], "unseen": 0, "alive": True, "ready": False}
+        self._keys: set = set()  # all cards noticed so far
+        self._noticed: set = set()  # (card, photo address) pairs
+        self._given_up: set = set()  # cards that were waited for in vain
+        self._kept: dict[object, _Card] = {}
+        self._clicked: set[str] = set()
+        self._shown_by: Counter = Counter()  # how many cards show each address now
+        self._changed_at = time.monotonic()
+        self._paid = -1  # requests that had been started at the last permit
+        self._bare_patience = self._longest_for_bare = max(self.paging.settle, self.paging.patience / 2)
+
+    def gather(self, most: int) -> str:
+        """Load what `[paging]` says, up to about `most` listings, and return what ended it.
+
+        That is "end marker", "nothing new", "bound" or "single page".
+        """
+        self._again = True  # an alert box may have cut off the last answer
+        self._wait_for_first()
+        kind, selector = self.paging.kind, self.paging.button
+        if kind == "next" and self.following() == "#":
+            kind, selector = "button", self.paging.next
+        if kind not in ("scroll", "button") or self.is_detail:
+            self._paid = self.requests.started()  # the page itself was permitted; its scripts may ask for more
+            self._settle_walking(most)
+            return "single page"
+        loads = 0
+        while True:
+            self._walk(most)
+            if self._at_end():
+                stopped_by = "end marker"
+            elif self._count() >= most or loads == self.paging.max_pages:
+                stopped_by = "bound"
+            elif self._scroll_on(self.paging.patience) if kind == "scroll" else self._press(selector):
+                loads += 1
+                continue
+            else:
+                stopped_by = "end marker" if self._at_end() else "nothing new"
+            if stopped_by != "bound":
+                self._settle_walking(most)
+            return stopped_by
+
+    def following(self) -> str:
+        """Return the address of the page that `paging.next` leads to, "#" for a button, "" where there is none."""
+        return self.driver.execute_script(NEXT, self.paging.next)
+
+    def html(self) -> str:
+        """Return the page's HTML, open shadow roots included, with the cards at its end that it no longer shows."""
+        html = self.driver.execute_script(HTML) or self.driver.page_source
+        self._survey()
+        present = {card.key: card for card in self._present()}
+        shown = {photo for card in present.values() for photo in card.photos}
+        lost = [
+            card.html
+            for key, card in self._kept.items()
+            if not (self.is_detail and shown.issuperset(card.photos))
+            and (key not in present or len(self._own_photos(card)) > len(self._own_photos(present[key])))
+        ]
+        return f"{html}\n<{KEPT}>{''.join(lost)}</{KEPT}>" if lost else html
+
+    def _survey(self, move: str = "") -> str:
+        arguments = (self._selector or "html", self._photos, move, self._again, BACKGROUND)
+        self._answer = answer = self.driver.execute_script(SURVEY, *arguments)
+        self._again = False
+        if answer["token"] != self._token:  # another document
+            self._token, self._cards = answer["token"], {}
+        for serial, html in answer["changed"]:
+            key, link, photos = read_card(BeautifulSoup(html, "html.parser").find(True), self.site, self.is_detail)
+            key = (self._token, serial) if self.is_detail and photos else key or photos or None
+            self._cards[serial] = _Card(key, link, photos, html)
+            pairs = {(None if self.is_detail else key, value) for value in (None, link, *photos)}
+            if not pairs <= self._noticed:
+                self._changed_at = time.monotonic()
+                self._noticed |= pairs
+            self._keys |= {key} - {None}
+        if answer["changed"] and not self.is_detail:
+            by_key = {card.key: card for card in self._present()}
+            self._shown_by = Counter(photo for card in by_key.values() for photo in set(card.photos))
+        return answer["moved"]
+
+    def _present(self) -> list[_Card]:
+        return [self._cards[serial] for serial in self._answer["serials"] if serial in self._cards]
+
+    def _own_photos(self, card: _Card) -> list[str]:
+        """Return the photos that are not shared by several cards, as what stands in until a photo is loaded."""
+        return [photo for photo in card.photos if self._shown_by[photo] < SHARED_BY]
+
+    def _is_complete(self, card: _Card) -> bool:
+        if not self.is_detail and self.site.detail and self.site.selectors.link:
+            return bool(card.link)
+        return not (self.is_detail or self._photos) or bool(self._own_photos(card))
+
+    def _count(self) -> int:
+        """Return how many cards are complete, with those that the page no longer shows."""
+        complete = {card.key for card in self._present() if self._is_complete(card)}
+        return len(complete | self._kept.keys())
+
+    def _keep(self) -> None:
+        for card in self._present():
+            kept = self._kept.get(card.key)
+            if card.key and (not kept or len(self._own_photos(card)) >= len(self._own_photos(kept))):
+                self._kept[card.key] = card
+
+    def _wait_for_first(self) -> None:
+        """Wait until a card or a marker is there; a page that shows neither in time is taken as it is."""
+        marks = ", ".join(filter(None, (self.paging.empty, self.paging.end)))
+        end = time.monotonic() + self.paging.patience
+        while True:
+            self._click_away()
+            self._survey()
+            if self._answer["serials"] or marks and self._find(marks):
+                break
+            if time.monotonic() > end or not self._answer["alive"] and self._answer["ready"]:
+                return
+            time.sleep(POLL)
+
+    def _click_away(self) -> None:
+        for selector in self.paging.click:
+            if selector not in self._clicked and self.driver.execute_script(CLICK_FIRST, selector):
+                self._clicked.add(selector)
+                self._paid = -1
+
+    def _settle_walking(self, most: int) -> None:
+        """Walk to the end of the page and wait there until it has settled; again where cards came meanwhile."""
+        for _ in range(MAX_ROUNDS):
+            self._walk(most)
+            for _ in range(self.paging.max_pages):
+                if not self._answer["alive"] or self._count() >= most or not self._scroll_on(0):
+                    break
+                self._walk(most)
+            before = len(self._noticed)
+            self._settle()
+            self._keep()
+            if len(self._noticed) == before or self._count() >= most:
+                return
+            self._survey("first")
+        self.odd = f"cards kept coming after {MAX_ROUNDS} times through the page"
+
+    def _walk(self, most: int) -> None:
+        """Bring each card into view that was not, from where the page stands downwards."""
+        self._look()
+        for _ in range(MAX_STEPS):
+            if not self._answer["unseen"] or not self._answer["alive"] or self._count() >= most:
+                return
+            with self._pace(self._answer["unseen"] <= len(self._answer["inView"])):
+                self._survey("on")
+            self._redraw()
+            self._look()
+
+    def _pace(self, may_load: bool) -> AbstractContextManager:
+        """Return the site's permission for a step near the end of a list, unless none has caused a request lately."""
+        started = self.requests.started()
+        if not may_load or started == self._paid:
+            return nullcontext()
+        self._paid = started
+        return self.permit()
+
+    def _redraw(self) -> None:
+        """Let the page notice that it was scrolled: a frame, or longer where the last known card is in view."""
+        changed_at = self._changed_at
+        time.sleep(POLL)
+        self._survey()
+        end = time.monotonic() + REDRAW
+        while not self._answer["unseen"] and self._changed_at == changed_at and time.monotonic() < end:
+            time.sleep(POLL)
+            self._survey()
+
+    def _look(self) -> None:
+        """Wait until each card in view is complete, or nothing has changed for a while; then keep what is there."""
+        began = time.monotonic()
+        while self._is_something_missing() and self._answer["alive"]:
+            if self._is_calm(began, self._bare_patience) or time.monotonic() - began > self._longest:
+                # after each wait in vain a shorter one: cards without a photo are usual here
+                in_vain = self._changed_at < began
+                self._bare_patience = max(2 * POLL, self._bare_patience / 2) if in_vain else self._longest_for_bare
+                break
+            self._poll()
+        self._given_up |= {card.key for card in self._in_view()}
+        self._keep()
+
+    def _settle(self) -> None:
+        """Wait until nothing new has come for the time of `settle`, and no script waits for data."""
+        began = time.monotonic()
+        while self._answer["alive"] and not self._is_calm(0.0, self.paging.settle):
+            if time.monotonic() - began > self._longest:
+                self.odd = f"still changing after {self._longest:g} s"
+                return
+            self._poll()
+
+    def _is_calm(self, since: float, seconds: float) -> bool:
+        """Tell whether nothing new has come for `seconds`, or for `patience` while something is still on its way."""
+        calm = time.monotonic() - max(self._changed_at, since)
+        is_loaded = self._answer["ready"] and not self.requests.are_pending()
+        return calm > seconds if is_loaded else calm > max(seconds, self.paging.patience)
+
+    def _poll(self) -> None:
+        time.sleep(POLL)
+        self._click_away()
+        self._survey()
+
+    @property
+    def _longest(self) -> float:
+        return self.site.politeness.page_timeout
+
+    def _in_view(self) -> list[_Card]:
+        return [self._cards[serial] for serial in self._answer["inView"] if serial in self._cards]
+
+    def _is_something_missing(self) -> bool:
+        return any(not self._is_complete(card) and card.key not in self._given_up for card in self._in_view())
+
+    def _scroll_on(self, patience: float) -> bool:
+        """Scroll beyond the last card and tell whether new ones came, at the bottom within `patience` seconds."""
+        known = len(self._keys)
+        for _ in range(MAX_STEPS):
+            with self._pace(True):
+                moved = self._survey("on")
+            self._redraw()
+            if len(self._keys) > known:
+                return True
+            if self._at_end():
+                return False
+            if moved != "further":
+                break
+        if not patience:
+            return False
+        if self._wait_for_more(known, patience / 2):
+            return len(self._keys) > known
+        # some loaders watch for movement: a step back up before the end is reached again
+        self._survey("back")
+        self._redraw()
+        with self._pace(True):
+            while self._survey("on") == "further":
+                time.sleep(POLL)
+        return self._wait_for_more(known, patience / 2) and len(self._keys) > known
+
+    def _press(self, selector: str) -> bool:
+        """Click the button that shows more, or others, and tell whether cards came that were not there before."""
+        known = len(self._keys)
+        with self.permit():
+            if not self.driver.execute_script(PRESS, selector):
+                return False
+        if not self._wait_for_more(known, self.paging.patience) or len(self._keys) == known:
+            return False
+        self._survey("first")
+        return True
+
+    def _wait_for_more(self, known: int, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while True:
+            self._survey()
+            if len(self._keys) > known or self._at_end():
+                return True
+            if time.monotonic() > end:
+                return False
+            time.sleep(POLL)
+
+    def _at_end(self) -> bool:
+        return bool(self.paging.end and self._find(self.paging.end))
+
+    def _find(self, selector: str) -> list:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)

@@ -1,0 +1,236 @@
+"""Which address an element of a page stands for: the largest version of its picture that can be decoded here."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator
+from html import unescape
+from importlib.util import find_spec
+
+from bs4 import Tag
+from PIL import features
+
+# Where lazy loaders keep the address until a picture comes into view, in the order of preference.
+LAZY_ATTRIBUTES = ("data-src", "data-original", "data-lazy-src", "data-lazy", "data-image", "data-bg", "data-url")
+FULL_SIZE = re.compile("data-.*(zoom|large|full|big|hi-?res|high|orig|lazy|src).*")
+SMALL_SIZE = re.compile(
+    "data-.*(thumb|small|mini|preview|placeholder|low|blur|lqip|icon|logo|avatar|hover|next|prev).*"
+)
+BACKGROUND = "data-scraper-background"  # set by `loading` where a style sheet gives an element its picture
+IMAGE_FILE = re.compile(r"[^\s\"'<>{}]+\.(jpe?g|png|webp|gif|avif|bmp|jfif)([?#!@;/][^\s\"'<>{}]*)?", re.IGNORECASE)
+STAND_IN = re.compile(
+    r"(spinner|placeholder|loading|loader|blank|pixel|spacer|transparent|lazy(-?load)?|1x1|no[-_]?(image|photo|img))"
+    r"([-_]?\d+(x\d+)?)?\.\w+",
+    re.IGNORECASE,
+)
+# Whether what a few programs read can be decoded here.
+DECODABLE = {"avif": features.check("avif"), "heic": find_spec("pillow_heif") is not None}
+UNDECODABLE = {"jxl", "jp2", "svg", "svg+xml"} | {kind for kind, is_read in DECODABLE.items() if not is_read}
+DESKTOP = {"width": 1920.0, "height": 1080.0}  # pixels of the window for which art direction is judged
+LINKS = {"a": ("href",), "link": ("href",), "meta": ("content",), "image": ("href", "xlink:href")}
+
+
+def addresses_of(
+    tag: Tag, attribute: str | None = None, path: str | None = None, stand_ins: Collection[str] = ()
+) -> list[str]:
+    """Return the addresses that one element stands for: a picture's largest version, or all that a script holds.
+
+    `attribute` names the one that holds them, `path` the place in a script's JSON. `stand_ins` are values of `src`
+    that several listings share: a picture shown until the real one is loaded.
+    """
+    if attribute:
+        value = tag.get(attribute) or ""
+        return _in_text(" ".join(value) if isinstance(value, list) else value, path)
+    if tag.name == "script":
+        return _in_script(tag.get_text(), path, is_linked_data="ld+json" in (tag.get("type") or ""))
+    candidates = [tag]
+    if picture := tag if tag.name == "picture" else tag.find_parent("picture"):
+        sources = [s for s in picture.find_all("source") if is_for_desktop(s.get("media") or "")]
+        candidates = [*sources, *picture.find_all("img")]
+    choices = [
+        (address, size, candidate.get("type"))
+        for candidate in candidates
+        for name, value in candidate.attrs.items()
+        if name.endswith("srcset") and isinstance(value, str)
+        for address, size in parse_srcset(value)
+    ]
+    plain = next(filter(None, (_plain(candidate, stand_ins) for candidate in candidates)), None)
+    readable = [choice for choice in choices if _is_decodable(choice[0], choice[2])]
+    if readable:
+        address, size, kind = max(readable, key=lambda choice: choice[1])
+        # of two formats of one size, the one that every program reads
+        is_avif = "avif" in (kind or "") or address.lower().endswith(".avif")
+        return [plain] if is_avif and size == 1.0 and plain and _is_decodable(plain, None) else [address]
+    if plain and (not choices or _is_decodable(plain, None)):
+        return [plain]
+    return [choices[0][0]] if choices else _background(tag)
+
+
+def _plain(tag: Tag, stand_ins: Collection[str]) -> str | None:
+    """Return the address that an attribute gives by itself, without a choice of sizes."""
+    if tag.name in LINKS:
+        names = LINKS[tag.name]
+    else:
+        lazy = [name for name in tag.attrs if FULL_SIZE.fullmatch(name) and not SMALL_SIZE.fullmatch(name)]
+        other = [name for name in tag.attrs if name.startswith("data-") and not SMALL_SIZE.fullmatch(name)]
+        guessed = {*lazy, *other} - set(LAZY_ATTRIBUTES)
+        names = (*LAZY_ATTRIBUTES, *lazy, "src", *other)
+    for name in names:
+        value = tag.get(name)
+        if not isinstance(value, str) or not is_address(value) or STAND_IN.fullmatch(value.rpartition("/")[2]):
+            continue
+        if name == "src" and value in stand_ins:
+            continue
+        if tag.name not in LINKS and name in guessed and not IMAGE_FILE.fullmatch(value.strip()):
+            continue
+        return value
+    shared = tag.get("src")
+    return shared if shared in stand_ins else None
+
+
+def _background(tag: Tag) -> list[str]:
+    style = " ".join(tag.get(name) or "" for name in ("style", "data-style", "data-background-image", BACKGROUND))
+    found = [match.group(2) for match in re.finditer(r"url\(\s*(['\"]?)(.*?)\1\s*\)", style)]
+    found += [tag.get("data-background-image")]
+    return [address for address in found if is_address(address)][:1]
+
+
+def _is_decodable(address: str, kind: str | None) -> bool:
+    extension = re.search(r"\.(\w+)$", address.partition("?")[0].lower())
+    named = (kind or "").partition(";")[0].strip().lower().removeprefix("image/")
+    return (named or (extension.group(1) if extension else "")).replace("heif", "heic") not in UNDECODABLE
+
+
+def is_for_desktop(media: str) -> bool:
+    """Tell whether a media query of a `<source>` matches a desktop window; features not known here do."""
+    return not media.strip() or any(_matches(query) for query in media.lower().split(","))
+
+
+def _matches(query: str) -> bool:
+    is_negated = query.strip().startswith("not ")
+    result = not re.search(r"\bprint\b|prefers-color-scheme\s*:\s*dark|orientation\s*:\s*portrait", query)
+    for bound, side, number, unit in re.findall(r"\((min|max)-(?:device-)?(width|height)\s*:\s*([\d.]+)(\w*)", query):
+        pixels = float(number) * (16 if unit in ("em", "rem") else 1)
+        result &= DESKTOP[side] >= pixels if bound == "min" else DESKTOP[side] <= pixels
+    for side, sign, number, unit in re.findall(r"(width|height)\s*([<>])=?\s*([\d.]+)(\w*)", query):
+        pixels = float(number) * (16 if unit in ("em", "rem") else 1)
+        result &= DESKTOP[side] > pixels if sign == ">" else DESKTOP[side] < pixels
+    for number, unit, sign, side in re.findall(r"([\d.]+)(px|em|rem)\s*([<>])=?\s*(width|height)", query):
+        pixels = float(number) * (16 if unit in ("em", "rem") else 1)
+        result &= pixels < DESKTOP[side] if sign == "<" else pixels > DESKTOP[side]
+    return result != is_negated
+
+
+def parse_srcset(text: str) -> list[tuple[str, float]]:
+    """Return (address, width in pixels or density) for each candidate of a srcset; data: URIs are left out.
+
+    The order of steps is that of the HTML standard ("parse a srcset attribute"), which is why a comma inside an
+    address, as content networks write it, does no harm.
+    """
+    choices, position = [], 0
+    while match := re.compile(r"[\s,]*(\S+)").match(text, position):
+        address, position = match.group(1), match.end()
+        descriptor = ""
+        if address.endswith(","):
+            address = address.rstrip(",")
+        else:
+            descriptor = re.compile(r"[^,]*").match(text, position).group()
+            position += len(descriptor)
+        size = re.search(r"(\d*\.?\d+)[wx]\b", descriptor)
+        if is_address(address):
+            choices.append((address, float(size.group(1)) if size else 1.0))
+    return choices
+
+
+def is_address(text: str | None) -> bool:
+    """Tell whether an attribute's value can be the address of a picture: not empty, and no data in itself."""
+    text = (text or "").strip().lower()
+    return bool(text) and not text.startswith(("data:", "blob:", "about:", "javascript:", "#"))
+
+
+def _in_text(value: str, path: str | None) -> list[str]:
+    value = value.strip()
+    if value.startswith(("[", "{")):
+        return _in_script(value, path, is_linked_data=False)
+    if re.search(r"\s[\d.]+[wx]\s*(,|$)", value):
+        return [max(parse_srcset(value), key=lambda choice: choice[1], default=("", 0))[0]]
+    if match := re.search(r"url\(\s*(['\"]?)(.*?)\1\s*\)", value):
+        value = match.group(2)
+    return [value] if is_address(value) else []
+
+
+def _in_script(text: str, path: str | None, is_linked_data: bool) -> list[str]:
+    values = list(read_json(text))
+    if path:
+        parts = path.replace("[", ".").replace("]", "").strip(".").split(".")
+        found = (list(_follow(value, parts)) for value in values)
+        return next(filter(None, found), [])
+    is_linked_data |= any(isinstance(value, dict) and "@context" in value for value in values)
+    addresses = [a for value in values for a in (_linked_images(value) if is_linked_data else _image_files(value))]
+    if not addresses and is_linked_data:  # broken beyond reading as a whole
+        for piece in re.findall(r"[\"'](?:image|photo|contentUrl)[\"']\s*:\s*(\[[^\]]*\]|\"[^\"]*\"|\{[^}]*\})", text):
+            addresses += re.findall(r"[\"']((?:https?:)?/[^\"'\s]+)[\"']", piece.replace("\\/", "/"))
+    return list(dict.fromkeys(addresses))
+
+
+def read_json(text: str) -> Iterator[dict | list]:
+    """Yield the JSON values in the text of a script, whatever stands around them: `window.state = {…};`, CDATA.
+
+    Raw line breaks in strings, commas before a closing bracket and HTML entities instead of quotes are understood.
+    """
+    decoder, position, failures = json.JSONDecoder(strict=False), 0, 0
+    text = unescape(text) if "&quot;" in text else text
+    text = re.sub(r",(\s*[}\]])", r"\1", text)
+    while failures < 200 and (match := re.compile(r"[{\[]").search(text, position)):
+        try:
+            value, position = decoder.raw_decode(text, match.start())
+        except (ValueError, RecursionError):
+            position, failures = match.end(), failures + 1
+            continue
+        if value:
+            yield value
+
+
+def _follow(node: object, parts: list[str]) -> Iterator[str]:
+    """Yield the texts at a path: names of an object, numbers or * of a list; a list may also be passed over."""
+    if not parts:
+        if isinstance(node, str):
+            yield node
+        elif isinstance(node, list):
+            for part in node:
+                yield from _follow(part, parts)
+    elif isinstance(node, list):
+        if parts[0].isdigit():
+            node = node[int(parts[0]) : int(parts[0]) + 1]
+        for part in node:
+            yield from _follow(part, parts[1:] if parts[0] == "*" or parts[0].isdigit() else parts)
+    elif isinstance(node, dict):
+        for key, part in node.items():
+            if parts[0] in (key, "*"):
+                yield from _follow(part, parts[1:])
+
+
+def _image_files(node: object) -> Iterator[str]:
+    """Yield every text that ends like an image file's address."""
+    if isinstance(node, str) and IMAGE_FILE.fullmatch(node.strip()):
+        yield node
+    elif isinstance(node, list | dict):
+        for part in node.values() if isinstance(node, dict) else node:
+            yield from _image_files(part)
+
+
+def _linked_images(node: object, is_image: bool = False) -> Iterator[str]:
+    """Yield the pictures of schema.org data: what is under `image` or `photo`, and every ImageObject."""
+    if isinstance(node, str):
+        if is_image and is_address(node):
+            yield node
+    elif isinstance(node, list):
+        for part in node:
+            yield from _linked_images(part, is_image)
+    elif isinstance(node, dict):
+        if is_image or node.get("@type") == "ImageObject":
+            yield from _linked_images(node.get("contentUrl") or node.get("url"), True)
+        else:
+            for key, part in node.items():
+                yield from _linked_images(part, key in ("image", "photo"))

@@ -1,0 +1,85 @@
+"""What works on this machine and what to install: the verb `doctor`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+from carspotter.paths import home
+
+# What each part needs: modules, and the extra that brings them.
+PARTS = {
+    "Keras": (("keras", "tensorflow"), "keras"),
+    "PyTorch": (("torch",), "torch"),
+    "TensorFlow": (("tensorflow",), "tensorflow"),
+    "notebooks": (("papermill", "ipykernel"), "notebooks"),
+    "photo check server": (("onnxruntime", "fastapi", "uvicorn"), "serve"),
+    "ONNX export": (("onnx",), "export"),
+    "Ray sweeps": (("ray",), "cluster"),
+    "Kaggle": (("kaggle",), "kaggle"),
+    "HEIC photos": (("pillow_heif",), "heic"),
+}
+UNITS = {"avx512_bf16", "amx_bf16"}  # names in /proc/cpuinfo of the units that make bfloat16 quicker than float32
+SPACE = 5 * 2**30  # bytes: the packages, and images of a few thousand photos
+
+
+class Finding(NamedTuple):
+    """One line of the report: what was looked at, whether it works, and what was found or what to do."""
+
+    what: str
+    works: bool
+    says: str
+
+
+def examine() -> list[Finding]:
+    """Return what was found out about Python, packages, processor, browser, weights and disk; loads no framework."""
+    findings = [Finding("Python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}")]
+    for what, (modules, extra) in PARTS.items():
+        missing = [name for name in modules if importlib.util.find_spec(name) is None]
+        if missing:
+            says = f"{', '.join(missing)} missing: pip install 'carspotter[{extra}]'"
+        else:
+            says = ", ".join(f"{name} {metadata.version(name.replace('_', '-'))}" for name in modules)
+        findings.append(Finding(what, not missing, says))
+    return [*findings, _processor(), _gpu(), _browser(), _weights(), _disk()]
+
+
+def _processor() -> Finding:
+    flags = Path("/proc/cpuinfo")
+    found = UNITS & set(flags.read_text().split()) if flags.exists() else set()
+    cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
+    units = f"units for bfloat16 ({', '.join(sorted(found))})" if found else "no units for bfloat16: train in float32"
+    return Finding("processor", True, f"{cores} cores, {units}")
+
+
+def _gpu() -> Finding:
+    if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
+        return Finding("GPU", True, "NVIDIA; PyTorch and TensorFlow use it if their builds have CUDA")
+    if sys.platform == "darwin" and platform.machine() == "arm64":
+        return Finding("GPU", True, "Apple's, used by PyTorch")
+    return Finding("GPU", True, "none found; everything works without one, more slowly")
+
+
+def _browser() -> Finding:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser and shutil.which("chromedriver"):
+        return Finding("browser", True, "Chromium with its driver")
+    return Finding("browser", False, "no Chromium with chromedriver; the scraper needs it: make browser")
+
+
+def _weights() -> Finding:
+    folder = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models"
+    names = sorted(path.name for path in folder.glob("*notop*")) + sorted(path.name for path in folder.glob("*no_top*"))
+    says = ", ".join(dict.fromkeys(names)) or "none in Keras' cache; downloaded when first used, or --weights FILE"
+    return Finding("pretrained weights", bool(names), says)
+
+
+def _disk() -> Finding:
+    free = shutil.disk_usage(home()).free
+    return Finding("disk", free > SPACE, f"{free / 2**30:.0f} GiB free where data and results are kept")

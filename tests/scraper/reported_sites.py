@@ -1,0 +1,242 @@
+"""Small used-car sites made after public reports by people who collect photos: two of each kind of trouble.
+
+Each is a function of the path below its own, the query and how often this was asked; it returns the HTML of a page,
+or (status, headers, HTML). `SITES` says what a user writes for it, and what a crawl must bring.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+from dataclasses import dataclass
+
+BLANK = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+
+
+@dataclass(frozen=True)
+class Reported:
+    """One site: the report it stands for, the site file below `contact`, and what must come of a crawl."""
+
+    report: str
+    url: str
+    selectors: str
+    photos: int  # that must be fetched
+    listings: int  # with photos
+    code: int = 0
+    said: str = ""  # a regular expression for the output
+    more: str = ""
+
+
+CARDS = 'listing = "div.car"\nid = "@data-id"\nphotos = "img"'
+OWN_PAGES = 'listing = "div.car"\nlink = "a"\n[detail]\nphotos = '
+NUMBERED = '[paging]\nkind = "numbered"\npatience = 2.0\nsettle = 0.4\n'
+LIVELY = "[paging]\npatience = 3.0\nsettle = 0.6\n"
+SITES = {
+    # 1: what is missing is said
+    "same-id": Reported("github.com/jpmckinney/pupa-ruby/issues/9", "", CARDS, 5, 1, 5, "4 cards merged"),
+    "stand-in": Reported("github.com/GjjvdBurg/paper2remarkable/pull/74", "", CARDS, 1, 6, 5, "6 listings that share"),
+    # 2: the HTTP status of a page counts
+    "busy-until": Reported(
+        "github.com/mloesch/sickle/pull/28", "?page={page}", CARDS, 15, 15, more=NUMBERED + 'empty = ".none"'
+    ),
+    "captcha": Reported(
+        "github.com/freelawproject/juriscraper/issues/1377",
+        *("?page={page}", CARDS, 5, 5, 1, "page titled 'Are you a robot\\?'", NUMBERED),
+    ),
+    # 3: a page is walked through
+    "rows-at-rest": Reported("github.com/bvaughn/react-virtualized/issues/1059", "", CARDS, 40, 40, more=LIVELY),
+    "carousel": Reported("github.com/dkern/jquery.lazy/issues/223", "", OWN_PAGES + '".slide img"', 16, 2, more=LIVELY),
+    # 4: a page is taken when it has settled
+    "gallery-by-script": Reported(
+        "github.com/sananth12/ImageScraper/issues/99", "", OWN_PAGES + '"#gallery img"', 8, 2, more=LIVELY
+    ),
+    "blurred-first": Reported("github.com/lenymo/glennmccomb-com/issues/7", "", CARDS, 6, 6, more=LIVELY),
+    # 5: something new, not more
+    "next-by-script": Reported(
+        "github.com/martinsbalodis/web-scraper-chrome-extension/issues/153",
+        *("", CARDS, 12, 12),
+        more='[paging]\nkind = "next"\nnext = "a.next"\npatience = 2.0\nsettle = 0.4',
+    ),
+    "page-in-fragment": Reported(
+        "github.com/arquivo/pwa-technologies/issues/556",
+        *("#{page}", CARDS, 12, 12),
+        more=NUMBERED + 'empty = ".none"',
+    ),
+    # 6: which picture
+    "json-in-attribute": Reported(
+        "github.com/jermartin77/plusgallery/pull/38",
+        *("", 'listing = "div.car"\nid = "@data-id"\nphotos = ".gallery@data-image-data"'),
+        *(12, 4),
+        more='photos_path = "albums.*.images.*.src"\n',
+    ),
+    "jpeg-xl": Reported("github.com/mdn/content/pull/45252", "", CARDS, 4, 4),
+    # 7: which listing, which photo
+    "session-in-address": Reported(
+        "github.com/ArchiveTeam/wpull/issues/203",
+        *("", OWN_PAGES.replace("[detail]", 'ignore_query = ["visit"]\n[detail]') + '"img"', 6, 6),
+    ),
+    "presigned": Reported("github.com/aws/aws-sdk-php/issues/1839", "", CARDS, 6, 6),
+}
+
+
+def page(name: str, path: str, query: dict[str, str], count: int) -> str | tuple[int, dict[str, str], str]:
+    """Return what the site `name` answers."""
+    return globals()[name.replace("-", "_")](path, query, count)
+
+
+def card(number: int, inner: str, id_: object = None) -> str:
+    return f'<div class=car data-id="{number if id_ is None else id_}"><h2>Swift {number}</h2>{inner}</div>'
+
+
+def photo(name: object) -> str:
+    return f'<img src="/photos/{name}.jpg">'
+
+
+def numbered(query: dict[str, str], pages: int = 3) -> str:
+    number = int(query["page"])
+    if number > pages:
+        return "<p class=none>no cars</p>"
+    return "".join(card(n, photo(n)) for n in range(5 * number - 5, 5 * number))
+
+
+def same_id(path: str, query: dict, count: int) -> str:
+    """Every card has the same id, a template's."""
+    return "".join(card(n, photo(n), "item") for n in range(5))
+
+
+def stand_in(path: str, query: dict, count: int) -> str:
+    """The real addresses are nowhere: the same picture is shown for every car."""
+    return "".join(card(n, '<img src="/photos/car-outline.jpg">') for n in range(6))
+
+
+def busy_until(path: str, query: dict, count: int) -> str | tuple[int, dict[str, str], str]:
+    """From the second page on a 503 at first, with a Retry-After that is a date."""
+    if query["page"] != "1" and count == 1:
+        date = email.utils.formatdate(time.time() + 2, usegmt=True)
+        return 503, {"Retry-After": date}, "<title>Busy</title><h1>Please come back later</h1>"
+    return numbered(query)
+
+
+def captcha(path: str, query: dict, count: int) -> str:
+    """The second page of a search asks who is there, with status 200."""
+    if query["page"] == "2":
+        return "<title>Are you a robot?</title><p>Please type the letters: <input>"
+    return numbered(query)
+
+
+def rows_at_rest(path: str, query: dict, count: int) -> str:
+    """Rows in a box of their own; only those in view are there, and those come when scrolling has ceased."""
+    return """<style>#box {height: 600px; overflow-y: auto} #rows {position: relative; height: 6000px}
+    .car {position: absolute; height: 150px}</style><div id=box><div id=rows></div></div><script>
+    let timer;
+    function draw() {
+      const first = Math.floor(box.scrollTop / 150), last = Math.min(40, first + 5);
+      rows.innerHTML = "";
+      for (let n = first; n < last; n++) rows.insertAdjacentHTML("beforeend",
+        `<div class=car data-id="${n}" style="top: ${150 * n}px"><h2>Car ${n}</h2><img src="/photos/${n}.jpg"></div>`);
+    }
+    box.addEventListener("scroll", () => { clearTimeout(timer); timer = setTimeout(draw, 150); });
+    draw();
+    </script>"""
+
+
+def carousel(path: str, query: dict, count: int) -> str:
+    """A strip of slides on a listing's own page; a slide gets its picture when it is scrolled into view."""
+    if not path:
+        return "".join(card(n, f'<a href="/reported/carousel/car-{n}">more</a>') for n in range(2))
+    return """<style>#strip {display: flex; overflow-x: auto; width: 600px} .slide {flex: 0 0 500px; height: 300px}
+    .slide img {width: 500px; height: 300px}</style><div id=strip></div><script>
+    const car = location.pathname.split("-").pop(), addresses = new WeakMap();
+    const seen = new IntersectionObserver(entries => entries.forEach(entry => {
+      if (entry.isIntersecting) setTimeout(() => { entry.target.src = addresses.get(entry.target); }, 100); }));
+    for (let k = 0; k < 8; k++) {
+      strip.insertAdjacentHTML("beforeend", `<div class=slide><img src="BLANK"></div>`);
+      const img = strip.lastElementChild.firstElementChild;
+      addresses.set(img, `/photos/${car}-${k}.jpg`);
+      seen.observe(img);
+    }
+    </script>""".replace("BLANK", BLANK)
+
+
+def gallery_by_script(path: str, query: dict, count: int) -> str | tuple[int, dict[str, str], str]:
+    """One picture is there at once; the others come with an answer that takes longer than a page needs to be calm."""
+    if not path:
+        return "".join(card(n, f'<a href="/reported/gallery-by-script/car-{n}">more</a>') for n in range(2))
+    if path.startswith("data-"):
+        time.sleep(1.5)
+        return 200, {"Content-Type": "application/json"}, json.dumps([f"/photos/{path[5:]}-{k}.jpg" for k in (1, 2, 3)])
+    number = path[4:]
+    return f"""<div id=gallery>{photo(f"{number}-0")}</div><script>
+    fetch("/reported/gallery-by-script/data-{number}").then(answer => answer.json()).then(found => found.forEach(
+      address => gallery.insertAdjacentHTML("beforeend", `<img src="${{address}}">`)));
+    </script>"""
+
+
+def blurred_first(path: str, query: dict, count: int) -> str:
+    """Each card shows a tiny picture of its own until a script puts the real one in its place."""
+    cards = "".join(card(n, f'<img src="/photos/tiny-{n}.jpg">') for n in range(6))
+    return f"""{cards}<script>
+    document.querySelectorAll(".car img").forEach((img, n) =>
+      setTimeout(() => {{ img.outerHTML = `<img src="/photos/full-${{n}}.jpg">`; }}, 200 + 60 * n));
+    </script>"""
+
+
+def next_by_script(path: str, query: dict, count: int) -> str:
+    """The link to the next page leads to "#"; a script puts other cards in the place of these."""
+    return """<main></main><a class=next href="#">Next</a><script>
+    let page = 0;
+    function draw() {
+      const cards = [0, 1, 2, 3].map(n => 4 * page + n).map(n =>
+        `<div class=car data-id="${n}"><h2>Swift ${n}</h2><img src="/photos/${n}.jpg"></div>`);
+      document.querySelector("main").innerHTML = cards.join("");
+      if (page === 2) document.querySelector(".next").remove();
+    }
+    document.querySelector(".next").onclick = event => { event.preventDefault(); page++; setTimeout(draw, 250); };
+    draw();
+    </script>"""
+
+
+def page_in_fragment(path: str, query: dict, count: int) -> str:
+    """The number of the page is all there is in the fragment; a script reads it when it changes."""
+    return """<main></main><script>
+    function draw() {
+      const page = Number(location.hash.slice(1)) - 1, main = document.querySelector("main");
+      main.innerHTML = page > 2 ? "<p class=none>no cars</p>" : [0, 1, 2, 3].map(n => 4 * page + n).map(n =>
+        `<div class=car data-id="${n}"><h2>Swift ${n}</h2><img src="/photos/${n}.jpg"></div>`).join("");
+    }
+    addEventListener("hashchange", () => setTimeout(draw, 300));
+    draw();
+    </script>"""
+
+
+def json_in_attribute(path: str, query: dict, count: int) -> str:
+    """The gallery is JSON in an attribute, thumbnails beside the pictures."""
+
+    def album(n: int) -> str:
+        images = [{"src": f"/photos/{n}-{k}.jpg", "th": f"/photos/th-{n}-{k}.jpg"} for k in range(3)]
+        return json.dumps({"albums": [{"title": f"Swift {n}", "images": images}]}).replace('"', "&quot;")
+
+    return "".join(card(n, f'<div class=gallery data-image-data="{album(n)}"></div>') for n in range(4))
+
+
+def jpeg_xl(path: str, query: dict, count: int) -> str:
+    """The first source of each picture is a JPEG XL, the largest, which nothing here decodes."""
+    sources = '<source type="image/jxl" srcset="/photos/{0}.jxl 1600w"><source srcset="/photos/{0}.jpg 800w">'
+    return "".join(card(n, f'<picture>{sources.format(n)}<img src="/photos/s-{n}.jpg"></picture>') for n in range(4))
+
+
+def session_in_address(path: str, query: dict, count: int) -> str:
+    """Every link carries a session of this visit, in parameters known and unknown."""
+    if path:
+        return photo(query["ad"])
+    session = f"sid=s{count}&visit=v{time.time():.3f}"
+    link = '<a href="/reported/session-in-address/show.php?ad={}&{}">more</a>'
+    return "".join(card(n, link.format(n, session)) for n in range(6))
+
+
+def presigned(path: str, query: dict, count: int) -> str:
+    """Each visit gets addresses with a signature of its own."""
+    signed = "X-Amz-Date={0}&X-Amz-Expires=60&X-Amz-Signature=s{0}"
+    visit = signed.format(time.time())
+    return "".join(card(n, f'<img src="/photos/{n}.jpg?size=large&{visit}">') for n in range(6))
