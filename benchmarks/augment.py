@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 from machine import ORIGINAL_AUGMENTATION, describe, run_contestant
 
-from carspotter.models.runs import FRAMEWORKS, import_framework
+from carspotter.models.store import FRAMEWORKS, import_framework
 from carspotter.photos.augmentation import draw_affine
 
 SIZE = 150
@@ -47,14 +47,18 @@ def main() -> None:
 
 
 def measure(framework: str, options: argparse.Namespace) -> tuple[tuple[float, float], ...]:
-    """Give the rates of the original, of the framework's fused warp, and of the original again."""
+    """Return the rates of the original, of the framework's fused warp, and of the original again."""
     images = np.random.default_rng(0).integers(0, 256, (options.photos, SIZE, SIZE, 3), dtype=np.uint8)
-    warp = WARPS[framework]()
+    sibling = import_framework(framework)
     rng = np.random.default_rng(0)
 
     def fused(start: int) -> int:
         batch = images[start : start + options.batch]
-        warp(batch, draw_affine(rng, len(batch), SIZE))
+        affine = draw_affine(rng, len(batch), SIZE).astype(np.float32)
+        if framework == "torch":
+            batch = sibling.torch.from_numpy(batch).permute(0, 3, 1, 2)
+            affine = sibling.torch.from_numpy(affine)
+        sibling.transform(batch, affine)
         return len(batch)
 
     from keras.src.legacy.preprocessing.image import ImageDataGenerator  # noqa: PLC0415 - after the framework
@@ -69,36 +73,13 @@ def measure(framework: str, options: argparse.Namespace) -> tuple[tuple[float, f
 
 
 def rate(work: Callable[[int], int], photos: int, seconds: float) -> tuple[float, float]:
-    """Give photos a second, and a second of CPU, of `work`: told where to start, it says how many photos it did."""
+    """Return photos a second, and a second of CPU, of `work`: told where to start, it says how many photos it did."""
     work(0)
     done, started, cpu = 0, time.perf_counter(), time.process_time()
     while (gone := time.perf_counter() - started) < seconds:
         done += work(done % photos)
     return done / gone, done / (time.process_time() - cpu)
 
-
-def keras_warp() -> Callable:
-    siblings = import_framework("keras")
-    keras = siblings.keras
-    inputs = keras.Input((SIZE, SIZE, 3), dtype="uint8"), keras.Input((8,), dtype="float32")
-    model = keras.Model(inputs, siblings.Warp(dtype="float32")(*inputs))
-    return lambda images, matrices: model.predict_on_batch((images, matrices.reshape(-1, 9)[:, :8].astype(np.float32)))
-
-
-def torch_warp() -> Callable:
-    siblings = import_framework("torch")
-    torch = siblings.torch
-    return lambda images, matrices: siblings.warp(
-        torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(matrices)
-    )
-
-
-def tensorflow_warp() -> Callable:
-    siblings = import_framework("tensorflow")
-    return lambda images, matrices: siblings.warp(images, matrices.reshape(-1, 9)[:, :8].astype(np.float32))
-
-
-WARPS = {"keras": keras_warp, "torch": torch_warp, "tensorflow": tensorflow_warp}
 
 if __name__ == "__main__":
     main()

@@ -22,9 +22,8 @@ from carspotter.curation.appearance import SIDE, describe_images
 from carspotter.curation.cross_validation import choose_experiment, cross_validate, join_features
 from carspotter.curation.ranking import rank_photos
 from carspotter.models.experiments import TRAINING_DTYPES
-from carspotter.models.features import cached_features, extract_features
-from carspotter.models.records import FRAMEWORKS
-from carspotter.models.weights import identify_weights
+from carspotter.models.store import FRAMEWORKS
+from carspotter.models.transfer import cached_features, extract_features, hash_file, identify_weights
 from carspotter.photos.images import decode_image
 
 JUNK = ("other-model", "unusable")
@@ -42,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     files = sorted(file for folder in options.photos.iterdir() for file in folder.iterdir())
     kinds = np.array([file.parent.name for file in files])
-    key = identify_weights(options.weights) if options.weights else "appearance"
+    key = hash_file(options.weights) if options.weights else "appearance"
     features = cached_features(options.cache, key, [file.name for file in files], lambda: describe(files, options))
     rows = [measure(features, kinds, seed, files, options) for seed in options.seeds]
     table = pd.DataFrame(rows, index=pd.Index(options.seeds, name="seed"))
@@ -59,16 +58,14 @@ def describe(files: list[Path], options) -> np.ndarray:
 def learn(labels: np.ndarray, files: list[Path], seed: int, options) -> tuple[np.ndarray, np.ndarray]:
     """Give doubts and features as `curate --train` has them: they depend on the labels, and so on the seed."""
     experiment = replace(choose_experiment(options.train, options.weights), dtype=options.dtype)
-    start = identify_weights(options.weights) if options.weights else ""
-    key = f"learnt {options.train} {experiment} {start} {seed}"
+    named = replace(experiment, weights=identify_weights(experiment))
+    key = f"learnt {options.train} {named} {seed}"
 
     def train() -> np.ndarray:
         images = np.stack([decode_image(file, experiment.image_size) for file in files])
         state = options.cache / f"learning-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
         listings = [""] * len(files)
-        return np.column_stack(
-            cross_validate(images, labels, listings, options.train, state, experiment, options.weights)
-        )
+        return np.column_stack(cross_validate(images, labels, listings, options.train, state, experiment))
 
     learnt = cached_features(options.cache, key, [file.name for file in files], train)
     return learnt[:, 0], learnt[:, 1:]

@@ -13,7 +13,7 @@ validation. Needs the extra torch.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -21,9 +21,10 @@ import torch
 from machine import describe
 from torch.utils.flop_counter import FlopCounterMode
 
-from carspotter.models import torch_models
+from carspotter.models import torch_cnn
 from carspotter.models.experiments import BATCH_NORM, FAST_RECIPE, Experiment
-from carspotter.models.runs import FRAMEWORKS, Run, load_or_train, load_run, read_runs
+from carspotter.models.runs import load_or_train
+from carspotter.models.store import FRAMEWORKS, Run, load_run, read_runs
 from carspotter.paths import Study
 
 HALF_A_POINT = 0.005
@@ -60,7 +61,7 @@ def main() -> None:
             target = float(np.mean(final)) - HALF_A_POINT
             print(f"target: {target:.4f}, half a point below what {experiment.name} ends with")
         reached = [first_reach(run.history, target) for run in runs]
-        gflop = count_gflop(experiment, runs[0].spec["image_size"])
+        gflop = count_gflop(replace(experiment, image_size=runs[0].row["image_size"]))
         photos = runs[0].row["train_photos"]
         teraflop = np.mean([r.epoch for r in reached]) * photos * gflop / 1000
         seconds = np.mean([r.seconds for r in reached])
@@ -68,7 +69,7 @@ def main() -> None:
         print(
             f"{experiment.name}: {len(runs)} seeds, ends with {np.mean(final):.4f} "
             f"({', '.join(f'{accuracy:.3f}' for accuracy in final)}); "
-            f"reached in epochs {', '.join(str(r.epoch) for r in reached)} of {runs[0].spec['epochs']}"
+            f"reached in epochs {', '.join(str(r.epoch) for r in reached)} of {runs[0].row['epochs']}"
             + (f" ({never} never reached it and count whole)" if never else "")
             + f"; {gflop:.3f} GFLOP a photo, {teraflop:.2f} TFLOP, {seconds:.0f} s ({runs[0].row['device']})"
         )
@@ -80,10 +81,10 @@ def main() -> None:
 
 
 def collect(study: Study, experiment: Experiment, options: argparse.Namespace) -> list[Run]:
-    """Give the runs of the experiment at full length, one per seed."""
+    """Return the runs of the experiment at full length, one per seed."""
     if not options.recorded:
-        how = {"framework": options.framework, "image_size": options.image_size}
-        return [load_or_train(study, experiment, seed=seed, **how) for seed in range(options.seeds)]
+        experiment = replace(experiment, image_size=options.image_size or experiment.image_size)
+        return [load_or_train(study, experiment, options.framework, seed) for seed in range(options.seeds)]
     rows = read_runs(study)
     rows = rows[(rows["experiment"] == experiment.name) & (rows["framework"] == options.framework)]
     rows = rows[
@@ -99,11 +100,11 @@ def first_reach(history: pd.DataFrame, target: float) -> Reached:
     return Reached(epochs, float(history["seconds"].iloc[:epochs].sum()), bool(there.any()))
 
 
-def count_gflop(experiment: Experiment, image_size: int) -> float:
+def count_gflop(experiment: Experiment) -> float:
     """Count what one photo costs in a training step: two operations for each product and its sum, as PyTorch counts."""
-    photos = 4
-    model = torch_models.build_model(experiment, 2, image_size).train()
-    images = torch.zeros(photos, 3, image_size, image_size, device=model.logits.weight.device)
+    photos, size = 4, experiment.image_size
+    model = torch_cnn.build_model(experiment, 2).train()
+    images = torch.zeros(photos, 3, size, size, device=model.logits.weight.device)
     with FlopCounterMode(display=False) as counter:
         model(images).sum().backward()
     return counter.get_total_flops() / photos / 1e9

@@ -17,13 +17,14 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 from machine import ORIGINAL_AUGMENTATION, describe, matrix_rates, run_contestant, write_jpegs
 
-from carspotter.models.experiments import AUGMENTATION
-from carspotter.models.runs import FRAMEWORKS, import_framework
+from carspotter.models.experiments import AUGMENTATION, BASELINE
+from carspotter.models.store import FRAMEWORKS, import_framework
 from carspotter.photos.images import load_images
 
 SIZE = 150
@@ -84,7 +85,7 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def original(folder: Path, epochs: int) -> float:
-    """Train as the original notebook does; give photos/s over the epochs after the first."""
+    """Train as the original notebook does; return photos/s over the epochs after the first."""
     import tensorflow as tf  # noqa: PLC0415 - one framework a process
 
     keras = tf.keras
@@ -107,24 +108,27 @@ def original(folder: Path, epochs: int) -> float:
 
 
 def ours(framework: str, options: argparse.Namespace) -> float:
-    """Train `augmentation`, or without augmenting; give photos/s over the epochs after the first."""
-    siblings = import_framework(framework)
-    experiment = replace(AUGMENTATION, dtype=options.dtype, augment=not options.step_alone)
+    """Train `augmentation`, or without augmenting; return photos/s over the epochs after the first."""
+    sibling = import_framework(framework)
+    base = BASELINE if options.step_alone else AUGMENTATION
+    experiment = replace(base, dtype=options.dtype, epochs=options.epochs + 1)
     paths = sorted(options.folder.glob("[ab]/*.jpg"))
     photos = pd.DataFrame({"sha256": [path.stem for path in paths], "path": [str(path) for path in paths]})
     images = load_images(options.folder, photos, SIZE, show_progress=False)
     labels = np.array([path.parent.name == "b" for path in paths]).astype(np.int64)
     ends = []
 
-    def on_epoch(*_) -> bool:
+    def on_epoch_end(epoch: int, logs: dict) -> None:
         ends.append(time.perf_counter())
-        return False
 
-    dataset = siblings.make_dataset(images, labels, experiment)
-    model = siblings.build_model(experiment, 2, SIZE)
-    with tempfile.TemporaryDirectory() as folder:
-        siblings.train(model, dataset, images[:2], options.epochs + 1, Path(folder), on_epoch)
-    return len(images) * options.epochs / (ends[-1] - ends[0])
+    if framework == "keras":
+        callback = sibling.keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end)
+    else:
+        callback = SimpleNamespace(on_train_begin=lambda *_: None, on_epoch_end=on_epoch_end)
+    batches = sibling.PhotoBatches(images, labels, experiment)
+    sibling.train(sibling.build_model(experiment, 2), batches, experiment, callbacks=[callback])
+    photos = len(batches) * experiment.batch_size * options.epochs
+    return photos / (ends[-1] - ends[0])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from generated_photos import noise_study
 
 
 @pytest.fixture
@@ -12,3 +13,9 @@ def short_path():
     """
     with tempfile.TemporaryDirectory(prefix="cs-") as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+def toy_study(tmp_path):
+    """A study of 40 photos of noise in two classes, dark and bright, ten of them for validation."""
+    return noise_study(tmp_path)

@@ -17,8 +17,9 @@ NEIGHBOURS = [
     "carspotter_sample",
 ]  # they import carspotter, never the other way
 FRAMEWORKS = {"keras", "torch", "tensorflow"}
+LESSONS = {"keras_cnn", "torch_cnn", "tensorflow_cnn"}
+MAY_IMPORT_A_FRAMEWORK = LESSONS | {"parity", "keras_transfer", "torch_transfer", "explain", "export", "onnx_graph"}
 SHARED = ("carspotter.photos.decoding", "carspotter.photos.journal")  # one decoder, one journal, for the scraper too
-MAY_IMPORT_A_FRAMEWORK = {"keras_models", "torch_models", "tf_models", "explain", "export", "onnx_graph", "features"}
 
 
 def python_files(*folders):
@@ -75,8 +76,8 @@ def test_framework_files_import_their_own_framework_and_no_sibling():
         frameworks = FRAMEWORKS & {module.split(".")[0] for module in modules}
         if path.stem not in MAY_IMPORT_A_FRAMEWORK:
             assert not frameworks, f"{name_of(path)} imports {frameworks}"
-        if path.stem.endswith("_models"):
-            siblings = {m for m in modules if m.startswith("carspotter.models.") and m.endswith("_models")}
+        if path.stem in LESSONS:
+            siblings = {module for module in modules if module.rsplit(".", 1)[-1] in LESSONS}
             assert not siblings, f"{name_of(path)} imports {siblings}"
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +73,22 @@ def find_kaggle_dataset(owner: str, slug: str) -> Path | None:
         return None
     candidates = (slug, f"datasets/{owner}/{slug}", f"{owner}/{slug}")
     return next((mount / "input" / name for name in candidates if (mount / "input" / name).is_dir()), None)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Provide a temporary path, with the same suffixes, that takes the place of `path` when the block ends well.
+
+    A reader, and whoever comes after a kill, finds the old file or the new one, never half of one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Doubts and features by models trained on the photos: no listing its own witness, the same after a kill, kept."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,8 @@ from carspotter.curation import cross_validation
 from carspotter.curation import curate as curation
 from carspotter.curation.cross_validation import choose_experiment, cross_validate, join_features, learn_photos
 from carspotter.models.experiments import FAST_RECIPE, MOBILENET_FINE_TUNE
-from carspotter.models.records import locked
+from carspotter.models.history import StateKeeper
+from carspotter.models.store import locked
 from carspotter.paths import Study
 from carspotter.photos.fingerprints import readable_photos
 from carspotter.photos.importing import import_folder
@@ -50,24 +52,23 @@ def test_no_model_is_asked_about_a_listing_that_it_saw(photos, tmp_path, monkeyp
     seen, asked = [], []
     images, labels, listings, _ = photos
 
-    class Siblings:
-        build_model = staticmethod(lambda *rest: "model")
-        train = staticmethod(lambda *rest, **more: None)
+    class Lesson:
+        train = staticmethod(lambda *rest: None)
 
         @staticmethod
-        def make_dataset(images, labels, experiment, seed):
+        def PhotoBatches(images, labels, experiment, seed):
             seen.append({image.tobytes() for image in images})
 
         @staticmethod
-        def compute_features(model, images):
-            return np.arange(1, len(images) + 1, dtype=np.float32)[:, None]
+        def predict(model, images, experiment):
+            asked.append({image.tobytes() for image in images})
+            return np.full((len(images), 2), 0.5, np.float32)
 
-        @staticmethod
-        def predict_probabilities(model, features):
-            asked.append({images[int(feature) - 1].tobytes() for feature in features[:, 0]})
-            return np.full((len(features), 2), 0.5, np.float32)
-
-    monkeypatch.setattr(cross_validation, "import_framework", lambda name: Siblings)
+    builder = SimpleNamespace(build_model=lambda *rest: "model")
+    monkeypatch.setattr(cross_validation, "import_framework", lambda name: Lesson)
+    monkeypatch.setattr(cross_validation, "import_builder", lambda *rest: builder)
+    monkeypatch.setattr(cross_validation, "set_random_seed", lambda *rest: None)
+    monkeypatch.setattr(cross_validation, "read_features", lambda framework, model, images, mirrored: images[:, 0, 0])
     cross_validate(images, labels, listings, "torch", tmp_path, SMALL, show_progress=False)
     listing_of = {image.tobytes(): listing for image, listing in zip(images, listings, strict=True)}
     for learnt, judged in zip(seen, asked, strict=True):
@@ -76,22 +77,19 @@ def test_no_model_is_asked_about_a_listing_that_it_saw(photos, tmp_path, monkeyp
 
 
 def test_a_killed_call_goes_on_and_gives_the_same(photos, tmp_path, monkeypatch, capsys):
-    torch_models = pytest.importorskip("carspotter.models.torch_models")
+    pytest.importorskip("torch")
     images, labels, listings, _ = photos
     whole = cross_validate(images, labels, listings, "torch", tmp_path / "whole", SMALL, show_progress=False)
     trained = []
-    train = torch_models.train
+    on_epoch_end = StateKeeper.on_epoch_end
 
-    def dies_in_the_second_fold(model, dataset, validation, epochs, folder, on_epoch, on_batch):
-        def on_epoch_or_die(epoch, *rest):
-            trained.append(epoch)
-            if len(trained) == SMALL.epochs + 5:
-                raise KeyboardInterrupt
-            return on_epoch(epoch, *rest)
+    def dies_in_the_second_fold(self, epoch, logs):
+        trained.append(epoch)
+        if len(trained) == SMALL.epochs + 5:
+            raise KeyboardInterrupt
+        on_epoch_end(self, epoch, logs)
 
-        train(model, dataset, validation, epochs, folder, on_epoch_or_die, on_batch)
-
-    monkeypatch.setattr(torch_models, "train", dies_in_the_second_fold)
+    monkeypatch.setattr(StateKeeper, "on_epoch_end", dies_in_the_second_fold)
     with pytest.raises(KeyboardInterrupt):
         cross_validate(images, labels, listings, "torch", tmp_path / "killed", SMALL, show_progress=False)
     again = cross_validate(images, labels, listings, "torch", tmp_path / "killed", SMALL)
@@ -136,26 +134,25 @@ def test_a_study_is_learnt_once(tmp_path, monkeypatch):
 
 def test_what_learns_is_as_wide_as_the_weights(tmp_path):
     assert choose_experiment("torch", None) == FAST_RECIPE
-    experiment = choose_experiment("keras", tmp_path / "mobilenet_v2_0.35_224.weights.h5")
-    assert experiment == replace(MOBILENET_FINE_TUNE, backbone_width=0.35)
+    weights = tmp_path / "mobilenet_v2_0.35_224.weights.h5"
+    experiment = choose_experiment("keras", weights)
+    assert experiment == replace(MOBILENET_FINE_TUNE, backbone_width=0.35, weights=str(weights))
     with pytest.raises(ValueError, match="--train torch with --weights.*use --train keras"):
         choose_experiment("torch", tmp_path / "mobilenet_v2_0.35_224.weights.h5")
 
 
 def test_each_model_starts_from_the_weights_given(photos, tmp_path):
-    keras_models = pytest.importorskip("carspotter.models.keras_models")
+    keras = pytest.importorskip("keras")
     images, labels, listings, _ = photos
-    experiment = replace(MOBILENET_FINE_TUNE, backbone_width=0.35, image_size=32, epochs=1, learning_rate=1e-30)
-    model = keras_models.build_model(replace(experiment, mirrored=False), 2, 32, seed=5)
     weights = tmp_path / "mobilenet_v2_0.35.weights.h5"
-    model.get_layer("backbone").save_weights(weights)
-    mirrored = np.concatenate([images, images[:, :, ::-1]])
-    expected = keras_models.compute_features(model, mirrored).reshape(2, 60, -1).mean(axis=0)
+    backbone = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, include_top=False, weights=None)
+    backbone.save_weights(weights)
+    both = np.concatenate([images, images[:, :, ::-1]]).astype(np.float32)
+    maps = backbone.predict(both / 127.5 - 1, verbose=0)
+    expected = maps.mean(axis=(1, 2)).reshape(2, 60, -1).mean(axis=0)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    folder = tmp_path / "state"
-    _, features = cross_validate(
-        images, labels, listings, "keras", folder, experiment, weights=weights, show_progress=False
-    )
+    experiment = replace(choose_experiment("keras", weights), image_size=32, epochs=1, learning_rate=1e-30)
+    _, features = cross_validate(images, labels, listings, "keras", tmp_path / "state", experiment, show_progress=False)
     for part in np.split(features, 3, axis=1):
         np.testing.assert_allclose(part, expected, atol=1e-4)
 

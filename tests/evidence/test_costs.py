@@ -38,9 +38,7 @@ def test_inference_is_timed_after_a_first_call_and_left_out_without_a_checkpoint
 def test_lines_are_counted_without_lesson_comments_and_blanks(tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     (tmp_path / "evidence").mkdir()
-    (tmp_path / "models" / "torch_models.py").write_text(
-        '"""A lesson\n\nof three lines."""\n\n# why\nimport a\n\nb = 1\n'
-    )
+    (tmp_path / "models" / "torch_cnn.py").write_text('"""A lesson\n\nof three lines."""\n\n# why\nimport a\n\nb = 1\n')
     monkeypatch.setattr(frameworks, "__file__", str(tmp_path / "evidence" / "frameworks.py"))
     assert frameworks.sibling_lines("torch") == 2
 
@@ -65,7 +63,7 @@ def test_frameworks_are_measured_in_turns_each_in_a_fresh_process_and_medians_co
 
 
 def test_a_framework_that_was_imported_already_is_not_measured(monkeypatch):
-    monkeypatch.setitem(sys.modules, "carspotter.models.tf_models", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "carspotter.models.tensorflow_cnn", SimpleNamespace())
     with pytest.raises(RuntimeError, match="measure it in a fresh process"):
         frameworks.measure("tensorflow", "baseline_cnn", 8, 64)
 

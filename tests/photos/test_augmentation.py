@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from carspotter.photos.augmentation import AugmentationRanges, draw_affine, draw_colour, warp_images
+from carspotter.photos.augmentation import AugmentationRanges, draw_affine, draw_colours, warp_images
 
 STILL = AugmentationRanges(rotation=0, shift=0, shear=0, zoom=(1, 1), flip=0)
 SIZE = 21
@@ -101,11 +101,11 @@ def test_half_a_pixel_is_the_mean_of_two(images):
 def test_colour_draws_keep_grey_grey_and_default_to_no_change():
     rng = np.random.default_rng(0)
     np.testing.assert_allclose(
-        draw_colour(rng, 3, AugmentationRanges()), np.broadcast_to(np.eye(3, 4), (3, 3, 4)), atol=1e-12
+        draw_colours(rng, 3, AugmentationRanges()), np.broadcast_to(np.eye(3, 4), (3, 3, 4)), atol=1e-12
     )
-    matrices = draw_colour(rng, 200, AugmentationRanges(saturation=0.4))
+    matrices = draw_colours(rng, 200, AugmentationRanges(saturation=0.4))
     np.testing.assert_allclose(matrices @ np.array([0.3, 0.3, 0.3, 1]), 0.3, atol=1e-12)
-    brighter = draw_colour(rng, 200, AugmentationRanges(brightness=0.2)) @ np.array([0.5, 0.5, 0.5, 1])
+    brighter = draw_colours(rng, 200, AugmentationRanges(brightness=0.2)) @ np.array([0.5, 0.5, 0.5, 1])
     assert 0.3 <= brighter.min() < 0.31 and 0.69 < brighter.max() <= 0.7
-    contrast = draw_colour(rng, 200, AugmentationRanges(contrast=0.3)) @ np.array([0.5, 0.5, 0.5, 1])
+    contrast = draw_colours(rng, 200, AugmentationRanges(contrast=0.3)) @ np.array([0.5, 0.5, 0.5, 1])
     np.testing.assert_allclose(contrast, 0.5, atol=1e-12)

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from carspotter.models.features import cached_features, extract_features
-from carspotter.models.weights import identify_weights
+from carspotter.models.transfer import cached_features, extract_features, hash_file
 from carspotter.paths import Study
 from carspotter.photos.fingerprints import readable_photos
 from carspotter.photos.images import PREPROCESSING, load_images
@@ -45,7 +44,7 @@ def describe_photos(study: Study, weights: Path | None = None) -> pd.DataFrame:
     """
     photos = readable_photos(study.data)
     if weights:
-        key, size, describe = identify_weights(weights), 224, lambda images: extract_features(images, weights)
+        key, size, describe = hash_file(weights), 224, lambda images: extract_features(images, weights)
     else:
         key, size, describe = "appearance", SIDE, describe_images
     names = photos["sha256"].tolist()

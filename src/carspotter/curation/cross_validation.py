@@ -11,6 +11,7 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,9 @@ from sklearn.model_selection import GroupKFold
 
 from carspotter.curation.listing_mates import first_listings
 from carspotter.models.experiments import FAST_RECIPE, MOBILENET_FINE_TUNE, Experiment
-from carspotter.models.features import cached_features
-from carspotter.models.records import import_framework, locked
-from carspotter.models.watch import TrainingDiverged
-from carspotter.models.weights import identify_weights, width_in_name
+from carspotter.models.history import StateKeeper, TrainingDiverged, as_callback, set_random_seed
+from carspotter.models.store import import_builder, import_framework, locked
+from carspotter.models.transfer import cached_features, find_weights, identify_weights, read_features, width_in_name
 from carspotter.paths import Study
 from carspotter.photos.fingerprints import readable_photos
 from carspotter.photos.images import PREPROCESSING, load_images
@@ -50,15 +50,15 @@ def learn_photos(
     photos = readable_photos(study.data)
     names, labels = photos["sha256"].tolist(), photos["label"].fillna("").tolist()
     listings = first_listings(photos["listings"])
-    start = identify_weights(weights) if weights else "scratch"
-    key = f"{PREPROCESSING} learnt {framework} {experiment} {start} {_digest(labels, listings)}"
+    named = replace(experiment, weights=identify_weights(experiment) or "none")  # by its bytes, wherever the file is
+    key = f"{PREPROCESSING} learnt {framework} {named} {_digest(labels, listings)}"
     folder = study.images / f"learning-{_digest(key, names)}"
 
     def learn() -> np.ndarray:
         images = load_images(study.data, photos, experiment.image_size)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, f"{folder}: another process learns from these photos; wait for it or end it"):
-            return np.column_stack(cross_validate(images, labels, listings, framework, folder, experiment, weights))
+            return np.column_stack(cross_validate(images, labels, listings, framework, folder, experiment))
 
     learnt = cached_features(study.images, key, names, learn)
     shutil.rmtree(folder, ignore_errors=True)
@@ -74,7 +74,7 @@ def choose_experiment(framework: str, weights: Path | None) -> Experiment:
         return FAST_RECIPE
     if framework != "keras":
         raise ValueError(f"--train {framework} with --weights: MobileNetV2 is there in Keras only; use --train keras")
-    return replace(MOBILENET_FINE_TUNE, backbone_width=width_in_name(weights))
+    return replace(MOBILENET_FINE_TUNE, backbone_width=width_in_name(weights), weights=str(weights))
 
 
 def cross_validate(
@@ -84,7 +84,6 @@ def cross_validate(
     framework: str,
     folder: Path,
     experiment: Experiment = FAST_RECIPE,
-    weights: Path | None = None,
     seed: int = 0,
     show_progress: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -93,9 +92,9 @@ def cross_validate(
     A doubt is the probability that the label is wrong, 0 … 1, by the model that saw none of the photo's listing:
     what confident learning (Northcutt, Jiang & Chuang 2021) starts from. Features are what all models see in a photo,
     side by side, each model's of length 1. `images`: uint8 (N, S, S, 3), S the experiment's image size. `labels`,
-    `listings`: N names each; "" is no listing. `weights`: those of the experiment's backbone. `folder` holds the state
-    from which a killed call goes on. Raises ValueError for fewer than two labels or three listings, TrainingDiverged
-    when a model has no finite output, ImportError without the framework.
+    `listings`: N names each; "" is no listing. `folder` holds the state from which a killed call goes on. Raises
+    ValueError for fewer than two labels or three listings, TrainingDiverged when a model has no finite output,
+    ImportError without the framework.
     """
     classes, numbers = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     groups = [listing or f"photo {photo}" for photo, listing in enumerate(listings)]
@@ -104,29 +103,25 @@ def cross_validate(
             f"{len(classes)} labels in {len(set(groups))} listings: to learn what tells labels apart takes two labels "
             f"and {FOLDS} listings"
         )
-    siblings = import_framework(framework)
+    lesson, builder = import_framework(framework), import_builder(experiment, framework)
     doubts, features = np.empty(len(images), np.float32), []
     folds = GroupKFold(FOLDS, shuffle=True, random_state=seed).split(images, groups=groups)
-    photos, done = (FOLDS - 1) * len(images) * experiment.epochs, 0
+    photos = (FOLDS - 1) * len(images) * experiment.epochs
     with progress_bar(photos, "learn the labels", "photos", show_progress) as progress:
         for number, (learnt, asked) in enumerate(folds):
-            model = siblings.build_model(experiment, len(classes), images.shape[1], seed + number)
-            if weights:
-                siblings.load_backbone(model, weights)
-            dataset = siblings.make_dataset(images[learnt], numbers[learnt], experiment, seed + number)
-            state = folder / f"fold-{number}"
-            state.mkdir(parents=True, exist_ok=True)
-            done += len(learnt) * experiment.epochs
-            siblings.train(
-                model, dataset, images[asked[:1]], experiment.epochs, state, _keeps_none, on_batch=progress.update
-            )
-            progress.update(done - progress.n)  # what a killed call had learnt counts
-            seen = siblings.compute_features(model, images)
-            said = siblings.predict_probabilities(model, seen[asked])
+            set_random_seed(framework, seed + number)
+            model = builder.build_model(experiment, len(classes))
+            if weights := find_weights(experiment):
+                builder.load_backbone(model, weights, experiment)
+            batches = lesson.PhotoBatches(images[learnt], numbers[learnt], experiment, seed + number)
+            keeper = StateKeeper(folder / f"fold-{number}", framework, partial(progress.update, len(learnt)))
+            progress.update(keeper.finished * len(learnt))  # what a killed call had learnt counts
+            lesson.train(model, batches, experiment, None, keeper.finished, [as_callback(framework, model, keeper)])
+            said = lesson.predict(model, images[asked], experiment)
             if not np.isfinite(said).all():
                 raise TrainingDiverged(f"{experiment.name}, fold {number + 1}: no finite output; train in float32")
             doubts[asked] = 1 - said[np.arange(len(asked)), numbers[asked]]
-            features.append(_to_length_1(seen))
+            features.append(_to_length_1(read_features(framework, model, images, experiment.average_mirror_images)))
     return doubts, np.hstack(features)
 
 
@@ -139,11 +134,6 @@ def join_features(features: pd.DataFrame, learnt: pd.DataFrame) -> pd.DataFrame:
 
 def _to_length_1(features: np.ndarray) -> np.ndarray:
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-
-
-def _keeps_none(epoch: int, loss: float, accuracy: float, probabilities: np.ndarray) -> bool:
-    """No epoch is the best: there is nothing to choose by."""
-    return False
 
 
 def _digest(*parts: object) -> str:

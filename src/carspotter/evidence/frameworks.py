@@ -10,17 +10,18 @@ import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 
 from carspotter.models.experiments import SERIES
-from carspotter.models.runs import FRAMEWORKS, import_framework
+from carspotter.models.history import describe_model
+from carspotter.models.store import FRAMEWORKS, import_framework
 
 EPOCHS = 3  # the first one compiles; the quickest of the others counts
 
@@ -32,12 +33,12 @@ def compare_frameworks(
     frameworks: Sequence[str] = tuple(FRAMEWORKS),
     rounds: int = 1,
 ) -> pd.DataFrame:
-    """Train `experiment` on noise in each framework, and say what that costs: one row per framework.
+    """Train `experiment` on noise in each framework, and return what that costs: one row per framework.
 
     Every measurement has a process of its own, `rounds` of them, in turns, so that a busy minute does not hit one
-    alone; medians count. Columns: framework, photos_per_second (training, whole batches, after the first epoch),
+    alone; medians count. Columns: framework, photos_per_second (of the quickest epoch after the first),
     import_seconds, first_step_seconds (import to the end of the first step), peak_mb (resident memory),
-    lines (of our sibling file, blank ones and comments left out), device, versions. Raises RuntimeError, with the
+    lines (of the lesson file, blank ones and comments left out), device, versions. Raises RuntimeError, with the
     last lines of its output, where a process fails.
     """
     measured = {name: [] for name in frameworks}
@@ -53,7 +54,7 @@ def compare_frameworks(
 
 
 def sibling_lines(framework: str) -> int:
-    """Count the lines of code in a framework's sibling file, without blank ones, comments and the opening lesson."""
+    """Return the lines of code in a framework's lesson file, without blank ones, comments and the opening lesson."""
     path = Path(__file__).resolve().parents[1] / "models" / f"{FRAMEWORKS[framework]}.py"
     text = path.read_text(encoding="utf-8")
     lesson = text.count("\n", 0, text.index('"""', 3)) + 1 if text.startswith('"""') else 0
@@ -63,39 +64,36 @@ def sibling_lines(framework: str) -> int:
 
 def measure(framework: str, experiment: str, photos: int, image_size: int) -> dict:
     """Measure one framework in this process, which must not have imported it before."""
-    if framework.replace("tensorflow", "tf") + "_models" in {name.rsplit(".", 1)[-1] for name in sys.modules}:
+    if f"carspotter.models.{FRAMEWORKS[framework]}" in sys.modules:
         raise RuntimeError(f"{framework} has been imported already; measure it in a fresh process")
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (photos, image_size, image_size, 3), dtype=np.uint8)
-    spec = replace(SERIES[experiment], image_size=image_size)
-    steps, epochs = [], [time.perf_counter()]
     started = time.perf_counter()
-    siblings = import_framework(framework)
+    sibling = import_framework(framework)
     imported = time.perf_counter()
-    model = siblings.build_model(spec, 2, image_size, 0)
-    dataset = siblings.make_dataset(images, np.arange(photos) % 2, spec, 0)
+    spec = replace(SERIES[experiment], image_size=image_size, epochs=EPOCHS)
+    images = np.random.default_rng(0).integers(0, 256, (photos, image_size, image_size, 3), dtype=np.uint8)
+    labels = np.arange(photos) % 2
+    model = sibling.build_model(spec, 2)
+    one_step = replace(spec, epochs=1)
+    batch = sibling.PhotoBatches(images[: spec.batch_size], labels[: spec.batch_size], one_step)
+    sibling.train(model, batch, one_step)
+    stepped = time.perf_counter()
 
-    def on_batch(count: int) -> None:
-        steps.append(time.perf_counter())
-
-    def on_epoch(epoch: int, *_) -> bool:
-        epochs.append(time.perf_counter())
-        return False
-
-    with tempfile.TemporaryDirectory() as folder:
-        siblings.train(model, dataset, images[:2], EPOCHS, Path(folder), on_epoch, on_batch)
-    per_epoch = len(steps) // EPOCHS
-    # from the end of an epoch's first step to that of its last: saving and validation are not training
-    first, last = np.array(steps[::per_epoch]), np.array(steps[per_epoch - 1 :: per_epoch])
-    trained = photos - spec.batch_size
+    ends = []
+    callback = SimpleNamespace(
+        on_train_begin=lambda *_: None, on_epoch_end=lambda epoch, logs: ends.append(time.perf_counter())
+    )
+    if framework == "keras":
+        callback = sibling.keras.callbacks.LambdaCallback(on_epoch_end=callback.on_epoch_end)
+    batches = sibling.PhotoBatches(images, labels, spec)
+    sibling.train(model, batches, spec, callbacks=[callback])
     return {
-        "photos_per_second": float(trained / (last - first)[1:].min()),
+        "photos_per_second": float(len(batches) * spec.batch_size / np.diff(ends).min()),
         "import_seconds": imported - started,
-        "first_step_seconds": steps[0] - started,
+        "first_step_seconds": stepped - started,
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         / 1024
         / (1024 if sys.platform == "darwin" else 1),
-        **{name: siblings.describe(model)[name] for name in ("device", "versions")},
+        **{name: describe_model(framework, model)[name] for name in ("device", "versions")},
     }
 
 

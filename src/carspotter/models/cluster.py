@@ -2,15 +2,14 @@
 
 How data reach a node: what training reads (the split, the journal lines and the original bytes of the training and
 validation photos, no test photo and no sealed label) travels as one archive through Ray's object store, once per node,
-which unpacks it into its own temporary folder. A finished run comes back the same way, and the machine that asked
-writes it into the study; so a node may die at any moment and leaves nothing half. Nodes need Python with the
-frameworks; this package is sent along.
+which unpacks it into its own temporary folder. The run that a cell starts from goes with the cell. A finished run comes
+back the same way, and the machine that asked writes it into the study; so a node may die at any moment and leaves
+nothing half. Nodes need Python with the frameworks, and a backbone's weights where the sweep names them; this package
+is sent along.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import importlib
 import io
@@ -21,17 +20,18 @@ import signal
 import tarfile
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Hashable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from carspotter.models import runs
-from carspotter.models.experiments import SERIES
+from carspotter.models import runs, store
 from carspotter.paths import Study
 from carspotter.photos.journal import read_journal
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import read_photos
+
+if TYPE_CHECKING:
+    from carspotter.models.sweep import Cell
 
 RETRIES = 5  # of a cell whose worker or node died; a cell that fails by itself is not tried again
 # Behind ray:// a process with many threads forks a server for each connection; on a busy machine it often hangs from
@@ -41,84 +41,94 @@ NO_SERVER = "Initialization failure from server"
 BESIDE_IMAGES = 1_500_000_000  # bytes that a framework and its model take, next to the images
 
 
-def run_on_ray(
-    study: Study, cells: dict[Hashable, dict], address: str | None = None, cpus: int = 1
-) -> Iterator[tuple[Hashable, dict]]:
-    """Train `cells`, a name with the arguments of `load_or_train`, and give each with its result as it is finished.
+class RayEngine:
+    """Tasks on a Ray cluster; used in `with`. A result has the keys run, seconds, error; its run is recorded by then.
 
-    `address` as Ray knows it (ray://HOST:10001, HOST:6379); by default the running cluster that `RAY_ADDRESS` names, or
-    a new one on this machine. A cell takes `cpus` processors, one GPU where the cluster has any, and memory for its
-    images. A result has the keys run, seconds and error; the run is recorded before it is given. Ended at any point, it
-    goes on with what is not recorded. Raises ImportError without Ray, RuntimeError where no cluster answers.
+    `address` as Ray knows it (ray://HOST:10001, HOST:6379); None: the running cluster that `RAY_ADDRESS` names, or a
+    new one on this machine. A cell takes `cpus` processors, one GPU where the cluster has any, and memory for its
+    images. Raises ImportError without Ray, RuntimeError where no cluster answers.
     """
-    ray = _import_ray()
-    package = str(Path(__file__).parents[1])
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), str(cpus))
-    environment = {"py_modules": [package], "env_vars": threads}
-    for left in reversed(range(CONNECTIONS)):
+
+    def __init__(self, study: Study, address: str | None = None, cpus: int = 1):
+        self.study, self.address, self.cpus = study, address, cpus
+
+    def __enter__(self) -> RayEngine:
+        self.ray = _import_ray()
+        self._connect()
         try:
-            ray.init(address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
-            break
-        except Exception as error:  # which is what Ray raises where its own processes do not come up in time
-            ray.shutdown()
-            if not (left and NO_SERVER in str(error)):
-                raise RuntimeError(f"no Ray cluster {f'at {address}' if address else 'here'}: {error}") from error
-    try:
-        archive = pack_study(study)
-        digest = hashlib.sha256(archive).hexdigest()[:16]
-        photos = len(read_splits(study))
-        options = {"num_cpus": cpus, "num_gpus": int(ray.cluster_resources().get("GPU", 0) > 0), "max_retries": RETRIES}
-        # A fresh process for each cell: one framework in each, and memory that is given back.
-        task = ray.remote(max_calls=1)(_train)
-        shared = ray.put(archive)
-        waiting = {}
-        for name, arguments in cells.items():
-            memory = BESIDE_IMAGES + 3 * photos * arguments["image_size"] ** 2
-            waiting[task.options(memory=memory, **options).remote(study.name, arguments, shared, digest)] = name
-        with hear_interrupts() as raise_lost:
-            while waiting:
-                (done, *_), _ = ray.wait(list(waiting), num_returns=1)
-                name = waiting.pop(done)
-                try:
-                    result = _record(study, ray.get(done))
-                except ray.exceptions.RayError as error:
-                    reason = f"given up after {RETRIES} retries: {str(error).strip().splitlines()[0]}"
-                    result = {"run": "", "seconds": float("nan"), "error": reason}
-                yield name, result
-                raise_lost()
-    finally:
-        ray.shutdown()
+            archive = pack_study(self.study)
+            self.digest, self.photos = hashlib.sha256(archive).hexdigest()[:16], len(read_splits(self.study))
+            gpus = int(self.ray.cluster_resources().get("GPU", 0) > 0)
+            # A fresh process for each cell: one framework in each, and memory that is given back.
+            task = self.ray.remote(max_calls=1)(_train)
+            self.task = task.options(num_cpus=self.cpus, num_gpus=gpus, max_retries=RETRIES)
+            self.archive = self.ray.put(archive)
+            self._hear_interrupts()
+        except BaseException:
+            self.ray.shutdown()
+            raise
+        return self
 
+    def __exit__(self, *_) -> None:
+        if self.before:
+            signal.signal(signal.SIGINT, self.before)
+        self.ray.shutdown()
 
-@contextlib.contextmanager
-def hear_interrupts() -> Iterator[Callable[[], None]]:
-    """Give a function that raises KeyboardInterrupt where Ctrl-C was pressed within, and lost.
+    def submit(self, cell: Cell, start: str | None) -> Any:
+        """Start a cell somewhere; `start` names the recorded run that it goes on from."""
+        memory = BESIDE_IMAGES + 3 * self.photos * cell.experiment.image_size**2
+        packed = pack_run(self.study, start) if start else None
+        return self.task.options(memory=memory).remote(self.study.name, cell, self.archive, self.digest, packed)
 
-    Python ignores what is raised in a `__del__`, and those of Ray's client wait for an answer from the cluster.
-    """
-    before = signal.getsignal(signal.SIGINT)
-    pressed = threading.Event()
-
-    def note(number, frame) -> None:
-        pressed.set()
-        before(number, frame)
-
-    def raise_lost() -> None:
-        if pressed.is_set():
+    def wait(self, tasks: list) -> Any:
+        """Return a task that is finished. Raises KeyboardInterrupt for a Ctrl-C that Python lost."""
+        if self.pressed.is_set():
             raise KeyboardInterrupt
+        (done, *_), _ = self.ray.wait(tasks, num_returns=1)
+        return done
 
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield raise_lost  # signals are another's business
-        return
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield raise_lost
-    finally:
-        signal.signal(signal.SIGINT, before)
+    def result(self, task: Any) -> dict:
+        """Return the result of a finished task, and record its run."""
+        try:
+            result = self.ray.get(task)
+        except self.ray.exceptions.RayError as error:
+            reason = f"given up after {RETRIES} retries: {str(error).strip().splitlines()[0]}"
+            return {"run": "", "seconds": float("nan"), "error": reason}
+        if packed := result.pop("packed", None):
+            # On a node the package is no checkout.
+            packed["row"] |= {"commit": packed["row"]["commit"] or runs.find_commit()}
+            unpack_run(self.study, packed)
+        return result
+
+    def _connect(self) -> None:
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), str(self.cpus))
+        environment = {"py_modules": [str(Path(__file__).parents[1])], "env_vars": threads}
+        for left in reversed(range(CONNECTIONS)):
+            try:
+                self.ray.init(self.address, runtime_env=environment, log_to_driver=False, logging_level="ERROR")
+                return
+            except Exception as error:  # which is what Ray raises where its own processes do not come up in time
+                self.ray.shutdown()
+                if not (left and NO_SERVER in str(error)):
+                    where = f"at {self.address}" if self.address else "here"
+                    raise RuntimeError(f"no Ray cluster {where}: {error}") from error
+
+    def _hear_interrupts(self) -> None:
+        """Note every Ctrl-C: Python loses one that is raised in a `__del__`, where Ray's client waits for answers."""
+        self.pressed, self.before = threading.Event(), signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or not callable(self.before):
+            self.before = None  # signals are another's business
+            return
+
+        def note(number, frame) -> None:
+            self.pressed.set()
+            self.before(number, frame)
+
+        signal.signal(signal.SIGINT, note)
 
 
 def pack_study(study: Study) -> bytes:
-    """Give a tar file of what training reads: split, journal lines and bytes of training and validation photos."""
+    """Return a tar file of what training reads: split, journal lines and bytes of training and validation photos."""
     splits = read_splits(study)
     wanted = set(splits.loc[splits["split"].isin(["train", "validation"]), "sha256"])
     photos = read_photos(study.data)
@@ -128,21 +138,16 @@ def pack_study(study: Study) -> bytes:
         _add(archive, f"results/{study.name}/splits.csv", study.splits.read_bytes())
         for journal in sorted(study.raw.glob("*/journal.jsonl")):
             lines = [json.dumps(line) for line in read_journal(journal) if line.get("sha256") in wanted]
-            _add(
-                archive,
-                f"data/raw/{journal.parent.name}/journal.jsonl",
-                "".join(f"{line}\n" for line in lines).encode(),
-            )
+            text = "".join(f"{line}\n" for line in lines)
+            _add(archive, f"data/raw/{journal.parent.name}/journal.jsonl", text.encode())
         for path in photos["path"]:
             _add(archive, f"data/{path}", (study.data / path).read_bytes())
     return stream.getvalue()
 
 
 def unpack_study(name: str, archive: bytes, folder: Path) -> Study:
-    """Unpack what `pack_study` gave into `folder`, once, however many processes ask; give the study there."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Unpack what `pack_study` returned into `folder`, once, however many processes ask; return the study there."""
+    with store.locked(folder, wait=True):
         if not (folder / "study").exists():
             part = folder / "part"
             shutil.rmtree(part, ignore_errors=True)
@@ -152,6 +157,25 @@ def unpack_study(name: str, archive: bytes, folder: Path) -> Study:
     return Study(name, folder / "study" / "data", folder / "study" / "results")
 
 
+def pack_run(study: Study, run_id: str) -> dict[str, Any]:
+    """Return a recorded run: its id, its row, its files' bytes by name."""
+    run = store.load_run(study, run_id)
+    files = {path.name: path.read_bytes() for path in run.folder.iterdir() if not path.name.startswith(".")}
+    return {"run": run_id, "row": run.row, "files": files}
+
+
+def unpack_run(study: Study, packed: dict[str, Any]) -> None:
+    """Write a run that `pack_run` returned into the study, its folder first, then its row."""
+    study.runs.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=study.runs, prefix=".part-"))
+    for name, content in packed["files"].items():
+        (folder / name).write_bytes(content)
+    folder.chmod(0o755)
+    shutil.rmtree(study.runs / packed["run"], ignore_errors=True)
+    os.replace(folder, study.runs / packed["run"])
+    store.append_row(study, packed["row"])
+
+
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     # Without times and owners: the same study is the same archive.
     entry = tarfile.TarInfo(name)
@@ -159,34 +183,18 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(entry, io.BytesIO(content))
 
 
-def _train(name: str, arguments: dict, archive: bytes, digest: str) -> dict:
-    """Train one cell where Ray put this process; give the run's row and files, or the error."""
+def _train(name: str, cell: Cell, archive: bytes, digest: str, start: dict | None) -> dict:
+    """Train one cell where Ray put this process; return its result with the packed run, or with the error."""
+    sweep = importlib.import_module("carspotter.models.sweep")
     node = _import_ray().get_runtime_context().get_node_id()
-    started = time.perf_counter()
-    study = unpack_study(name, archive, Path(tempfile.gettempdir()) / f"carspotter-{os.getuid()}-{digest}-{node[:12]}")
-    experiment = SERIES[arguments["experiment"]]
-    rest = {key: value for key, value in arguments.items() if key != "experiment"}
-    try:
-        run = runs.load_or_train(study, experiment, **rest, show_progress=False)
-    except Exception as error:  # whatever it is, the other cells go on
-        return {"run": "", "seconds": time.perf_counter() - started, "error": f"{type(error).__name__}: {error}"}
-    files = {path.name: path.read_bytes() for path in run.folder.iterdir() if path.is_file()}
-    return {"run": run.id, "row": run.row, "files": files, "seconds": time.perf_counter() - started, "error": ""}
-
-
-def _record(study: Study, result: dict) -> dict:
-    """Write a run that came back into the study, its folder first, then its row."""
-    if not result["error"]:
-        study.runs.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=study.runs, prefix=".part-"))
-        for name, content in result["files"].items():
-            (folder / name).write_bytes(content)
-        folder.chmod(0o755)
-        shutil.rmtree(study.runs / result["run"], ignore_errors=True)
-        os.replace(folder, study.runs / result["run"])
-        # On a node the package is no checkout.
-        runs.append_row(study, result["row"] | {"commit": result["row"]["commit"] or runs.find_commit()})
-    return {key: result[key] for key in ("run", "seconds", "error")}
+    folder = Path(tempfile.gettempdir()) / f"carspotter-{os.getuid()}-{digest}-{node[:12]}"
+    study = unpack_study(name, archive, folder)
+    if start:
+        with store.locked(folder, wait=True):
+            if start["run"] not in set(store.read_runs(study)["run"]):
+                unpack_run(study, start)
+    result = sweep.train_cell(study, cell)
+    return result if result["error"] else result | {"packed": pack_run(study, result["run"])}
 
 
 def _import_ray() -> ModuleType:

@@ -9,12 +9,12 @@ import numpy as np
 
 
 def predicted_classes(probabilities: np.ndarray) -> np.ndarray:
-    """Give the most probable class of each photo, int64 (N,); a tie goes to the lower number."""
+    """Return the most probable class of each photo, int64 (N,); a tie goes to the lower number."""
     return np.argmax(probabilities, axis=1)
 
 
 def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Give the share of photos, 0 … 1, whose most probable class is their label; raises ValueError without photos."""
+    """Return the share of photos, 0 … 1, whose most probable class is their label; raises ValueError without photos."""
     labels, probabilities = _checked(labels, probabilities)
     return float(np.mean(predicted_classes(probabilities) == labels))
 
@@ -28,7 +28,7 @@ def confusion(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Give the mean negative log-likelihood in nats; a probability of 0 counts as 1e-30, so that the mean stays finite.
+    """Return the mean negative log-likelihood in nats; a probability of 0 counts as 1e-30: the mean stays finite.
 
     The binary and the categorical cross-entropy of the frameworks are the same number.
     """

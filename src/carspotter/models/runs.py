@@ -1,7 +1,7 @@
 """One experiment, one framework, one seed: one recorded run.
 
-A run is named by what it is (spec, epochs, framework, seed, split …), so that asking twice trains once, and a killed
-run goes on where it was. Importing this module imports no framework, and recorded runs need neither one nor photos.
+A run is named by what it is (spec, framework, seed, split …), so that asking twice trains once, and a killed run goes
+on where it was. Importing this module imports no framework, and recorded runs need neither one nor photos.
 """
 
 from __future__ import annotations
@@ -10,226 +10,225 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
 import subprocess
-from collections.abc import Collection, Iterator
-from dataclasses import asdict, fields, replace
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from carspotter.models.experiments import PIXELS, SERIES, Experiment
-from carspotter.models.features import cached_features
+from carspotter.models import transfer
+from carspotter.models.experiments import SERIES, Experiment, changed_fields
+from carspotter.models.history import (
+    Recorder,
+    as_callback,
+    best_epoch,
+    describe_model,
+    explain_device,
+    set_random_seed,
+)
 from carspotter.models.metrics import accuracy
-from carspotter.models.records import (
-    COLUMNS,
+from carspotter.models.store import (
     FRAMEWORKS,
+    RECIPE_VERSION,
     Run,
     append_row,
+    import_builder,
     import_framework,
     load_run,
+    load_weights,
     locked,
     read_runs,
 )
-from carspotter.models.watch import Watch, best_epoch, write_whole
-from carspotter.models.weights import find_weights, identify_weights, width_in_name
-from carspotter.models.workers import this_worker
-from carspotter.paths import Study
+from carspotter.paths import Study, atomic_write
 from carspotter.photos.images import PREPROCESSING, load_images
 from carspotter.photos.splitting import read_splits, split_version
 from carspotter.photos.table import read_photos
 
-# Raise this by hand when training changes meaning: runs recorded before are then no longer taken for the same.
-RECIPE_VERSION = 1
-
-QUICK_PHOTOS, QUICK_SIZE, QUICK_EPOCHS = 48, 64, 2  # 36 for training and 12 for validation: about 15 s a notebook
-
 
 def load_or_train(
-    study: Study,
-    experiment: Experiment,
-    framework: str = "keras",
-    seed: int = 0,
-    *,
-    show_progress: bool = True,
-    **options,
+    study: Study, experiment: Experiment, framework: str = "keras", seed: int = 0, *, show_progress: bool = True
 ) -> Run:
-    """Give the recorded run of these arguments, which are those of `train_run`; where there is none, train it."""
-    run_id = specify_run(study, experiment, framework, seed, **options)["run"]
-    if run_id in set(read_runs(study)["run"]):
-        return load_run(study, run_id)
-    return train_run(study, experiment, framework, seed, show_progress=show_progress, **options)
+    """Return the recorded run of `experiment`; where there is none, train it as `train_run` does."""
+    if run := find_run(study, experiment, framework, seed):
+        return load_run(study, run)
+    return train_run(study, experiment, framework, seed, show_progress=show_progress)
+
+
+def find_run(study: Study, experiment: Experiment, framework: str = "keras", seed: int = 0) -> str | None:
+    """Return the id of the recorded run of these arguments, or None; needs neither photos nor weights.
+
+    With weights "imagenet" a run recorded with any file of pretrained weights will do: who has no file can read it.
+    """
+    recorded = read_runs(study)
+    weights = [experiment.weights]
+    if experiment.backbone and experiment.weights == "imagenet":
+        same = recorded[(recorded["experiment"] == experiment.name) & (recorded["framework"] == framework)]
+        weights = sorted(set(same["weights"]) - {"", "none"})
+    for name in weights:
+        run = specify_run(study, replace(experiment, weights=name), framework, seed)["run"]
+        if run in set(recorded["run"]):
+            return run
+    return None
 
 
 def train_run(
-    study: Study,
-    experiment: Experiment,
-    framework: str = "keras",
-    seed: int = 0,
-    *,
-    quick: bool = False,
-    epochs: int | None = None,
-    image_size: int | None = None,
-    dtype: str | None = None,
-    train_on: Collection[str] | None = None,
-    weights: str | Path = "imagenet",
-    show_progress: bool = True,
+    study: Study, experiment: Experiment, framework: str = "keras", seed: int = 0, *, show_progress: bool = True
 ) -> Run:
     """Train `experiment` on the study's split in `framework` and record the run; it replaces a recorded one.
 
-    `epochs`, `image_size` (pixels) and `dtype` (float32, or bfloat16, which is quicker where the hardware has units for
-    it) override the spec; `quick` is for trying things out: 48 photos of 64 px, 2
-    epochs. `train_on` names some of the training photos by their hashes, in any order and as often as each shall count
-    (a subset for learning curves, a bootstrap sample); validation stays whole. `weights` are those of the experiment's
-    backbone, if it has one: "imagenet", a file, or "none" (`models.weights`); the finished checkpoint holds them. An
-    experiment that starts from another trains that one first, or takes its recorded run.
-
-    Killed and called again, the run goes on after the last epoch that was finished. Only training and validation labels
-    are read. Raises TrainingDiverged, MemoryError with advice, ValueError for hashes that are no training photos,
-    FileNotFoundError for weights that cannot be had, and RuntimeError when another process is training this run.
-
-    Processes that train one model together (`models.workers`) all call this; the first of them records the run, and the
-    others wait for it.
+    Killed and called again, the run goes on after the last epoch that was finished. An experiment that starts from
+    another trains that one first, or takes its recorded run. Only training and validation labels are read. Raises
+    TrainingDiverged, MemoryError with advice, ValueError for a subset that holds other than training photos,
+    FileNotFoundError for weights or photos that are not here, RuntimeError when another process trains this run.
     """
-    worker = this_worker(framework)
-    show_progress = show_progress and worker.number == 0
-    train_on = None if train_on is None else sorted(train_on)
-    experiment = _as_asked(experiment, weights, dtype)
-    options = {"quick": quick, "epochs": epochs, "image_size": image_size, "train_on": train_on, "weights": weights}
-    spec = specify_run(study, experiment, framework, seed, **options)
-    start = _train_start(study, experiment, framework, seed, show_progress, options)
+    spec = specify_run(study, experiment, framework, seed)
+    start = _starting_weights(study, experiment, framework, seed, show_progress)
     folder = study.runs / spec["run"]
-    folder.mkdir(parents=True, exist_ok=True)
-    message = f"{spec['run']} is being trained by another process; wait for it or end it"
-    with contextlib.nullcontext() if worker.number else locked(folder, message):
-        siblings = import_framework(framework)
-        training, validation = _read_photos(study, quick, train_on)
-        chosen = _positions(training, train_on)
-        spec["class_names"] = sorted(training["label"].iloc[chosen].unique())
-        if not set(validation["label"]) <= set(spec["class_names"]) or len(spec["class_names"]) < 2:
+    with locked(folder, f"{spec['run']} is being trained by another process; wait for it or end it"):
+        for part in folder.glob(".part-*"):  # of a killed call
+            part.unlink()
+        lesson, builder = import_framework(framework), import_builder(experiment, framework)
+        training, validation = read_training_photos(study, experiment)
+        chosen = _positions(training, experiment.training_subset)
+        classes = spec["class_names"] = sorted(training["label"].iloc[chosen].unique())
+        if not set(validation["label"]) <= set(classes) or len(classes) < 2:
             raise ValueError(
-                f"{study.splits}: training has the classes {', '.join(spec['class_names'])}, validation has "
+                f"{study.splits}: training has the classes {', '.join(classes)}, validation has "
                 f"{', '.join(sorted(validation['label'].unique()))}; both need the same two or more: split again"
             )
-        size = spec["image_size"]
-        numbers = {name: number for number, name in enumerate(spec["class_names"])}
         # Before the photos are decoded: weights or a size that do not fit are said at once.
-        model = siblings.build_model(experiment, len(numbers), size, seed, weights=start)
-        if experiment.backbone and start is None and (file := find_weights(experiment, weights)):
-            siblings.load_backbone(model, file)
-            spec["weights_file"] = {"name": file.name, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}
-        if worker.number == 0:
-            write_whole(folder / "spec.json", json.dumps(spec, indent=2) + "\n")
-        training_images, validation_images = (
-            load_images(study.data, photos, size, show_progress) for photos in (training, validation)
+        set_random_seed(framework, seed)
+        model = builder.build_model(experiment, len(classes))
+        if start:
+            load_weights(framework, model, start)
+        elif weights := transfer.find_weights(experiment):
+            builder.load_backbone(model, weights, experiment)
+        with atomic_write(folder / "spec.json") as part:
+            part.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
+        images, asked = (
+            load_images(study.data, photos, experiment.image_size, show_progress) for photos in (training, validation)
         )
-        training_labels, validation_labels = (
-            photos["label"].map(numbers).to_numpy() for photos in (training.iloc[chosen], validation)
-        )
-        if experiment.frozen:
-            with _explained(spec):
-                training_images, validation_images = (
-                    _features(study, spec, siblings, model, photos, images)
-                    for photos, images in ((training, training_images), (validation, validation_images))
-                )
-        if train_on is not None:
-            training_images = training_images[chosen]
-        with _explained(spec):
-            dataset = siblings.make_dataset(training_images, training_labels, experiment, seed)
-            facts = siblings.describe(model)
-            with Watch(spec, folder, facts["device"], len(chosen), validation_labels, show_progress) as watch:
-                siblings.train(
-                    model, dataset, validation_images, spec["epochs"], folder, watch.on_epoch, watch.on_batch
-                )
-            if worker.number:
-                with locked(folder, wait=True):  # which the first lets go of when the run is recorded
-                    return load_run(study, spec["run"])
-            # As at inference, on the photos as they are: the history's training figures have augmentation in them.
-            of_last = accuracy(training_labels, siblings.predict_probabilities(model, training_images))
-            checkpoint = _keep_checkpoint(folder, int(watch.best()["epoch"]))
-            model = siblings.build_model(experiment, len(numbers), size, weights=checkpoint)
-            of_best = accuracy(training_labels, siblings.predict_probabilities(model, training_images))
-            probabilities = siblings.predict_probabilities(model, validation_images)
-        facts |= {"best_inference_train_accuracy": of_best, "last_inference_train_accuracy": of_last}
-        facts |= {"train_photos": len(chosen), "validation_photos": len(validation)}
+        labels, asked_labels = (photos["label"].map(classes.index).to_numpy() for photos in (training, validation))
+        with explain_memory(spec["run"], experiment):
+            learner = transfer.Learner(study, spec, experiment, lesson, builder, model, show_progress)
+            seen = learner.views(validation, asked)
+            copies = learner.copies(training, images)
+            if experiment.training_subset is not None:
+                copies = [copy[chosen] for copy in copies]
+            batches = lesson.PhotoBatches(
+                copies[0] if len(copies) == 1 else np.concatenate(copies),
+                np.tile(labels[chosen], len(copies)),
+                experiment,
+                seed,
+            )
+            model_facts = describe_model(framework, learner.trained)
+            if show_progress:
+                _say_what_begins(study, spec["run"], experiment, framework, len(chosen), model_facts["device"])
+            recorder = Recorder(
+                folder, framework, model, asked_labels, lambda: learner.predict(seen),
+                experiment.epochs, len(chosen), show_progress,
+            )  # fmt: skip
+            with recorder:
+                callbacks = [as_callback(framework, learner.trained, recorder)]
+                lesson.train(learner.trained, batches, experiment, None, recorder.finished, callbacks)
+            # In evaluation mode, on the photos as they are: the history's training figures have augmentation in them.
+            known = [view[chosen] for view in learner.views(training, images)]
+            of_last = accuracy(labels[chosen], learner.predict(known))
+            load_weights(framework, model, recorder.keep_best())
+            of_best, probabilities = accuracy(labels[chosen], learner.predict(known)), learner.predict(seen)
         predictions = validation[["sha256", "label"]].reset_index(drop=True)
-        predictions[spec["class_names"]] = probabilities
-        write_whole(folder / "validation.csv", predictions.to_csv(index=False, float_format="%.6g"))
-        append_row(study, _summarise(spec, facts, watch.history))
-        for state in folder.glob("resume*"):
+        predictions[classes] = probabilities
+        with atomic_write(folder / "validation.csv") as part:
+            predictions.to_csv(part, index=False, float_format="%.6g")
+        facts = model_facts | {
+            "train_photos": len(chosen),
+            "validation_photos": len(validation),
+            "best_inference_train_accuracy": round(of_best, 6),
+            "last_inference_train_accuracy": round(of_last, 6),
+            "photos_per_second": round(len(chosen) / recorder.history["seconds"].mean(), 1),
+        }
+        append_row(study, _summarise(spec, experiment, recorder.history) | facts)
+        for state in folder.glob("resume-*"):
             state.unlink()
     return load_run(study, spec["run"])
 
 
-def specify_run(
-    study: Study,
-    experiment: Experiment,
-    framework: str,
-    seed: int,
-    *,
-    quick: bool = False,
-    epochs: int | None = None,
-    image_size: int | None = None,
-    dtype: str | None = None,
-    train_on: Collection[str] | None = None,
-    weights: str | Path = "imagenet",
-) -> dict[str, Any]:
-    """Give everything that makes a run this run and no other, with its name."""
-    experiment = _as_asked(experiment, weights, dtype)
-    image_size = image_size or experiment.image_size
+def specify_run(study: Study, experiment: Experiment, framework: str = "keras", seed: int = 0) -> dict[str, Any]:
+    """Return everything that makes a run this run and no other, with its name.
+
+    Raises ValueError for an unknown framework, FileNotFoundError for weights that cannot be had.
+    """
     if framework not in FRAMEWORKS:
         raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(FRAMEWORKS)}")
-    if epochs is not None and epochs < 1:
-        raise ValueError(f"epochs is {epochs}; at least one is needed")
-    spec = {
-        "experiment": asdict(experiment),
-        "framework": framework,
-        "seed": seed,
-        "epochs": epochs or (QUICK_EPOCHS if quick else experiment.epochs),
-        "quick": quick,
-        "image_size": min(image_size, QUICK_SIZE) if quick else image_size,
-        "dtype": experiment.dtype,
-        "split_version": split_version(study)[:12],
-        "recipe_version": RECIPE_VERSION,
-        "train_on": "",
-        "weights": identify_weights(weights) if experiment.backbone else "",
-        "pixels": PIXELS[experiment.backbone],
-    }
-    if train_on is not None:
-        spec["train_on"] = hashlib.sha256("\n".join(sorted(train_on)).encode()).hexdigest()[:12]
+    # What is named by its content: a path or 2,000 hashes would say nothing on another machine.
+    by_content = {"weights": transfer.identify_weights(experiment) if experiment.backbone else "imagenet"}
+    if (subset := experiment.training_subset) is not None:
+        by_content["training_subset"] = hashlib.sha256("\n".join(sorted(subset)).encode()).hexdigest()[:12]
+    identity = {"framework": framework, "seed": seed, "split_version": split_version(study)[:12]}
+    identity |= {"recipe_version": RECIPE_VERSION}
     # Without what is at its default, so that a new field of Experiment gives no recorded run another name.
-    defaults = {field.name: field.default for field in fields(Experiment)}
-    special = {name: value for name, value in spec["experiment"].items() if value != defaults[name]}
-    named = json.dumps(spec | {"experiment": special}, sort_keys=True)
-    digest = hashlib.sha256(named.encode()).hexdigest()[:8]
-    quickly = "-quick" if quick else ""
-    return {"run": f"{experiment.name}-{framework}-s{seed}{quickly}-{digest}"} | spec
+    spec = changed_fields(experiment) | {"name": experiment.name} | by_content
+    named = {"experiment": spec} | identity
+    digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:8]
+    return {
+        "run": f"{experiment.name}-{framework}-s{seed}-{digest}",
+        "experiment": asdict(experiment) | by_content,
+        **identity,
+        "preprocessing": PREPROCESSING,
+        "pixels": transfer.PIXELS[experiment.backbone],
+    }
 
 
-def _as_asked(experiment: Experiment, weights: str | Path, dtype: str | None) -> Experiment:
-    """Give the experiment in the dtype asked for, and as wide as its weights file where one is named."""
-    if experiment.backbone == "mobilenet_v2" and Path(weights).is_file():
-        experiment = replace(experiment, backbone_width=width_in_name(Path(weights)))
-    return replace(experiment, dtype=dtype) if dtype else experiment
+def estimate_seconds(study: Study, experiment: Experiment, framework: str) -> float | None:
+    """Return about how long training will take, by the study's recorded runs of this experiment on as many processors.
+
+    None where there are none; pixels and photos count in proportion.
+    """
+    runs = read_runs(study)
+    runs = runs[(runs["experiment"] == experiment.name) & (runs["framework"] == framework)]
+    runs = runs[(runs["dtype"] == experiment.dtype) & runs["device"].str.startswith(f"CPU, {os.cpu_count()} cores")]
+    if runs.empty or not study.splits.exists():
+        return None
+    a_photo = (runs["seconds"] / runs["epochs"] / runs["train_photos"] / runs["image_size"] ** 2).median()
+    photos = len(experiment.training_subset or ()) or int((read_splits(study)["split"] == "train").sum())
+    photos = min(photos, experiment.photo_limit or photos)
+    return float(a_photo * experiment.epochs * photos * experiment.image_size**2)
 
 
-def _read_photos(study: Study, quick: bool, train_on: list[str] | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Give the training and the validation photos (sha256, label, path), ordered by hash.
+def starting_experiment(experiment: Experiment) -> Experiment | None:
+    """Return the experiment from whose trained weights this one goes on: of the same model, images and photos."""
+    if experiment.starts_from is None:
+        return None
+    names = ("conv_channels", "dense_units", "backbone", "backbone_width", "pooling", "weights", "image_size")
+    names += ("dtype", "training_subset", "photo_limit")
+    before = replace(SERIES[experiment.starts_from], **{name: getattr(experiment, name) for name in names})
+    if before.tuned_blocks > experiment.tuned_blocks:
+        raise ValueError(
+            f"{experiment.name}: tuned_blocks is {experiment.tuned_blocks}, it starts from {before.name}, which "
+            f"trains {before.tuned_blocks}; what is frozen must still be as it was published: use as many or more"
+        )
+    return replace(before, epochs=min(before.epochs, experiment.epochs)) if experiment.photo_limit else before
 
-    All training photos, whatever is to be trained on: they are decoded once for all subsets. Quick runs take few.
+
+def read_training_photos(study: Study, experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the training and the validation photos (sha256, label, path), ordered by hash.
+
+    All training photos, whatever the subset: they are decoded once for all subsets. Where the experiment limits the
+    photos, as many of each class. Raises ValueError for a subset of other photos, FileNotFoundError for missing ones.
     """
     splits = read_splits(study)
-    if train_on is not None:
-        unknown = set(train_on) - set(splits.loc[splits["split"] == "train", "sha256"])
-        if unknown or not train_on:
+    if (subset := experiment.training_subset) is not None:
+        unknown = set(subset) - set(splits.loc[splits["split"] == "train", "sha256"])
+        if unknown or not subset:
             which = f"{min(unknown)[:12]}… and {len(unknown) - 1} more are not" if unknown else "it is empty"
-            raise ValueError(f"train_on: {which}; name training photos of {study.splits} by their sha256")
-        if quick:
-            splits = splits[(splits["split"] != "train") | splits["sha256"].isin(train_on)]
+            raise ValueError(f"training_subset: {which}; name training photos of {study.splits} by their sha256")
+        if experiment.photo_limit:
+            splits = splits[(splits["split"] != "train") | splits["sha256"].isin(subset)]
     splits = splits[splits["split"].isin(["train", "validation"])].sort_values("sha256")
     photos = splits.merge(read_photos(study.data)[["sha256", "path"]], on="sha256", how="left")
     missing = photos["path"].isna()
@@ -243,82 +242,69 @@ def _read_photos(study: Study, quick: bool, train_on: list[str] | None) -> tuple
         part = photos[photos["split"] == split]
         if part.empty:
             raise ValueError(f"{study.splits}: no {split} photos; collect more, curate and split again")
-        if quick:
-            each = max(1, int(QUICK_PHOTOS * share / part["label"].nunique()))
+        if experiment.photo_limit:
+            each = max(1, int(experiment.photo_limit * share / part["label"].nunique()))
             part = part.groupby("label", group_keys=False).head(each)
         parts.append(part[["sha256", "label", "path"]].reset_index(drop=True))
     return parts[0], parts[1]
 
 
-def _train_start(
-    study: Study, experiment: Experiment, framework: str, seed: int, show_progress: bool, options: dict
+def _starting_weights(
+    study: Study, experiment: Experiment, framework: str, seed: int, show_progress: bool
 ) -> Path | None:
-    """Give the checkpoint from which `experiment` goes on, trained now where it is missing; None for a fresh start."""
-    if experiment.starts_from is None:
+    """Return the checkpoint from which `experiment` goes on, trained now where it is missing; None for a fresh one."""
+    if (before := starting_experiment(experiment)) is None:
         return None
-    shared = ("conv_channels", "dense_units", "backbone", "backbone_width", "image_size", "batch_size", "dtype")
-    before = replace(SERIES[experiment.starts_from], **{name: getattr(experiment, name) for name in shared})
-    run = load_or_train(study, before, framework, seed, show_progress=show_progress, **options)
-    if not (found := sorted(run.folder.glob("checkpoint.*"))):
-        run = train_run(study, before, framework, seed, show_progress=show_progress, **options)
-        found = sorted(run.folder.glob("checkpoint.*"))
-    return found[0]
+    run = load_or_train(study, before, framework, seed, show_progress=show_progress)
+    if not run.checkpoint.exists():
+        run = train_run(study, before, framework, seed, show_progress=show_progress)
+    return run.checkpoint
 
 
-def _features(
-    study: Study, spec: dict, siblings: ModuleType, model: Any, photos: pd.DataFrame, images: np.ndarray
-) -> np.ndarray:
-    """Give the frozen backbone's features of these photos, computed once for all runs with the same backbone."""
-    wide = [
-        spec["experiment"][name]
-        for name in ("backbone", "backbone_width", "conv_channels", "dtype", "mirrored", "multi_level")
-    ]
-    # Random weights are another draw with each seed.
-    source = spec["weights"] if spec["weights"] != "none" else f"none {spec['seed']}"
-    key = json.dumps([PREPROCESSING, spec["pixels"], spec["image_size"], spec["framework"], source, *wide])
-    return cached_features(study.images, key, photos["sha256"], lambda: siblings.compute_features(model, images))
+def _say_what_begins(study: Study, run: str, experiment: Experiment, framework: str, photos: int, device: str) -> None:
+    seconds = estimate_seconds(study, experiment, framework)
+    about = f", about {seconds / 60:.0f} min by recorded runs" if seconds and seconds > 60 else ""
+    what = f"{photos} photos of {experiment.image_size} px, {experiment.epochs} epochs"
+    print(f"{run}: {what}, {explain_device(device, framework)}{about}", file=sys.stderr, flush=True)
 
 
-def _positions(training: pd.DataFrame, train_on: list[str] | None) -> np.ndarray:
-    """Give the rows to train on, int64, one as often as it is named."""
+def _positions(training: pd.DataFrame, subset: tuple[str, ...] | None) -> np.ndarray:
+    """Return the rows to train on, int64, one as often as it is named."""
     rows = pd.Series(np.arange(len(training)), index=training["sha256"])
-    return rows.to_numpy() if train_on is None else rows[[name for name in train_on if name in rows.index]].to_numpy()
+    return rows.to_numpy() if subset is None else rows[[n for n in sorted(subset) if n in rows.index]].to_numpy()
 
 
-def _keep_checkpoint(folder: Path, best: int) -> Path:
-    """Make the best epoch's weights the run's checkpoint and drop the others."""
-    for path in folder.glob(f"checkpoint_{best:04}.*"):
-        os.replace(path, folder / path.name.replace(f"_{best:04}", ""))
-    for path in folder.glob("checkpoint_*"):
-        path.unlink()
-    return next(iter(folder.glob("checkpoint.*")))
-
-
-def _summarise(spec: dict, facts: dict, history: pd.DataFrame) -> dict[str, Any]:
+def _summarise(spec: dict, experiment: Experiment, history: pd.DataFrame) -> dict[str, Any]:
     best, last, seconds = best_epoch(history), history.iloc[-1], history["seconds"].sum()
-    values = spec | facts | {
-        "experiment": spec["experiment"]["name"],
+    return {
+        "run": spec["run"],
+        "experiment": experiment.name,
+        "framework": spec["framework"],
+        "seed": spec["seed"],
+        "epochs": experiment.epochs,
+        "quick": experiment.photo_limit is not None,
+        "train_on": spec["experiment"]["training_subset"] or "",
+        "weights": spec["experiment"]["weights"] if experiment.backbone else "",
+        "image_size": experiment.image_size,
+        "dtype": experiment.dtype,
+        "split_version": spec["split_version"],
+        "recipe_version": RECIPE_VERSION,
         "classes": " ".join(spec["class_names"]),
         "best_epoch": int(best["epoch"]),
         "best_validation_accuracy": round(best["validation_accuracy"], 6),
         "best_validation_loss": round(best["validation_loss"], 6),
-        "best_inference_train_accuracy": round(facts["best_inference_train_accuracy"], 6),
-        "last_inference_train_accuracy": round(facts["last_inference_train_accuracy"], 6),
         "last_train_accuracy": round(last["train_accuracy"], 6),
         "last_validation_accuracy": round(last["validation_accuracy"], 6),
         "mean_last_five_validation_accuracy": round(history["validation_accuracy"].tail(5).mean(), 6),
         "seconds": round(seconds, 1),
-        # Whole epochs: validation and saving included.
-        "photos_per_second": round(facts["train_photos"] * len(history) / seconds, 1),
+        "processor_seconds": round(history["processor_seconds"].sum(), 1),
         "commit": find_commit(),
-        "versions": f"{facts['versions']}, numpy {np.__version__}, python {platform.python_version()}",
         "finished_time": datetime.now(UTC).isoformat(timespec="seconds"),
-    }  # fmt: skip
-    return {column: values[column] for column in COLUMNS}
+    }
 
 
 @contextlib.contextmanager
-def _explained(spec: dict) -> Iterator[None]:
+def explain_memory(run: str, experiment: Experiment) -> Iterator[None]:
     """Turn each framework's own way of running out of memory into one sentence that helps."""
     try:
         yield
@@ -326,14 +312,14 @@ def _explained(spec: dict) -> Iterator[None]:
         names = {kind.__name__ for kind in type(error).__mro__}
         if names & {"OutOfMemoryError", "ResourceExhaustedError", "MemoryError"} or "not enough memory" in str(error):
             raise MemoryError(
-                f"{spec['run']}: out of memory with batches of {spec['experiment']['batch_size']} images of "
-                f"{spec['image_size']} px; use a smaller batch_size or image_size, or free the device"
+                f"{run}: out of memory with batches of {experiment.batch_size} images of {experiment.image_size} px; "
+                "use a smaller batch_size or image_size, or free the device"
             ) from error
         raise
 
 
 def find_commit() -> str:
-    """Give the commit of the checkout this file belongs to, "-dirty" when it was changed; "" outside a checkout."""
+    """Return the commit of the checkout this file belongs to, "-dirty" when it was changed; "" outside a checkout."""
     here = Path(__file__).resolve()
 
     def git(*arguments: str) -> str:

@@ -6,52 +6,56 @@ A cell that fails is reported and the others go on; asking again trains what is 
 from __future__ import annotations
 
 import itertools
-import json
 import os
+import pickle
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
+import traceback
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from carspotter.models.cluster import run_on_ray
-from carspotter.models.experiments import SERIES, TRAINING_DTYPES
-from carspotter.models.runs import FRAMEWORKS, load_or_train, read_runs, specify_run
+from carspotter.models.cluster import RayEngine
+from carspotter.models.experiments import SERIES, TRAINING_DTYPES, Experiment, quick
+from carspotter.models.runs import FRAMEWORKS, estimate_seconds, find_run, load_or_train, read_runs, starting_experiment
 from carspotter.paths import Study
 from carspotter.progress import progress_bar
 
 AXES = {"experiments": "experiment", "frameworks": "framework", "image_sizes": "image_size", "seeds": "seed"}
-COMMON = ("epochs", "dtype", "quick")
+COMMON = {"epochs": int, "dtype": str, "quick": bool, "weights": str}
+# What a user can cause and a line explains; anything else is a mistake in the program, and shows where it was made.
+EXPECTED = (ValueError, OSError, RuntimeError, ImportError, ArithmeticError, MemoryError)
 
 
 @dataclass(frozen=True)
 class Cell:
     """One run to be made: the arguments of `runs.load_or_train`."""
 
-    experiment: str
+    experiment: Experiment
     framework: str = "keras"
-    image_size: int | None = None  # the experiment's own
     seed: int = 0
-    epochs: int | None = None
-    quick: bool = False
-    dtype: str | None = None  # the experiment's own
-
-    def __post_init__(self):
-        if self.image_size is None and self.experiment in SERIES:
-            object.__setattr__(self, "image_size", SERIES[self.experiment].image_size)
 
     def __str__(self) -> str:
-        return f"{self.experiment}, {self.framework}, {self.image_size} px, seed {self.seed}"
+        return f"{self.experiment.name}, {self.framework}, {self.experiment.image_size} px, seed {self.seed}"
+
+    @property
+    def start(self) -> Cell | None:
+        """Return the cell that must be made first, where the experiment starts from another."""
+        before = starting_experiment(self.experiment)
+        return before and Cell(before, self.framework, self.seed)
 
 
 def read_sweep(path: Path) -> list[Cell]:
     """Read the cells of a sweep from TOML: `experiments = ["dropout"]`, and where wanted `frameworks`, `image_sizes`,
-    `seeds` (lists), `epochs`, `dtype`, `quick`.
+    `seeds` (lists), `epochs`, `dtype`, `quick`, `weights` (a file or folder of a backbone's).
 
     Raises ValueError, naming the file, for anything unknown.
     """
@@ -64,16 +68,23 @@ def read_sweep(path: Path) -> list[Cell]:
         raise ValueError(f"{path}: {', '.join(sorted(unknown))} is unknown; use {', '.join(sorted(known))}")
     if not sweep.get("experiments"):
         raise ValueError(f"{path}: experiments is missing; name some of {', '.join(SERIES)}")
+    if wrong := [axis for axis in AXES if not isinstance(sweep.get(axis, []), list)]:
+        raise ValueError(f"{path}: {wrong[0]} is {sweep[wrong[0]]!r}; write a list, as in seeds = [0, 1, 2]")
     for axis, allowed in (("experiments", SERIES), ("frameworks", FRAMEWORKS)):
         if wrong := set(sweep.get(axis, [])) - set(allowed):
             raise ValueError(f"{path}: {axis} has {', '.join(sorted(wrong))}; use some of {', '.join(allowed)}")
-    if wrong := [axis for axis in AXES if not isinstance(sweep.get(axis, []), list)]:
-        raise ValueError(f"{path}: {wrong[0]} is {sweep[wrong[0]]!r}; write a list, as in seeds = [0, 1, 2]")
+    for name, kind in COMMON.items():
+        if not isinstance(sweep.get(name, kind()), kind):
+            raise ValueError(f"{path}: {name} is {sweep[name]!r}; it is a {kind.__name__}")
     if sweep.get("dtype", "float32") not in TRAINING_DTYPES:
         raise ValueError(f"{path}: dtype is {sweep['dtype']!r}; use one of {', '.join(TRAINING_DTYPES)}")
-    axes = [[(field, value) for value in sweep[axis]] for axis, field in AXES.items() if axis in sweep]
-    common = {name: sweep[name] for name in COMMON if name in sweep}
-    return [Cell(**dict(values), **common) for values in itertools.product(*axes)]
+    changes = {name: sweep[name] for name in ("epochs", "dtype", "weights") if name in sweep}
+    cells = []
+    axes = (sweep["experiments"], sweep.get("frameworks", ["keras"]), sweep.get("image_sizes", [None]))
+    for name, framework, size, seed in itertools.product(*axes, sweep.get("seeds", [0])):
+        experiment = replace(SERIES[name], **changes, **({"image_size": size} if size else {}))
+        cells.append(Cell(quick(experiment) if sweep.get("quick") else experiment, framework, seed))
+    return cells
 
 
 def run_sweep(
@@ -86,77 +97,130 @@ def run_sweep(
 ) -> pd.DataFrame:
     """Make the runs of `cells`: one row per cell, its fields, run, validation accuracy, seconds, error.
 
-    `on` is local, `processes` at a time; or ray (see `cluster.run_on_ray`), ray://HOST:PORT or a cluster's HOST:PORT,
-    with `cpus` for each cell. The table is the same. error is "" where the run is recorded; a cell that fails, or whose
-    process is killed, does not stop the others. seconds are what was spent on a cell now, 0 where it was recorded.
+    `on` is local, `processes` at a time; or ray (see `cluster`), ray://HOST:PORT or a cluster's HOST:PORT, with `cpus`
+    for each cell. The table is the same. A cell that starts from another waits for it; the other is made too, and has
+    a row. error is "" where the run is recorded; a cell that fails, or whose process is killed, does not stop the
+    others. seconds are what was spent on a cell now, 0 where it was recorded.
     """
-    cells = list(dict.fromkeys(cells))
-    recorded = set(read_runs(study)["run"])
-    runs = {cell: _run_of(study, cell) for cell in cells}
-    results = {cell: {"run": run, "seconds": 0.0, "error": ""} for cell, run in runs.items() if run in recorded}
+    cells = list(dict.fromkeys(cell for asked in cells for cell in (asked.start, asked) if cell))
+    results = {cell: {"run": run, "seconds": 0.0, "error": ""} for cell in cells if (run := _recorded(study, cell))}
     missing = [cell for cell in cells if cell not in results]
+    if show_progress and missing:
+        _say_how_long(study, missing, processes)
     with progress_bar(len(cells), "sweep", "runs", show_progress, done=len(results)) as progress:
-        for cell, result in _run_cells(study, missing, processes, on, cpus):
-            results[cell] = result
+        for cell, result in _run_cells(study, missing, processes, on, cpus) if missing else ():
             if result["error"]:
-                progress.write(f"failed: {cell}: {result['error']}", file=sys.stderr)
+                said = result.get("traceback") or result["error"]
+                progress.write(f"failed: {cell}: {said}", file=sys.stderr)
+            results[cell] = {name: result[name] for name in ("run", "seconds", "error")}
             progress.update()
     accuracies = read_runs(study).set_index("run")["best_validation_accuracy"]
-    for result in results.values():
-        result["best_validation_accuracy"] = float(accuracies[result["run"]]) if result["run"] else float("nan")
-    return pd.DataFrame([asdict(cell) | results[cell] for cell in cells])
+    rows = []
+    for cell in cells:
+        fields = {"experiment": cell.experiment.name, "framework": cell.framework, "seed": cell.seed}
+        fields |= {name: getattr(cell.experiment, name) for name in ("image_size", "epochs", "dtype")}
+        run = results[cell]["run"]
+        best = float(accuracies[run]) if run else float("nan")
+        rows.append(fields | results[cell] | {"best_validation_accuracy": best})
+    return pd.DataFrame(rows)
 
 
-def _run_of(study: Study, cell: Cell) -> str:
-    """Name the run that a cell makes; "" where it can make none, which its process will then explain."""
-    arguments = asdict(cell)
+def _recorded(study: Study, cell: Cell) -> str | None:
+    """Return the run of a cell where it is recorded; None also where none can be made, which its process explains."""
     try:
-        return specify_run(study, SERIES[arguments.pop("experiment")], **arguments)["run"]
-    except ValueError:
-        return ""
+        return find_run(study, cell.experiment, cell.framework, cell.seed)
+    except EXPECTED:
+        return None
+
+
+def _say_how_long(study: Study, cells: list[Cell], processes: int) -> None:
+    seconds = [estimate_seconds(study, cell.experiment, cell.framework) for cell in cells]
+    known = [value for value in seconds if value]
+    if known:
+        about = f"about {sum(known) / processes / 60:.0f} min for {len(known)} of them, by recorded runs"
+        print(f"{len(cells)} runs to make, {about}", file=sys.stderr, flush=True)
 
 
 def _run_cells(study: Study, cells: list[Cell], processes: int, on: str, cpus: int) -> Iterator[tuple[Cell, dict]]:
-    """Run cells wherever they are to be run, and give each with its result as it is finished."""
-    if not cells:
-        return
-    if on != "local":
-        yield from run_on_ray(study, {cell: asdict(cell) for cell in cells}, None if on == "ray" else on, cpus)
-        return
-    with ThreadPoolExecutor(processes) as pool:
-        waiting = {pool.submit(_run_cell, study, cell, processes): cell for cell in cells}
-        try:
-            for future in as_completed(waiting):
-                yield waiting[future], future.result()
-        finally:
-            # After Ctrl-C the cells that have not begun must not begin.
-            pool.shutdown(wait=False, cancel_futures=True)
+    """Run cells wherever they are to be run, each after the one it starts from; yield it when it is finished."""
+    engine = LocalEngine(study, processes) if on == "local" else RayEngine(study, None if on == "ray" else on, cpus)
+    todo, running, failed = list(cells), {}, set()
+    with engine:
+        while todo or running:
+            for cell in list(todo):
+                if cell.start in failed:
+                    todo.remove(cell)
+                    failed.add(cell)
+                    yield cell, {"run": "", "seconds": 0.0, "error": f"it starts from {cell.start}, which failed"}
+                elif cell.start not in todo and cell.start not in running.values():
+                    todo.remove(cell)
+                    running[engine.submit(cell, _recorded(study, cell.start) if cell.start else None)] = cell
+            if running:
+                done = engine.wait(list(running))
+                cell, result = running.pop(done), engine.result(done)
+                if result["error"]:
+                    failed.add(cell)
+                yield cell, result
 
 
-def _run_cell(study: Study, cell: Cell, processes: int) -> dict:
-    """Train one cell in a process of its own: one framework each, and no crash reaches the sweep."""
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
-    limits = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), threads)
-    # The package may be on this process' path only, in a checkout that is not installed.
-    found_from = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    started = time.perf_counter()
-    message = json.dumps({"study": [study.name, str(study.data), str(study.results)], "cell": asdict(cell)})
-    finished = subprocess.run(
-        [sys.executable, "-c", "from carspotter.models.sweep import main; main()"],
-        input=message, capture_output=True, text=True, env=limits | os.environ | {"PYTHONPATH": found_from},
-    )  # fmt: skip
-    result = {"run": "", "seconds": time.perf_counter() - started, "error": ""}
-    if finished.returncode:
-        lines = finished.stderr.strip().splitlines() or [f"the process ended with status {finished.returncode}"]
-        return result | {"error": lines[-1]}
-    return result | {"run": finished.stdout.split()[-1]}
+class LocalEngine:
+    """Processes on this machine: one framework in each, and no crash reaches the sweep."""
+
+    def __init__(self, study: Study, processes: int):
+        self.study, self.processes = study, processes
+
+    def __enter__(self) -> LocalEngine:
+        self.pool = ThreadPoolExecutor(self.processes)
+        return self
+
+    def __exit__(self, *_) -> None:
+        # After Ctrl-C the cells that have not begun must not begin.
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def submit(self, cell: Cell, start: str | None) -> Future:
+        return self.pool.submit(self._run, cell)
+
+    def wait(self, tasks: list[Future]) -> Future:
+        return next(iter(wait(tasks, return_when=FIRST_COMPLETED).done))
+
+    def result(self, task: Future) -> dict:
+        return task.result()
+
+    def _run(self, cell: Cell) -> dict:
+        threads = str(max(1, (os.cpu_count() or 1) // self.processes))
+        limits = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), threads)
+        # The package may be on this process' path only, in a checkout that is not installed.
+        found_from = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+        started = time.perf_counter()
+        with tempfile.TemporaryDirectory(prefix="carspotter-") as folder:
+            answer = Path(folder) / "result"
+            finished = subprocess.run(
+                [sys.executable, "-c", "from carspotter.models import sweep; sweep.main()", answer],
+                input=pickle.dumps((self.study, cell)), capture_output=True,
+                env=limits | os.environ | {"PYTHONPATH": found_from},
+            )  # fmt: skip
+            if answer.exists():
+                return pickle.loads(answer.read_bytes())
+        said = finished.stderr.decode(errors="replace").strip()
+        status = finished.returncode
+        why = f"its process ended with {signal.Signals(-status).name if status < 0 else f'status {status}'}"
+        return {"run": "", "seconds": time.perf_counter() - started, "error": why, "traceback": f"{why}\n{said}"}
 
 
 def main() -> None:
-    """Train the cell that standard input describes and print its run's name: a sweep's process starts here."""
-    message = json.load(sys.stdin)
-    name, data, results = message["study"]
-    arguments = dict(message["cell"])
-    experiment = SERIES[arguments.pop("experiment")]
-    run = load_or_train(Study(name, Path(data), Path(results)), experiment, **arguments, show_progress=False)
-    print(run.id)
+    """Train the cell that standard input describes and write the result to the file named: a process of a sweep."""
+    study, cell = pickle.load(sys.stdin.buffer)
+    Path(sys.argv[1]).write_bytes(pickle.dumps(train_cell(study, cell)))
+
+
+def train_cell(study: Study, cell: Cell) -> dict[str, Any]:
+    """Train a cell; return run, seconds and error, and the traceback of an error that nobody expects."""
+    started = time.perf_counter()
+    result = {"run": "", "error": "", "traceback": ""}
+    try:
+        result["run"] = load_or_train(study, cell.experiment, cell.framework, cell.seed, show_progress=False).id
+    except Exception as error:
+        result["error"] = f"{type(error).__name__}: {error}".strip()
+        if not isinstance(error, EXPECTED) or os.environ.get("CARSPOTTER_DEBUG"):
+            result["traceback"] = traceback.format_exc()
+    return result | {"seconds": time.perf_counter() - started}

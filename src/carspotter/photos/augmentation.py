@@ -1,7 +1,7 @@
-"""Draws one fused affine + colour change per photo, in numpy, for all frameworks.
+"""Draws one affine and one colour change per photo, in numpy, for all frameworks.
 
 The draws are made here and only here; Keras, PyTorch and TensorFlow apply the same matrices, so that one seed gives
-the same augmented photos in all three. `warp_images` is the plain reference that their warps are held against.
+the same augmented photos in all three. `warp_images` is the plain reference for tests and figures.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def draw_affine(
     rng: np.random.Generator,
     count: int,
     size: int,
-    ranges: AugmentationRanges = AugmentationRanges(),
+    ranges: AugmentationRanges = RANGES["original"],
 ) -> np.ndarray:
     """Draw one geometric change per photo: float64, (count, 3, 3), output pixel (x, y, 1) -> input pixel.
 
@@ -77,7 +77,7 @@ def draw_affine(
     return back @ rotation @ shifting @ shearing @ zooming @ to_centre
 
 
-def draw_colour(rng: np.random.Generator, count: int, ranges: AugmentationRanges) -> np.ndarray:
+def draw_colours(rng: np.random.Generator, count: int, ranges: AugmentationRanges) -> np.ndarray:
     """Draw one colour change per photo: float64, (count, 3, 4), to be multiplied with (R, G, B, 1), values 0 … 1.
 
     Saturation, then contrast, then brightness, fused into one matrix; the caller clips to 0 … 1.
@@ -93,7 +93,7 @@ def draw_colour(rng: np.random.Generator, count: int, ranges: AugmentationRanges
 
 
 def warp_images(images: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """Apply `draw_affine` matrices (N, 3, 3) to images (N, S, S, 3); give float32, same shape and scale.
+    """Apply `draw_affine` matrices (N, 3, 3) to images (N, S, S, 3); return float32, same shape and scale.
 
     Bilinear; the nearest border pixel repeats. The reference for the frameworks' own warps and enough for a figure;
     not fast.

@@ -1,0 +1,331 @@
+"""What is on disk of runs: a table with a row for each, a folder with spec, history and predictions, weights, locks.
+
+Reading needs neither a framework nor the photos; only `Run.model` and `Run.predict` load the framework of the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from carspotter.models.experiments import Experiment
+from carspotter.paths import Study, atomic_write
+
+# Raise this by hand when training changes meaning: runs recorded before are then no longer taken for the same.
+RECIPE_VERSION = 2
+
+PREDICTIONS = "validation_epochs.npz"
+FRAMEWORKS = {"keras": "keras_cnn", "torch": "torch_cnn", "tensorflow": "tensorflow_cnn"}
+COLUMNS = [
+    "run", "experiment", "framework", "seed", "epochs", "quick", "train_on", "weights", "image_size", "dtype",
+    "split_version", "recipe_version", "classes", "train_photos", "validation_photos", "parameters", "best_epoch",
+    "best_validation_accuracy", "best_validation_loss", "best_inference_train_accuracy", "last_train_accuracy",
+    "last_inference_train_accuracy", "last_validation_accuracy", "mean_last_five_validation_accuracy", "seconds",
+    "processor_seconds", "photos_per_second", "device", "commit", "versions", "finished_time",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as recorded; the checkpoint, which is not in git, may be missing."""
+
+    id: str
+    folder: Path
+    spec: dict[str, Any]  # spec.json
+    row: dict[str, Any]  # as in runs.csv
+    history: pd.DataFrame  # one row per epoch: the columns HISTORY; losses in nats, accuracies 0 … 1
+    validation: pd.DataFrame  # at the best epoch: sha256, label, one column of probabilities per class
+
+    @cached_property
+    def epoch_probabilities(self) -> np.ndarray:
+        """Return the probabilities of the photos in `validation` after each epoch: float32 (epochs, N, classes).
+
+        About 3 digits; each photo's most probable class is exact. Raises FileNotFoundError for older runs without.
+        """
+        return read_predictions(self.folder)
+
+    @property
+    def framework(self) -> str:
+        return self.spec["framework"]
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.spec["class_names"]
+
+    @property
+    def image_size(self) -> int:
+        """Return the pixels on a side of the images that the run was trained on."""
+        return int(self.row["image_size"])
+
+    @property
+    def experiment(self) -> Experiment:
+        """Return the experiment, without its training subset, of which only a digest is kept.
+
+        Raises ValueError for runs of an older recipe, whose spec says other things.
+        """
+        if self.spec["recipe_version"] != RECIPE_VERSION:
+            raise ValueError(
+                f"{self.id}: recorded with recipe {self.spec['recipe_version']}, this is recipe {RECIPE_VERSION}; its "
+                "history and predictions can be read, its experiment and model cannot: train it anew"
+            )
+        fields = self.spec["experiment"]
+        changed = {"conv_channels": tuple(fields["conv_channels"]), "training_subset": None}
+        return Experiment(**fields | changed)
+
+    @property
+    def checkpoint(self) -> Path:
+        """Return where the weights of the best epoch are kept, if they are."""
+        return self.folder / f"checkpoint{suffix_of_weights(self.framework)}"
+
+    @cached_property
+    def model(self) -> Any:
+        """Return the trained model, in its own framework; raises FileNotFoundError where the checkpoint is missing."""
+        if not self.checkpoint.exists():
+            raise FileNotFoundError(
+                f"{self.folder}: no checkpoint (weights are not in git); carspotter.models.runs.train_run with this "
+                f"run's experiment, framework and seed trains it again"
+            )
+        model = import_builder(self.experiment, self.framework).build_model(self.experiment, len(self.class_names))
+        load_weights(self.framework, model, self.checkpoint)
+        return model
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Return the class probabilities of images uint8 (N, S, S, 3): float32 (N, classes), as `class_names`.
+
+        S is the run's image size (`photos.images.decode_image` makes such arrays). Raises ValueError for other shapes
+        or types, FileNotFoundError where the checkpoint is missing.
+        """
+        size = self.image_size
+        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"{self.id} needs images uint8 (N, {size}, {size}, 3), not {images.dtype} {images.shape}; "
+                "make them with carspotter.photos.images.decode_image"
+            )
+        return import_framework(self.framework).predict(self.model, images, self.experiment)
+
+    def summary(self) -> pd.DataFrame:
+        """Return what a reader asks first, as a table of one column: accuracies, gap, epochs, minutes, where."""
+        row = self.row
+        lines = {
+            "training accuracy, last epoch": f"{row['last_train_accuracy']:.3f}",
+            "validation accuracy, mean of the last five epochs": f"{row['mean_last_five_validation_accuracy']:.3f}",
+            "validation accuracy, best epoch (optimistic)": f"{row['best_validation_accuracy']:.3f}",
+            "gap, training - validation, last epoch": (
+                f"{row['last_train_accuracy'] - row['last_validation_accuracy']:.3f}"
+            ),
+            "epochs": f"{len(self.history)}, best {row['best_epoch']}",
+            "minutes": f"{row['seconds'] / 60:.1f}",
+            "device": row["device"],
+            "commit": row["commit"],
+        }
+        return pd.DataFrame({self.id: lines})
+
+
+def read_runs(study: Study) -> pd.DataFrame:
+    """Return the study's finished runs, one row each, with the columns COLUMNS; no rows where nothing was trained."""
+    if not study.runs_table.exists():
+        return pd.DataFrame(columns=COLUMNS)
+    text = {"commit": str, "split_version": str, "train_on": str, "weights": str}
+    # A column that is younger than the table is empty.
+    return pd.read_csv(study.runs_table, keep_default_na=False, dtype=text).reindex(columns=COLUMNS, fill_value="")
+
+
+def load_run(study: Study, run_id: str) -> Run:
+    """Return the recorded run `run_id`; raises KeyError where the study has none of that name."""
+    rows = read_runs(study)
+    row = rows[rows["run"] == run_id]
+    if row.empty:
+        known = ", ".join(rows["run"]) or "none yet"
+        raise KeyError(f"{study.runs_table}: no run {run_id!r}; recorded: {known}")
+    folder = study.runs / run_id
+    return Run(
+        id=run_id,
+        folder=folder,
+        spec=json.loads((folder / "spec.json").read_text(encoding="utf-8")),
+        row=row.iloc[0].to_dict(),
+        history=pd.read_csv(folder / "history.csv"),
+        validation=pd.read_csv(folder / "validation.csv", dtype={"sha256": str, "label": str}),
+    )
+
+
+def append_row(study: Study, row: dict[str, Any]) -> None:
+    """Append one row to runs.csv, atomically and one process at a time; a row of the same run is replaced."""
+    with locked(study.folder, wait=True):
+        rows = read_runs(study)
+        rows = rows[rows["run"] != row["run"]]
+        new = pd.DataFrame([row], columns=COLUMNS)
+        table = new if rows.empty else pd.concat([rows, new], ignore_index=True)
+        with atomic_write(study.runs_table) as part:
+            table.to_csv(part, index=False)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, message: str = "", wait: bool = False) -> Iterator[None]:
+    """Hold a folder for this process; the system releases it when the process ends, however it ends.
+
+    Raises RuntimeError with `message` where another holds it, unless told to `wait`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(folder / ".lock").acquire(timeout=-1 if wait else 0)
+    except Timeout:
+        raise RuntimeError(message) from None
+    with lock:
+        yield
+
+
+def import_framework(framework: str) -> ModuleType:
+    """Import the lesson file of `framework`; raises ValueError for an unknown name, ImportError with advice."""
+    if framework not in FRAMEWORKS:
+        raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(FRAMEWORKS)}")
+    if platform.libc_ver()[0] == "glibc":
+        # Keep freed memory for the next step (M_MMAP_MAX 0, M_TRIM_THRESHOLD at its most): the system fills fresh
+        # pages with zeros, which cost PyTorch a third of its time.
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0), libc.mallopt(-1, 2**31 - 1)
+    try:
+        with without_banner():
+            return importlib.import_module(f"carspotter.models.{FRAMEWORKS[framework]}")
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error}; install it with: pip install 'carspotter[{framework}]'") from error
+
+
+def import_builder(experiment: Experiment, framework: str) -> ModuleType:
+    """Import what builds the experiment's model: the lesson file, or the backbones of the framework.
+
+    Raises ValueError for a backbone that the framework does not have, and as `import_framework`.
+    """
+    lesson = import_framework(framework)
+    if experiment.backbone is None:
+        return lesson
+    if experiment.backbone == "mobilenet_v2" and framework != "keras":
+        raise ValueError(f"{experiment.name}: MobileNetV2 is there in Keras only, not in {framework}; use keras")
+    return importlib.import_module(f"carspotter.models.{'torch' if framework == 'torch' else 'keras'}_transfer")
+
+
+@contextlib.contextmanager
+def without_banner() -> Iterator[None]:
+    """Keep TensorFlow's banner out of terminals and notebooks: it is written before its log level is looked at."""
+    sys.stderr.flush()
+    kept, silent = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(silent)
+
+
+def suffix_of_weights(framework: str) -> str:
+    return ".pt" if framework == "torch" else ".weights.h5"
+
+
+def save_weights(framework: str, model: Any, path: Path) -> None:
+    """Write a model's weights, in its framework's own format."""
+    with atomic_write(path) as part:
+        if framework == "torch":
+            _torch().save(model.state_dict(), part)
+        else:
+            model.save_weights(part)
+
+
+def load_weights(framework: str, model: Any, path: Path) -> None:
+    """Load weights that `save_weights` wrote."""
+    if framework == "torch":
+        model.load_state_dict(_torch().load(path, map_location="cpu", weights_only=True))
+    else:
+        model.load_weights(path)
+
+
+def save_state(framework: str, folder: Path, epoch: int, training: Sequence) -> None:
+    """Write everything from which training goes on after epoch `epoch`; it replaces the state of an earlier one.
+
+    `training`: model, optimizer and schedule; None for the schedule where there is none to keep.
+    """
+    before = [path for path in folder.glob("resume-*") if path.stem != f"resume-{epoch}"]
+    if framework == "torch":
+        state = {"parts": [part.state_dict() for part in training if part], "random": _torch().get_rng_state()}
+        state["random_cuda"] = _torch().cuda.get_rng_state_all()  # an empty list without a GPU
+        with atomic_write(folder / f"resume-{epoch}.pt") as part:
+            _torch().save(state, part)
+    else:
+        to_numpy = importlib.import_module("keras").ops.convert_to_numpy
+        arrays = {str(number): to_numpy(variable) for number, variable in enumerate(_variables(training))}
+        with atomic_write(folder / f"resume-{epoch}.npz") as part:
+            np.savez(part, **arrays)
+    for path in before:
+        path.unlink()
+
+
+def load_state(framework: str, folder: Path, training: Sequence) -> None:
+    """Load the state that `save_state` left, if there is one, into what is to be trained."""
+    if not (epoch := finished_epochs(folder)):
+        return
+    if framework == "torch":
+        state = _torch().load(folder / f"resume-{epoch}.pt", map_location="cpu", weights_only=True)
+        for part, values in zip(filter(None, training), state["parts"], strict=True):
+            part.load_state_dict(values)
+        _torch().set_rng_state(state["random"])
+        if _torch().cuda.is_available():
+            _torch().cuda.set_rng_state_all(state["random_cuda"])
+    else:
+        with np.load(folder / f"resume-{epoch}.npz") as arrays:
+            for number, variable in enumerate(_variables(training)):
+                variable.assign(arrays[str(number)])
+
+
+def finished_epochs(folder: Path) -> int:
+    """Return after how many epochs training goes on here; 0 where it begins."""
+    return max((int(path.stem.split("-")[1]) for path in folder.glob("resume-*")), default=0)
+
+
+def append_predictions(folder: Path, epoch: int, probabilities: np.ndarray) -> None:
+    """Add the validation probabilities (N, classes) after `epoch`, from 1, to those of the epochs before it."""
+    # Logarithms, less the largest: float16 would round probabilities near 1 together, and ties decide accuracies.
+    logarithms = np.log(np.maximum(probabilities.astype(np.float64), 1e-30))
+    scores = (logarithms - logarithms.max(axis=1, keepdims=True)).astype(np.float16)[None]
+    path = folder / PREDICTIONS
+    if epoch > 1:
+        with np.load(path) as file:
+            scores = np.concatenate([file["scores"][: epoch - 1], scores])
+    with atomic_write(path) as part:
+        np.savez_compressed(part, scores=scores)
+
+
+def read_predictions(folder: Path) -> np.ndarray:
+    """Return a run's validation probabilities after each epoch: float32 (epochs, N, classes).
+
+    Good to about 3 digits, and each photo's most probable class is exact. Raises FileNotFoundError for a run that was
+    recorded before they were kept.
+    """
+    path = folder / PREDICTIONS
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: this run kept no predictions of its epochs; train_run records it anew")
+    with np.load(path) as file:
+        exponentials = np.exp(file["scores"].astype(np.float64))
+    return (exponentials / exponentials.sum(axis=2, keepdims=True)).astype(np.float32)
+
+
+def _torch() -> ModuleType:
+    return importlib.import_module("torch")
+
+
+def _variables(training: Sequence) -> list:
+    model, optimizer, _ = training
+    return [*model.variables, *optimizer.variables]  # with the random state of dropout

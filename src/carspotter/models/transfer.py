@@ -1,0 +1,283 @@
+"""Transfer: which weights a backbone starts from, and what it computes once for all epochs because it never changes.
+
+What stands before the first layer that learns gives the same maps in every epoch. Where the photos are the same too
+(no augmentation, or copies that were augmented once), the maps are computed once, kept in `data/images` and trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import re
+import urllib.request
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from carspotter.models.experiments import MOBILENET_FEATURES, Experiment
+from carspotter.models.store import import_framework
+from carspotter.paths import Study, atomic_write
+from carspotter.photos.augmentation import RANGES, draw_affine, draw_colours
+from carspotter.photos.images import PREPROCESSING
+from carspotter.progress import progress_bar
+
+# What a backbone does to pixels 0 … 255 before its first convolution; it belongs to its weights.
+PIXELS = {None: "RGB / 255", "vgg16": "BGR - (103.939, 116.779, 123.68)", "mobilenet_v2": "RGB / 127.5 - 1"}
+# Keras' own files without the top: where Keras gets them, and what such a file is called in a folder of weights.
+PUBLISHED = "https://storage.googleapis.com/tensorflow/keras-applications"
+FILES = {
+    "vgg16": "vgg16/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
+    "mobilenet_v2": "mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{width}_224_no_top.h5",
+}
+PATTERNS = {"vgg16": "vgg16*notop*.h5", "mobilenet_v2": "mobilenet_v2_*{width}_224*no_top*.h5"}
+MD5 = {"vgg16": "6d6bbae143d832006294945121d1f1fc"}  # MobileNetV2's are published without a hash
+SECONDS = 30  # without an answer: offline, and said so
+FEATURES_VERSION = 2  # raise this by hand when cached features and maps change meaning
+BATCH = 50  # images that a frozen part sees at a time
+
+
+def identify_weights(experiment: Experiment) -> str:
+    """Return what names the backbone's weights in a run's id: 12 digits of the file's SHA-256, "none", "" without one.
+
+    Raises as `find_weights`.
+    """
+    if experiment.backbone is None:
+        return ""
+    if _is_digest(experiment.weights) or str(experiment.weights) == "none":
+        return str(experiment.weights)
+    return hash_file(find_weights(experiment))
+
+
+def hash_file(path: Path) -> str:
+    """Return the first 12 digits of a file's SHA-256; raises FileNotFoundError for a file that is not there."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file of weights; give a path, imagenet or none")
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+
+
+def find_weights(experiment: Experiment) -> Path | None:
+    """Return the file of the backbone's weights, downloaded where that is needed; None for "none" or no backbone.
+
+    "imagenet" looks into Keras' cache first (`KERAS_HOME` or ~/.keras, folder models), and downloads there. A folder
+    is searched for the backbone's file. Raises FileNotFoundError, saying which file to bring, where it cannot be had.
+    """
+    weights = experiment.weights
+    if experiment.backbone is None or str(weights) == "none":
+        return None
+    if _is_digest(weights):
+        raise FileNotFoundError(f"{weights} names recorded runs; to train another, give the weights' file")
+    if str(weights) != "imagenet":
+        if not Path(weights).is_dir():
+            return Path(weights)
+        pattern = PATTERNS[experiment.backbone].format(width=experiment.backbone_width)
+        if not (found := sorted(Path(weights).glob(pattern))):
+            raise FileNotFoundError(f"{weights}: no file {pattern} in this folder")
+        return found[0]
+    name = FILES[experiment.backbone].format(width=experiment.backbone_width)
+    cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
+    path = cache / name.split("/")[1]
+    if not path.exists():
+        _download(f"{PUBLISHED}/{name}", path, MD5.get(experiment.backbone))
+    return path
+
+
+def width_in_name(weights: Path) -> float:
+    """Read MobileNetV2's width from the name of its file, as in "mobilenet_v2_0.35_224…"; raises ValueError."""
+    found = re.search(r"mobilenet_v2_(?:weights_tf_dim_ordering_tf_kernels_)?(\d\.\d+)", Path(weights).name)
+    if found is None:
+        raise ValueError(f"{weights}: the name does not tell the width; name it mobilenet_v2_1.0_224…")
+    return float(found[1])
+
+
+class Learner:
+    """What is trained for an experiment, and what it is trained on: the whole model on images, or its head on maps.
+
+    `trained` shares its weights with the model. The views of photos are what it sees of them: one array of images, or
+    maps, and where the experiment averages mirror images, theirs.
+    """
+
+    def __init__(
+        self,
+        study: Study,
+        spec: dict[str, Any],
+        experiment: Experiment,
+        lesson: ModuleType,
+        builder: ModuleType,
+        model: Any,
+        show_progress: bool = True,
+    ):
+        self.study, self.spec, self.experiment, self.lesson = study, spec, experiment, lesson
+        self.builder, self.show_progress = builder, show_progress
+        self.body, self.trained = None, model
+        if experiment.cached:
+            self.body, self.trained = builder.split_model(model, experiment)
+
+    def views(self, photos: pd.DataFrame, images: np.ndarray) -> list[np.ndarray]:
+        """Return what is asked about photos (sha256) with these images uint8 (N, S, S, 3): arrays of N rows."""
+        if self.body is None:
+            return [images]
+        views = [self._maps(photos, images, "plain")]
+        if self.experiment.average_mirror_images:
+            views.append(self._maps(photos, images[:, :, ::-1], "mirrored"))
+        return views
+
+    def copies(self, photos: pd.DataFrame, images: np.ndarray) -> list[np.ndarray]:
+        """Return what is learned from: the images or their maps, and the maps of augmented copies; N rows each."""
+        if self.body is None:
+            return [images]
+        copies = range(1, self.experiment.cached_copies + 1)
+        return [self._maps(photos, images, "plain"), *(self._maps(photos, images, "copy", copy) for copy in copies)]
+
+    def predict(self, views: list[np.ndarray]) -> np.ndarray:
+        """Return the class probabilities of photos, by their views: float32 (N, classes)."""
+        if self.body is None:
+            return self.lesson.predict(self.trained, views[0], self.experiment)
+        plain = replace(self.experiment, average_mirror_images=False)
+        return sum(self.lesson.predict(self.trained, view, plain) for view in views) / len(views)
+
+    def _maps(self, photos: pd.DataFrame, images: np.ndarray, what: str, copy: int = 0) -> np.ndarray:
+        """Return the frozen part's maps of images, or of their augmented copy of this number, from the cache."""
+        spec, names = self.spec["experiment"], ("backbone", "backbone_width", "image_size", "dtype", "weights")
+        key = [spec[name] for name in (*names, "tuned_blocks", "pooling")]
+        key += [self.spec["framework"], self.spec["pixels"], what, copy]
+        key += [self.spec["seed"]] if spec["weights"] == "none" else []  # random weights: another draw each time
+        affine = colours = None
+        if copy:
+            ranges, count = RANGES[self.experiment.augmentation], len(images)
+            key.append(self.experiment.augmentation)
+            affine = draw_affine(np.random.default_rng([copy, 1]), count, images.shape[1], ranges)
+            affine = affine.reshape(count, 3, 3).astype(np.float32)
+            if ranges.colours:
+                colours = draw_colours(np.random.default_rng([copy, 2]), count, ranges)
+                colours = colours.reshape(count, 3, 4).astype(np.float32)
+
+        def compute() -> np.ndarray:
+            return self._compute(images, affine, colours, f"maps, {what} {copy or ''}")
+
+        key = json.dumps([PREPROCESSING, *key])
+        return cached_features(self.study.images, key, photos["sha256"], compute)
+
+    def _compute(self, images: np.ndarray, affine: np.ndarray | None, colours: np.ndarray | None, what: str):
+        maps = None
+        with progress_bar(len(images), what.strip(), "photos", self.show_progress) as progress:
+            for start in range(0, len(images), BATCH):
+                rows = slice(start, start + BATCH)
+                of_batch = self.builder.compute_maps(
+                    self.body,
+                    np.ascontiguousarray(images[rows]),
+                    None if affine is None else affine[rows],
+                    None if colours is None else colours[rows],
+                )
+                if maps is None:
+                    # Half the space; numpy has no bfloat16, and maps stay far below float16's limit of 65,504.
+                    dtype = np.float16 if self.experiment.dtype == "bfloat16" else np.float32
+                    maps = np.empty((len(images), *of_batch.shape[1:]), dtype)
+                maps[rows] = of_batch
+                progress.update(len(of_batch))
+        return maps
+
+
+def cached_features(cache: Path, key: str, photos: Iterable[str], compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """Return features (N, …) of the photos with these hashes from the folder `cache`, or compute and keep them.
+
+    `key` says all else that they depend on: weights, preprocessing, image size. They lie beside the image arrays and
+    name their photos as those do, so that a forgotten photo's features go with it. The array is memory-mapped.
+    """
+    photos = list(photos)
+    digest = hashlib.sha256("\n".join([key, str(FEATURES_VERSION), *photos]).encode()).hexdigest()[:32]
+    path = cache / f"{digest}.npy"
+    if not path.exists():
+        features = compute()
+        with atomic_write(path.with_suffix(".txt")) as part:
+            part.write_text("\n".join(photos) + "\n")
+        with atomic_write(path) as part:
+            np.save(part, features)
+    return np.load(path, mmap_mode="r")
+
+
+def extract_features(images: np.ndarray, weights: Path, show_progress: bool = True) -> np.ndarray:
+    """Return MobileNetV2's pooled features of images uint8 (N, S, S, 3): float32 (N, 1280), for curation.
+
+    `weights` is a Keras file without the top, whose name tells the width ("mobilenet_v2_0.35_224…"). Raises
+    FileNotFoundError for missing weights, ValueError when they do not fit or for images of another type.
+    """
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"{weights}: no such file; give the path of MobileNetV2 weights without the top")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3:
+        raise ValueError(f"images are {images.dtype} {images.shape}; features need uint8 (N, S, S, 3)")
+    import_framework("keras")
+    builder = importlib.import_module("carspotter.models.keras_transfer")
+    experiment = replace(
+        MOBILENET_FEATURES, backbone_width=width_in_name(weights), pooling="mean", image_size=images.shape[1]
+    )
+    model = builder.build_model(experiment, 2)
+    builder.load_backbone(model, weights, experiment)
+    body, _ = builder.split_model(model, experiment)
+    features = [np.empty((0, *body.output_shape[1:]), np.float32)]
+    with progress_bar(len(images), "features", "photos", show_progress) as progress:
+        for start in range(0, len(images), BATCH):
+            features.append(builder.compute_maps(body, np.asarray(images[start : start + BATCH])))
+            progress.update(len(features[-1]))
+    return np.concatenate(features).reshape(len(images), -1)
+
+
+def read_features(framework: str, model: Any, images: np.ndarray, mirrored: bool = False) -> np.ndarray:
+    """Return what a model's last layer sees of images uint8 (N, S, S, 3): float32 (N, features).
+
+    `mirrored`: the mean of the photo's and of its mirror image's.
+    """
+    if mirrored:
+        both = (read_features(framework, model, view) for view in (images, images[:, :, ::-1]))
+        return sum(both) / 2
+    if framework != "torch":
+        keras = importlib.import_module("keras")
+        features = keras.Model(model.inputs, model.layers[-1].input).predict(images, batch_size=BATCH, verbose=0)
+        return np.asarray(features).astype(np.float32)
+    torch, seen = importlib.import_module("torch"), []
+    last = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)][-1]
+    hook = last.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].float().cpu().numpy()))
+    try:
+        with torch.inference_mode():
+            model.eval()
+            for start in range(0, len(images), BATCH):
+                batch = torch.tensor(np.ascontiguousarray(images[start : start + BATCH]), device=last.weight.device)
+                model(batch.permute(0, 3, 1, 2))
+    finally:
+        hook.remove()
+    return np.concatenate(seen)
+
+
+def _is_digest(weights: str | Path) -> bool:
+    return re.fullmatch("[0-9a-f]{12}", str(weights)) is not None
+
+
+def _download(url: str, path: Path, md5: str | None) -> None:
+    digest = hashlib.md5(usedforsecurity=False)
+    try:
+        with (
+            atomic_write(path) as part,
+            urllib.request.urlopen(url, timeout=SECONDS) as answer,
+            open(part, "wb") as file,
+        ):
+            size = int(answer.headers.get("Content-Length", 0))
+            with progress_bar(size, path.name, "bytes") as progress:
+                while chunk := answer.read(1 << 20):
+                    digest.update(chunk)
+                    file.write(chunk)
+                    progress.update(len(chunk))
+            if size and file.tell() != size:
+                raise OSError(f"only {file.tell():,} of {size:,} bytes came")
+            if md5 and digest.hexdigest() != md5:
+                raise ValueError(f"{url}: the file came damaged (MD5 {digest.hexdigest()}, not {md5}); try again")
+    except OSError as error:
+        raise FileNotFoundError(
+            f"the weights are not on this machine and cannot be downloaded ({error}). On a machine with internet fetch "
+            f"{url}, and give its path with --weights FILE or put it at {path}; --weights none takes random ones"
+        ) from error
