@@ -155,23 +155,16 @@ def train_model(options) -> int:
 
 
 def report_runs(options) -> int:
-    from carspotter.evidence.report import recipes_report, runs_report, to_markdown
+    from carspotter.evidence.report import write_report
 
-    study = study_of(options)
-    tables = [table for table in (runs_report(study), recipes_report(study)) if len(table)]
-    text = "\n".join(to_markdown(table) for table in tables)
-    (study.folder / "report.md").write_text(text, encoding="utf-8")
-    print(text, end="")
+    print(write_report(study_of(options)), end="")
     return 0
 
 
 def unseal_test(options) -> int:
-    from carspotter.evidence.sealed_score import read_facts, unseal
+    from carspotter.evidence.sealed_score import unseal
 
-    if bool(options.facts) != bool(options.by):
-        raise ValueError("--facts names a table and --by its columns: one goes with the other")
-    facts = read_facts(options.facts, options.by) if options.facts else None
-    for line in unseal(study_of(options), options.run, options.reason, options.again, facts):
+    for line in unseal(study_of(options), options.run, options.reason, options.again):
         print(line, flush=True)
     return 0
 
@@ -323,16 +316,19 @@ def _parser() -> argparse.ArgumentParser:
     sweeping.add_argument("--on", default="local", metavar="ENGINE", help="local, ray or ray://HOST:PORT (%(default)s)")
     sweeping.add_argument("--cpus", type=positive, default=1, help="for each run on Ray (default %(default)s)")
 
-    add_verb(verbs, "report", report_runs, "print the table of recorded runs and write it to results/STUDY/report.md")
+    add_verb(
+        verbs,
+        "report",
+        report_runs,
+        "print tables of recorded runs and verdicts, and write them to results/STUDY/report.md",
+    )
 
-    unsealing = add_verb(verbs, "unseal", unseal_test, "score a run on the sealed test set; every look is written down")
+    unsealing = add_verb(
+        verbs, "unseal", unseal_test, "score a run on the sealed test set; every evaluation is recorded"
+    )
     unsealing.add_argument("run", metavar="RUN", help="a run's id, or `chosen`: by the one-standard-error rule")
     unsealing.add_argument("--reason", required=True, help="why the test set is opened; goes into the ledger")
-    unsealing.add_argument("--again", metavar="WHY", help="why another model than the first is looked at")
-    unsealing.add_argument(
-        "--facts", type=Path, metavar="CSV", help="a row per sha256: more to take the score apart by"
-    )
-    unsealing.add_argument("--by", nargs="+", metavar="COLUMN", help="of the facts, e.g. view")
+    unsealing.add_argument("--again", metavar="WHY", help="why another model than the first is evaluated")
 
     kaggle = verbs.add_parser("kaggle", help="fetch the data set; push notebooks; publish your own photos")
     errands = kaggle.add_subparsers(required=True, metavar="fetch|push|publish")
