@@ -399,7 +399,7 @@ def _add_dtype(parser: argparse.ArgumentParser) -> None:
 
 
 def _frameworks() -> list[str]:
-    from carspotter.models.records import FRAMEWORKS
+    from carspotter.models.store import FRAMEWORKS
 
     return list(FRAMEWORKS)
 

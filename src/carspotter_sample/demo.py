@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from carspotter.models.store import Run
 from PIL import Image, ImageOps
 
 from carspotter.evidence.comparison import accuracy_interval
 from carspotter.evidence.plots import learning_curves
 from carspotter.models.experiments import FAST_RECIPE
 from carspotter.models.runs import load_or_train
+from carspotter.models.store import Run
 from carspotter.paths import Study
 from carspotter.photos.table import kind_of, read_curation, read_photos
 from carspotter.walkthrough import FRAMEWORK, Steps, figure_html, image_html, run_command, section, write_page
