@@ -116,7 +116,7 @@ def unseal(
     """Score a run (or the "chosen" one, see `choose_run`) on the test set, and on the shifted one if there is one.
 
     `facts` as from `read_facts`, beside those of `photo_facts`. Gives what a terminal shows, line by line. Raises as
-    `score_sealed` does, KeyError for an unknown run.
+    `score_sealed` does, ValueError for an unknown run.
     """
     known = photo_facts(study)
     facts = known if facts is None else known.merge(facts, on="sha256", how="left").fillna("unknown")
