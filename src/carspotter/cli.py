@@ -131,26 +131,17 @@ def split_photos(options) -> int:
 
 
 def train_model(options) -> int:
-    from carspotter.models import experiments, runs, workers
+    from dataclasses import replace
 
-    run = runs.load_or_train(
-        study_of(options),
-        experiments.SERIES[options.experiment],
-        framework=options.framework,
-        seed=options.seed,
-        quick=options.quick,
-        epochs=options.epochs,
-        image_size=options.image_size,
-        dtype=options.dtype,
-        weights=options.weights,
-    )
-    if workers.this_worker(options.framework).number:
-        return 0  # of several processes the first speaks
-    row = run.row
-    print(
-        f"{run.id}: validation accuracy {row['best_validation_accuracy']:.3f} at its best epoch ({row['best_epoch']}), "
-        f"{row['last_validation_accuracy']:.3f} at the last; training {row['last_train_accuracy']:.3f}"
-    )
+    from carspotter.models import experiments, runs
+
+    names = ("epochs", "image_size", "dtype", "weights")
+    changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    experiment = replace(experiments.SERIES[options.experiment], **changes)
+    if options.quick:
+        experiment = experiments.quick(experiment)
+    run = runs.load_or_train(study_of(options), experiment, options.framework, options.seed)
+    print(run.summary().to_string())
     return 0
 
 
@@ -307,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--image-size", type=positive, metavar="PIXELS", help="default: the experiment's own")
     _add_dtype(training)
     training.add_argument(
-        "--weights", default="imagenet", metavar="FILE", help="of a backbone: imagenet (downloads), a file, or none"
+        "--weights", metavar="FILE", help="of a backbone: imagenet (the default: downloads), a file or folder, or none"
     )
 
     sweeping = add_verb(verbs, "sweep", sweep_runs, "train many runs: experiments, frameworks, image sizes, seeds")

@@ -19,7 +19,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 from carspotter.evidence.comparison import accuracy_interval
-from carspotter.evidence.plots import learning_curves
+from carspotter.evidence.plots import training_curves
 from carspotter.models.experiments import FAST_RECIPE
 from carspotter.models.runs import load_or_train
 from carspotter.models.store import Run
@@ -153,7 +153,7 @@ def _page(study: Study, run: Run, questions: list[Question], steps: Steps) -> st
                 for row in pd.concat([rejected.head(SHOWN // 2), doubtful.head(SHOWN // 2)]).itertuples()
             ]),
         ),
-        section("How it learned", figure_html(learning_curves({"this run": run.history}), "learning curves")),
+        section("How it learned", figure_html(training_curves({"this run": run.history}), "training curves")),
         section(
             f"Where it is wrong: {len(wrong)} of {len(validation)} photos of cars that it had not seen",
             _grid(files, [

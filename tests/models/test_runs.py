@@ -305,8 +305,8 @@ def test_a_recorded_run_without_its_checkpoint_says_how_to_get_it(toy_study):
     run.checkpoint.unlink()
     with pytest.raises(FileNotFoundError, match="train_run"):
         runs.load_run(toy_study, run.id).predict(np.zeros((1, 24, 24, 3), np.uint8))
-    with pytest.raises(KeyError, match="no run 'nothing'"):
-        runs.load_run(toy_study, "nothing")
+    with pytest.raises(ValueError, match=f"no run 'tiny-torch-s0-1'; did you mean {run.id}"):
+        runs.load_run(toy_study, "tiny-torch-s0-1")
 
 
 def test_runs_of_an_older_recipe_are_read_and_their_experiment_is_refused(toy_study):

@@ -1,16 +1,16 @@
 """Sweeps: the cells that a file asks for; every cell in its own process, a failed one not fatal."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from generated_photos import noise_study
 
+from carspotter.models import sweep
+from carspotter.models.experiments import DROPOUT, FAST_RECIPE, VGG16_FEATURES, VGG16_FINE_TUNE, quick
 from carspotter.models.runs import read_runs
-from carspotter.models.sweep import Cell, read_sweep, run_sweep
+from carspotter.models.sweep import Cell, LocalEngine, read_sweep, run_sweep, train_cell
 
-
-@pytest.fixture
-def study(tmp_path):
-    return noise_study(tmp_path)
+SMALL = quick(replace(DROPOUT, image_size=48))
 
 
 def write(tmp_path, text):
@@ -21,15 +21,17 @@ def write(tmp_path, text):
 
 def test_a_file_names_every_combination_once(tmp_path):
     text = 'experiments = ["baseline_cnn", "dropout"]\nframeworks = ["torch", "keras"]\nseeds = [0, 1, 2]\nepochs = 5\n'
-    text += 'dtype = "bfloat16"\n'
+    text += 'dtype = "bfloat16"\nimage_sizes = [64]\n'
     cells = read_sweep(write(tmp_path, text))
     assert len(set(cells)) == len(cells) == 12
-    assert Cell("dropout", "torch", seed=2, epochs=5, dtype="bfloat16") in cells
+    assert Cell(replace(DROPOUT, epochs=5, dtype="bfloat16", image_size=64), "torch", 2) in cells
 
 
-def test_without_image_sizes_each_experiment_keeps_its_own(tmp_path):
-    cells = read_sweep(write(tmp_path, 'experiments = ["baseline_cnn", "fast_recipe"]'))
-    assert [cell.image_size for cell in cells] == [150, 96]
+def test_without_changes_each_experiment_keeps_its_own(tmp_path):
+    cells = read_sweep(write(tmp_path, 'experiments = ["dropout", "fast_recipe"]'))
+    assert cells == [Cell(DROPOUT), Cell(FAST_RECIPE)]
+    (cell,) = read_sweep(write(tmp_path, 'experiments = ["vgg16_features"]\nquick = true\nweights = "none"'))
+    assert cell.experiment == quick(replace(VGG16_FEATURES, weights="none"))
 
 
 @pytest.mark.parametrize(
@@ -41,16 +43,8 @@ def test_without_image_sizes_each_experiment_keeps_its_own(tmp_path):
         ('experiments = ["vgg99"]', "vgg99.*baseline_cnn"),
         ('experiments = ["dropout"]\nframeworks = ["caffe"]', "caffe.*torch"),
         ('experiments = ["dropout"]\ndtype = "float8"', "dtype is 'float8'; use one of float32"),
+        ('experiments = ["dropout"]\nepochs = "ten"', "epochs is 'ten'; it is a int"),
         ('experiments = ["dropout"]\nseed = [1]', "seed is unknown; use.*seeds"),
-    ],
-    ids=[
-        "broken",
-        "no experiments",
-        "not a list",
-        "unknown experiment",
-        "unknown framework",
-        "unknown dtype",
-        "unknown key",
     ],
 )
 def test_what_a_file_gets_wrong_is_named(tmp_path, text, message):
@@ -58,17 +52,94 @@ def test_what_a_file_gets_wrong_is_named(tmp_path, text, message):
         read_sweep(write(tmp_path, text))
 
 
-def test_a_failed_cell_is_reported_and_the_rest_is_recorded(study):
+def test_a_failed_cell_is_reported_and_the_rest_is_recorded(toy_study, capsys):
     pytest.importorskip("torch")
-    good = Cell("baseline_cnn", "torch", image_size=48, quick=True)
-    bad = Cell("baseline_cnn", "torch", image_size=20, quick=True)
-    table = run_sweep(study, [bad, good, good], processes=2, show_progress=False)
+    good, bad = Cell(SMALL, "torch"), Cell(replace(SMALL, image_size=20), "torch")
+    table = run_sweep(toy_study, [bad, good, good], processes=2, show_progress=False)
     assert list(table["image_size"]) == [20, 48], "a cell asked for twice is one cell"
     assert "20 px vanish" in table["error"][0] and np.isnan(table["best_validation_accuracy"][0])
     assert table["error"][1] == ""
-    recorded = read_runs(study)
+    recorded = read_runs(toy_study)
     assert list(recorded["run"]) == [table["run"][1]]
 
-    again = run_sweep(study, [good], show_progress=False)
-    assert again["run"][0] == table["run"][1]
-    assert list(read_runs(study)["finished_time"]) == list(recorded["finished_time"]), "found, not trained again"
+    again = run_sweep(toy_study, [good], show_progress=False)
+    assert again["run"][0] == table["run"][1] and again["seconds"][0] == 0
+    assert list(read_runs(toy_study)["finished_time"]) == list(recorded["finished_time"]), "found, not trained again"
+
+
+class InOrder:
+    """An engine that notes what it is given, lets everything run side by side, and fails what it is told to fail."""
+
+    def __init__(self, fails=()):
+        self.fails, self.log = fails, []
+
+    def __call__(self, study, processes):
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, cell, start):
+        self.log.append(f"begin {cell.experiment.name}")
+        return cell.experiment.name
+
+    def wait(self, tasks):
+        return tasks[-1]
+
+    def result(self, task):
+        self.log.append(f"end {task}")
+        return {"run": "", "seconds": 1.0, "error": "it broke" if task in self.fails else ""}
+
+
+def test_a_cell_waits_for_the_one_it_starts_from(toy_study, monkeypatch):
+    engine = InOrder()
+    monkeypatch.setattr(sweep, "LocalEngine", engine)
+    tuned = Cell(replace(VGG16_FINE_TUNE, weights="none"), "torch")
+    table = run_sweep(toy_study, [tuned, Cell(DROPOUT, "torch")], processes=3, show_progress=False)
+    assert list(table["experiment"]) == ["vgg16_features", "vgg16_fine_tune", "dropout"], "the start has a row too"
+    assert engine.log.index("end vgg16_features") < engine.log.index("begin vgg16_fine_tune")
+    assert engine.log.index("begin dropout") < engine.log.index("end vgg16_features"), "others do not wait"
+
+    engine.fails, engine.log = ("vgg16_features",), []
+    table = run_sweep(toy_study, [tuned, Cell(DROPOUT, "torch")], processes=3, show_progress=False)
+    assert list(table["error"].astype(bool)) == [True, True, False]
+    assert "starts from vgg16_features, torch, 150 px, seed 0, which failed" in table["error"][1]
+    assert "begin vgg16_fine_tune" not in engine.log
+
+
+def test_features_and_fine_tuning_side_by_side_are_both_recorded(toy_study):
+    pytest.importorskip("torch")
+    small = {"image_size": 32, "weights": "none", "photo_limit": 16, "epochs": 1, "batch_size": 4}
+    cells = [Cell(replace(VGG16_FINE_TUNE, **small), "torch"), Cell(replace(VGG16_FEATURES, **small), "torch")]
+    assert cells[0].start != cells[1], "the one asked for has another batch size than the one to start from"
+    table = run_sweep(toy_study, cells, processes=3, show_progress=False)
+    assert list(table["error"]) == [""] * 3
+    assert sorted(read_runs(toy_study)["experiment"]) == ["vgg16_features", "vgg16_features", "vgg16_fine_tune"]
+
+
+def test_a_programming_error_shows_where_it_was_made(toy_study, monkeypatch, capsys):
+    def mistaken(*_, **__):
+        return {}["nobody has this key"]
+
+    monkeypatch.setattr(sweep, "load_or_train", mistaken)
+    result = train_cell(toy_study, Cell(SMALL))
+    assert result["error"] == "KeyError: 'nobody has this key'"
+    assert "in mistaken" in result["traceback"]
+    monkeypatch.setattr(LocalEngine, "_run", lambda self, cell: train_cell(toy_study, cell))
+    run_sweep(toy_study, [Cell(SMALL)], show_progress=False)
+    assert "in mistaken" in capsys.readouterr().err
+
+    def expected(*_, **__):
+        raise FileNotFoundError("photos are missing")
+
+    monkeypatch.setattr(sweep, "load_or_train", expected)
+    assert train_cell(toy_study, Cell(SMALL))["traceback"] == ""
+
+
+def test_a_killed_process_is_named(toy_study, monkeypatch):
+    monkeypatch.setattr(sweep.sys, "executable", "/bin/false")
+    result = LocalEngine(toy_study, 1)._run(Cell(SMALL))
+    assert result["error"] == "its process ended with status 1" and result["run"] == ""

@@ -86,7 +86,7 @@ def score_sealed(study: Study, run: Run, reason: str, again: str | None = None, 
 def unseal(study: Study, run_id: str, reason: str, again: str | None = None) -> Iterator[str]:
     """Score a run (or the "chosen" one, see `selection.choose_run`) on the test set, and on the shifted one if any.
 
-    Yields what a terminal shows, line by line. Raises as `score_sealed` does, KeyError for an unknown run.
+    Yields what a terminal shows, line by line. Raises as `score_sealed` does, ValueError for an unknown run.
     """
     if run_id == "chosen":
         run, table = choose_run(study)

@@ -33,7 +33,7 @@ HISTORY += ["processor_seconds"]
 GPU = Path("/dev/nvidia0")  # there wherever a driver has found one
 
 
-class TrainingDiverged(ArithmeticError):
+class TrainingDiverged(RuntimeError):
     """The loss is no longer a finite number; the message says in which run and epoch, and what to change."""
 
 

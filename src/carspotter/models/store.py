@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import difflib
 import importlib
 import json
 import os
@@ -146,12 +147,13 @@ def read_runs(study: Study) -> pd.DataFrame:
 
 
 def load_run(study: Study, run_id: str) -> Run:
-    """Return the recorded run `run_id`; raises KeyError where the study has none of that name."""
+    """Return the recorded run `run_id`; raises ValueError where the study has none of that name."""
     rows = read_runs(study)
     row = rows[rows["run"] == run_id]
     if row.empty:
-        known = ", ".join(rows["run"]) or "none yet"
-        raise KeyError(f"{study.runs_table}: no run {run_id!r}; recorded: {known}")
+        near = difflib.get_close_matches(run_id, rows["run"], n=5, cutoff=0.3)
+        known = f"did you mean {', '.join(near)}?" if near else f"it has {len(rows)} runs"
+        raise ValueError(f"{study.runs_table}: no run {run_id!r}; {known}")
     folder = study.runs / run_id
     return Run(
         id=run_id,

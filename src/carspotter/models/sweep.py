@@ -32,7 +32,7 @@ from carspotter.progress import progress_bar
 AXES = {"experiments": "experiment", "frameworks": "framework", "image_sizes": "image_size", "seeds": "seed"}
 COMMON = {"epochs": int, "dtype": str, "quick": bool, "weights": str}
 # What a user can cause and a line explains; anything else is a mistake in the program, and shows where it was made.
-EXPECTED = (ValueError, OSError, RuntimeError, ImportError, ArithmeticError, MemoryError)
+EXPECTED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from typing import BinaryIO
 import numpy as np
 import pandas as pd
 
-from carspotter.memory import keep_freed_memory
 from carspotter.photos.decoding import Facts, decode
 from carspotter.photos.journal import hold
 from carspotter.progress import progress_bar
@@ -76,7 +75,6 @@ def _write_images(path: Path, data: Path, photos: pd.DataFrame, size: int, show_
             image[:] = decode_image(data / path, size, verify=False)  # verified when it was collected
         return images
 
-    keep_freed_memory()
     paths, shape = photos["path"].tolist(), (len(photos), size, size, 3)
     with (
         open(path, "wb") as part,
