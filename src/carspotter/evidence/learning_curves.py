@@ -197,9 +197,9 @@ def nested_group_subsets(labels, groups, sizes: Sequence[int], seed: int = 0) ->
     """Draw nested training subsets of whole groups, each with about the classes' shares of the whole.
 
     `labels`, `groups`: (N,), one per training photo; `sizes`: numbers of photos, at most N. Returns size -> sorted
-    int64 positions; a subset holds as many whole groups as come nearest to its size. The order depends on the names
-    of groups and the seed alone, not on the order of rows, and every smaller subset is part of every larger one. A
-    group whose photos have several labels counts with its commonest. Raises ValueError for sizes below 1 or above N.
+    int64 positions; a subset holds as many whole groups as come nearest to its size. The order depends on the names of
+    groups and the seed alone, not on the order of rows, and every smaller subset is part of every larger one. A group
+    whose photos have several labels counts with its commonest. Raises ValueError for sizes below 1 or above N.
     """
     photos = pd.DataFrame({"label": np.asarray(labels), "group": np.asarray(groups)})
     wrong = [size for size in sizes if not 1 <= size <= len(photos)]

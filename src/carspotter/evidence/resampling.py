@@ -30,8 +30,11 @@ def group_folds(splits: pd.DataFrame, folds: int = 5, seed: int = 0, by_group: b
         found = members["group"].nunique() if by_group else len(members)
         if found < folds:
             raise ValueError(f"class {label} has {found} groups, too few for {folds} folds; use {found} folds or fewer")
-    kind = StratifiedGroupKFold if by_group else StratifiedKFold
-    parts = kind(folds, shuffle=True, random_state=seed).split(photos, photos["label"], photos["group"])
+    if by_group:
+        parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        parts = parts.split(photos, photos["label"], photos["group"])
+    else:
+        parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(photos, photos["label"])
     return [photos.assign(split=np.where(photos.index.isin(held), "validation", "train")) for _, held in parts]
 
 
