@@ -49,6 +49,7 @@ COPY_CLOSELY = 0.92  # rendered: copies .97 and more, others up to .89; real cop
 # Likeness of colours (Bhattacharyya) around the car, and with half that of its paint. Of 1,019 real photos 175 pairs
 # reach the one or the other; seen by eye, some nine in ten of these show one car. Chance pairs have .83 once in 1,000.
 SAME_PLACE, SAME_PLACE_AND_PAINT = 0.88, 1.2
+USUAL_PLACE = 0.5  # the median likeness of two places, on those photos
 FEW_COLOURS = 8.0  # colours, by the exponential of their entropy; real surroundings have 13 to 70
 CROWD = 20
 COLOUR_CHUNK = 1024
@@ -81,18 +82,27 @@ def relate_photos(
 def find_same_colours(palettes: np.ndarray) -> np.ndarray:
     """Return pairs of photos, as rows (M, 2), that show one place and one paint; `palettes` as in FINGERPRINT.
 
-    A place of few colours (a white studio, the night) and one that more than CROWD photos share tell nothing.
+    A place of few colours (a white studio, the night) and one that more than CROWD photos share tell nothing. Where
+    photos are alike anyway, by the median of all, two of one place must be so much more alike.
     """
     body, around = (palettes[:, part].astype(np.float32) for part in (0, 1))
     # Roots of shares in whole numbers: their products are exact, in whatever blocks they are made.
     body_norm, around_norm = (np.sqrt(np.square(part).sum(axis=1, dtype=np.float64)) for part in (body, around))
     shares = np.square(around) / np.maximum(np.square(around_norm), 1)[:, None]
     varied = np.exp(-(shares * np.log(np.maximum(shares, 1e-12))).sum(axis=1)) >= FEW_COLOURS
+
+    def compare(rows: slice, part: np.ndarray, norm: np.ndarray) -> np.ndarray:
+        return part[rows] @ part.T / np.maximum(np.outer(norm[rows], norm), 1)
+
+    some = slice(None, None, len(palettes) // COLOUR_CHUNK + 1)
+    usual = np.median(compare(some, around, around_norm)) if len(palettes) else 0.0
+    # In steps, so that one photo more or less changes nothing.
+    stretch = max(1.0, (1 - USUAL_PLACE) / (1 - min(round(20 * usual) / 20, 0.95)))
     found = [np.empty((0, 2), dtype=np.int64)]
     for start in range(0, len(palettes), COLOUR_CHUNK):
         rows = slice(start, start + COLOUR_CHUNK)
-        place = around[rows] @ around.T / np.maximum(np.outer(around_norm[rows], around_norm), 1)
-        paint = body[rows] @ body.T / np.maximum(np.outer(body_norm[rows], body_norm), 1)
+        place = 1 - stretch * (1 - compare(rows, around, around_norm))
+        paint = compare(rows, body, body_norm)
         alike = (place >= SAME_PLACE) | (place + paint / 2 >= SAME_PLACE_AND_PAINT)
         pairs = np.argwhere(alike & varied[rows, None] & varied) + (start, 0)
         found.append(pairs[pairs[:, 0] < pairs[:, 1]])

@@ -27,7 +27,7 @@ def read_photos(data: Path) -> pd.DataFrame:
     """Join the journals of all sites into one table, one row per photo, sorted by sha256.
 
     Columns: sha256, path (posix, relative to `data`), site, label, labels (tuple: more than one is a label conflict),
-    kind (None, or UNUSABLE or OTHER_MODEL where a folder says so), listings (tuple of "site:listing"), sites (tuple),
+    kind ("", or UNUSABLE or OTHER_MODEL where a folder says so), listings (tuple of "site:listing"), sites (tuple),
     city, width, height (pixels as stored), bytes. Forgotten and withdrawn photos are left out. Raises
     FileNotFoundError when there is no journal or when a photo's bytes are missing.
     """
@@ -62,7 +62,7 @@ def read_photos(data: Path) -> pd.DataFrame:
                 "site": sites[0],
                 "label": next(iter(labels), None),
                 "labels": labels,
-                "kind": next((claim["kind"] for claim in claims if claim.get("kind")), None),
+                "kind": next((claim["kind"] for claim in claims if claim.get("kind")), ""),
                 "listings": tuple(sorted(listings)),
                 "sites": sites,
                 "city": min((claim["city"] for claim in claims if claim.get("city")), default=None),
