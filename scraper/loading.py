@@ -13,7 +13,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from bs4 import BeautifulSoup
 from selenium.webdriver.common.by import By
@@ -22,6 +21,7 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from scraper.pages import KEPT, SHARED_BY, read_card
 from scraper.pictures import BACKGROUND
 from scraper.site import Site, split_selector
+from scraper.traffic import Traffic
 
 POLL = 0.05  # seconds
 REDRAW = 0.35  # seconds in which a list redraws itself after it was scrolled
@@ -32,16 +32,6 @@ PAGE = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 HTML, PRESS, FOLLOWING, SURVEY = (
     f"{PAGE}\nreturn {name}(...arguments);" for name in ("html", "press", "following", "survey")
 )
-
-
-class Requests(Protocol):
-    """What a browser's pages ask for while they are open."""
-
-    def started(self) -> int:
-        """Return how many requests of scripts were made so far."""
-
-    def are_pending(self) -> bool:
-        """Tell whether a script or the data that one asked for is still on its way."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +53,7 @@ class OpenPage:
         driver: WebDriver,
         site: Site,
         permit: Callable[[], AbstractContextManager],
-        requests: Requests,
+        requests: Traffic,
         is_detail: bool = False,
     ):
         self.driver, self.site, self.permit, self.requests, self.is_detail = driver, site, permit, requests, is_detail
