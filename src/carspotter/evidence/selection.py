@@ -51,6 +51,21 @@ def recorded_recipes(study: Study, quick: bool = False) -> dict[tuple, list[Run]
     return {recipe: [load_run(study, run) for run in seeds.sort_values("seed")["run"]] for recipe, seeds in recipes}
 
 
+def find_runs(study: Study, experiment: str, **settings) -> list[Run]:
+    """Return all seeds of one recorded recipe of this experiment: the one trained longest on the largest images.
+
+    `settings` are columns of runs.csv that must hold this value, as in `framework="torch", epochs=100`. No runs where
+    none is recorded.
+    """
+    wanted = {"experiment": experiment, **settings}
+    recipes = [
+        runs
+        for runs in (recorded_recipes(study).values() if len(read_runs(study)) else [])
+        if all(runs[0].row[column] == value for column, value in wanted.items())
+    ]
+    return max(recipes, key=lambda runs: (runs[0].row["epochs"], runs[0].row["image_size"], len(runs)), default=[])
+
+
 def choose_run(study: Study, with_checkpoint: bool = False) -> tuple[Run, pd.DataFrame]:
     """Choose on validation, by the one-standard-error rule with parameters as the cost; return run and table.
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -247,6 +247,27 @@ def read_training_photos(study: Study, experiment: Experiment) -> tuple[pd.DataF
             part = part.groupby("label", group_keys=False).head(each)
         parts.append(part[["sha256", "label", "path"]].reset_index(drop=True))
     return parts[0], parts[1]
+
+
+class Arrays(NamedTuple):
+    """A study's training and validation photos as a notebook wants them."""
+
+    train_images: np.ndarray  # uint8 (N, S, S, 3)
+    train_labels: np.ndarray  # class numbers, int64 (N,)
+    validation_images: np.ndarray
+    validation_labels: np.ndarray
+    class_names: list[str]
+
+
+def load_arrays(study: Study, experiment: Experiment) -> Arrays:
+    """Return the images and class numbers that `experiment` trains on and is validated on, ordered by hash."""
+    training, validation = read_training_photos(study, experiment)
+    classes = sorted(training["label"].unique())
+    parts = []
+    for photos in (training, validation):
+        parts += [load_images(study.data, photos, experiment.image_size, show_progress=False)]
+        parts += [photos["label"].map(classes.index).to_numpy()]
+    return Arrays(*parts, classes)
 
 
 def _starting_weights(
