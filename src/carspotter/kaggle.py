@@ -117,23 +117,24 @@ def fetch(
     return _take_over(study, refused, as_published, show_progress)
 
 
-def open_study(study: str, data: str | os.PathLike | None) -> tuple[str, str | os.PathLike | None]:
-    """Give the name and data folder of the study that a notebook opens: as given, but on Kaggle's own data there.
+def open_study(name: str) -> Study:
+    """Return the study that a notebook works on, with its photos in place.
 
-    In a Kaggle notebook the default study becomes that of the mounted data set, whose photos are taken into the working
-    folder once. Raises FileNotFoundError when no data set is attached.
+    On Kaggle that is `name` where its archive is attached, else the original's data set. Raises FileNotFoundError, with
+    what to attach, where neither is.
     """
-    if not kaggle() or study != "sample" or data is not None:
-        return study, data
+    study = Study.open(name)
+    if not kaggle() or study.splits.exists():
+        return study
     if find_kaggle_dataset(*DATASET.split("/")) is None:
         raise FileNotFoundError(
-            f"no photos: attach the data set {DATASET} to this notebook (Add Input, at the right), or name your own in "
-            f"DATA and STUDY"
+            f"no photos: attach the data set {DATASET} to this notebook (Add Input, at the right), "
+            f"or the archive of {name}"
         )
-    opened = Study.open(STUDY)
-    if not opened.splits.exists():
-        print(fetch(opened, show_progress=False))
-    return STUDY, None
+    study = Study.open(STUDY)
+    if not study.splits.exists():
+        print(fetch(study, show_progress=False))
+    return study
 
 
 def download(data: Path, dataset: str, minutes: float, pauses: Sequence[float], show_progress: bool) -> Path:

@@ -28,24 +28,23 @@ MACHINE = "NvidiaTeslaT4"  # two T4; stated, since what Kaggle gives by default 
 MINUTES = 30
 READY_WITHIN = 600  # seconds for Kaggle to unpack an upload; a notebook pushed before would start without it
 
-# The second code cell of every notebook, tagged `bootstrap`. It names no folder of Kaggle's: a notebook starts beside
-# `input`. Elsewhere than on Kaggle it does nothing.
+# The set-up cell of every notebook, tagged `bootstrap`. It names no folder of Kaggle's: a notebook starts beside `input`.
 BOOTSTRAP = """\
-import os
+# On Kaggle and Colab this installs the package; after `make setup` there is nothing to install.
 import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-GIT = ""  # git+https://… of the package; `carspotter kaggle push` fills it in. Used where no wheel is attached
-if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
-    if find_spec("carspotter") is None:
-        wheels = sorted(map(str, Path("../input").rglob("carspotter-*.whl")))
-        source = ["--no-index", wheels[-1]] if wheels else [GIT]
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *source], check=True)
-    from carspotter.kaggle import open_study
+GIT = ""  # the package's address, git+https://…; filled in when notebooks are pushed to Kaggle
+if find_spec("carspotter") is None:
+    source = sorted(map(str, Path("../input").rglob("carspotter-*.whl")))[-1:] or [GIT]
+    if not source[0]:
+        raise SystemExit("carspotter is missing: attach its wheel (Add Input, data set carspotter-wheel), run this again")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *source], check=True)
+from carspotter.kaggle import open_study
 
-    STUDY, DATA = open_study(STUDY, DATA)"""
+study = open_study(STUDY)"""
 
 RIGHTS = """\
 Before photos leave your machine:
