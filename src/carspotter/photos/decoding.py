@@ -136,7 +136,7 @@ def decode(
     Colour profiles are ignored. 16-bit grey keeps its upper 8 bits; 12-bit and floating-point TIFF pixels are scaled
     from their range. Raises UnreadablePhoto for what is damaged, costs more than `limits` or is not one of FORMATS.
     """
-    name = "photo"
+    name = str(source) if isinstance(source, str | os.PathLike) else "photo"
     try:
         name, content = _read(source, limits)
         header = _read_header(content, limits)
@@ -162,17 +162,19 @@ def is_plain(content: bytes, limits: Limits = Limits()) -> bool:
 
 def _read(source: Path | bytes | BinaryIO, limits: Limits) -> tuple[str, bytes]:
     if isinstance(source, str | os.PathLike):
-        with open(source, "rb") as file:
-            return str(source), _bounded(file.read(limits.bytes + 1), limits)
+        _bounded(os.stat(source).st_size, limits)
+        return str(source), Path(source).read_bytes()
     if isinstance(source, bytes | bytearray | memoryview):
-        return "photo", _bounded(bytes(source), limits)
-    return str(getattr(source, "name", "photo")), _bounded(source.read(limits.bytes + 1), limits)
+        _bounded(len(source), limits)
+        return "photo", bytes(source)
+    content = source.read(limits.bytes + 1)
+    _bounded(len(content), limits)
+    return str(getattr(source, "name", "photo")), content
 
 
-def _bounded(content: bytes, limits: Limits) -> bytes:
-    if len(content) > limits.bytes:
+def _bounded(size: int, limits: Limits) -> None:
+    if size > limits.bytes:
         raise _Refusal(f"larger than the limit of {limits.bytes:,} bytes; {_RESAVE}", "large")
-    return content
 
 
 def _read_header(content: bytes, limits: Limits) -> _Header:
@@ -222,7 +224,7 @@ def _read_jpeg(content: bytes) -> _Header:
     """Keep a JPEG's tables, frame, scans, and of its metadata what says how to show it; judge its scans."""
     kept, at, size, scans, scan_end, code = [b"\xff\xd8"], 2, None, 0, 0, 0
     once, progressive, unusual = set(), False, False
-    if content.count(b"\xff") > 10_000 + len(content) // 8:
+    if len(content) > 1_000_000 and content.count(b"\xff") > len(content) // 8:
         raise _Refusal(f"cannot be decoded: a JPEG made of padding; {_RESAVE}", "large")
     missing: dict[int, list[int]] = {}  # component -> for each of its 64 coefficients, the lower bits still to come
     for _ in range(_SEGMENTS):
