@@ -28,7 +28,7 @@ MACHINE = "NvidiaTeslaT4"  # two T4; stated, since what Kaggle gives by default 
 MINUTES = 30
 READY_WITHIN = 600  # seconds for Kaggle to unpack an upload; a notebook pushed before would start without it
 
-# The set-up cell of every notebook, tagged `bootstrap`. It names no folder of Kaggle's: a notebook starts beside `input`.
+# The set-up cell of every notebook, tagged `bootstrap`. It names no folder of Kaggle's: notebooks start beside `input`.
 BOOTSTRAP = """\
 # On Kaggle and Colab this installs the package; after `make setup` there is nothing to install.
 import subprocess
@@ -40,7 +40,7 @@ GIT = ""  # the package's address, git+https://…; filled in when notebooks are
 if find_spec("carspotter") is None:
     source = sorted(map(str, Path("../input").rglob("carspotter-*.whl")))[-1:] or [GIT]
     if not source[0]:
-        raise SystemExit("carspotter is missing: attach its wheel (Add Input, data set carspotter-wheel), run this again")
+        raise SystemExit("carspotter is missing: attach its wheel (Add Input, carspotter-wheel) and run this again")
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", *source], check=True)
 from carspotter.kaggle import open_study
 
