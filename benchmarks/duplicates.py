@@ -36,17 +36,8 @@ from benchmarks.machine import describe
 from carspotter.evidence.plots import growth_chart
 from carspotter.paths import real_photos
 from carspotter.photos.alignment import CLOSE_SIDE
-from carspotter.photos.fingerprints import (
-    FINGERPRINT,
-    HASH_DISTANCE,
-    LOW_DISTANCE,
-    SIDE,
-    confirm,
-    find_candidates,
-    find_duplicates,
-    hash_windows,
-    mirror_hashes,
-)
+from carspotter.photos.duplicates import compare_all, confirm, find_candidates, find_duplicates, hash_windows
+from carspotter.photos.fingerprints import FINGERPRINT, SIDE
 from carspotter.photos.images import WORKERS
 
 COMPONENTS = 300
@@ -136,7 +127,8 @@ def grow(files: list[Path], count: int) -> dict:
         "confirmed": len(confirmed),
     }
     if count <= BRUTE_FORCE:
-        true = _search_all_pairs(hashes)
+        every = compare_all(hashes, show_progress=False)
+        true = np.unique(_pairs(every["whole"], every["cut"], count))
         result |= {"pairs_of_brute_force": len(true), "recall_of_brute_force": np.isin(true, found).mean()}
         result["recall_of_planted_among_these"] = np.isin(np.intersect1d(wanted, true), found).mean()
     return {name: value if isinstance(value, int) else round(float(value), 4) for name, value in result.items()}
@@ -149,19 +141,6 @@ def _clocked(result: dict, step: str) -> Iterator[None]:
     yield
     for name, gone in (("seconds", time.perf_counter() - before[0]), ("cpu_seconds", time.process_time() - before[1])):
         result[f"{step}_{name}"] = result.get(f"{step}_{name}", 0.0) + gone
-
-
-def _search_all_pairs(hashes: np.ndarray) -> np.ndarray:
-    found = []
-    wholes = np.ascontiguousarray(hashes[:, 0])
-    for row, windows in enumerate(hashes):
-        both = np.concatenate([windows, mirror_hashes(windows)])
-        low = np.bitwise_count(both[:, :1] ^ wholes[None, :, 0]) <= LOW_DISTANCE
-        window, other = np.nonzero(low)
-        near = np.bitwise_count(both[window] ^ wholes[other]).sum(axis=1) <= HASH_DISTANCE
-        other = np.unique(other[near])
-        found.append(_pairs(row, other[other != row], len(hashes)))
-    return np.unique(np.concatenate(found))
 
 
 def _pairs(first: np.ndarray | int, second: np.ndarray, count: int) -> np.ndarray:

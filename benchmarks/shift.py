@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 from machine import describe
 
-from carspotter.evidence.comparison import Interval, accuracy_interval
-from carspotter.evidence.report import recorded_recipes
-from carspotter.evidence.sealed_score import drop
+from carspotter.evidence.bias_variance import generalisation_gap
+from carspotter.evidence.intervals import Interval, accuracy_interval
+from carspotter.evidence.selection import recorded_recipes
 from carspotter.models.runs import Run
 from carspotter.paths import Study
 from carspotter.photos.images import load_images
@@ -47,7 +47,10 @@ def main() -> None:
         if runs:
             here, there = (score(runs, options.photos, cars) for cars in sites)
             name = ", ".join(str(part) for part in recipe if part != "")
-            print(f"{name}, {len(runs)} seeds: main {here}, second {there}, drop {drop(here, there)}", flush=True)
+            print(
+                f"{name}, {len(runs)} seeds: main {here}, second {there}, drop {generalisation_gap(here, there)}",
+                flush=True,
+            )
 
 
 def cars_of(

@@ -7,7 +7,6 @@ is needed. Linux and macOS; elsewhere a remote browser (`--remote-url`) does.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 import signal
@@ -34,15 +33,15 @@ from selenium.webdriver.remote.command import Command
 
 from scraper.loading import OpenPage
 from scraper.pages import is_challenge, title_of
-from scraper.politeness import BUSY, LONGEST_WAIT, parse_retry_after
+from scraper.politeness import BUSY, LONGEST_WAIT
 from scraper.site import Site
+from scraper.traffic import Traffic
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ATTEMPTS = 2  # a page that crashes two fresh browsers is left alone
 MAX_ALERTS = 5  # boxes that one page may open while it is read
 PAST_THE_END = (404, 410)  # a page that was numbered too high, or a car that is sold
-LONGEST_REQUEST = 15.0  # seconds after which a script's request counts as one that never ends
 TAB_MEGABYTES = 512  # what a page's scripts may keep
 SOCKET = "/org.chromium.Chromium.XXXXXX/SingletonSocket"  # what Chromium puts into the temporary folder
 LONGEST_SOCKET_PATH = 107  # bytes: a limit of the kernel's
@@ -102,7 +101,7 @@ class Browser:
         self.site, self.permit, self.headed, self.remote_url = site, permit, headed, remote_url
         self.overloaded = overloaded
         self._driver: webdriver.Remote | None = None
-        self._traffic: _Traffic | None = None
+        self._traffic: Traffic | None = None
         self._shown = ""  # the address of the document that the browser shows
         self._guard: subprocess.Popen | None = None
         self._pages = 0
@@ -247,7 +246,7 @@ class Browser:
             self.quit(at_once=True)
             raise
         page_timeout = self.site.politeness.page_timeout
-        self._shown, self._traffic = "", _Traffic(self._driver)
+        self._shown, self._traffic = "", Traffic(self._driver)
         if self.site.request.headers:
             self._devtools("Network.enable", {})
             self._devtools("Network.setExtraHTTPHeaders", {"headers": self.site.request.headers})
@@ -329,52 +328,6 @@ class _Busy(Exception):
     def __init__(self, reason: str, seconds: float | None):
         super().__init__(reason)
         self.seconds = seconds
-
-
-class _Traffic:
-    """What pages ask for while they are open, from the browser's own log of its requests."""
-
-    def __init__(self, driver: webdriver.Remote):
-        self._driver = driver
-        self._pending: dict[str, float] = {}  # a request's number -> when it was read of, as time.monotonic() tells
-        self._started = 0
-        self._is_logged = True
-        self._retry_after: dict[str, str] = {}
-
-    def started(self) -> int:
-        """Return how many requests of scripts were made so far; more at each call where the browser keeps no log."""
-        self._read()
-        self._started += not self._is_logged
-        return self._started
-
-    def are_pending(self) -> bool:
-        """Tell whether a script or the data that one asked for is still on its way."""
-        self._read()
-        latest = time.monotonic() - LONGEST_REQUEST
-        self._pending = {number: began for number, began in self._pending.items() if began > latest}
-        return bool(self._pending)
-
-    def retry_after(self, url: str) -> float | None:
-        """Return the seconds that the answer from `url` asked us to wait, None when it did not."""
-        self._read()
-        return parse_retry_after(self._retry_after.get(urldefrag(url).url, ""))
-
-    def _read(self) -> None:
-        try:
-            entries = self._driver.execute("getLog", {"type": "performance"})["value"] if self._is_logged else ()
-        except (WebDriverException, KeyError):
-            self._is_logged, entries = False, ()
-        for entry in entries or ():
-            event = json.loads(entry["message"])["message"]
-            kind, what = event["method"], event["params"]
-            if kind == "Network.requestWillBeSent" and what.get("type") in ("XHR", "Fetch", "Script"):
-                self._pending[what["requestId"]] = time.monotonic()
-                self._started += what["type"] != "Script"
-            elif kind in ("Network.loadingFinished", "Network.loadingFailed"):
-                self._pending.pop(what["requestId"], None)
-            elif kind == "Network.responseReceived" and what.get("type") == "Document":
-                headers = {name.lower(): value for name, value in what["response"]["headers"].items()}
-                self._retry_after[urldefrag(what["response"]["url"]).url] = headers.get("retry-after", "")
 
 
 class _HearsAlerts:

@@ -20,10 +20,11 @@ from scraper.closing import (
     NOTHING_FOUND,
     STOPPED,
     USAGE,
+    Stats,
     closing_table,
     exit_code,
 )
-from scraper.crawl import Crawl, CrawlStopped, NoListings, Stats
+from scraper.crawl import Crawl, CrawlStopped, NoListings
 from scraper.download import Downloader
 from scraper.journal import Journal, StorageError
 from scraper.reparse import reparse

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
 
-from scraper.crawl import Stats
 from scraper.politeness import ROBOTS_FORBID
 
 DONE, NOTHING_FOUND, USAGE, STOPPED, FAILED_FOR_NOW, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
@@ -30,6 +30,36 @@ ADVICE = {
     "status 404": "look at one address in the journal: `photos` or `replace` may make a wrong one",
     "forgotten": "",
 }
+
+
+@dataclass
+class Stats:
+    """What a crawl did. Counts; `bytes` of photos, `seconds` of wall clock."""
+
+    pages: int = 0
+    listings: int = 0
+    found: int = 0  # photo URLs seen on pages, each once
+    fetched: int = 0
+    known: int = 0  # had their outcome from an earlier run
+    refused: Counter = field(default_factory=Counter)  # reason -> photos
+    known_refused: Counter = field(default_factory=Counter)  # the same from earlier runs
+    failed: Counter = field(default_factory=Counter)
+    pages_lost: Counter = field(default_factory=Counter)
+    odd_pages: Counter = field(default_factory=Counter)  # what may be missing -> pages
+    without_photos: int = 0  # listings
+    merged: int = 0  # cards that became a listing together with another card
+    shared: Counter = field(default_factory=Counter)  # address -> listings, where several show the same
+    warnings: list[str] = field(default_factory=list)
+    bytes: int = 0
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict:
+        return vars(self) | {"photos_per_second": round(self.fetched / self.seconds, 2) if self.seconds else 0.0}
+
+
+def kind_of(error: Exception | str) -> str:
+    """Return what a reason has in common with others of its kind: the part before the colon."""
+    return str(error).partition(":")[0]
 
 
 def gaps(stats: Stats) -> list[tuple[str, int, str]]:

@@ -7,12 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from urllib.parse import urlsplit
 
 from scraper.addresses import without_parameters
 from scraper.browser import PAST_THE_END, Browser, LoadedPage, PageFailed
+from scraper.closing import Stats, kind_of
 from scraper.download import Downloader, Photo
 from scraper.journal import Journal, archive_page, store_photo
 from scraper.pages import (
@@ -30,6 +31,7 @@ from scraper.pages import (
 from scraper.pictures import DECODABLE
 from scraper.politeness import ROBOTS_FORBID, Failed, Refused
 from scraper.site import Site, Start, named_selectors
+from scraper.tasks import Tasks
 
 RESULT_KEYS = {"status", "reason", "sha256", "bytes", "width", "height", "final_url", "time", "asked", "judged_by"}
 MAX_FAILURES_IN_A_ROW = 20
@@ -45,72 +47,8 @@ class NoListings(CrawlStopped):
     """A page gave nothing: the site changed its layout, or shows something else to robots."""
 
 
-@dataclass
-class Stats:
-    """What a crawl did. Counts; `bytes` of photos, `seconds` of wall clock."""
-
-    pages: int = 0
-    listings: int = 0
-    found: int = 0  # photo URLs seen on pages, each once
-    fetched: int = 0
-    known: int = 0  # had their outcome from an earlier run
-    refused: Counter = field(default_factory=Counter)  # reason -> photos
-    known_refused: Counter = field(default_factory=Counter)  # the same from earlier runs
-    failed: Counter = field(default_factory=Counter)
-    pages_lost: Counter = field(default_factory=Counter)
-    odd_pages: Counter = field(default_factory=Counter)  # what may be missing -> pages
-    without_photos: int = 0  # listings
-    merged: int = 0  # cards that became a listing together with another card
-    shared: Counter = field(default_factory=Counter)  # address -> listings, where several show the same
-    warnings: list[str] = field(default_factory=list)
-    bytes: int = 0
-    seconds: float = 0.0
-
-    def as_dict(self) -> dict:
-        return vars(self) | {"photos_per_second": round(self.fetched / self.seconds, 2) if self.seconds else 0.0}
-
-
 class _LimitReached(Exception):
     pass
-
-
-class _Tasks:
-    """What is still to do, newest first; a task may add others. Each is called with the browser that is to do it."""
-
-    def __init__(self, tasks: Sequence[Callable[[Browser], None]]):
-        self._waiting = list(reversed(tasks))
-        self._changed = threading.Condition()
-        self._under_way = 0
-        self._is_ended = False
-
-    def add(self, task: Callable[[Browser], None]) -> None:
-        with self._changed:
-            self._waiting.append(task)
-            self._changed.notify()
-
-    def end(self) -> None:
-        """Give out no more tasks."""
-        with self._changed:
-            self._is_ended = True
-            self._changed.notify_all()
-
-    def work(self, browser: Browser) -> None:
-        """Do tasks with `browser` until none is waiting or under way with another browser."""
-        while task := self._take():
-            try:
-                task(browser)
-            finally:
-                with self._changed:
-                    self._under_way -= 1
-                    self._changed.notify_all()
-
-    def _take(self) -> Callable[[Browser], None] | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or not self._under_way or self._is_ended)
-            if self._is_ended or not self._waiting:
-                return None
-            self._under_way += 1
-            return self._waiting.pop()
 
 
 class Crawl:
@@ -133,7 +71,7 @@ class Crawl:
         self.site, self.journal, self.browsers, self.downloader = site, journal, browsers, downloader
         self.limit, self.report = limit, report
         self.stats = Stats()
-        self._tasks = _Tasks([partial(self._crawl_start, start) for start in site.starts])
+        self._tasks = Tasks([partial(self._crawl_start, start) for start in site.starts])
         # holds what the threads share: all below, the stats, the journal's folder; never held while a site is asked
         self._shared = threading.Condition(threading.RLock())
         self._in_hand: set[str] = set()  # photo URLs that a thread is fetching now
@@ -507,8 +445,3 @@ def _key(listing: Listing) -> object:
 
 def _path(url: str) -> str:
     return urlsplit(url).path.rstrip("/")
-
-
-def kind_of(error: Exception | str) -> str:
-    """Return what a reason has in common with others of its kind: the part before the colon."""
-    return str(error).partition(":")[0]

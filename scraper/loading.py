@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
 
 from bs4 import BeautifulSoup
 from selenium.webdriver.common.by import By
@@ -21,160 +21,17 @@ from selenium.webdriver.remote.webdriver import WebDriver
 from scraper.pages import KEPT, SHARED_BY, read_card
 from scraper.pictures import BACKGROUND
 from scraper.site import Site, split_selector
+from scraper.traffic import Traffic
 
 POLL = 0.05  # seconds
 REDRAW = 0.35  # seconds in which a list redraws itself after it was scrolled
 MAX_STEPS = 5000  # of a walk through one page
 MAX_ROUNDS = 20  # walks after something came late
 
-# Elements in open shadow roots are found, too, and serialised with them.
-LIBRARY = """
-const roots = [document];
-for (let i = 0; i < roots.length; i++)
-  for (const element of roots[i].querySelectorAll("*")) if (element.shadowRoot) roots.push(element.shadowRoot);
-const all = css => { try { return roots.flatMap(root => [...root.querySelectorAll(css)]); } catch { return []; } };
-const inner = element => element.getHTML ? element.getHTML({shadowRoots: roots.slice(1)}) : element.innerHTML;
-const outer = element => {
-  if (roots.length === 1) return element.outerHTML;
-  const end = `</${element.localName}>`, shell = element.cloneNode(false).outerHTML;
-  return shell.endsWith(end) ? shell.slice(0, -end.length) + inner(element) + end : shell;
-};
-const above = element => element.parentElement ?? element.getRootNode().host ?? null;
-const shown = element => element.getClientRects().length > 0 && getComputedStyle(element).visibility !== "hidden";
-"""
-HTML = LIBRARY + "return roots.length > 1 ? `<!DOCTYPE html><html>${inner(document.documentElement)}</html>` : '';"
-CLICK_FIRST = (
-    LIBRARY + "const found = all(arguments[0]).find(e => shown(e) && !e.disabled); if (found) found.click();"
-    "return Boolean(found);"
+PAGE = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+HTML, PRESS, FOLLOWING, SURVEY = (
+    f"{PAGE}\nreturn {name}(...arguments);" for name in ("html", "press", "following", "survey")
 )
-# clicked by script: a banner over the button does not matter
-PRESS = (
-    LIBRARY + "const found = all(arguments[0]).find(e => shown(e) && !e.disabled);"
-    "if (found) { found.scrollIntoView({behavior: 'instant'}); found.click(); } return Boolean(found);"
-)
-# a link that leads to another page; what a script handles is a button
-NEXT = (
-    LIBRARY
-    + """
-const found = all(arguments[0])[0];
-const link = found && (found.href ? found : found.querySelector("a[href]") ?? found.closest("a[href]"));
-const address = link ? new URL(link.href, document.baseURI) : null;
-const isPage = address && address.protocol.startsWith("http") && address.href !== location.href
-  && (/^#[/!]./.test(address.hash) || address.href.split("#")[0] !== location.href.split("#")[0]);
-return isPage ? address.href : (found && found.localName !== "link" ? "#" : "");
-"""
-)
-# Moves, then tells which cards there are, which are in view, and the HTML of those that changed.
-SURVEY = (
-    LIBRARY
-    + """
-const [selector, photos, move, again, background] = arguments;
-const state = window.__scraper ??= {token: String(Math.random()), serials: new WeakMap(), next: 0, seen: new WeakSet(),
-  observed: new WeakSet(), plain: new WeakSet(), dirty: new Set()};
-const note = records => {  // which cards changed; the others need not be serialised again
-  for (const record of records)
-    for (let e = record.target; e; e = e.parentElement ?? e.getRootNode().host)
-      if (state.serials.has(e)) { state.dirty.add(e); state.plain.delete(e); break; }
-};
-state.observer ??= new MutationObserver(note);
-for (const root of roots) if (!state.observed.has(root)) {
-  state.observer.observe(root, {subtree: true, childList: true, attributes: true, characterData: true});
-  state.observed.add(root);
-}
-note(state.observer.takeRecords());
-if (again || !state.hashes) state.hashes = new WeakMap();
-const found = [...new Set(all(selector).map(e => photos === null ? e.closest("picture") ?? e : e))];
-const clips = new Map();
-const clip = element => {  // the part of the window in which the children of an element can be seen
-  if (!element || element === document.documentElement || element === document.body)
-    return {top: 0, left: 0, bottom: innerHeight, right: innerWidth};
-  if (!clips.has(element)) {
-    let box = clip(above(element));
-    if (getComputedStyle(element).overflow !== "visible") {
-      const own = element.getBoundingClientRect();
-      box = {top: Math.max(box.top, own.top), left: Math.max(box.left, own.left),
-             bottom: Math.min(box.bottom, own.bottom), right: Math.min(box.right, own.right)};
-    }
-    clips.set(element, box);
-  }
-  return clips.get(element);
-};
-const place = element => {  // 0: in view; 1: below or to the right; -1: above or to the left; null: has no box
-  const rect = element.getBoundingClientRect(), box = clip(above(element));
-  if (!rect.width && !rect.height && !element.getClientRects().length) return null;
-  if (rect.top >= box.bottom || rect.left >= box.right) return 1;
-  return rect.bottom < box.top || rect.right < box.left ? -1 : 0;
-};
-const scrollers = () => {
-  const result = [];
-  for (let e = found.length ? above(found[found.length - 1]) : null; e; e = above(e))
-    if (e !== document.body && e.scrollHeight > e.clientHeight + 1 && /auto|scroll/.test(getComputedStyle(e).overflowY))
-      result.push(e);
-  return [...new Set([...result, document.scrollingElement ?? document.documentElement])];
-};
-const show = element => {
-  element.scrollIntoView({block: "start", inline: "center", behavior: "instant"});
-  clips.clear();
-  if (place(element) !== 0) state.seen.add(element);  // it cannot be brought into view
-};
-let moved = "";
-if (move === "on" || move === "first") {
-  const target = found.find(e => !state.seen.has(e) && place(e) !== null && (move === "first" || place(e) === 1));
-  if (target) { show(target); moved = "card"; }
-  else if (move === "on") {
-    moved = "end";
-    for (const scroller of scrollers()) {
-      const before = scroller.scrollTop;
-      scroller.scrollBy({top: 0.9 * Math.min(scroller.clientHeight, innerHeight), behavior: "instant"});
-      if (scroller.scrollTop > before + 1) { moved = "further"; break; }
-    }
-    clips.clear();
-  }
-} else if (move === "back") {
-  for (const scroller of scrollers()) scroller.scrollBy({top: -innerHeight, behavior: "instant"});
-  clips.clear();
-}
-const serials = [], changed = [], inView = [];
-let unseen = 0;
-for (const element of found) {
-  if (!state.serials.has(element)) state.serials.set(element, state.next++);
-  const serial = state.serials.get(element);
-  serials.push(serial);
-  const where = place(element);
-  if (where === 0) { state.seen.add(element); inView.push(serial); }
-  else if (where === 1 && !state.seen.has(element)) unseen++;
-  const inside = () => photos === null ? [element] : photos ? element.querySelectorAll(photos) : [];
-  const shows = state.plain.has(element) ? [] : inside();
-  state.plain.add(element);
-  for (const e of shows) {
-    if (/^(img|source|picture|script|svg)$/.test(e.localName)) continue;
-    state.plain.delete(element);  // a style sheet may give it another picture at any time
-    const image = getComputedStyle(e).backgroundImage;
-    if (image.includes("url(") && !image.startsWith('url("data:') && e.getAttribute(background) !== image)
-      e.setAttribute(background, image);
-  }
-  if (state.hashes.has(element) && !state.dirty.has(element)) continue;
-  const html = outer(element);
-  let hash = 5381;
-  for (let i = 0; i < html.length; i++) hash = (hash * 33 ^ html.charCodeAt(i)) | 0;
-  hash = `${html.length}:${hash}`;
-  if (state.hashes.get(element) !== hash) { state.hashes.set(element, hash); changed.push([serial, html]); }
-}
-const alive = [...document.scripts].some(s => !/json|template|html/.test(s.type));
-state.dirty.clear();
-return {token: state.token, serials, changed, inView, unseen, moved, alive, ready: document.readyState === "complete"};
-"""
-)
-
-
-class Requests(Protocol):
-    """What a browser's pages ask for while they are open."""
-
-    def started(self) -> int:
-        """Return how many requests of scripts were made so far."""
-
-    def are_pending(self) -> bool:
-        """Tell whether a script or the data that one asked for is still on its way."""
 
 
 @dataclass(frozen=True)
@@ -196,7 +53,7 @@ class OpenPage:
         driver: WebDriver,
         site: Site,
         permit: Callable[[], AbstractContextManager],
-        requests: Requests,
+        requests: Traffic,
         is_detail: bool = False,
     ):
         self.driver, self.site, self.permit, self.requests, self.is_detail = driver, site, permit, requests, is_detail
@@ -219,6 +76,7 @@ class OpenPage:
         self._shown_by: Counter = Counter()  # how many cards show each address now
         self._changed_at = time.monotonic()
         self._paid = -1  # requests that had been started at the last permit
+        self._loads = 0  # times that scrolling or clicking brought new cards
         self._bare_patience = self._longest_for_bare = max(self.paging.settle, self.paging.patience / 2)
 
     def gather(self, most: int) -> str:
@@ -235,25 +93,25 @@ class OpenPage:
             self._paid = self.requests.started()  # the page itself was permitted; its scripts may ask for more
             self._settle_walking(most)
             return "single page"
-        loads = 0
         while True:
             self._walk(most)
             if self._at_end():
                 stopped_by = "end marker"
-            elif self._count() >= most or loads == self.paging.max_pages:
-                stopped_by = "bound"
+            elif self._is_enough(most):
+                return "bound"
             elif self._scroll_on(self.paging.patience) if kind == "scroll" else self._press(selector):
-                loads += 1
                 continue
             else:
                 stopped_by = "end marker" if self._at_end() else "nothing new"
-            if stopped_by != "bound":
-                self._settle_walking(most)
+            self._settle_walking(most)
             return stopped_by
+
+    def _is_enough(self, most: int) -> bool:
+        return self._count() >= most or self._loads >= self.paging.max_pages
 
     def following(self) -> str:
         """Return the address of the page that `paging.next` leads to, "#" for a button, "" where there is none."""
-        return self.driver.execute_script(NEXT, self.paging.next)
+        return self.driver.execute_script(FOLLOWING, self.paging.next)
 
     def html(self) -> str:
         """Return the page's HTML, open shadow roots included, with the cards at its end that it no longer shows."""
@@ -327,7 +185,7 @@ class OpenPage:
 
     def _click_away(self) -> None:
         for selector in self.paging.click:
-            if selector not in self._clicked and self.driver.execute_script(CLICK_FIRST, selector):
+            if selector not in self._clicked and self.driver.execute_script(PRESS, selector, False):
                 self._clicked.add(selector)
                 self._paid = -1
 
@@ -335,14 +193,12 @@ class OpenPage:
         """Walk to the end of the page and wait there until it has settled; again where cards came meanwhile."""
         for _ in range(MAX_ROUNDS):
             self._walk(most)
-            for _ in range(self.paging.max_pages):
-                if not self._answer["alive"] or self._count() >= most or not self._scroll_on(0):
-                    break
+            while self._answer["alive"] and not self._is_enough(most) and self._scroll_on(0):
                 self._walk(most)
             before = len(self._noticed)
             self._settle()
             self._keep()
-            if len(self._noticed) == before or self._count() >= most:
+            if len(self._noticed) == before or self._is_enough(most):
                 return
             self._survey("first")
         self.odd = f"cards kept coming after {MAX_ROUNDS} times through the page"
@@ -351,12 +207,14 @@ class OpenPage:
         """Bring each card into view that was not, from where the page stands downwards."""
         self._look()
         for _ in range(MAX_STEPS):
-            if not self._answer["unseen"] or not self._answer["alive"] or self._count() >= most:
+            if not self._answer["unseen"] or not self._answer["alive"] or self._is_enough(most):
                 return
+            known = len(self._keys)
             with self._pace(self._answer["unseen"] <= len(self._answer["inView"])):
                 self._survey("on")
             self._redraw()
             self._look()
+            self._loads += len(self._keys) > known
 
     def _pace(self, may_load: bool) -> AbstractContextManager:
         """Return the site's permission for a step near the end of a list, unless none has caused a request lately."""
@@ -426,34 +284,33 @@ class OpenPage:
             with self._pace(True):
                 moved = self._survey("on")
             self._redraw()
-            if len(self._keys) > known:
-                return True
-            if self._at_end():
-                return False
-            if moved != "further":
+            if len(self._keys) > known or self._at_end() or moved != "further":
                 break
-        if not patience:
-            return False
-        if self._wait_for_more(known, patience / 2):
-            return len(self._keys) > known
-        # some loaders watch for movement: a step back up before the end is reached again
-        self._survey("back")
-        self._redraw()
-        with self._pace(True):
-            while self._survey("on") == "further":
-                time.sleep(POLL)
-        return self._wait_for_more(known, patience / 2) and len(self._keys) > known
+        if patience and not self._wait_for_more(known, patience / 2):
+            # some loaders watch for movement: a step back up before the end is reached again
+            self._survey("back")
+            self._redraw()
+            with self._pace(True):
+                while self._survey("on") == "further":
+                    time.sleep(POLL)
+            self._wait_for_more(known, patience / 2)
+        return self._note_load(known)
 
     def _press(self, selector: str) -> bool:
         """Click the button that shows more, or others, and tell whether cards came that were not there before."""
         known = len(self._keys)
         with self.permit():
-            if not self.driver.execute_script(PRESS, selector):
+            if not self.driver.execute_script(PRESS, selector, True):
                 return False
-        if not self._wait_for_more(known, self.paging.patience) or len(self._keys) == known:
+        self._wait_for_more(known, self.paging.patience)
+        if not self._note_load(known):
             return False
         self._survey("first")
         return True
+
+    def _note_load(self, known: int) -> bool:
+        self._loads += len(self._keys) > known
+        return len(self._keys) > known
 
     def _wait_for_more(self, known: int, seconds: float) -> bool:
         end = time.monotonic() + seconds

@@ -140,7 +140,7 @@ def hints(html: str) -> list[str]:
         found.append(
             f"The page has a frame ({frames[0]}): set frame = 'iframe' under [selectors] if it holds the listings."
         )
-    if len(soup.find_all(re.compile("-"))) > len(soup.find_all("template", attrs={"shadowrootmode": True})) > 0:
+    if soup.find("scraper-shadow"):
         found.append("Parts of the page are in shadow roots: write selectors as if their content stood in the page.")
     if soup.find("button", string=re.compile("accept|agree|consent|allow|enter|continue", re.IGNORECASE)):
         found.append("A dialog may be in the way: name its button with click = ['…'] under [paging].")

@@ -11,7 +11,8 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
 
 from carspotter.paths import Study
-from carspotter.photos.table import import_folder, read_photos
+from carspotter.photos.importing import import_folder
+from carspotter.photos.table import read_photos
 
 
 def scene(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:

@@ -70,9 +70,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def import_photos(options) -> int:
-    from carspotter.photos.table import import_folder
+    from carspotter.photos.importing import import_folder
 
-    report = import_folder(study_of(options).data, options.folder, classes=options.classes)
+    if not (options.folder or options.rejects or options.others):
+        raise ValueError("name a folder of photos, --rejects FOLDER or --others FOLDER")
+    report = import_folder(
+        study_of(options).data,
+        options.folder,
+        classes=options.classes,
+        rejects=options.rejects,
+        others=options.others,
+        listing_from=options.listing_from,
+        ignore_split=options.ignore_split,
+        replace_all=options.replace,
+    )
     print(report)
     return 0
 
@@ -108,11 +119,11 @@ def forget_photo(options) -> int:
 
 
 def split_photos(options) -> int:
-    from carspotter.photos import splitting
+    from carspotter.photos import splitting, verification
 
     study = study_of(options)
     if options.verify:
-        report = splitting.verify_split(study)
+        report = verification.verify_split(study)
         print(report)
         return 0 if report.ok else 1
     print(splitting.split_study(study, classes=options.classes, shifted_sites=options.shifted))
@@ -135,23 +146,16 @@ def train_model(options) -> int:
 
 
 def report_runs(options) -> int:
-    from carspotter.evidence.report import recipes_report, runs_report, to_markdown
+    from carspotter.evidence.report import write_report
 
-    study = study_of(options)
-    tables = [table for table in (runs_report(study), recipes_report(study)) if len(table)]
-    text = "\n".join(to_markdown(table) for table in tables)
-    (study.folder / "report.md").write_text(text, encoding="utf-8")
-    print(text, end="")
+    print(write_report(study_of(options)), end="")
     return 0
 
 
 def unseal_test(options) -> int:
-    from carspotter.evidence.sealed_score import read_facts, unseal
+    from carspotter.evidence.sealed_score import unseal
 
-    if bool(options.facts) != bool(options.by):
-        raise ValueError("--facts names a table and --by its columns: one goes with the other")
-    facts = read_facts(options.facts, options.by) if options.facts else None
-    for line in unseal(study_of(options), options.run, options.reason, options.again, facts):
+    for line in unseal(study_of(options), options.run, options.reason, options.again):
         print(line, flush=True)
     return 0
 
@@ -249,8 +253,19 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(prog="carspotter", required=True, metavar="VERB", help=argparse.SUPPRESS)
 
     importing = add_verb(verbs, "import", import_photos, "take in a folder of photos: one sub-folder per class")
-    importing.add_argument("folder", type=Path)
+    importing.add_argument("folder", type=Path, nargs="?", help="holds one sub-folder per class")
     importing.add_argument("--classes", nargs="+", metavar="CLASS", help="only these sub-folders")
+    importing.add_argument("--rejects", type=Path, metavar="FOLDER", help="unusable photos: interiors, papers, no car")
+    importing.add_argument("--others", type=Path, metavar="FOLDER", help="photos of other models, none of the classes")
+    importing.add_argument(
+        "--listing-from",
+        choices=("auto", "folder", "name", "none"),
+        default="auto",
+        help="what says which photos show one car, where listings.csv does not: the sub-folder of a class, a name "
+        "CAR__1.jpg, both in this order (auto, the default) or nothing",
+    )
+    importing.add_argument("--ignore-split", action="store_true", help="pool the photos of FOLDER/{train,val,test}")
+    importing.add_argument("--replace", action="store_true", help="take out photos that are no longer in FOLDER")
 
     curating = add_verb(verbs, "curate", curate_photos, "find duplicates and bad photos -> data/curation.csv")
     curating.add_argument("--score", type=Path, metavar="TRUTH", help="compare with the truth.csv of rendered photos")
@@ -292,16 +307,19 @@ def _parser() -> argparse.ArgumentParser:
     sweeping.add_argument("--on", default="local", metavar="ENGINE", help="local, ray or ray://HOST:PORT (%(default)s)")
     sweeping.add_argument("--cpus", type=positive, default=1, help="for each run on Ray (default %(default)s)")
 
-    add_verb(verbs, "report", report_runs, "print the table of recorded runs and write it to results/STUDY/report.md")
+    add_verb(
+        verbs,
+        "report",
+        report_runs,
+        "print tables of recorded runs and verdicts, and write them to results/STUDY/report.md",
+    )
 
-    unsealing = add_verb(verbs, "unseal", unseal_test, "score a run on the sealed test set; every look is written down")
+    unsealing = add_verb(
+        verbs, "unseal", unseal_test, "score a run on the sealed test set; every evaluation is recorded"
+    )
     unsealing.add_argument("run", metavar="RUN", help="a run's id, or `chosen`: by the one-standard-error rule")
     unsealing.add_argument("--reason", required=True, help="why the test set is opened; goes into the ledger")
-    unsealing.add_argument("--again", metavar="WHY", help="why another model than the first is looked at")
-    unsealing.add_argument(
-        "--facts", type=Path, metavar="CSV", help="a row per sha256: more to take the score apart by"
-    )
-    unsealing.add_argument("--by", nargs="+", metavar="COLUMN", help="of the facts, e.g. view")
+    unsealing.add_argument("--again", metavar="WHY", help="why another model than the first is evaluated")
 
     kaggle = verbs.add_parser("kaggle", help="fetch the data set; push notebooks; publish your own photos")
     errands = kaggle.add_subparsers(required=True, metavar="fetch|push|publish")

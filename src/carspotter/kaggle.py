@@ -25,7 +25,8 @@ import pandas as pd
 from carspotter.curation import curate as curation
 from carspotter.paths import Study, find_kaggle_dataset, kaggle
 from carspotter.photos import splitting
-from carspotter.photos.table import import_folder, read_photos, slugify
+from carspotter.photos.importing import import_folder
+from carspotter.photos.table import read_photos, slugify
 from carspotter.progress import progress_bar
 
 DATASET = "ajaykgp12/cars-wagonr-swift"
@@ -315,7 +316,8 @@ def _take_over(study: Study, refused: pd.DataFrame, as_published: bool, show_pro
             draft = replace(study, results=Path(folder))
             draft.folder.mkdir()
             table[splitting.COLUMNS].to_csv(draft.splits, index=False)
-            splitting.split_study(draft, classes=sorted(set(table["label"])))
+            splitting.split_study(draft, sorted(set(table["label"])), keep_crossings=as_published)
+            os.replace(splitting.checksum_file(draft), splitting.checksum_file(study))
             os.replace(draft.splits, study.splits)
     splits = splitting.read_splits(study).set_index("sha256")["split"]
     crossing = table.loc[torn | table["published"].str.contains(" "), ["sha256", "published", "duplicate_cluster"]]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from carspotter.evidence.comparison import accuracy_interval
+from carspotter.evidence.intervals import accuracy_interval
 from carspotter.evidence.sealed_score import read_scores
 from carspotter.models.runs import Run
 from carspotter.paths import Study

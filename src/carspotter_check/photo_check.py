@@ -244,28 +244,14 @@ def _from_bundle(cls, bundle: Path, threads: int) -> PhotoCheck:
 
 
 def _from_run(cls, study: Study, run_id: str | None) -> PhotoCheck:
-    from carspotter.models import runs  # with it come the journal readers, which a server does not need
+    from carspotter.evidence.selection import choose_run  # with it come readers of tables that a server does not need
+    from carspotter.models.runs import load_run
 
-    run = runs.load_run(study, run_id) if run_id is not None else _best_run(runs, study)
+    run = load_run(study, run_id) if run_id is not None else choose_run(study, with_checkpoint=True)[0]
     names = run.class_names
     labels = run.validation["label"].map({name: number for number, name in enumerate(names)}).to_numpy()
     rejection = Rejection.fit(run.validation[names].to_numpy(), labels)
     version = f"split {run.spec['split_version']}, recipe {run.spec['recipe_version']}"
     return cls(
         run.id, version, names, int(run.spec["image_size"]), lambda images: (run.predict(images), None), rejection
-    )
-
-
-def _best_run(runs, study: Study):
-    recorded = runs.read_runs(study)
-    whole = recorded[recorded["train_on"] == ""]  # not those on part of the photos, for learning curves
-    whole = whole.assign(quick=whole["quick"].astype(str) == "True")  # those know 48 photos: better than none
-    order = whole.sort_values(["quick", "best_validation_accuracy"], ascending=[True, False], kind="stable")
-    for candidate in order["run"]:
-        run = runs.load_run(study, candidate)
-        if any(run.folder.glob("checkpoint.*")):
-            return run
-    raise FileNotFoundError(
-        f"study {study.name} has {len(recorded)} recorded runs and no checkpoint on this machine; "
-        f"train one: python -m carspotter train augmentation --study {study.name}"
     )

@@ -53,7 +53,7 @@ class Rejection:
     @classmethod
     def fit(cls, probabilities: np.ndarray, labels: np.ndarray, risk: float = RISK) -> Rejection:
         """Fit temperature and confidence threshold on validation: probabilities (N, classes), class numbers (N,)."""
-        from carspotter.evidence.bias_variance import fit_temperature  # a server needs its result alone
+        from carspotter.evidence.calibration import fit_temperature  # a server needs its result alone
 
         correct = np.asarray(probabilities).argmax(axis=1) == labels
         temperature = 1.0

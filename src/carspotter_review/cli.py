@@ -27,7 +27,7 @@ def add_verbs(verbs) -> None:
 
 def review_photos(options) -> int:
     from carspotter.curation.appearance import describe_photos
-    from carspotter.evidence.comparison import accuracy_interval
+    from carspotter.evidence.intervals import accuracy_interval
     from carspotter_review import session as review
     from carspotter_review.server import serve_reviews
 

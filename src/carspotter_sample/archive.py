@@ -22,7 +22,7 @@ from .second_site import SecondSite
 from .site import SampleSite, read_listings, rupees
 
 DRAWN_SIDE = 512  # pixels, the longer side as drawn
-KEPT_SIDE, QUALITY = 168, 75  # pixels, the shorter side as kept; of WebP
+KEPT_SIDE, QUALITY = 164, 75  # pixels, the shorter side as kept; of WebP
 OTHER_MODELS = ("alto", "baleno", "dzire", "ertiga", "brezza")
 ORDERS = {  # folder in the archive: what `write_photos` draws for it
     "sample": {"listings": 620, "seed": 2026},
@@ -84,7 +84,7 @@ def shrink(photo: bytes) -> bytes:
     scale = min(1.0, KEPT_SIDE / min(image.size))
     small = image.resize([round(side * scale) for side in image.size], Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=QUALITY, method=5, **({"exif": exif} if exif else {}))
+    small.save(buffer, "WEBP", quality=QUALITY, method=6, **({"exif": exif} if exif else {}))
     return buffer.getvalue()
 
 

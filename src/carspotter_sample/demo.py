@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from carspotter.models.store import Run
 from PIL import Image, ImageOps
 
 from carspotter.evidence.comparison import accuracy_interval
-from carspotter.evidence.plots import learning_curves
-from carspotter.models.experiments import SERIES
+from carspotter.evidence.plots import training_curves
+from carspotter.models.experiments import FAST_RECIPE
 from carspotter.models.runs import load_or_train
+from carspotter.models.store import Run
 from carspotter.paths import Study
 from carspotter.photos.table import kind_of, read_curation, read_photos
 from carspotter.walkthrough import FRAMEWORK, Steps, figure_html, image_html, run_command, section, write_page
@@ -30,7 +30,7 @@ from carspotter_check.photo_check import Answer, PhotoCheck
 
 from .site import ARCHIVE, MODEL_NAMES, SampleSite, read_listings
 
-IMAGE_SIZE, EPOCHS = 96, 30
+EPOCHS = 20
 RISK = 0.05  # wrong answers among those the check gives; after so few photos one in a hundred cannot be promised
 MINUTES, MATRIX_SECONDS = 4.0, 0.1  # the demo's, and those of `_minutes_here`, on one and the same machine
 SHOWN = 12  # photos in a grid of the page
@@ -78,8 +78,8 @@ def run_demo(folder: Path, listings: int, epochs: int = EPOCHS) -> Path:
     run_command("carspotter", "curate", *own)
     steps.begin("splitting them, so that no car is on both sides")
     run_command("carspotter", "split", *own)
-    experiment = replace(SERIES["fast_recipe"], epochs=epochs, image_size=IMAGE_SIZE)
-    steps.begin(f"training a network from scratch: {experiment.name}, {epochs} epochs, {IMAGE_SIZE} px")
+    experiment = replace(FAST_RECIPE, epochs=epochs)
+    steps.begin(f"training a network from scratch: {experiment.name}, {epochs} epochs")
     run = load_or_train(study, experiment, FRAMEWORK)
     steps.begin("exporting it, as it goes to production")
     bundle = folder / "bundle"
@@ -153,7 +153,7 @@ def _page(study: Study, run: Run, questions: list[Question], steps: Steps) -> st
                 for row in pd.concat([rejected.head(SHOWN // 2), doubtful.head(SHOWN // 2)]).itertuples()
             ]),
         ),
-        section("How it learned", figure_html(learning_curves({"this run": run.history}), "learning curves")),
+        section("How it learned", figure_html(training_curves({"this run": run.history}), "training curves")),
         section(
             f"Where it is wrong: {len(wrong)} of {len(validation)} photos of cars that it had not seen",
             _grid(files, [

@@ -17,7 +17,8 @@ from carspotter.models.history import StateKeeper
 from carspotter.models.store import locked
 from carspotter.paths import Study
 from carspotter.photos.fingerprints import readable_photos
-from carspotter.photos.table import import_folder, read_curation
+from carspotter.photos.importing import import_folder
+from carspotter.photos.table import read_curation
 
 SMALL = replace(FAST_RECIPE, conv_channels=(8, 16, 16), epochs=12, image_size=32, batch_size=8)
 

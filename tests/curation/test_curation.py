@@ -16,7 +16,8 @@ from carspotter.curation.score import review_curve, score_curation
 from carspotter.paths import Study
 from carspotter.photos import fingerprints
 from carspotter.photos.fingerprints import measure_photos
-from carspotter.photos.table import import_folder, kind_of, read_curation, read_photos
+from carspotter.photos.importing import import_folder
+from carspotter.photos.table import kind_of, read_curation, read_photos
 
 SIZE = (320, 240)
 

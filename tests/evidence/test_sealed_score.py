@@ -13,14 +13,17 @@ from PIL import Image
 
 from carspotter import cli
 from carspotter.evidence import sealed_score
-from carspotter.evidence.comparison import Interval, accuracy_interval
-from carspotter.evidence.report import runs_report, validation_interval
-from carspotter.evidence.sealed_score import choose_run, drop, photo_facts, read_scores, score_sealed
+from carspotter.evidence.intervals import accuracy_interval
+from carspotter.evidence.report import runs_report
+from carspotter.evidence.results import results_of
+from carspotter.evidence.sealed_score import SealedScore, drop, photo_facts, read_scores, score_sealed
+from carspotter.evidence.selection import choose_run
 from carspotter.models.runs import COLUMNS, Run, load_run
 from carspotter.paths import Study
+from carspotter.photos.importing import import_folder
 from carspotter.photos.sealed_test import SealedTestRefused, read_ledger
 from carspotter.photos.splitting import read_splits
-from carspotter.photos.table import import_folder
+from carspotter.photos.table import read_photos
 
 SIZE = 8
 
@@ -48,8 +51,6 @@ def world(tmp_path_factory):
 
 @pytest.fixture
 def study(world, tmp_path, monkeypatch):
-    from carspotter.photos.table import read_photos
-
     monkeypatch.setenv("CARSPOTTER_HOME", str(tmp_path))
     data = tmp_path / "data"
     data.mkdir()
@@ -86,6 +87,8 @@ def record(study, splits, experiment, seed, parameters, wrong, quick=False):
     right = (validation["label"] == "wagonr").to_numpy() ^ (np.arange(len(validation)) < wrong)
     validation["swift"], validation["wagonr"] = 1.0 - right, right.astype(float)
     validation.to_csv(folder / "validation.csv", index=False)
+    scores = np.repeat(validation[["swift", "wagonr"]].to_numpy(np.float16)[np.newaxis], 5, axis=0)
+    np.savez(folder / "validation_epochs.npz", scores=scores)
     (folder / "spec.json").write_text(json.dumps({"class_names": ["swift", "wagonr"], "image_size": SIZE}))
     pd.DataFrame({"epoch": [1], "train_accuracy": [0.9], "validation_accuracy": [0.9]}).to_csv(
         folder / "history.csv", index=False
@@ -109,7 +112,7 @@ def unseal(study, run, *arguments):
 
 def test_a_look_is_scored_written_down_and_taken_apart(study):
     score = score_sealed(study, load_run(study, "large-s0"), "chosen on validation")
-    assert str(score).startswith("test accuracy 0.750 [") and "95 % interval, look #1" in str(score)
+    assert str(score).startswith("test accuracy 0.750 [") and "97.5 % interval, look #1" in str(score)
     parts = score.parts.set_index(["by", "part"])["accuracy"]
     assert parts["city", "Delhi"] == 1 and parts["city", "Pune"] == 0.5
     assert parts["label", "swift"] == 1 and parts["label", "wagonr"] == 0.5
@@ -126,10 +129,10 @@ def test_each_look_costs_confidence(study):
     run = load_run(study, "large-s0")
     scores = [score_sealed(study, run, "look") for _ in range(3)]
     assert [score.look for score in scores] == [1, 2, 3]
-    assert [score.interval.level for score in scores] == pytest.approx([0.95, 0.975, 1 - 0.05 / 3])
+    assert [score.interval.level for score in scores] == pytest.approx([0.975, 0.9875, 0.99375])
     widths = [score.interval.high - score.interval.low for score in scores]
     assert widths == sorted(widths) and widths[0] < widths[2]
-    assert "98.33 % interval, look #3" in str(scores[2])
+    assert "99.38 % interval, look #3" in str(scores[2])
 
 
 def test_what_cannot_be_predicted_costs_no_look(study, monkeypatch):
@@ -147,37 +150,11 @@ def test_the_verb_prints_look_level_and_drop_and_guards_against_a_second_model(s
     out = capsys.readouterr().out
     assert "validation accuracy 0.958" in out
     assert "look #1" in out and "drop from validation to test +" not in out
-    assert "shifted accuracy 0.750" in out and "drop from test to shifted 0.000 [" in out and ": not shown" in out
+    assert "shifted accuracy 0.750" in out and "drop from test to shifted 0.000 [" in out and ": undetermined" in out
     assert unseal(study, "small-s0", "--reason", "just curious") == 2
     assert "opened for large-s0 already" in capsys.readouterr().err
     assert unseal(study, "small-s0", "--reason", "a bug", "--again", "large-s0 had wrong labels") == 0
-    assert "97.50 % interval, look #2" in capsys.readouterr().out
-
-
-def test_a_score_is_taken_apart_by_what_else_is_known(study, tmp_path, capsys):
-    known = read_splits(study)[["sha256"]].iloc[:-1]
-    known["view"] = np.array(["front", "side", ""])[np.arange(len(known)) % 3]
-    facts = tmp_path / "truth.csv"
-    pd.concat([known, known]).to_csv(facts, index=False)
-    assert unseal(study, "large-s0", "--reason", "chosen", "--facts", str(facts), "--by", "view") == 0
-    capsys.readouterr()
-    for score in read_scores(study):
-        views = score.parts[score.parts["by"] == "view"]
-        assert set(views["part"]) == {"front", "side", "unknown"}
-        assert views["photos"].sum() == score.interval.photos
-
-    facts.write_text("sha256,view\nab,front\nab,side\n")
-    for arguments in (
-        ["--facts", str(facts), "--by", "view"],
-        ["--facts", str(facts), "--by", "lens"],
-        ["--by", "view"],
-        ["--facts", str(facts), "--by", "label"],
-    ):
-        assert unseal(study, "large-s0", "--reason", "chosen", *arguments) == 2
-    told = capsys.readouterr().err
-    assert "ab has two rows that disagree about view" in told and "no column lens; there are sha256, view" in told
-    assert "label is a name of ours" in told
-    assert len(read_ledger(study)) == 2, "what is refused costs no look"
+    assert "98.75 % interval, look #2" in capsys.readouterr().out
 
 
 def test_the_verb_refuses_a_ledger_that_was_tampered_with(study, capsys):
@@ -189,7 +166,7 @@ def test_the_verb_refuses_a_ledger_that_was_tampered_with(study, capsys):
     capsys.readouterr()
     assert unseal(study, "large-s0", "--reason", "as if for the first time") == 2
     captured = capsys.readouterr()
-    assert "do not continue the 2 in git's HEAD" in captured.err and "test accuracy" not in captured.out
+    assert "do not continue the 2 of commit" in captured.err and "test accuracy" not in captured.out
     assert study.test_ledger.read_text() == ""
 
 
@@ -208,17 +185,30 @@ def test_nothing_to_choose_is_said(study):
         choose_run(study)
 
 
-def test_the_drop_is_the_difference_of_two_sets_of_photos():
-    before, after = Interval(0.95, 0.92, 0.97, 400, 80), Interval(0.85, 0.80, 0.89, 300, 60)
-    fallen = drop(before, after)
-    assert fallen.estimate == pytest.approx(0.1)
-    assert fallen.low == pytest.approx(0.1 - np.hypot(0.03, 0.04)) and fallen.high == pytest.approx(
-        0.1 + np.hypot(0.02, 0.05)
-    )
+def test_a_drop_is_the_difference_of_two_sets_of_photos_at_the_level_of_the_second():
+    correct, groups = np.arange(400) < 380, np.arange(400) // 5
+    after = accuracy_interval(np.arange(300) < 255, np.arange(300) // 5, level=0.9875)
+    before = accuracy_interval(correct, groups, level=0.9875)
+    fallen = drop(correct, groups, SealedScore("run", "shifted", 2, after, pd.DataFrame()))
+    assert fallen.level == 0.9875 and fallen.estimate == pytest.approx(0.1)
+    assert fallen.low == pytest.approx(0.1 - np.hypot(0.95 - before.low, after.high - 0.85))
+
+
+def test_labels_that_are_not_those_of_curation_are_not_scored_against(study):
+    sealed = pd.read_csv(study.sealed)
+    curation = pd.concat([sealed, read_splits(study).loc[lambda t: t["label"] != "", ["sha256", "label"]]])
+    columns = ["sha256", "label", "verdict", "reason", "score", "duplicate_cluster", "decided_by"]
+    curation.assign(score=0).reindex(columns=columns).to_csv(study.curation, index=False)
+    first, last = sealed.index[sealed["label"] == "swift"][0], sealed.index[sealed["label"] == "wagonr"][0]
+    sealed.loc[[first, last], "label"] = ["wagonr", "swift"]
+    sealed.to_csv(study.sealed, index=False)
+    with pytest.raises(SealedTestRefused, match="2 photos have another sealed label than in curation.csv"):
+        score_sealed(study, load_run(study, "large-s0"), "chosen")
+    assert read_ledger(study) == [] and read_scores(study) == []
 
 
 def test_photo_quality_comes_in_thirds_that_name_their_ends(study):
-    facts = photo_facts(study)
+    facts = photo_facts(study, read_photos(study.data))
     assert set(facts["city"]) == {"Delhi", "Pune"}
     assert set(facts["resolution"]) == {"8–8 px", "9–9 px", "10–10 px"}
     assert facts["compression"].nunique() == 3
@@ -227,9 +217,9 @@ def test_photo_quality_comes_in_thirds_that_name_their_ends(study):
 def test_the_interval_is_that_of_groups(study, monkeypatch):
     seen = {}
 
-    def spy(correct, groups, level=0.95, seed=0):
-        seen.setdefault("groups", SimpleNamespace(photos=len(groups), groups=len(set(groups)), level=level))
-        return accuracy_interval(correct, groups, level, seed)
+    def spy(correct, groups, level=0.95):
+        seen["groups"] = SimpleNamespace(photos=len(groups), groups=len(set(groups)), level=level)
+        return accuracy_interval(correct, groups, level)
 
     monkeypatch.setattr(sealed_score, "accuracy_interval", spy)
     score_sealed(study, load_run(study, "large-s0"), "chosen")
@@ -260,9 +250,9 @@ sys.addaudithook(_watch)
 def test_at_run_time_nothing_but_the_door_opens_the_sealed_file(study):
     OPENED.clear()
     run, _ = choose_run(study)
-    validation_interval(study, run)
+    results_of(study, [run]).interval()
     runs_report(study)
-    photo_facts(study)
+    photo_facts(study, read_photos(study.data))
     read_scores(study)
     assert OPENED == []
     score_sealed(study, run, "chosen on validation")

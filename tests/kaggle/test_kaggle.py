@@ -15,7 +15,7 @@ from carspotter import kaggle, kaggle_push
 from carspotter.curation import curate as curation
 from carspotter.curation.appearance import SIDE, describe_images
 from carspotter.paths import Study
-from carspotter.photos import splitting
+from carspotter.photos import splitting, verification
 from carspotter.photos.fingerprints import readable_photos
 from carspotter.photos.images import load_images
 from carspotter.photos.journal import read_journal
@@ -80,7 +80,7 @@ def test_a_fetch_takes_over_the_published_split(stub, study, files):
     published = {hashlib.sha256(content).hexdigest(): name.split("/")[1] for name, content in files.items()}
     assert dict(zip(splits["sha256"], splits["split"], strict=True)) == published
     assert set(splits.loc[splits["split"] == "test", "label"]) == {""}, "labels of test photos are sealed"
-    assert splitting.verify_split(study, show_progress=False).ok
+    assert verification.verify_split(study, show_progress=False).ok
     assert report.crossing.empty and report.excluded == 0 and len(report.refused) == 0
     lines = [line for part in PER_CLASS for line in read_journal(study.raw / f"kaggle-{part}" / "journal.jsonl")]
     assert {line["sha256"] for line in lines} == set(published), "every photo's checksum is in our journal"
@@ -119,7 +119,7 @@ def test_copies_of_a_shot_stay_in_the_most_examined_part_alone(study, files, tmp
     assert side[sha["data/validation/wagonr/shot.jpg"]] == "validation"
     assert side[sha["data/train/wagonr/recoded.jpg"]] == "excluded"
     assert side[sha["data/train/swift/conflict.jpg"]] == "excluded", "one photo under two names teaches nothing"
-    assert splitting.verify_split(study, show_progress=False).ok
+    assert verification.verify_split(study, show_progress=False).ok
     assert set(report.crossing["sha256"]) == {sha[name] for name in more} | {sha["data/train/wagonr/recoded.jpg"]}
     assert "4 photos, 2 of them with the same bytes, 1 clusters" in str(report)
 
@@ -127,7 +127,7 @@ def test_copies_of_a_shot_stay_in_the_most_examined_part_alone(study, files, tmp
     fetch(other, source=folder, as_published=True)
     side = splitting.read_splits(other).set_index("sha256")["split"]
     assert side[sha["data/train/wagonr/recoded.jpg"]] == "train"
-    problems = splitting.verify_split(other, show_progress=False).problems
+    problems = verification.verify_split(other, show_progress=False).problems
     assert any("near-duplicates" in problem for problem in problems), "and the check says so"
 
 

@@ -1,5 +1,6 @@
 """The door to the test labels: every look is written down, and no look can be taken back."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -8,7 +9,9 @@ import pandas as pd
 import pytest
 
 from carspotter.paths import Study
-from carspotter.photos.sealed_test import SealedTestRefused, read_ledger, read_test_labels
+from carspotter.photos.sealed_test import SealedTestRefused, check_history, find_label_faults, read_ledger
+from carspotter.photos.sealed_test import read_test_labels as open_labels
+from carspotter.photos.splitting import split_version
 
 
 @pytest.fixture
@@ -25,6 +28,14 @@ def study(tmp_path):
     splits.to_csv(study.splits, index=False)
     sealed.to_csv(study.sealed, index=False)
     return study
+
+
+def predicted(split="test", named="swift"):
+    return pd.DataFrame({"sha256": list({"test": "ef", "shifted": "gh"}.get(split, "")), "predicted": named})
+
+
+def read_test_labels(study, run, reason, **options):
+    return open_labels(study, run, predicted(options.get("split", "test")), reason, **options)
 
 
 def git(study, *arguments):
@@ -49,9 +60,10 @@ def test_every_look_counts(study):
 def test_looks_at_the_same_moment_are_numbered_one_after_the_other(study):
     code = (
         "import sys; from pathlib import Path; from carspotter.paths import Study\n"
-        "from carspotter.photos.sealed_test import read_test_labels\n"
+        "import pandas; from carspotter.photos.sealed_test import read_test_labels\n"
+        "seen = pandas.DataFrame({'sha256': ['e', 'f'], 'predicted': 'swift'})\n"
         "study = Study('sample', Path(sys.argv[1]), Path(sys.argv[2])); sys.stdin.readline()\n"
-        "print([read_test_labels(study, 'run-1', 'look')[1] for _ in range(20)])"
+        "print([read_test_labels(study, 'run-1', seen, 'look')[1] for _ in range(20)])"
     )
     command = [sys.executable, "-c", code, str(study.data), str(study.results)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -123,13 +135,109 @@ def rewrite(ledger):
 @pytest.mark.parametrize("tamper", [shorten, rewrite, lambda ledger: ledger.unlink()], ids=["cut", "edited", "removed"])
 def test_a_ledger_that_does_not_continue_the_committed_one_is_refused(committed, tamper):
     tamper(committed.test_ledger)
-    with pytest.raises(SealedTestRefused, match="do not continue the 2 in git's HEAD"):
+    with pytest.raises(SealedTestRefused, match="hash of the line before|do not continue the 2 of commit"):
         read_test_labels(committed, "run-1", "chosen on validation")
 
 
 def test_a_ledger_that_continues_the_committed_one_is_fine(committed):
     assert read_test_labels(committed, "run-1", "third")[1] == 3
     assert read_test_labels(committed, "run-1", "fourth")[1] == 4
+
+
+def test_a_line_says_what_was_evaluated_and_carries_the_hash_of_the_line_before(committed):
+    first, second = committed.test_ledger.read_text().splitlines()
+    assert json.loads(second)["previous"] == hashlib.sha256(f"{first}\n".encode()).hexdigest()
+    assert json.loads(first)["previous"] == hashlib.sha256(b"").hexdigest()
+    assert json.loads(first)["split_version"] == split_version(committed)[:12]
+    read_test_labels(committed, "run-1", "third")
+    line = json.loads(committed.test_ledger.read_text().splitlines()[2])
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=committed.folder, capture_output=True, text=True)
+    assert line["commit"] == head.stdout.strip()
+    open_labels(committed, "run-1", predicted(named="wagonr"), "other predictions")
+    looks = read_ledger(committed)
+    assert looks[0]["predictions"] == looks[2]["predictions"] != looks[3]["predictions"]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_line_changed_or_dropped_breaks_the_chain(study, number):
+    for reason in ("one", "two", "three"):
+        read_test_labels(study, "run-1", reason)
+    lines = study.test_ledger.read_text().splitlines()
+    study.test_ledger.write_text("\n".join(lines[:number] + lines[number + 1 :]) + "\n")
+    with pytest.raises(SealedTestRefused, match="hash of the line before"):
+        read_ledger(study)
+    lines[number] = lines[number].replace('"run-1"', '"run-0"')
+    study.test_ledger.write_text("\n".join(lines) + "\n")
+    with pytest.raises(SealedTestRefused, match="hash of the line before"):
+        read_test_labels(study, "run-1", "chosen")
+
+
+def test_a_ledger_started_anew_is_refused_even_when_the_new_one_was_committed(committed):
+    committed.test_ledger.unlink()
+    git(committed, "add", "-A")
+    git(committed, "commit", "-qm", "start anew")
+    with pytest.raises(SealedTestRefused, match="0 lines do not continue the 2 of commit .*new study, as in sample_2"):
+        read_test_labels(committed, "run-1", "as if for the first time")
+    assert not committed.test_ledger.exists()
+
+
+def test_what_another_branch_evaluated_counts_even_after_a_merge_that_drops_it(committed):
+    git(committed, "checkout", "-qb", "side")
+    read_test_labels(committed, "run-1", "on the side")
+    git(committed, "commit", "-qam", "third")
+    git(committed, "checkout", "-q", "-")
+    git(committed, "merge", "-q", "-s", "ours", "side", "-m", "without it")
+    git(committed, "branch", "-D", "side")
+    with pytest.raises(SealedTestRefused, match="2 lines do not continue the 3"):
+        check_history(committed)
+
+
+def test_a_ledger_from_before_the_chain_is_continued_by_chained_lines(study):
+    study.test_ledger.write_text(json.dumps({"run": "run-1", "split": "test", "look": 1, "reason": "old"}) + "\n")
+    assert read_test_labels(study, "run-1", "new")[1] == 2
+    assert "previous" not in read_ledger(study)[0] and "previous" in read_ledger(study)[1]
+    with study.test_ledger.open("a") as ledger:
+        ledger.write(json.dumps({"run": "run-1", "split": "test", "look": 3, "reason": "unchained"}) + "\n")
+    with pytest.raises(SealedTestRefused, match="line 3 does not carry the hash"):
+        read_ledger(study)
+
+
+def test_a_test_set_drawn_anew_needs_a_new_study(study):
+    read_test_labels(study, "run-1", "chosen")
+    splits = pd.read_csv(study.splits, keep_default_na=False)
+    splits.loc[splits["sha256"] == "e", "split"] = "excluded"
+    splits.to_csv(study.splits, index=False)
+    with pytest.raises(SealedTestRefused, match="not the one evaluated before.*sample_2"):
+        open_labels(study, "run-1", predicted().iloc[1:], "again")
+
+
+def test_predictions_of_other_photos_open_nothing(study):
+    for other in (predicted("shifted"), predicted().iloc[:1], pd.concat([predicted(), predicted()])):
+        with pytest.raises(SealedTestRefused, match="predict each of its photos once"):
+            open_labels(study, "run-1", other, "chosen")
+    assert not study.test_ledger.exists()
+
+
+def test_faulty_sealed_labels_are_named_without_a_label_and_open_nothing(study):
+    known = pd.Series(["swift", "wagonr"] * 2, index=list("efgh"))
+    assert find_label_faults(study, known) == []
+    good = pd.read_csv(study.sealed)
+    faulty = {
+        "2 photos have another sealed label than in curation.csv, e first": good.assign(label=["wagonr", "swift"] * 2)[
+            :2
+        ],
+        "1 photos have a sealed label that is no class of this study, g first": good.replace({"label": {2: "x"}}),
+        "1 photos are sealed twice, e first": pd.concat([good, good[:1]]),
+    }
+    faulty["1 photos have a sealed label that is no class of this study, g first"].loc[2, "label"] = "banana"
+    for fault, sealed in faulty.items():
+        sealed.to_csv(study.sealed, index=False)
+        found = find_label_faults(study, known)
+        assert fault in found
+        assert not any(word in " ".join(found) for word in ("swift", "wagonr", "banana"))
+        with pytest.raises(SealedTestRefused, match="run `python -m carspotter split` first"):
+            read_test_labels(study, "run-1", "chosen", labels_known=known)
+    assert not study.test_ledger.exists()
 
 
 def test_a_ledger_line_that_is_not_json_is_refused(study):

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from carspotter.curation import reviews as decisions
 from carspotter.curation.curate import COLUMNS, curate, write_curation
 from carspotter.paths import Study
-from carspotter.photos.table import import_folder, read_photos
+from carspotter.photos.importing import import_folder
+from carspotter.photos.table import read_photos
 from carspotter_review import session as review
 from carspotter_review.server import ReviewServer, serve_reviews
 

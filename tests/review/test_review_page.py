@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 from carspotter.curation.curate import COLUMNS, write_curation
 from carspotter.curation.reviews import read_reviews
 from carspotter.paths import Study
-from carspotter.photos.table import import_folder, read_curation, read_photos
+from carspotter.photos.importing import import_folder
+from carspotter.photos.table import read_curation, read_photos
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.common.by import By  # noqa: E402

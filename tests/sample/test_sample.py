@@ -17,10 +17,10 @@ from generated_photos import scene
 from PIL import Image, ImageOps
 from protego import Protego
 
-from carspotter.photos.fingerprints import FINGERPRINT, SIDE, find_duplicates
+from carspotter.photos.duplicates import find_duplicates
+from carspotter.photos.fingerprints import FINGERPRINT, SIDE
 from carspotter_sample import listings as sample_listings
 from carspotter_sample.bodies import MATERIAL, build_car
-from carspotter_sample.contact_sheet import CAPTION, CELL, COLUMNS, ROWS, write_contact_sheet
 from carspotter_sample.junk import DRAWN
 from carspotter_sample.listings import COPIES, JUNK, SHIFTED_CITY, plan_listings, render_listing, write_photos
 from carspotter_sample.phone import decode
@@ -172,19 +172,6 @@ def test_a_mirrored_copy_keeps_its_label_and_swaps_its_sides(truth):
         original = by_file[row["duplicate_of"]]
         assert (row["model"], row["generation"]) == (original["model"], original["generation"])
         assert row["view"] == "_".join(swap.get(word, word) for word in original["view"].split("_"))
-
-
-def test_the_contact_sheet_shows_a_photo_in_every_cell(tmp_path):
-    sheet = write_contact_sheet(tmp_path / "figures" / "sheet.jpg")
-    with Image.open(sheet) as image:
-        pixels = np.asarray(image.convert("L"), float)
-    width, height = CELL
-    assert pixels.shape == (len(ROWS) * (height + CAPTION), COLUMNS * width)
-    for row in range(len(ROWS)):
-        for column in range(COLUMNS):
-            top = row * (height + CAPTION) + CAPTION
-            assert pixels[top : top + height, column * width : (column + 1) * width].std() > 12, (row, column)
-    assert sheet.stat().st_size < 400_000
 
 
 def test_copies_look_like_their_originals(folder, truth):

@@ -18,13 +18,12 @@ from carspotter.curation.listing_mates import first_listings, median_of_mates, s
 from carspotter.curation.ranking import rank_photos
 from carspotter.curation.reviews import read_reviews
 from carspotter.paths import Study
-from carspotter.photos.alignment import CLOSE_SIDE
-from carspotter.photos.fingerprints import find_duplicates, measure_photos
-from carspotter.photos.grouping import Groups
-from carspotter.photos.images import decode_image
-from carspotter.photos.table import kind_of, read_photos
+from carspotter.photos.duplicates import SAME_SHOT, relate_photos
+from carspotter.photos.fingerprints import measure_photos
+from carspotter.photos.grouping import Groups, name_clusters
+from carspotter.photos.table import OTHER_MODEL, kind_of, read_photos
 
-COLUMNS = ["sha256", "label", "verdict", "reason", "score", "duplicate_cluster", "decided_by"]
+COLUMNS = ["sha256", "label", "verdict", "reason", "score", "duplicate_cluster", "car", "decided_by"]
 
 
 class Quality(NamedTuple):
@@ -70,22 +69,26 @@ def curate(
     """Give every photo a verdict: the columns of curation.csv, one row per photo, sorted by sha256.
 
     `photos` as from `read_photos`. verdict is keep or reject; reason starts with its kind and a colon ("too dark: …",
-    "duplicate: …"), and is empty for a photo nothing is held against; score is 1 for a reject. A duplicate cluster is
-    named by the first hex digits of its lowest hash, and empty for a photo that stands alone. `features` (float,
-    indexed by sha256) rank by what is shown, see `ranking`; without them size, light and sharpness rank alone. `doubts`
-    (0 … 1, indexed likewise), the word of models trained on the other photos against each label, make it better.
+    "duplicate: …"), and is empty for a photo nothing is held against; score is 1 for a reject. A duplicate cluster
+    (copies of one shot) and a car (photos of one car, copies or not, as far as pixels tell) are named by the first hex
+    digits of their lowest hash, and empty for a photo that stands alone. `features` (float, indexed by sha256) rank by
+    what is shown, see `ranking`; without them size, light and sharpness rank alone. `doubts` (0 … 1, indexed
+    likewise), the word of models trained on the other photos against each label, make it better.
     `data/reviews.jsonl`, if there is one, overrules the detectors, and its verdicts are examples for the ranking.
     Fingerprints are kept under `data`, so that a second call is quick.
     """
     photos = photos.sort_values("sha256", ignore_index=True)
     fingerprints, unreadable = measure_photos(data, photos, show_progress)
     readable = photos[~photos["sha256"].isin(unreadable)].reset_index(drop=True)
-    pairs = find_duplicates(fingerprints, show_progress, lambda row: _open_grey(data / readable["path"][row]))
+    related = relate_photos(data, readable, fingerprints, show_progress)
+    copies = related[related["relation"] == SAME_SHOT]
 
     table = photos[["sha256", "label"]].copy()
     table["label"] = table["label"].fillna("")
     table["verdict"], table["reason"], table["score"], table["decided_by"] = "keep", "", 0.0, "machine"
-    table["duplicate_cluster"] = table["sha256"].map(_cluster(readable["sha256"].tolist(), pairs)).fillna("")
+    for column, pairs in (("duplicate_cluster", copies), ("car", related)):
+        clusters = name_clusters(zip(pairs["first"], pairs["second"], strict=True))
+        table[column] = table["sha256"].map(clusters).fillna("")
     table = table.set_index("sha256")
 
     quality = _judge_quality(readable, fingerprints)
@@ -94,6 +97,9 @@ def curate(
     for sha256, labels in zip(photos["sha256"], photos["labels"], strict=True):
         if len(labels) > 1:
             rejects.setdefault(sha256, f"label conflict: the same bytes are listed as {' and '.join(labels)}")
+    for sha256, kind, label in zip(photos["sha256"], photos["kind"], photos["label"], strict=True):
+        if kind:
+            rejects.setdefault(sha256, f"{kind}: imported as {label if kind == OTHER_MODEL else 'such'}")
     # Of several reviewers the last has the word.
     reviews = read_reviews(data).drop_duplicates("sha256", keep="last")
     reviews = reviews[reviews["sha256"].isin(table.index) & ~reviews["sha256"].isin(unreadable)]
@@ -145,20 +151,6 @@ def summary(table: pd.DataFrame) -> str:
         f"{len(table):,} photos, {(table['verdict'] == 'keep').sum():,} kept\n{counts.to_string()}\n"
         f"{clusters.nunique():,} clusters of near-duplicates with {len(clusters):,} photos"
     )
-
-
-def _open_grey(path: Path) -> np.ndarray:
-    return decode_image(path, CLOSE_SIDE).mean(axis=2).astype(np.uint8)
-
-
-def _cluster(sha256: list[str], pairs: pd.DataFrame) -> dict[str, str]:
-    """Name the cluster of each photo that has duplicates, after its lowest hash."""
-    groups = Groups()
-    paired = set()
-    for first, second in zip(pairs["first"], pairs["second"], strict=True):
-        groups.join((sha256[first], sha256[second]))
-        paired |= {sha256[first], sha256[second]}
-    return {sha: groups.root(sha)[:12] for sha in paired}
 
 
 def _judge_quality(photos: pd.DataFrame, fingerprints: np.ndarray) -> pd.DataFrame:

@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from carspotter.evidence.comparison import accuracy_interval
-from carspotter.evidence.report import results_of
+from carspotter.evidence.results import results_of
+from carspotter.evidence.selection import has_checkpoint
 from carspotter.models.runs import Run
 from carspotter.paths import Study
 
 
 def cost_table(study: Study, recipes: Mapping[str, Sequence[Run]], images: Mapping[int, np.ndarray]) -> pd.DataFrame:
-    """Give one row per recipe: accuracy with its interval over photos and seeds, and what it costs.
+    """Return one row per recipe: accuracy with its interval over photos and seeds, and what it costs.
 
     `recipes`: name -> its runs, one per seed; `images`: image size -> uint8 (N, S, S, 3), sizes without any are not
     measured. Columns: recipe, seeds, accuracy, low, high, seed_spread, training_seconds (mean over
@@ -23,8 +23,7 @@ def cost_table(study: Study, recipes: Mapping[str, Sequence[Run]], images: Mappi
     """
     rows = []
     for name, runs in recipes.items():
-        results = results_of(study, runs)
-        interval = accuracy_interval(results.correct, results.groups)
+        interval = results_of(study, runs).interval()
         rows.append(
             {
                 "recipe": name,
@@ -35,7 +34,7 @@ def cost_table(study: Study, recipes: Mapping[str, Sequence[Run]], images: Mappi
                 "seed_spread": interval.seed_spread,
                 "training_seconds": float(np.mean([run.row["seconds"] for run in runs])),
                 "parameters": int(runs[0].row["parameters"]),
-                "inference_ms": inference_ms(runs[0], images.get(runs[0].spec["image_size"])),
+                "inference_ms": inference_ms(runs[0], images.get(int(runs[0].row["image_size"]))),
             }
         )
     table = pd.DataFrame(rows)
@@ -44,7 +43,7 @@ def cost_table(study: Study, recipes: Mapping[str, Sequence[Run]], images: Mappi
 
 
 def pareto_front(costs, accuracies) -> np.ndarray:
-    """Give which recipes no other one beats, bool (N,). One beats another that costs no less and is no better,
+    """Return which recipes no other one beats, bool (N,). One beats another that costs no less and is no better,
     unless both are equal.
     """
     costs, accuracies = np.asarray(costs, float), np.asarray(accuracies, float)
@@ -58,7 +57,7 @@ def inference_ms(run: Run, images: np.ndarray | None, repeats: int = 3) -> float
 
     NaN without images, or where the checkpoint, which is not in git, is missing.
     """
-    if images is None or not any(run.folder.glob("checkpoint.*")):
+    if images is None or not has_checkpoint(run):
         return np.nan
     run.predict(images)  # the first builds and compiles
     seconds = []

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from carspotter.evidence.comparison import group_means
+from carspotter.evidence.intervals import group_means
 
 FORMS = ("power law", "logarithm", "exponential")
 SHAPES = 60  # values tried of the one parameter that is not linear
@@ -54,7 +54,7 @@ class LearningCurve:
     b: np.ndarray
 
     def accuracies(self, size: float) -> np.ndarray:
-        """Give one accuracy per draw, float (draws,), for training on `size` photos."""
+        """Return one accuracy per draw, float (draws,), for training on `size` photos."""
         g = np.select([self.form == i for i in range(len(FORMS))], [_g(name, size, self.shape) for name in FORMS])
         return 1 - np.clip(self.a + self.b * g, 0, 1)
 
@@ -90,7 +90,7 @@ class LearningCurve:
 
 
 def mean_errors(correct, groups) -> tuple[np.ndarray, np.ndarray]:
-    """Give the error at each training size, float (K,), and the covariance of these, float (K, K).
+    """Return the error at each training size, float (K,), and the covariance of these, float (K, K).
 
     `correct`: bool (K sizes, seeds, N photos) on the same validation photos; `groups`: (N,). The photos are common to
     all sizes and move all errors together; seeds move each on its own. The spread of seeds is pooled over sizes, in
@@ -101,9 +101,9 @@ def mean_errors(correct, groups) -> tuple[np.ndarray, np.ndarray]:
     if wrong.ndim != 3 or wrong.shape[1] < 2:
         raise ValueError(f"need results of (sizes, two or more seeds, photos), found shape {wrong.shape}")
     count, seeds, photos = wrong.shape
-    means, pulls, sizes = group_means(wrong.reshape(count * seeds, photos), groups)
-    means, pulls = means.reshape(count, seeds), pulls.reshape(count, seeds, -1)
-    errors, pull = means.mean(axis=1), pulls.mean(axis=1)
+    means, influences, sizes = group_means(wrong.reshape(count * seeds, photos), groups)
+    means, influences = means.reshape(count, seeds), influences.reshape(count, seeds, -1)
+    errors, influence = means.mean(axis=1), influences.mean(axis=1)
     correction = len(sizes) / max(1, len(sizes) - 1)
     scale = np.maximum(errors * (1 - errors), 0.5 / photos)
     freedom = count * (seeds - 1)
@@ -111,7 +111,7 @@ def mean_errors(correct, groups) -> tuple[np.ndarray, np.ndarray]:
     if freedom > 2:
         of_seeds = of_seeds * freedom / (freedom - 2)  # the variance of Student's t: the spread itself is uncertain
     rounding = np.eye(count) * (0.3 / photos) ** 2  # keeps the matrix invertible where nothing varies
-    return errors, pull @ pull.T * correction + np.diag(of_seeds) + rounding
+    return errors, influence @ influence.T * correction + np.diag(of_seeds) + rounding
 
 
 def fit_learning_curve(
@@ -196,10 +196,10 @@ def judge_forms(sizes, errors, covariance, held_back: int = 2, seed: int = 0) ->
 def nested_group_subsets(labels, groups, sizes: Sequence[int], seed: int = 0) -> dict[int, np.ndarray]:
     """Draw nested training subsets of whole groups, each with about the classes' shares of the whole.
 
-    `labels`, `groups`: (N,), one per training photo; `sizes`: numbers of photos, at most N. Gives size -> sorted int64
-    positions; a subset holds as many whole groups as come nearest to its size. The order depends on the names of groups
-    and the seed alone, not on the order of rows, and every smaller subset is part of every larger one. A group whose
-    photos have several labels counts with its commonest. Raises ValueError for sizes below 1 or above N.
+    `labels`, `groups`: (N,), one per training photo; `sizes`: numbers of photos, at most N. Returns size -> sorted
+    int64 positions; a subset holds as many whole groups as come nearest to its size. The order depends on the names of
+    groups and the seed alone, not on the order of rows, and every smaller subset is part of every larger one. A group
+    whose photos have several labels counts with its commonest. Raises ValueError for sizes below 1 or above N.
     """
     photos = pd.DataFrame({"label": np.asarray(labels), "group": np.asarray(groups)})
     wrong = [size for size in sizes if not 1 <= size <= len(photos)]

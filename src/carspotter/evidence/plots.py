@@ -91,7 +91,7 @@ def count_bars(counts: pd.DataFrame, title: str = "", unit: str = "photos") -> F
         return _finish(figure)
 
 
-def learning_curves(
+def training_curves(
     histories: dict[str, pd.DataFrame], title: str = "", overfits_from: dict[str, int | None] | None = None
 ) -> Figure:
     """Draw accuracy and loss by epoch, training dashed and validation solid, one colour per run, one title for both.
@@ -132,7 +132,7 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], title: s
         figure, axis = plt.subplots(figsize=(side + 0.6, side))
         axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
         ticks = range(len(class_names))
-        axis.set(xticks=ticks, yticks=ticks, xlabel="named by the model", ylabel="labelled", title=title)
+        axis.set(xticks=ticks, yticks=ticks, xlabel="predicted", ylabel="labelled", title=title)
         axis.set_xticklabels(class_names)
         axis.set_yticklabels(class_names)
         for (row, column), number in np.ndenumerate(confusion):
@@ -144,7 +144,7 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], title: s
 
 
 def interval_chart(intervals: dict, title: str = "", unit: str = "validation accuracy") -> Figure:
-    """Draw estimates with their intervals, one line each. `intervals`: name -> `evidence.comparison.Interval`."""
+    """Draw estimates with their intervals, one line each. `intervals`: name -> `evidence.intervals.Interval`."""
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7, 1.0 + 0.4 * len(intervals)))
         for row, interval in enumerate(intervals.values()):
@@ -159,6 +159,31 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
         levels = sorted({interval.level for interval in intervals.values()})
         words = ", ".join(f"{level * 100:.4g} %" for level in levels)
         axis.set(xlabel=f"{unit}, {words} interval", title=title)
+        return _finish(figure)
+
+
+def comparison_chart(comparisons: Sequence, title: str = "") -> Figure:
+    """Draw differences in points with their intervals, coloured by verdict; the band is what counts as equal.
+
+    `comparisons`: of `evidence.comparison.Comparison`.
+    """
+    colours = {"different": BLUE, "equal": GREEN, "undetermined": GREY}
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.5 * len(comparisons)))
+        axis.axvspan(-3, 3, color=GREEN, alpha=0.12, linewidth=0)
+        axis.axvline(0, color="black", linewidth=0.8)
+        for row, found in enumerate(comparisons):
+            low, middle, high = (
+                100 * x for x in (found.difference.low, found.difference.estimate, found.difference.high)
+            )
+            axis.plot([low, high], [row, row], color=colours[found.verdict], linewidth=2)
+            axis.plot(middle, row, "o", color=colours[found.verdict])
+            axis.annotate(found.verdict, (high, row), (6, 0), textcoords="offset points", va="center", fontsize=9)
+        axis.set_yticks(range(len(comparisons)), [f"{found.name_b} − {found.name_a}" for found in comparisons])
+        axis.set_ylim(len(comparisons) - 0.5, -0.5)
+        axis.margins(x=0.3)
+        level = comparisons[0].difference.level
+        axis.set(xlabel=f"points of validation accuracy, {level * 100:.4g} % interval; green: ± 3 points", title=title)
         return _finish(figure)
 
 
@@ -185,7 +210,7 @@ def coverage_risk_curve(
 def reliability_diagram(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
     """Draw accuracy against confidence, one colour per model; dots are bins, their area the share of photos.
 
-    `tables`: name -> table of `bias_variance.reliability`. On the diagonal a model is as sure as it is right.
+    `tables`: name -> table of `calibration.reliability`. On the diagonal a model is as sure as it is right.
     """
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(4.8, 4.4))
@@ -196,7 +221,7 @@ def reliability_diagram(tables: dict[str, pd.DataFrame], title: str = "") -> Fig
             axis.scatter(table["confidence"], table["accuracy"], 20 + 300 * share, color=colour, alpha=0.6)
         lowest = min(float(table["low"].min()) for table in tables.values())
         axis.set(xlim=(lowest - 0.02, 1.02), ylim=(-0.04, 1.04), title=title)
-        axis.set(xlabel="confidence (probability of the named class)", ylabel="share of photos named rightly")
+        axis.set(xlabel="confidence (probability of the predicted class)", ylabel="share classified correctly")
         axis.legend(fontsize=8, loc="upper left")
         return _finish(figure)
 
@@ -204,7 +229,7 @@ def reliability_diagram(tables: dict[str, pd.DataFrame], title: str = "") -> Fig
 def decomposition_bars(decompositions: dict, title: str = "") -> Figure:
     """Draw the error of each recipe as bias and variance side by side: name -> `bias_variance.Decomposition`.
 
-    The line on the bias is its 95 % interval over groups; the dot is the error, which is the sum of the two.
+    The lines are 95 % intervals over groups of photos; the diamond is the error, which is the sum of the two.
     """
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(8, 1.2 + 0.65 * len(decompositions)))
@@ -212,13 +237,14 @@ def decomposition_bars(decompositions: dict, title: str = "") -> Figure:
             named = {"bias": BLUE, "variance": ORANGE} if row == 0 else {}
             axis.barh(row - 0.2, found.bias.estimate, 0.36, color=BLUE, label="bias" if named else None)
             axis.plot([found.bias.low, found.bias.high], [row - 0.2] * 2, color="black", linewidth=1.2)
-            axis.barh(row + 0.2, found.variance, 0.36, color=ORANGE, label="variance" if named else None)
+            axis.plot([found.variance.low, found.variance.high], [row + 0.2] * 2, color="black", linewidth=1.2)
+            axis.barh(row + 0.2, found.variance.estimate, 0.36, color=ORANGE, label="variance" if named else None)
             axis.plot(found.error, row, "D", color="black", markersize=5, label="error" if named else None)
         names = [f"{name} ({found.models} models)" for name, found in decompositions.items()]
         axis.set_yticks(range(len(names)), names)
         axis.axvline(0, color="black", linewidth=0.8)
         axis.invert_yaxis()
-        axis.set(xlabel="share of validation photos, bias with its 95 % interval", title=title)
+        axis.set(xlabel="share of validation photos, with 95 % intervals", title=title)
         axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
         return _finish(figure)
 

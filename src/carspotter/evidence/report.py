@@ -1,97 +1,42 @@
-"""The tables of a study's recorded runs, as printed by `python -m carspotter report`; README shows that of recipes."""
+"""The tables of a study's recorded runs, as `carspotter report` prints them and results/README.md shows them."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from carspotter.evidence.comparison import Interval, accuracy_interval, equivalence
-from carspotter.evidence.selection import best_epoch_optimism
+from carspotter.evidence.comparison import comparison_table
+from carspotter.evidence.results import compare_runs, results_of, training_accuracy
+from carspotter.evidence.selection import best_epoch_optimism, full_runs, recorded_recipes
 from carspotter.models.experiments import SERIES
 from carspotter.models.runs import Run, load_run, read_runs
 from carspotter.paths import Study
-from carspotter.photos.splitting import read_splits
 
-RECIPE = ["experiment", "framework", "epochs", "image_size", "dtype", "weights"]  # all that seeds have in common
-
-
-@dataclass(frozen=True)
-class Results:
-    """What runs named on the same validation photos, best epochs: arrays whose columns are photos, ordered by hash."""
-
-    labels: np.ndarray  # text (N,)
-    groups: np.ndarray  # text (N,)
-    predicted: np.ndarray  # text (runs, N)
-
-    @property
-    def correct(self) -> np.ndarray:
-        """Bool (runs, N)."""
-        return self.predicted == self.labels
-
-
-def results_of(study: Study, runs: Sequence[Run]) -> Results:
-    """Put the validation predictions of runs side by side; raises ValueError where their photos are not the same."""
-    tables = [correct_by_photo(study, run).sort_values("sha256", ignore_index=True) for run in runs]
-    for run, table in zip(runs, tables, strict=True):
-        if table["sha256"].tolist() != tables[0]["sha256"].tolist():
-            raise ValueError(f"{run.id} and {runs[0].id} were validated on different photos; compare runs of one split")
-    first = tables[0]
-    predicted = np.array([table["predicted"].to_numpy(str) for table in tables])
-    return Results(first["label"].to_numpy(str), first["group"].to_numpy(str), predicted)
-
-
-def epochs_of(study: Study, run: Run) -> Results:
-    """Put a run's own epochs side by side, as `results_of` does runs; raises FileNotFoundError for older runs."""
-    order = run.validation["sha256"].argsort(kind="stable")
-    named = np.array(run.class_names)[run.epoch_probabilities.argmax(axis=2)][:, order]
-    photos = correct_by_photo(study, run).sort_values("sha256")
-    return Results(photos["label"].to_numpy(str), photos["group"].to_numpy(str), named)
-
-
-def optimism(study: Study, run: Run) -> float | None:
-    """Give how much of the best epoch's validation accuracy is due to choosing it; None where it is not known."""
-    try:
-        results = epochs_of(study, run)
-    except FileNotFoundError:
-        return None
-    return best_epoch_optimism(results.correct, results.groups, resamples=300).optimism
-
-
-def training_accuracy(run: Run) -> float:
-    """Give the accuracy on the training photos as they are (at inference, best epoch); of older runs, as in training.
-
-    The latter has augmentation and dropout in it and is too low where these are used.
-    """
-    at_inference = run.row["best_inference_train_accuracy"]
-    return float(at_inference) if at_inference != "" else float(run.history["train_accuracy"].iloc[-1])
-
-
-def correct_by_photo(study: Study, run: Run) -> pd.DataFrame:
-    """Give one row per validation photo of a run: sha256, group, label, predicted, correct (best epoch)."""
-    table = run.validation.merge(read_splits(study)[["sha256", "group"]], on="sha256", validate="one_to_one")
-    # Photos that a later split excluded have no group there: each stands alone.
-    table["group"] = table["group"].where(table["group"] != "", table["sha256"])
-    predicted = table[run.class_names].idxmax(axis=1)
-    return table[["sha256", "group", "label"]].assign(predicted=predicted, correct=predicted == table["label"])
-
-
-def validation_interval(study: Study, run: Run) -> Interval:
-    """Give the validation accuracy of a run at its best epoch, with its group-bootstrap interval."""
-    table = correct_by_photo(study, run)
-    return accuracy_interval(table["correct"], table["group"])
+# What the series asks, fixed beforehand: a table of verdicts always shares its error among all its questions.
+STEPS = (
+    ("baseline_cnn", "augmentation"),
+    ("augmentation", "dropout"),
+    ("dropout", "batch_norm"),
+    ("batch_norm", "batch_norm_before_relu"),
+)
+RECIPES = (
+    ("vgg16_features", "vgg16_fine_tune"),
+    ("mobilenet_features", "mobilenet_fine_tune"),
+    ("baseline_cnn", "fast_recipe"),
+    ("fast_recipe", "mobilenet_features"),
+    ("fast_recipe_plain", "fast_recipe"),
+)
 
 
 def runs_report(study: Study) -> pd.DataFrame:
-    """Give one row per recorded run: accuracies with interval, gap, best and last epoch, minutes, device.
+    """Return one row per recorded run: accuracies with interval, gap, best and last epoch, minutes, device, commit.
 
-    Runs on a part of the training photos, as for learning curves, are left out. Training accuracy is that of
-    `training_accuracy`. "Best epoch" is chosen on validation and optimistic; how much is estimated where the run kept
-    its epochs' predictions. "gap" is training less the best epoch. Raises FileNotFoundError when nothing has been
-    recorded.
+    Runs on a part of the training photos, as for learning curves, are left out. Training accuracy and gap belong to the
+    last epochs, as the figure compared does; the best epoch is chosen on validation and optimistic, by about what
+    stands beside it. Raises FileNotFoundError when nothing has been recorded.
     """
     recorded = read_runs(study)
     recorded = recorded[recorded["train_on"] == ""]
@@ -100,8 +45,11 @@ def runs_report(study: Study) -> pd.DataFrame:
     rows = []
     for row in recorded.sort_values(["experiment", "framework", "seed"], kind="stable").itertuples():
         run = load_run(study, row.run)
-        last = run.history.iloc[-1]
-        trained, luck = training_accuracy(run), optimism(study, run)
+        trained, found, best = (
+            training_accuracy(run),
+            results_of(study, [run]).interval(),
+            best_epoch_optimism(study, run),
+        )
         rows.append(
             {
                 "experiment": row.experiment,
@@ -109,13 +57,13 @@ def runs_report(study: Study) -> pd.DataFrame:
                 "seed": row.seed,
                 "photos (train / validation)": f"{row.train_photos} / {row.validation_photos}",
                 "training": f"{trained:.3f}",
-                "validation, best epoch [95 %]": str(validation_interval(study, run)),
-                "of it optimism": "" if luck is None else f"{luck:.3f}",
-                "validation, last epoch": f"{last.validation_accuracy:.3f}",
-                "gap": f"{trained - row.best_validation_accuracy:+.3f}",
-                "best / last epoch": f"{row.best_epoch} / {int(last.epoch)}",
+                "validation, mean of the last five [95 %]": str(found),
+                "gap": f"{trained - found.estimate:+.3f}",
+                "best epoch (optimism)": f"{best.accuracy:.3f} ({best.optimism:.3f})",
+                "best / last epoch": f"{row.best_epoch} / {int(run.history['epoch'].iloc[-1])}",
                 "minutes": f"{row.seconds / 60:.1f}",
                 "device": row.device,
+                "commit": row.commit,
                 "quick": "quick" if row.quick else "",
             }
         )
@@ -123,31 +71,12 @@ def runs_report(study: Study) -> pd.DataFrame:
     return table if (table["quick"] != "").any() else table.drop(columns="quick")
 
 
-def full_runs(study: Study) -> pd.DataFrame:
-    """Give the rows of the newest recipe version that are neither quick ones nor on a part of the training photos.
-
-    Runs of an older version were trained otherwise under the same names: they are no seeds of these.
-    """
-    rows = read_runs(study)
-    rows = rows[(rows["quick"].astype(str) != "True") & (rows["train_on"] == "")]
-    versions = pd.to_numeric(rows["recipe_version"], errors="coerce").fillna(0)
-    return rows[versions == versions.max()]
-
-
-def recorded_recipes(study: Study) -> dict[tuple, list[Run]]:
-    """Give the full runs on the newest split by recipe, what RECIPE names: the seeds of each in their order."""
-    rows = full_runs(study)
-    newest = rows.sort_values("finished_time")["split_version"].iloc[-1:]
-    recipes = rows[rows["split_version"].isin(newest)].groupby(RECIPE, sort=False)
-    return {recipe: [load_run(study, run) for run in seeds.sort_values("seed")["run"]] for recipe, seeds in recipes}
-
-
 def recipes_report(study: Study) -> pd.DataFrame:
-    """Give one row per recipe of `recorded_recipes`, all its seeds together; none where only quick runs are recorded.
+    """Return one row per recipe of `recorded_recipes`, all its seeds together; none where only quick runs are recorded.
 
-    Validation accuracy is that of the best epochs, with an interval over seeds and groups of photos, and the mean of
-    the last five epochs, which were not chosen. ± is the standard deviation between seeds; one seed has none. Rows are
-    in the order of the series, those of an experiment from large images and long runs to small and short ones.
+    Validation accuracy is the mean of the last five epochs, with an interval over seeds and groups of photos; the best
+    epochs stand beside it. ± is the standard deviation between seeds; one seed has none. Rows are in the order of the
+    series, those of an experiment from large images and long runs to small and short ones.
     """
     places = {name: place for place, name in enumerate(SERIES)}
 
@@ -159,10 +88,8 @@ def recipes_report(study: Study) -> pd.DataFrame:
     recipes = recorded_recipes(study)
     for recipe in sorted(recipes, key=place_of):
         runs, (experiment, framework, epochs, image_size, dtype, *_) = recipes[recipe], recipe
-        results = results_of(study, runs)
-        interval = accuracy_interval(results.correct, results.groups)
+        interval = results_of(study, runs).interval()
         spread = "" if interval.seed_spread is None else f" ± {interval.seed_spread:.3f}"
-        last_five = [float(run.row["mean_last_five_validation_accuracy"]) for run in runs]
         found.append(
             {
                 "experiment": experiment,
@@ -172,45 +99,76 @@ def recipes_report(study: Study) -> pd.DataFrame:
                 "dtype": dtype,
                 "seeds": len(runs),
                 "training": f"{np.mean([training_accuracy(run) for run in runs]):.3f}",
-                "validation, best epoch [95 %]": f"{interval}{spread}",
-                "mean of the last five": f"{np.mean(last_five):.3f}",
+                "validation, mean of the last five [95 %]": f"{interval}{spread}",
+                "best epochs": f"{results_of(study, runs, 'best').correct.mean():.3f}",
                 "minutes a run": f"{np.mean([float(run.row['seconds']) for run in runs]) / 60:.1f}",
             }
         )
     return pd.DataFrame(found)
 
 
-def framework_verdicts(study: Study, experiment: str, margin: float = 0.03) -> pd.DataFrame:
-    """Compare an experiment's recorded full runs between frameworks: one row per pair that share seeds.
+def verdicts_report(study: Study, questions: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Return the verdict on each of the `questions` that recorded runs can answer: one row per pair of experiments.
 
-    Columns: frameworks, seeds, difference (second less first, with its 90 % interval), verdict on equality within
-    `margin`, in the words of `comparison.verdict`.
+    Both sides of a pair share framework, pixels, epochs and dtype where such runs exist, and the seeds; of several such
+    settings the one with three seeds, then most pixels and epochs is taken. Intervals are at 1 − .05/m for m questions.
+    """
+    recipes, rows = recorded_recipes(study), []
+    for first, second in questions:
+        sides = [[(key, runs) for key, runs in recipes.items() if key[0] == name] for name in (first, second)]
+        pairs = [(a, b) for a, b in itertools.product(*sides) if _seeds(a[1]) & _seeds(b[1])]
+        if pairs := [(a, b) for a, b in pairs if a[0][1:5] == b[0][1:5]] or pairs:
+            (key_a, a), (key_b, b) = max(pairs, key=lambda pair: _worth(*pair))
+            row = compare_runs(study, a, b, len(questions), (first, second)).row
+            setting = ", ".join(f"{k[1]} {k[3]} px {k[2]} epochs" for k in dict.fromkeys((key_a, key_b)))
+            rows.append({"comparison": row.pop("comparison"), "setting": _shared(setting)} | row)
+    return pd.DataFrame(rows)
+
+
+def framework_verdicts(study: Study, experiment: str) -> pd.DataFrame:
+    """Compare an experiment's recorded full runs between frameworks: one row of `comparison_table` per pair.
+
+    m is the number of pairs of frameworks. No rows where fewer than two frameworks share seeds.
     """
     rows = full_runs(study)
     rows = rows[rows["experiment"] == experiment]
-    found = []
-    options = ["epochs", "image_size", "dtype", "weights", "split_version"]
-    for _, alike in rows.groupby(options, sort=True):
-        for first, second in itertools.combinations(sorted(alike["framework"].unique()), 2):
-            sides = [alike[alike["framework"] == name].set_index("seed")["run"] for name in (first, second)]
-            seeds = sorted(set(sides[0].index) & set(sides[1].index))
-            if seeds:
-                runs = [load_run(study, side[seed]) for side in sides for seed in seeds]
-                results = results_of(study, runs)
-                a, b = results.correct[: len(seeds)], results.correct[len(seeds) :]
-                interval, words = equivalence(a, b, results.groups, margin)
-                found.append(
-                    {
-                        "frameworks": f"{first} → {second}",
-                        "seeds": len(seeds),
-                        "difference [90 %]": str(interval),
-                        "verdict": words,
-                    }
-                )
-    return pd.DataFrame(found, columns=["frameworks", "seeds", "difference [90 %]", "verdict"])
+    tables = []
+    for _, alike in rows.groupby(["epochs", "image_size", "dtype", "weights"], sort=True):
+        sides = {name: [load_run(study, run) for run in side["run"]] for name, side in alike.groupby("framework")}
+        pairs = [pair for pair in itertools.combinations(sides, 2) if _seeds(sides[pair[0]]) & _seeds(sides[pair[1]])]
+        found = [compare_runs(study, sides[a], sides[b], len(pairs), (a, b)) for a, b in pairs]
+        tables.append(comparison_table(found))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def write_report(study: Study) -> str:
+    """Write the study's tables to its report.md, and return them as Markdown."""
+    tables = {
+        "Recipes": recipes_report(study),
+        f"What each step adds, on this split (intervals at 1 − .05/{len(STEPS)})": verdicts_report(study, STEPS),
+        f"Other recipes, on this split (intervals at 1 − .05/{len(RECIPES)})": verdicts_report(study, RECIPES),
+        "Runs": runs_report(study),
+    }
+    text = "\n".join(f"## {title}\n\n{to_markdown(table)}" for title, table in tables.items() if len(table))
+    (study.folder / "report.md").write_text(text, encoding="utf-8")
+    return text
 
 
 def to_markdown(table: pd.DataFrame) -> str:
     """Write a table as Markdown, one line per row."""
     lines = [table.columns.tolist(), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def _seeds(runs: Sequence[Run]) -> set[int]:
+    return {int(run.row["seed"]) for run in runs}
+
+
+def _worth(a: tuple, b: tuple) -> tuple:
+    """Rank a pair of recipes: enough seeds for a claim first, then pixels and epochs, then seeds."""
+    shared = len(_seeds(a[1]) & _seeds(b[1]))
+    return shared >= 3, a[0][3] + b[0][3], a[0][2] + b[0][2], shared
+
+
+def _shared(setting: str) -> str:
+    return " and ".join(dict.fromkeys(setting.split(", ")))

@@ -1,4 +1,7 @@
-"""Choosing on validation without fooling oneself: one-standard-error rule, optimism of best epochs, grouped folds."""
+"""Choosing on validation without fooling oneself: which recorded runs count, which of them is chosen, and its optimism.
+
+This is the one rule by which a run is chosen: for the sealed test, for export and for the photo check.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
 
-from carspotter.evidence.comparison import group_means
+from carspotter.evidence.intervals import group_means
+from carspotter.evidence.results import results_of
+from carspotter.models.runs import Run, load_run, read_runs
+from carspotter.paths import Study
+
+RECIPE = ["experiment", "framework", "epochs", "image_size", "dtype", "weights"]  # all that seeds have in common
 
 
 @dataclass(frozen=True)
@@ -25,13 +32,66 @@ class BestEpoch:
         return self.accuracy - self.optimism
 
 
+def full_runs(study: Study, quick: bool = False) -> pd.DataFrame:
+    """Return the rows of the newest split and recipe version, without runs on a part of the training photos.
+
+    Runs of an older version were trained differently under the same names: they are no seeds of these. `quick` runs,
+    of a few photos, count only where asked for.
+    """
+    rows = read_runs(study)
+    rows = rows[((rows["quick"].astype(str) == "True") == quick) & (rows["train_on"] == "")]
+    versions = pd.to_numeric(rows["recipe_version"], errors="coerce").fillna(0)
+    rows = rows[versions == versions.max()]
+    return rows[rows["split_version"].isin(rows.sort_values("finished_time")["split_version"].iloc[-1:])]
+
+
+def recorded_recipes(study: Study, quick: bool = False) -> dict[tuple, list[Run]]:
+    """Return the runs of `full_runs` by recipe, what RECIPE names: the seeds of each in their order."""
+    recipes = full_runs(study, quick).groupby(RECIPE, sort=False)
+    return {recipe: [load_run(study, run) for run in seeds.sort_values("seed")["run"]] for recipe, seeds in recipes}
+
+
+def choose_run(study: Study, with_checkpoint: bool = False) -> tuple[Run, pd.DataFrame]:
+    """Choose on validation, by the one-standard-error rule with parameters as the cost; return run and table.
+
+    The run returned is the chosen recipe's first seed, not its luckiest. `with_checkpoint`: only among runs whose
+    checkpoint is on this machine, and among quick ones where there are no others. The table is that of
+    `one_standard_error_rule`. Raises FileNotFoundError where nothing is recorded that could be chosen.
+    """
+    for quick in (False, True) if with_checkpoint else (False,):
+        recipes = recorded_recipes(study, quick)
+        if with_checkpoint:
+            recipes = {key: [run for run in runs if has_checkpoint(run)] for key, runs in recipes.items()}
+        recipes = {key: runs for key, runs in recipes.items() if runs}
+        if recipes:
+            break
+    else:
+        what = "run with a checkpoint on this machine" if with_checkpoint else "full run"
+        raise FileNotFoundError(
+            f"{study.runs_table}: no {what} to choose among {len(read_runs(study))} recorded ones; train one: "
+            f"python -m carspotter train fast_recipe --study {study.name}"
+        )
+    correct, costs, first, groups = {}, {}, {}, None
+    for recipe, runs in sorted(recipes.items()):
+        name = ", ".join(str(part) for part in recipe if part != "")
+        found = results_of(study, runs)
+        correct[name], groups = found.correct, found.groups
+        costs[name], first[name] = float(runs[0].row["parameters"]), runs[0]
+    chosen, table = one_standard_error_rule(correct, groups, costs)
+    return first[chosen], table
+
+
+def has_checkpoint(run: Run) -> bool:
+    return any(run.folder.glob("checkpoint.*"))
+
+
 def one_standard_error_rule(
     correct: Mapping[str, np.ndarray], groups, costs: Mapping[str, float]
 ) -> tuple[str, pd.DataFrame]:
     """Choose the cheapest model whose validation accuracy lies within one standard error of the best one's.
 
     `correct`: model -> bool (N,), or (seeds, N), on the same validation photos; `groups`: (N,); `costs`: model -> any
-    cost (parameters, training seconds). Gives the name and a table, best first: model, accuracy, standard_error (over
+    cost (parameters, training seconds). Returns the name and a table, best first: model, accuracy, standard_error (over
     groups), cost, within (one standard error of the best). Raises ValueError where models and costs do not match.
 
     Method: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984, section 3.4.3.
@@ -41,8 +101,8 @@ def one_standard_error_rule(
     rows = []
     for model, values in correct.items():
         values = np.atleast_2d(np.asarray(values, float)).mean(axis=0, keepdims=True)
-        means, pulls, sizes = group_means(values, groups)
-        error = float(np.sqrt((pulls**2).sum() * len(sizes) / max(1, len(sizes) - 1)))
+        means, influences, sizes = group_means(values, groups)
+        error = float(np.sqrt((influences**2).sum() * len(sizes) / max(1, len(sizes) - 1)))
         rows.append({"model": model, "accuracy": means[0], "standard_error": error, "cost": costs[model]})
     # between equals the cheaper comes first, so that an expensive one cannot set the standard
     table = pd.DataFrame(rows).sort_values(["accuracy", "cost"], ascending=[False, True], kind="stable")
@@ -52,19 +112,24 @@ def one_standard_error_rule(
     return str(cheapest["model"]), table
 
 
-def best_epoch_optimism(correct, groups, resamples: int = 1_000, seed: int = 0) -> BestEpoch:
+def best_epoch_optimism(study: Study, run: Run, resamples: int = 300, seed: int = 0) -> BestEpoch:
     """Estimate how much too good the best epoch's validation accuracy is, for having been chosen on these photos.
 
-    `correct`: bool (epochs, N), results on the same validation photos; `groups`: (N,). In each resample of
-    groups the best epoch is chosen anew; the optimism is how much better it looks there than on the photos as they are.
-    Epochs count from 1, the first of equals is chosen.
+    In each resample of groups the best epoch is chosen anew; the optimism is how much better it looks there than on the
+    photos as they are. Epochs count from 1, the first of equals is chosen. Raises as `results_of` does.
 
     Method: bootstrap estimate of optimism, Efron 1983, "Estimating the error rate of a prediction rule".
     """
+    found = results_of(study, [run], "all")
+    return optimism_of_best((found.predicted[0] == found.labels).astype(float), found.groups, resamples, seed)
+
+
+def optimism_of_best(correct, groups, resamples: int = 300, seed: int = 0) -> BestEpoch:
+    """Estimate what `best_epoch_optimism` says from results bool (epochs, N) and groups (N,)."""
     correct = np.asarray(correct, float)
-    means, pulls, sizes = group_means(correct, groups)
-    count, photos = len(sizes), correct.shape[1]
-    sums = pulls * photos + means[:, None] * sizes
+    means, influences, sizes = group_means(correct, groups)
+    count = len(sizes)
+    sums = influences * correct.shape[1] + means[:, None] * sizes
     rng = np.random.default_rng(seed)
     optimism = 0.0
     for _ in range(resamples):
@@ -74,33 +139,3 @@ def best_epoch_optimism(correct, groups, resamples: int = 1_000, seed: int = 0) 
         optimism += (resampled[chosen] - means[chosen]) / resamples
     best = int(means.argmax())
     return BestEpoch(best + 1, float(means[best]), float(max(0.0, optimism)))
-
-
-def best_epoch_luck(history: pd.DataFrame, window: int = 5) -> float:
-    """Give the most that choosing the best epoch can have gained, from a history alone.
-
-    `history`: table with validation_accuracy by epoch. It is the best accuracy less the median of the `window` epochs
-    around it: the whole of the epoch's lead over its neighbours counts as luck. For runs that kept no predictions of
-    every epoch; `best_epoch_optimism` knows better.
-    """
-    accuracy = history["validation_accuracy"].to_numpy(float)
-    around = history["validation_accuracy"].rolling(window, center=True, min_periods=1).median().to_numpy()
-    best = int(accuracy.argmax())
-    return float(max(0.0, accuracy[best] - around[best]))
-
-
-def group_folds(labels, groups, folds: int = 5, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Give k folds for a set too small to split: a list of (training, validation) positions, int64.
-
-    `labels`, `groups`: (N,). No group is in both parts of a fold, every photo is in one validation part, classes are
-    spread as evenly as whole groups allow. Raises ValueError where a class has fewer groups than there are folds.
-
-    Method: scikit-learn's `StratifiedGroupKFold` (1.9 or newer: before, shuffling spoilt its balance).
-    """
-    labels, groups = np.asarray(labels), np.asarray(groups)
-    for label in np.unique(labels):
-        found = len(np.unique(groups[labels == label]))
-        if found < folds:
-            raise ValueError(f"class {label} has {found} groups, too few for {folds} folds; use {found} folds or fewer")
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    return list(splitter.split(np.zeros(len(labels)), labels, groups))

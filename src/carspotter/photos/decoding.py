@@ -327,6 +327,8 @@ def _decode_here(
             image = image.resize((square, square), Image.Resampling.BILINEAR)
     except (_Refusal, MemoryError):
         raise
+    except Image.UnidentifiedImageError:
+        raise _Refusal(f"cannot be decoded: its header is cut off or damaged; {_FETCH_AGAIN}, or {_RESAVE}") from None
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly everything there is
         raise _Refusal(f"cannot be decoded: {error}; {_FETCH_AGAIN}, or {_RESAVE}") from error
     return image, Facts(header.format, *size)
@@ -407,8 +409,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Scale grey pixels of more than 8 bits from their range to 0 … 255; Pillow would clip them.
 
-    A TIFF says its range by MaxSampleValue or by its bits per sample. Floating-point pixels within 0 … 1, 0 … 255 or
-    0 … 65535 are taken for such; other ranges are stretched from the smallest to the largest value.
+    A TIFF says its range by MaxSampleValue or by its bits per sample. Floating-point pixels within 0 … 1 or 0 … 255 are
+    taken for such; other ranges are stretched from the smallest to the largest value.
     """
     import numpy as np  # noqa: PLC0415 - few photos need it, and a child process starts quicker without
 
@@ -418,8 +420,8 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     if image.mode == "F" or high > 65535 or image.mode == "I" and grey.max(initial=0) > 65535:
         finite = grey[np.isfinite(grey)]
         low, high = (finite.min(), finite.max()) if finite.size else (0, 1)
-        if low >= 0 and high <= 65535:
-            low, high = 0, next(top for top in (1, 255, 65535) if high <= top)
+        if low >= 0 and high <= 255:
+            low, high = 0, 1 if high <= 1 else 255
     if (low, high) == (0, 65535) and image.mode != "F":
         eight = (np.clip(grey, 0, 65535) >> 8).astype(np.uint8)
     else:

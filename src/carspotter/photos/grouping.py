@@ -45,6 +45,16 @@ class Groups:
                     self._side[low] = sides.pop()
 
 
+def name_clusters(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return the cluster of every photo in `pairs` of hashes, named by the first digits of its lowest hash."""
+    groups = Groups()
+    paired = set()
+    for pair in pairs:
+        groups.join(pair)
+        paired.update(pair)
+    return {sha256: groups.root(sha256)[:12] for sha256 in paired}
+
+
 def pick_sizes(sizes: list[int], wanted: int, at_least: int = 0) -> list[int]:
     """Choose positions whose sizes add up to `wanted`, or as near as can be, taking early ones where possible.
 

@@ -2,20 +2,27 @@
 
 The labels of test and shifted photos lie in `data/sealed/<study>.csv`, and nothing after the split but this file reads
 them. That prevents accidents, not snooping: anyone can open a CSV file.
+
+Each line of the ledger carries the SHA-256 of the line before, so no line can be changed or dropped without breaking
+the chain, and the whole must continue every version of the file in git's history. It is never started anew: a test set
+drawn anew is a new study.
 """
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 
 from carspotter.paths import Study
+from carspotter.photos.splitting import split_version
 
 
 class SealedTestRefused(RuntimeError):
@@ -23,14 +30,22 @@ class SealedTestRefused(RuntimeError):
 
 
 def read_test_labels(
-    study: Study, run_id: str, reason: str, again: str | None = None, split: str = "test"
+    study: Study,
+    run_id: str,
+    predictions: pd.DataFrame,
+    reason: str,
+    again: str | None = None,
+    split: str = "test",
+    labels_known: pd.Series | None = None,
 ) -> tuple[pd.DataFrame, int]:
-    """Open the test labels (or those of the "shifted" photos) for one run; give the table and the look's number k.
+    """Return the test labels (or those of the "shifted" photos) for one run, and the number k of this evaluation.
 
-    The table has the columns sha256 and label, sorted by sha256. The look is in the ledger, on disk, before any label
-    is handed out; print the score with "look #k" and an interval at 1 − .05/k. Looks at test and shifted photos are
-    counted apart. Raises SealedTestRefused for an empty reason, for another run than the one looked at before unless
-    `again` says why, and for a ledger that does not continue the one in git's HEAD; FileNotFoundError without labels.
+    `predictions`: sha256 and predicted (class names), one row per photo of the set: what will be scored is written down
+    before any label is handed out. `labels_known`: curation's labels by sha256, see `find_label_faults`; with a fault
+    nothing is opened. The table has the columns sha256 and label, sorted by sha256. Print the score with an interval at
+    1 − .05/2^k; evaluations on test and shifted photos are counted apart. Raises SealedTestRefused for an empty reason,
+    for another run than the one evaluated before unless `again` says why, for predictions of other photos, for a test
+    set drawn anew, for faulty labels, and for a ledger that was changed; FileNotFoundError without labels.
     """
     if split not in ("test", "shifted"):
         raise ValueError(f"split {split!r} is not sealed; only test and shifted are")
@@ -38,21 +53,39 @@ def read_test_labels(
         raise SealedTestRefused(f"{study.name}: say why the test set is opened")
     if not study.sealed.exists():
         raise FileNotFoundError(f"{study.sealed}: no sealed labels; run `python -m carspotter split` first")
-    with open(study.sealed) as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # a second process looks after this one, and knows it
-        return _look(study, run_id, reason, again, split)
+    if faults := find_label_faults(study, labels_known):
+        raise SealedTestRefused(f"{study.sealed}: {'; '.join(faults)}; run `python -m carspotter split` first")
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(study.folder / ".ledger.lock"):  # a second process evaluates after this one, and knows it
+        return _evaluate(study, run_id, predictions, reason, again, split)
 
 
-def _look(study: Study, run_id: str, reason: str, again: str | None, split: str) -> tuple[pd.DataFrame, int]:
+def _evaluate(
+    study: Study, run_id: str, predictions: pd.DataFrame, reason: str, again: str | None, split: str
+) -> tuple[pd.DataFrame, int]:
+    lines = _read_lines(study)
+    check_history(study)
     looks = [look for look in read_ledger(study) if look["split"] == split]
     others = sorted({look["run"] for look in looks} - {run_id})
     if others and not (again or "").strip():
         raise SealedTestRefused(
             f"{study.name}: the {split} set was opened for {others[0]} already; choosing among models by their test "
-            f"scores is what the seal prevents. If {run_id} must be looked at all the same, say why with again="
+            f"scores is what the seal prevents. If {run_id} must be evaluated all the same, say why with again="
         )
     splits = pd.read_csv(study.splits, dtype=str, keep_default_na=False)
-    wanted = splits.loc[splits["split"] == split, "sha256"]
+    wanted = sorted(splits.loc[splits["split"] == split, "sha256"])
+    predictions = predictions[["sha256", "predicted"]].sort_values("sha256")
+    if predictions["sha256"].tolist() != wanted:
+        raise SealedTestRefused(
+            f"{study.name}: predictions of {len(predictions)} photos, but the {split} set has {len(wanted)}; predict "
+            f"each of its photos once, and no other"
+        )
+    photos = _digest(wanted)
+    if any(look.get("photos", photos) != photos for look in looks):
+        raise SealedTestRefused(
+            f"{study.test_ledger}: the {split} set is not the one evaluated before; photos drawn anew are a new study: "
+            f"split them with another --study, as in {study.name}_2"
+        )
     labels = pd.read_csv(study.sealed, dtype=str, keep_default_na=False)
     labels = labels[labels["sha256"].isin(wanted)].sort_values("sha256", ignore_index=True)
     if labels.empty or len(labels) < len(wanted):
@@ -63,12 +96,16 @@ def _look(study: Study, run_id: str, reason: str, again: str | None, split: str)
     look = {
         "run": run_id,
         "split": split,
+        "look": len(looks) + 1,
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "reason": reason,
-        "look": len(looks) + 1,
+        **({"again": again} if again else {}),
+        "split_version": split_version(study)[:12],
+        "photos": photos,
+        "commit": _git(study.folder, "rev-parse", "HEAD").strip(),
+        "predictions": _digest(predictions["sha256"] + " " + predictions["predicted"].astype(str)),
+        "previous": _digest(lines[-1:]),
     }
-    if again:
-        look["again"] = again
     with open(study.test_ledger, "a", encoding="utf-8") as ledger:
         ledger.write(json.dumps(look, ensure_ascii=False) + "\n")
         ledger.flush()
@@ -77,31 +114,86 @@ def _look(study: Study, run_id: str, reason: str, again: str | None, split: str)
 
 
 def read_ledger(study: Study) -> list[dict]:
-    """Give all looks so far, oldest first. Raises SealedTestRefused when the ledger does not continue git's HEAD."""
-    here = study.test_ledger.read_text(encoding="utf-8").splitlines() if study.test_ledger.exists() else []
-    committed = _committed_lines(study.test_ledger)
-    if here[: len(committed)] != committed:
-        raise SealedTestRefused(
-            f"{study.test_ledger}: {len(here)} lines do not continue the {len(committed)} in git's HEAD; looks cannot "
-            f"be taken back. Restore it with `git checkout HEAD -- {study.test_ledger.name}` in its folder"
-        )
-    try:
-        return [json.loads(line) for line in here]
-    except ValueError:
-        raise SealedTestRefused(f"{study.test_ledger}: a line is not JSON; mend it (each line is one look)") from None
+    """Return all evaluations so far, oldest first.
+
+    Raises SealedTestRefused where a line is not JSON or does not carry the hash of the line before. Lines written
+    before the chain was introduced have none; they can only come first.
+    """
+    lines, looks = _read_lines(study), []
+    for number, line in enumerate(lines):
+        try:
+            look = json.loads(line)
+        except ValueError:
+            raise SealedTestRefused(
+                f"{study.test_ledger}: line {number + 1} is not JSON; restore the file from git"
+            ) from None
+        before = _digest(lines[max(0, number - 1) : number])
+        chained = any("previous" in earlier for earlier in looks)
+        if look.get("previous", None if chained else before) != before:
+            raise SealedTestRefused(
+                f"{study.test_ledger}: line {number + 1} does not carry the hash of the line before it, so a line was "
+                f"changed or dropped; restore the file from git"
+            )
+        looks.append(look)
+    return looks
 
 
-def _committed_lines(ledger: Path) -> list[str]:
-    """Give the lines of the ledger in git's HEAD: none outside a repository, without git, before the first commit."""
-    folder = next((parent for parent in ledger.parents if parent.is_dir()), None)
-    try:
-        prefix = subprocess.run(
-            ["git", "-C", folder, "rev-parse", "--show-prefix"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        path = prefix + ledger.relative_to(folder).as_posix()
-        shown = subprocess.run(
-            ["git", "-C", folder, "show", f"HEAD:{path}"], capture_output=True, text=True, check=True, encoding="utf-8"
-        )
-    except (OSError, subprocess.CalledProcessError):
+def check_history(study: Study) -> None:
+    """Raise SealedTestRefused unless the ledger continues each version of it that any commit of this repository holds.
+
+    Outside a repository, without git and before the first commit there is nothing to continue.
+    """
+    here = _read_lines(study)
+    ledger = study.test_ledger
+    commits = _git(study.folder, "log", "--all", "--full-history", "--format=%H", "--", ledger.name).split()
+    for commit in commits:
+        then = _git(study.folder, "show", f"{commit}:./{ledger.name}").splitlines()
+        if here[: len(then)] != then:
+            raise SealedTestRefused(
+                f"{ledger}: its {len(here)} lines do not continue the {len(then)} of commit {commit[:12]}; evaluations "
+                f"cannot be taken back. Restore it (git checkout {commit[:12]} -- {ledger.name}), or split these "
+                f"photos as a new study, as in {study.name}_2"
+            )
+
+
+def find_label_faults(study: Study, labels_known: pd.Series | None = None) -> list[str]:
+    """Return what is wrong with the sealed labels, a sentence each, naming photos and numbers but never a label.
+
+    `labels_known`: curation's labels, indexed by sha256. A photo sealed twice, a label that is no class of the training
+    photos, and a label other than curation's are faults; photos that curation no longer lists are not compared.
+    """
+    if not study.sealed.exists():
         return []
-    return shown.stdout.splitlines()
+    sealed = pd.read_csv(study.sealed, dtype=str, keep_default_na=False)
+    splits = pd.read_csv(study.splits, dtype=str, keep_default_na=False)
+    classes = set(splits.loc[splits["split"] == "train", "label"])
+    found = {
+        "are sealed twice": sealed["sha256"].duplicated(),
+        "have a sealed label that is no class of this study": ~sealed["label"].isin(classes),
+    }
+    if labels_known is not None:
+        known = sealed["sha256"].map(labels_known[~labels_known.index.duplicated()])
+        found["have another sealed label than in curation.csv"] = known.notna() & (known != sealed["label"])
+    return [
+        f"{odd.sum()} photos {what}, {sealed['sha256'][odd].min()[:12]} first"
+        for what, odd in found.items()
+        if odd.any()
+    ]
+
+
+def _read_lines(study: Study) -> list[str]:
+    return study.test_ledger.read_text(encoding="utf-8").splitlines() if study.test_ledger.exists() else []
+
+
+def _digest(lines: Iterable[str]) -> str:
+    """Return the SHA-256 of lines, each ended by a newline; that of no lines is the chain's beginning."""
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """Return what git prints in `folder`; "" outside a repository, without git and where git refuses."""
+    try:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,6 +1,7 @@
 """Stratified, grouped, deterministic split and its invariants.
 
-A group is what must stay on one side: photos joined by a listing or by a cluster of duplicates. The split is a
+A group is what must stay on one side: photos joined by a listing or by a car, as `duplicates` tells it from pixels. The
+split is a
 function of the photos and of the previous split alone: photos are ordered by hashes, never by files or chance.
 """
 
@@ -9,21 +10,21 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from carspotter.paths import Study
-from carspotter.photos.fingerprints import find_duplicates, measure_photos
 from carspotter.photos.grouping import Groups, pick_sizes
-from carspotter.photos.table import kind_of, read_curation, read_forgotten, read_photos
+from carspotter.photos.table import kind_of, read_curation, read_forgotten, read_photos, read_withdrawn
 
 SHARES = {"test": 0.2, "validation": 0.2}  # in the order they are filled; training takes the rest
 STUDIED = ("train", "validation", "test")
 SEALED = ("test", "shifted")
 COLUMNS = ["sha256", "label", "group", "split"]
+FEW, UNBALANCED = 5, 10  # photos of a class on a side, and how often the smallest fits into the largest class
 
 
 def split_photos(
@@ -34,6 +35,7 @@ def split_photos(
     shifted_sites: Iterable[str] = (),
     forgotten: Iterable[str] = (),
     freeze_test: bool = False,
+    keep_crossings: bool = False,
 ) -> pd.DataFrame:
     """Split the kept photos 60/20/20: sha256, label, group, split, sorted by sha256; no label is blank here.
 
@@ -41,27 +43,30 @@ def split_photos(
     to all labels. split is train, validation, test, shifted (photos of `shifted_sites` alone) or excluded. Photos of
     `previous` keep their side, or become excluded when curation now rejects them or they were forgotten; with
     `freeze_test`, test photos stay whatever curation now says. A new photo joins the side of its group, and is excluded
-    if that would link two sides. Raises ValueError for a class without photos or with too few groups, for other classes
-    than before, for an unknown site, and for photos of `previous` that are missing.
+    if that would link two sides; so is a photo of `previous` whose listing or car lies, by most of its photos, on
+    another side, but with `keep_crossings`. Raises ValueError for a class without photos or with too few groups, for
+    other classes than before, for an unknown site, and for photos of `previous` that are missing.
     """
     previous = pd.DataFrame(columns=COLUMNS) if previous is None else previous
     table = photos[["sha256", "listings", "sites"]].merge(curation.drop(columns="score"), on="sha256")
     table = table.sort_values("sha256").set_index("sha256", drop=False)
     lost = set(previous["sha256"]) - set(table.index) - set(forgotten)
     if lost:
+        if len(lost) == len(previous):
+            raise ValueError("this study is a split of other photos, none of which is here; take another --study")
         raise ValueError(
             f"{len(lost)} photos of the previous split are not here, {min(lost)[:12]} first; scrape or import them "
             f"again and curate, or use another --study"
         )
     classes = _choose_classes(table, classes, previous)
     table["keys"] = [
-        (*listings, *([f"cluster:{cluster}"] if cluster else ()))
-        for listings, cluster in zip(table["listings"], table["duplicate_cluster"], strict=True)
+        (*listings, *([f"car:{car}"] if car else ()))
+        for listings, car in zip(table["listings"], table["car"], strict=True)
     ]
     table["usable"] = (table["verdict"] == "keep") & table["label"].isin(classes)
 
     groups = Groups()
-    split, label = _keep_sides(groups, table, previous, classes, freeze_test)
+    split, label = _keep_sides(groups, table, previous, classes, freeze_test, keep_crossings)
     settled = set(table.loc[[sha for sha, side in split.items() if side != "excluded"], "duplicate_cluster"]) - {""}
     # A surplus duplicate takes no part, but shows that its listing and that of the kept copy offer the same car.
     copies = (table["reason"].map(kind_of) == "duplicate") | (table["reason"] == "reviewed: duplicate")
@@ -104,30 +109,69 @@ def split_photos(
     return result
 
 
-def split_study(study: Study, classes: Iterable[str] | None = None, shifted_sites: Iterable[str] = ()) -> pd.DataFrame:
+def split_study(
+    study: Study, classes: Iterable[str] | None = None, shifted_sites: Iterable[str] = (), keep_crossings: bool = False
+) -> NewSplit:
     """Split the study's photos and write `splits.csv`, with the labels of test and shifted rows sealed apart.
 
-    Gives the counts of photos, label by split. Test photos are frozen once the study has runs. Raises as `split_photos`
-    does, and ValueError when photos were added after the last curation.
+    Test photos are frozen once the study has runs. Raises as `split_photos` does, and ValueError when photos were added
+    after the last curation.
     """
     photos, curation = read_photos(study.data), read_curation(study)
     uncurated = set(photos["sha256"]) - set(curation["sha256"])
     if uncurated:
         raise ValueError(f"{study.curation}: {len(uncurated)} photos are not curated yet; run `curate` first")
-    splits = split_photos(
-        photos,
-        curation,
-        classes,
-        _read_previous(study),
-        shifted_sites,
-        forgotten=read_forgotten(study.data),
-        freeze_test=study.runs_table.exists(),
-    )
+    try:
+        splits = split_photos(
+            photos,
+            curation,
+            classes,
+            _read_previous(study),
+            shifted_sites,
+            forgotten=read_forgotten(study.data) | read_withdrawn(study.data),
+            freeze_test=study.runs_table.exists(),
+            keep_crossings=keep_crossings,
+        )
+    except ValueError as error:
+        raise ValueError(f"{study.folder}: {error}") from None
     # The labels first: a kill between the two writes leaves the old split, whose labels are all still here.
     _write_csv(study.sealed, splits.loc[splits["split"].isin(SEALED), ["sha256", "label"]])
     open_rows = splits["split"].isin(("train", "validation"))
     _write_csv(study.splits, splits.assign(label=splits["label"].where(open_rows, "")))
-    return pd.crosstab(splits["label"], splits["split"])
+    checksum_file(study).write_text(checksum(study), encoding="utf-8")
+    return NewSplit(pd.crosstab(splits["label"], splits["split"]), tuple(_question(splits)))
+
+
+def checksum_file(study: Study) -> Path:
+    """Return the file beside `splits.csv` by which a change of it by hand is noticed, as `sha256sum` writes it."""
+    return study.splits.with_suffix(".sha256")
+
+
+def checksum(study: Study) -> str:
+    content = study.splits.read_bytes().replace(b"\r\n", b"\n")  # git may have turned the line ends
+    return f"{hashlib.sha256(content).hexdigest()}  {study.splits.name}\n"
+
+
+def _question(splits: pd.DataFrame) -> Iterator[str]:
+    """Yield what looks odd about a split: shares off 20 %, classes of few photos or far fewer than another."""
+    studied = splits[splits["split"].isin(STUDIED)]
+    counts = pd.crosstab(studied["label"], studied["split"]).reindex(columns=list(STUDIED), fill_value=0)
+    for name, row in counts.iterrows():
+        for side, share in SHARES.items():
+            if row[side] != round(share * row.sum()):
+                largest = studied[studied["label"] == name].groupby("group").size().max()
+                yield (
+                    f"{side} holds {row[side]} of {row.sum()} photos of {name}, not {round(share * row.sum())}: its "
+                    f"groups, the largest of {largest} photos, do not add up to that"
+                )
+        if row.min() < FEW:
+            yield f"{name} has {row.min()} photos in {row.idxmin()}: too few to measure anything; collect more cars"
+    total = counts.sum(axis=1)
+    if total.max() > UNBALANCED * total.min():
+        yield (
+            f"{total.idxmax()} has {total.max()} photos and {total.idxmin()} {total.min()}: a model that always says "
+            f"{total.idxmax()} is right in {total.max() / total.sum():.0%}; look at each class, or collect more"
+        )
 
 
 def read_splits(study: Study) -> pd.DataFrame:
@@ -137,11 +181,17 @@ def read_splits(study: Study) -> pd.DataFrame:
     """
     if not study.splits.exists():
         raise FileNotFoundError(f"{study.splits}: no split yet; run `python -m carspotter split --study {study.name}`")
-    return pd.read_csv(study.splits, dtype=str, keep_default_na=False)
+    splits = pd.read_csv(study.splits, dtype=str, keep_default_na=False)
+    if list(splits.columns) != COLUMNS:
+        raise ValueError(
+            f"{study.splits}: needs the columns {', '.join(COLUMNS)}, has {', '.join(splits.columns)}; save it with "
+            f"commas, or restore it from git"
+        )
+    return splits
 
 
 def split_version(study: Study) -> str:
-    """Give the split's version: the SHA-256 of `splits.csv` without its rows of shifted and excluded photos.
+    """Return the split's version: the SHA-256 of `splits.csv` without its rows of shifted and excluded photos.
 
     So a second site can be set apart, or set apart anew, after the models are trained: no run has seen its photos.
     """
@@ -151,74 +201,14 @@ def split_version(study: Study) -> str:
 
 
 @dataclass(frozen=True)
-class SplitReport:
-    """What `verify_split` found: photos by label and split, and the problems, none of them if all is well."""
+class NewSplit:
+    """What `split_study` wrote: photos by label and split, and sentences about what looks odd."""
 
-    version: str
     counts: pd.DataFrame
-    groups: int
-    pairs: int
-    problems: tuple[str, ...]
-
-    @property
-    def ok(self) -> bool:
-        return not self.problems
+    notes: tuple[str, ...]
 
     def __str__(self) -> str:
-        lines = [f"split {self.version[:12]}: {self.groups} groups", self.counts.to_string()]
-        if self.ok:
-            lines.append(f"no group, no listing and none of {self.pairs} near-duplicate pairs crosses two sides")
-        return "\n".join(lines + [f"PROBLEM {problem}" for problem in self.problems])
-
-
-def verify_split(study: Study, show_progress: bool = True) -> SplitReport:
-    """Prove that nothing crosses the sides of a written split; near-duplicates are searched anew in the photos' pixels.
-
-    Also checks that the sealed file covers exactly the test and shifted photos, that no sealed label is in
-    `splits.csv`, and that the labels are those of the curation. Raises FileNotFoundError when there is no split.
-    """
-    splits = read_splits(study)
-    photos = read_photos(study.data).set_index("sha256", drop=False)
-    problems = []
-    if splits["sha256"].duplicated().any():
-        problems.append(f"{splits['sha256'].duplicated().sum()} photos are listed twice")
-    active = splits[splits["split"] != "excluded"].drop_duplicates("sha256")
-    unknown = set(active["split"]) - {*STUDIED, "shifted"}
-    if unknown:
-        problems.append(f"unknown splits: {', '.join(sorted(unknown))}")
-    missing = set(active["sha256"]) - set(photos.index)
-    if missing:
-        problems.append(f"{len(missing)} photos of the split are not here, {min(missing)[:12]} first")
-    active = active[~active["sha256"].isin(missing)]
-
-    side = active.set_index("sha256")["split"]
-    problems += _find_crossings("group", [(row.group, row.split) for row in active.itertuples()])
-    listed = [(listing, side[sha]) for sha in side.index for listing in photos.at[sha, "listings"]]
-    problems += _find_crossings("listing", listed)
-    rows = photos.loc[side.index].reset_index(drop=True)
-    fingerprints, unreadable = measure_photos(study.data, rows, show_progress)
-    problems += [f"{sha[:12]} is unreadable: {reason}" for sha, reason in unreadable.items()]
-    pairs = find_duplicates(fingerprints, show_progress)
-    names = [sha.decode() for sha in fingerprints["sha256"]]
-    for first, second in ((names[pair.first], names[pair.second]) for pair in pairs.itertuples()):
-        if side[first] != side[second]:
-            problems.append(f"near-duplicates {first[:12]} ({side[first]}) and {second[:12]} ({side[second]}) cross")
-
-    hidden = active["split"].isin(SEALED)
-    if (active.loc[hidden, "label"] != "").any():
-        problems.append(f"{(active.loc[hidden, 'label'] != '').sum()} sealed labels stand open in splits.csv")
-    # Only the hashes: the labels themselves stay shut.
-    sealed = set(pd.read_csv(study.sealed, usecols=["sha256"])["sha256"]) if study.sealed.exists() else set()
-    if sealed != set(active.loc[hidden, "sha256"]):
-        odd = len(sealed ^ set(active.loc[hidden, "sha256"]))
-        problems.append(f"{study.sealed.name} in data/sealed differs from the sealed rows in {odd} photos; split again")
-    curated = read_curation(study).set_index("sha256")["label"]
-    relabelled = [sha for sha, label in zip(active["sha256"], active["label"], strict=True) if label]
-    relabelled = [sha for sha in relabelled if curated.get(sha) != active.set_index("sha256").at[sha, "label"]]
-    if relabelled:
-        problems.append(f"{len(relabelled)} labels differ from curation.csv, {relabelled[0][:12]} first; split again")
-    counts = pd.crosstab(splits["label"].replace("", "(sealed or none)"), splits["split"])
-    return SplitReport(split_version(study), counts, active["group"].nunique(), len(pairs), tuple(problems))
+        return "\n".join([self.counts.to_string(), *(f"NOTE {note}" for note in self.notes)])
 
 
 def _choose_classes(table: pd.DataFrame, classes: Iterable[str] | None, previous: pd.DataFrame) -> list[str]:
@@ -240,24 +230,30 @@ def _choose_classes(table: pd.DataFrame, classes: Iterable[str] | None, previous
 
 
 def _keep_sides(
-    groups: Groups, table: pd.DataFrame, previous: pd.DataFrame, classes: list[str], freeze_test: bool
+    groups: Groups,
+    table: pd.DataFrame,
+    previous: pd.DataFrame,
+    classes: list[str],
+    freeze_test: bool,
+    keep_crossings: bool,
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Give the photos of the previous split their sides, or exclude those that may no longer take part."""
-    # An old photo may turn up again in a listing of another side. The side of a listing is that of most of its photos.
+    """Return the photos of the previous split their sides, or exclude those that may no longer take part."""
+    # An old photo may turn up again in a listing of another side, or in a car that is known by now. The side of a
+    # listing or car is that of most of its photos.
     sides = defaultdict(Counter)
     for was in previous[(previous["split"] != "excluded") & previous["sha256"].isin(table.index)].itertuples():
-        for listing in table.at[was.sha256, "listings"]:
-            sides[listing][was.split] += 1
+        for key in table.at[was.sha256, "listings" if keep_crossings else "keys"]:
+            sides[key][was.split] += 1
     home = {
-        listing: max(on, key=lambda side: (freeze_test and side in SEALED, on[side], (*STUDIED, "shifted").index(side)))
-        for listing, on in sides.items()
+        key: max(on, key=lambda side: (freeze_test and side in SEALED, on[side], (*STUDIED, "shifted").index(side)))
+        for key, on in sides.items()
     }
 
     split, label = {}, {}
     for was in previous.sort_values("sha256").itertuples():
         now = table.loc[was.sha256] if was.sha256 in table.index else None
         stays = was.split != "excluded" and now is not None
-        stays = stays and all(home[listing] == was.split for listing in now["listings"])
+        stays = stays and all(home.get(key, was.split) == was.split for key in now["keys"])
         frozen = freeze_test and was.split in SEALED
         if stays and not frozen:
             # A larger copy of the same shot that came later does not push the older one out.
@@ -346,13 +342,6 @@ def _check_sides(splits: pd.DataFrame, classes: list[str]) -> None:
                 f"largest of {sizes.max() if len(sizes) else 0}; photos of one listing or near-duplicates stay "
                 f"together, so collect photos of more cars (three groups at the very least)"
             )
-
-
-def _find_crossings(what: str, memberships: list[tuple[str, str]]) -> list[str]:
-    sides = defaultdict(set)
-    for name, side in memberships:
-        sides[name].add(side)
-    return [f"{what} {name!r} lies in {' and '.join(sorted(on))}" for name, on in sorted(sides.items()) if len(on) > 1]
 
 
 def _read_previous(study: Study) -> pd.DataFrame | None:

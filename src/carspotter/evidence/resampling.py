@@ -1,7 +1,7 @@
-"""Other training sets from the same photos: smaller, resampled, mislabelled, uncurated.
+"""Other training and validation sets from the same photos: smaller, resampled, split again, mislabelled, uncurated.
 
-Samples are lists of hashes for `load_or_train(train_on=…)`. Other labels need another split file, and so a study of
-their own, with the same validation photos and without sealed ones.
+A sample is a list of hashes for `training_subset`. A new split is a table as `read_splits` returns it, for a study of
+its own (`derive_study`); the sealed photos take part in none of them.
 """
 
 from __future__ import annotations
@@ -10,13 +10,80 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy import stats
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
+from carspotter.evidence.intervals import Interval
 from carspotter.evidence.learning_curves import nested_group_subsets
 from carspotter.paths import Study
 
 
+def group_folds(splits: pd.DataFrame, folds: int = 5, seed: int = 0, by_group: bool = True) -> list[pd.DataFrame]:
+    """Return k splits of the training and validation photos, each photo once in validation, no group on both sides.
+
+    Without `by_group` the photos are dealt out one by one: the leaky split that flatters a model. Raises ValueError
+    where a class has fewer groups than there are folds. Method: scikit-learn's `StratifiedGroupKFold` (1.9 or newer:
+    before, shuffling spoilt its balance).
+    """
+    photos = splits[splits["split"].isin(["train", "validation"])].sort_values("sha256", ignore_index=True)
+    for label, members in photos.groupby("label"):
+        found = members["group"].nunique() if by_group else len(members)
+        if found < folds:
+            raise ValueError(f"class {label} has {found} groups, too few for {folds} folds; use {found} folds or fewer")
+    if by_group:
+        parts = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        parts = parts.split(photos, photos["label"], photos["group"])
+    else:
+        parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(photos, photos["label"])
+    return [photos.assign(split=np.where(photos.index.isin(held), "validation", "train")) for _, held in parts]
+
+
+def resplits(splits: pd.DataFrame, count: int = 10, by_group: bool = True) -> list[pd.DataFrame]:
+    """Return `count` independent splits of the training and validation photos, with as many in validation as now.
+
+    Splits with the same place in the list for `by_group` True and False make a pair: what the second scores more than
+    the first is the inflation of a leaky split (`over_splits` of the differences).
+    """
+    open_rows = splits["split"].isin(["train", "validation"])
+    folds = max(2, round(open_rows.sum() / (splits["split"] == "validation").sum()))
+    return [group_folds(splits, folds, seed, by_group)[0] for seed in range(count)]
+
+
+def out_of_bootstrap(splits: pd.DataFrame, seed: int = 0) -> tuple[pd.DataFrame, list[str]]:
+    """Return a split and its training sample: groups drawn with replacement to train on, the others for validation.
+
+    About 37 % of the groups are never drawn. Photos drawn twice are listed twice in the sample. Method: Bouthillier et
+    al. 2021, "Accounting for variance in machine learning benchmarks".
+    """
+    whole = splits[splits["split"].isin(["train", "validation"])].assign(split="train")
+    sample = bootstrap_sample(whole, seed)
+    return whole.assign(split=np.where(whole["sha256"].isin(sample), "train", "validation")), sample
+
+
+def over_splits(values: Sequence[float], validation_share: float, level: float = 0.95) -> Interval:
+    """Return the mean of one figure per split (an accuracy, or a paired difference), with its interval over splits.
+
+    `validation_share`: of the photos that are split, 0 … 1. Splits overlap in their training photos, so they are not
+    independent. Method: corrected resampled t test, Nadeau and Bengio 2003, variance × (1/J + validation / training).
+    """
+    values = np.asarray(values, float)
+    if values.ndim != 1 or len(values) < 3 or not 0 < validation_share < 1:
+        raise ValueError(f"need figures of three or more splits and a share in 0 … 1, found {values.shape}")
+    spread = float(values.std(ddof=1))
+    half = stats.t.ppf(0.5 + level / 2, len(values) - 1) * spread
+    half *= np.sqrt(1 / len(values) + validation_share / (1 - validation_share))
+    mean = float(values.mean())
+    return Interval(mean, mean - half, mean + half, 0, 0, level, len(values), spread)
+
+
+def halves(groups, seed: int = 0) -> np.ndarray:
+    """Return which photos are in the first half of the groups, bool (N,): one half chooses, the other certifies."""
+    names, index = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+    return (np.random.default_rng(seed).permutation(len(names)) < len(names) / 2)[index]
+
+
 def log_spaced_sizes(largest: int, count: int = 5, factor: float = 2.0) -> list[int]:
-    """Give `count` training sizes, each `factor` times the one before, up to `largest`; at least 8 photos each."""
+    """Return `count` training sizes, each `factor` times the one before, up to `largest`; at least 8 photos each."""
     sizes = (round(largest / factor**step) for step in reversed(range(count)))
     return sorted({max(8, size) for size in sizes if size <= largest})
 
@@ -50,7 +117,7 @@ def bootstrap_sample(splits: pd.DataFrame, seed: int = 0, share: float = 1.0) ->
 
 
 def mislabel(splits: pd.DataFrame, share: float, seed: int = 0) -> pd.DataFrame:
-    """Give the split with about `share` (0 … 1) of the training photos under another class's name, group by group.
+    """Return the split with about `share` (0 … 1) of the training photos under another class, group by group.
 
     A wrong label comes with a whole listing, which claims to be what it is not. Groups are taken in a random order that
     is the same for all shares, so that larger shares hold the smaller ones. Raises ValueError for one class.
@@ -73,7 +140,7 @@ def mislabel(splits: pd.DataFrame, share: float, seed: int = 0) -> pd.DataFrame:
 
 
 def mix_in(splits: pd.DataFrame, rejects: pd.DataFrame, share: float, seed: int = 0) -> pd.DataFrame:
-    """Give the split with `share` of the training photos replaced by rejected ones, under the names they came with.
+    """Return the split with `share` of the training photos replaced by rejected ones, under the names they came with.
 
     `rejects`: sha256 and label (what the site claimed), of photos that curation threw out. The number of training
     photos stays the same, so that curated and uncurated are compared at one size. Raises ValueError where there are

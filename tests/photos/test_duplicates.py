@@ -7,9 +7,10 @@ import pytest
 from generated_photos import encode, scene
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
-from carspotter.photos import fingerprints
+from carspotter.photos import duplicates
 from carspotter.photos.alignment import CLOSE_SIDE
-from carspotter.photos.fingerprints import find_candidates, find_duplicates, hash_windows, mirror_hashes
+from carspotter.photos.duplicates import compare_all, find_candidates, find_duplicates, hash_windows, mirror_hashes
+from carspotter.photos.fingerprints import FINGERPRINT
 
 SIZE = (320, 240)
 
@@ -45,7 +46,7 @@ COPIES = {
 
 def grey(images):
     small = [image.convert("L").resize((64, 64), Image.Resampling.BILINEAR) for image in images]
-    table = np.zeros(len(small), dtype=fingerprints.FINGERPRINT)
+    table = np.zeros(len(small), dtype=FINGERPRINT)
     table["grey"] = [np.asarray(image) for image in small]
     return table
 
@@ -82,7 +83,7 @@ def test_photos_that_are_alike_only_from_afar_are_no_copies():
     details = [pixels(scene(seed, SIZE)) - pixels(scene(seed, SIZE).filter(afar)) for seed in range(20, 32)]
     photos = grey([Image.fromarray(np.clip(layout + detail, 0, 255).astype(np.uint8)) for detail in details])
     whole = hash_windows(photos["grey"])[:, 0]
-    assert np.bitwise_count(whole[0] ^ whole[1:]).sum(axis=1).min() < fingerprints.HASH_DISTANCE
+    assert np.bitwise_count(whole[0] ^ whole[1:]).sum(axis=1).min() < duplicates.HASH_DISTANCE
     assert find_duplicates(photos, show_progress=False).empty
 
 
@@ -103,11 +104,13 @@ def test_a_closer_look_tells_photos_apart_that_the_small_copies_do_not():
 
     def found(**options):
         pairs = find_duplicates(grey(photos), show_progress=False, **options)
-        return {tuple(sorted(pair)) for pair in zip(pairs["first"], pairs["second"], strict=True)}
+        names = [tuple(sorted(pair)) for pair in zip(pairs["first"], pairs["second"], strict=True)]
+        return dict(zip(names, pairs["copy"], strict=True))
 
-    assert (0, 1) in found()
-    assert found(open_large=lambda row: large(photos[row])) >= {(0, 2), (0, 3), (0, 4)}
-    assert (0, 1) not in found(open_large=lambda row: large(photos[row]))
+    assert found()[0, 1]
+    closely = found(open_large=lambda row: large(photos[row]))
+    assert closely[0, 2] and closely[0, 3] and closely[0, 4]
+    assert not closely[0, 1], "alike, and so on one side of a split, but no copy"
 
 
 def test_flat_pictures_are_not_copies_of_each_other():
@@ -156,8 +159,10 @@ def test_the_tables_find_what_a_search_through_all_pairs_finds():
     for row in range(500):
         for windows in (hashes[row], mirror_hashes(hashes[row])):
             apart = np.bitwise_count(windows[:, None] ^ hashes[None, :, 0])
-            near = (apart.sum(axis=2) <= fingerprints.HASH_DISTANCE) & (apart[..., 0] <= fingerprints.LOW_DISTANCE)
+            near = (apart.sum(axis=2) <= duplicates.HASH_DISTANCE) & (apart[..., 0] <= duplicates.LOW_DISTANCE)
             true |= {tuple(sorted((row, int(other)))) for other in np.flatnonzero(near.any(axis=0)) if other != row}
+    exact = compare_all(hashes, show_progress=False)
+    assert {tuple(sorted(pair)) for pair in zip(exact["whole"].tolist(), exact["cut"].tolist(), strict=True)} >= true
     assert len(true) >= 90
     assert len(found & true) >= 0.97 * len(true), f"{len(found & true)} of {len(true)}"
 

@@ -4,13 +4,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from carspotter.evidence.training_sets import (
+from carspotter.evidence.resampling import (
     bootstrap_sample,
     derive_study,
+    group_folds,
+    halves,
     log_spaced_sizes,
     mislabel,
     mix_in,
     nested_samples,
+    out_of_bootstrap,
+    over_splits,
+    resplits,
 )
 from carspotter.paths import Study
 from carspotter.photos.splitting import read_splits, split_version
@@ -113,3 +118,70 @@ def test_a_derived_study_has_a_version_of_its_own_and_nothing_sealed(splits, tmp
 def test_one_class_cannot_be_mislabelled(splits):
     with pytest.raises(ValueError, match="class swift alone"):
         mislabel(splits[splits["label"] == "swift"], 0.1)
+
+
+def sides_of(splits):
+    return {side: set(splits.loc[splits["split"] == side, "sha256"]) for side in ("train", "validation")}
+
+
+def test_folds_by_group_use_each_photo_once_and_leave_the_sealed_ones_alone(splits):
+    folds = group_folds(splits, 5, seed=2)
+    held = [sides_of(fold)["validation"] for fold in folds]
+    assert sum(map(len, held)) == len(set().union(*held)) == 192
+    for fold in folds:
+        assert set(fold["split"]) == {"train", "validation"}
+        assert fold.groupby("group")["split"].nunique().eq(1).all(), "a group lies on both sides"
+        validation = fold[fold["split"] == "validation"]
+        assert (validation["label"] == "swift").mean() == pytest.approx((fold["label"] == "swift").mean(), abs=0.16)
+    with pytest.raises(ValueError, match="class swift has 20 groups, too few for 21 folds"):
+        group_folds(splits, 21)
+
+
+def test_a_leaky_split_tears_groups_apart_and_a_grouped_one_does_not(splits):
+    for by_group in (True, False):
+        made = resplits(splits, 10, by_group)
+        assert len({frozenset(sides_of(one)["validation"]) for one in made}) == 10
+        for one in made:
+            assert one.groupby("group")["split"].nunique().eq(1).all() == by_group
+            # 50 of 192 photos are in validation now; the nearest whole fold is a quarter
+            assert 40 <= len(sides_of(one)["validation"]) <= 56
+
+
+def test_out_of_bootstrap_validation_has_no_group_of_the_training_sample(splits):
+    split, sample = out_of_bootstrap(splits, seed=4)
+    sides = sides_of(split)
+    assert set(sample) == sides["train"] and len(sample) > len(set(sample))
+    assert not set(groups_of(splits, sample)) & set(groups_of(splits, sorted(sides["validation"])))
+    assert 0.2 < len(sides["validation"]) / 192 < 0.55
+
+
+@pytest.mark.slow
+def test_the_interval_over_splits_covers_what_a_plain_t_interval_does_not():
+    rng, covered, plain = np.random.default_rng(0), 0, 0
+    truth, photos, count = 0.85, 600, 10
+    for _ in range(200):
+        # a nearest-mean rule on one feature: training sets overlap, as resplits do
+        labels = rng.integers(2, size=photos)
+        feature = rng.normal(labels * 2.0729, 1)  # the best rule is right with .85
+        scores = []
+        for split in range(count):
+            held = np.random.default_rng(split).permutation(photos) < 120
+            cut = np.mean([feature[~held & (labels == k)].mean() for k in (0, 1)])
+            scores.append(np.mean((feature[held] > cut) == labels[held]))
+        found = over_splits(scores, 0.2)
+        covered += found.low <= truth <= found.high
+        half = 2.262 * np.std(scores, ddof=1) / np.sqrt(count)
+        plain += abs(np.mean(scores) - truth) <= half
+    assert covered >= 170 and plain < covered - 30
+
+
+def test_figures_of_two_splits_are_refused():
+    with pytest.raises(ValueError, match="three or more splits"):
+        over_splits([0.9, 0.8], 0.2)
+
+
+def test_halves_share_no_group():
+    groups = np.repeat([f"g{n}" for n in range(21)], 3)
+    first = halves(groups)
+    assert not set(groups[first]) & set(groups[~first]) and abs(int(first.sum()) - 31) <= 3
+    assert (halves(groups, seed=1) != first).any()

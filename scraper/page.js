@@ -1,0 +1,140 @@
+// What `loading` does in a page: sent with each command, followed by `return` and a call of one of these functions.
+// Elements in open shadow roots are found, too, and serialised inside a <scraper-shadow>.
+
+const roots = [document];
+for (let i = 0; i < roots.length; i++)
+  for (const element of roots[i].querySelectorAll("*")) if (element.shadowRoot) roots.push(element.shadowRoot);
+const all = css => { try { return roots.flatMap(root => [...root.querySelectorAll(css)]); } catch { return []; } };
+const inert = document.implementation.createHTMLDocument("");
+const flat = node => {
+  const copy = inert.importNode(node, false);
+  if (node.shadowRoot) {
+    const shadow = inert.createElement("scraper-shadow");
+    for (const child of node.shadowRoot.childNodes) shadow.appendChild(flat(child));
+    copy.appendChild(shadow);
+  }
+  for (const child of node.childNodes) copy.appendChild(flat(child));
+  return copy;
+};
+const outer = element => roots.length === 1 ? element.outerHTML : flat(element).outerHTML;
+const above = element => element.parentElement ?? element.getRootNode().host ?? null;
+const shown = element => element.getClientRects().length > 0 && getComputedStyle(element).visibility !== "hidden";
+
+function html() {  // of a page with shadow roots; the driver knows that of others
+  return roots.length > 1 ? "<!DOCTYPE html>" + outer(document.documentElement) : "";
+}
+
+function press(selector, intoView) {  // by script: a banner over a button does not matter
+  const found = all(selector).find(element => shown(element) && !element.disabled);
+  if (found && intoView) found.scrollIntoView({behavior: "instant"});
+  if (found) found.click();
+  return Boolean(found);
+}
+
+function following(selector) {  // the address of the next page; "#" where a script handles the click
+  const found = all(selector)[0];
+  const link = found && (found.href ? found : found.querySelector("a[href]") ?? found.closest("a[href]"));
+  const address = link ? new URL(link.href, document.baseURI) : null;
+  const isPage = address && address.protocol.startsWith("http") && address.href !== location.href
+    && (/^#[/!]./.test(address.hash) || address.href.split("#")[0] !== location.href.split("#")[0]);
+  return isPage ? address.href : (found && found.localName !== "link" ? "#" : "");
+}
+
+// Moves, then tells which cards there are, which are in view, and the HTML of those that changed.
+// `photos` selects the pictures in a card; null where the cards are pictures themselves.
+function survey(selector, photos, move, again, background) {
+  const state = window.__scraper ??= {token: String(Math.random()), serials: new WeakMap(), next: 0, seen: new WeakSet(),
+    observed: new WeakSet(), plain: new WeakSet(), dirty: new Set()};
+  const note = records => {  // which cards changed; the others need not be serialised again
+    for (const record of records)
+      for (let e = record.target; e; e = e.parentElement ?? e.getRootNode().host)
+        if (state.serials.has(e)) { state.dirty.add(e); state.plain.delete(e); break; }
+  };
+  state.observer ??= new MutationObserver(note);
+  for (const root of roots) if (!state.observed.has(root)) {
+    state.observer.observe(root, {subtree: true, childList: true, attributes: true, characterData: true});
+    state.observed.add(root);
+  }
+  note(state.observer.takeRecords());
+  if (again || !state.hashes) state.hashes = new WeakMap();
+  const found = [...new Set(all(selector).map(e => photos === null ? e.closest("picture") ?? e : e))];
+  const clips = new Map();
+  const clip = element => {  // the part of the window in which the children of an element can be seen
+    if (!element || element === document.documentElement || element === document.body)
+      return {top: 0, left: 0, bottom: innerHeight, right: innerWidth};
+    if (!clips.has(element)) {
+      let box = clip(above(element));
+      if (getComputedStyle(element).overflow !== "visible") {
+        const own = element.getBoundingClientRect();
+        box = {top: Math.max(box.top, own.top), left: Math.max(box.left, own.left),
+               bottom: Math.min(box.bottom, own.bottom), right: Math.min(box.right, own.right)};
+      }
+      clips.set(element, box);
+    }
+    return clips.get(element);
+  };
+  const place = element => {  // 0: in view; 1: below or to the right; -1: above or to the left; null: has no box
+    const rect = element.getBoundingClientRect(), box = clip(above(element));
+    if (!rect.width && !rect.height && !element.getClientRects().length) return null;
+    if (rect.top >= box.bottom || rect.left >= box.right) return 1;
+    return rect.bottom < box.top || rect.right < box.left ? -1 : 0;
+  };
+  const scrollers = () => {
+    const result = [];
+    for (let e = found.length ? above(found[found.length - 1]) : null; e; e = above(e))
+      if (e.scrollHeight > e.clientHeight + 1 && /auto|scroll/.test(getComputedStyle(e).overflowY))
+        result.push(e);
+    return [...new Set([...result, document.scrollingElement ?? document.documentElement])];
+  };
+  const show = element => {
+    element.scrollIntoView({block: "start", inline: "center", behavior: "instant"});
+    clips.clear();
+    if (place(element) !== 0) state.seen.add(element);  // it cannot be brought into view
+  };
+  let moved = "";
+  if (move === "on" || move === "first") {
+    const target = found.find(e => !state.seen.has(e) && place(e) !== null && (move === "first" || place(e) === 1));
+    if (target) { show(target); moved = "card"; }
+    else if (move === "on") {
+      moved = "end";
+      for (const scroller of scrollers()) {
+        const before = scroller.scrollTop;
+        scroller.scrollBy({top: 0.9 * Math.min(scroller.clientHeight, innerHeight), behavior: "instant"});
+        if (scroller.scrollTop > before + 1) { moved = "further"; break; }
+      }
+      clips.clear();
+    }
+  } else if (move === "back") {
+    for (const scroller of scrollers()) scroller.scrollBy({top: -innerHeight, behavior: "instant"});
+    clips.clear();
+  }
+  const serials = [], changed = [], inView = [];
+  let unseen = 0;
+  for (const element of found) {
+    if (!state.serials.has(element)) state.serials.set(element, state.next++);
+    const serial = state.serials.get(element);
+    serials.push(serial);
+    const where = place(element);
+    if (where === 0) { state.seen.add(element); inView.push(serial); }
+    else if (where === 1 && !state.seen.has(element)) unseen++;
+    const inside = () => photos === null ? [element] : photos ? element.querySelectorAll(photos) : [];
+    const shows = state.plain.has(element) ? [] : inside();
+    state.plain.add(element);
+    for (const e of shows) {
+      if (/^(img|source|picture|script|svg)$/.test(e.localName)) continue;
+      state.plain.delete(element);  // a style sheet may give it another picture at any time
+      const image = getComputedStyle(e).backgroundImage;
+      if (image.includes("url(") && !image.startsWith('url("data:') && e.getAttribute(background) !== image)
+        e.setAttribute(background, image);
+    }
+    if (state.hashes.has(element) && !state.dirty.has(element)) continue;
+    const html = outer(element);
+    let hash = 5381;
+    for (let i = 0; i < html.length; i++) hash = (hash * 33 ^ html.charCodeAt(i)) | 0;
+    hash = `${html.length}:${hash}`;
+    if (state.hashes.get(element) !== hash) { state.hashes.set(element, hash); changed.push([serial, html]); }
+  }
+  const alive = [...document.scripts].some(s => !/json|template|html/.test(s.type));
+  state.dirty.clear();
+  return {token: state.token, serials, changed, inView, unseen, moved, alive, ready: document.readyState === "complete"};
+}

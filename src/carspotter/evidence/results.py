@@ -1,0 +1,99 @@
+"""What recorded runs predicted on the same validation photos, side by side.
+
+The figure that is compared is the mean of the last five epochs, which nobody chose; the best epoch on validation is
+shown beside it as what it is, optimistic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from carspotter.evidence.comparison import Comparison, compare
+from carspotter.evidence.intervals import Interval, accuracy_interval
+from carspotter.models.runs import Run
+from carspotter.paths import Study
+from carspotter.photos.splitting import read_splits
+
+LAST_EPOCHS = 5
+
+
+@dataclass(frozen=True)
+class Results:
+    """What runs predicted on the same validation photos: arrays whose last axis is photos, ordered by hash."""
+
+    labels: np.ndarray  # text (N,)
+    groups: np.ndarray  # text (N,)
+    predicted: np.ndarray  # text (runs, epochs, N)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """The share of the epochs in which each photo was classified correctly: float (runs, N)."""
+        return (self.predicted == self.labels).mean(axis=1)
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """Return the accuracy of all runs together, over groups and seeds."""
+        return accuracy_interval(self.correct, self.groups, level)
+
+
+def results_of(study: Study, runs: Sequence[Run], epochs: str | int = LAST_EPOCHS) -> Results:
+    """Return the validation predictions of runs side by side: of their last `epochs`, or of the "best" or "all".
+
+    Raises ValueError where their photos are not the same, FileNotFoundError for runs that kept no epochs' predictions.
+    """
+    tables = [correct_by_photo(study, run) for run in runs]
+    for run, table in zip(runs, tables, strict=True):
+        if table["sha256"].tolist() != tables[0]["sha256"].tolist():
+            raise ValueError(f"{run.id} and {runs[0].id} were validated on different photos; compare runs of one split")
+    if epochs == "best":
+        predicted = [table["predicted"].to_numpy(str)[np.newaxis] for table in tables]
+    else:
+        kept = slice(None) if epochs == "all" else slice(-int(epochs), None)
+        predicted = [
+            np.array(run.class_names)[run.epoch_probabilities[kept].argmax(axis=2)][:, _order(run)] for run in runs
+        ]
+    return Results(tables[0]["label"].to_numpy(str), tables[0]["group"].to_numpy(str), np.stack(predicted))
+
+
+def compare_runs(
+    study: Study, a: Sequence[Run], b: Sequence[Run], comparisons: int = 1, names: Sequence[str] = ()
+) -> Comparison:
+    """Compare two recipes by their recorded runs, seed by seed, on the mean of the last five epochs.
+
+    Only seeds that both have are compared. `comparisons`: m, how many this is one of; `names` default to those of the
+    experiments. Raises ValueError where no seed is shared, and as `results_of` does.
+    """
+    a, b = ({int(run.row["seed"]): run for run in side} for side in (a, b))
+    seeds = sorted(set(a) & set(b))
+    if not seeds:
+        raise ValueError(f"no seed in common: {sorted(a)} and {sorted(b)}; train both with the same seeds")
+    found = results_of(study, [side[seed] for side in (a, b) for seed in seeds])
+    first, second = found.predicted[: len(seeds)], found.predicted[len(seeds) :]
+    names = tuple(names) or tuple(side[seeds[0]].row["experiment"] for side in (a, b))
+    return compare(found.labels, first, second, found.groups, comparisons=comparisons, names=names)
+
+
+def correct_by_photo(study: Study, run: Run) -> pd.DataFrame:
+    """Return one row per validation photo of a run, by hash: sha256, group, label, predicted, correct (best epoch)."""
+    table = run.validation.merge(read_splits(study)[["sha256", "group"]], on="sha256", validate="one_to_one")
+    # Photos that a later split excluded have no group there: each stands alone.
+    table["group"] = table["group"].where(table["group"] != "", table["sha256"])
+    predicted = table[run.class_names].idxmax(axis=1)
+    table = table[["sha256", "group", "label"]].assign(predicted=predicted, correct=predicted == table["label"])
+    return table.sort_values("sha256", ignore_index=True)
+
+
+def training_accuracy(run: Run) -> float:
+    """Return the accuracy on the training photos as they are, after the last epoch.
+
+    Older runs have only the history's figure, which has augmentation and dropout in it and is then too low.
+    """
+    at_inference = run.row["last_inference_train_accuracy"]
+    return float(at_inference) if at_inference != "" else float(run.history["train_accuracy"].iloc[-1])
+
+
+def _order(run: Run) -> np.ndarray:
+    return run.validation["sha256"].argsort(kind="stable").to_numpy()

@@ -1,0 +1,285 @@
+"""Which files of a folder are photos of which class and listing; what is left out or looks wrong is said."""
+
+from __future__ import annotations
+
+import csv
+import io
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+from carspotter.photos.table import OTHER_MODEL, UNUSABLE, slugify
+
+LISTING_FROM = ("auto", "folder", "name", "none")
+PARTS_OF_A_SPLIT = {"train", "training", "val", "valid", "validation", "test", "testing"}
+UNUSABLE_FOLDERS = {"unusable", "rejects", "rejected", "junk"}
+OTHER_FOLDERS = {"other-model", "other-models", "others", "another-model"}
+# What systems leave in folders of photos; whatever starts with a dot or a dollar sign goes as well.
+SYSTEM_NAMES = {
+    *("@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "recycler", "recycled"),
+    *("system volume information", "lost+found", "__macosx", "__pycache__"),
+    *("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"),
+}
+NAMED = 8  # files named in a note, before "and 12 more"
+WHOLE_CLASS = 3  # photos of a class from which a listing that holds them all is questioned
+
+
+@dataclass(frozen=True)
+class Job:
+    """A file to import: `name` is its address in the journal, `inside` its path below the folder of its class."""
+
+    file: Path
+    name: str
+    inside: PurePosixPath
+    label: str | None
+    kind: str | None = None
+    listing: str | None = None
+    city: str | None = None
+
+    @property
+    def row(self) -> str:
+        return self.label or UNUSABLE
+
+
+@dataclass
+class Found:
+    """The files of an import, and what is to be said about those left out."""
+
+    jobs: list[Job] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def is_system_name(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden, or a system's and not a photographer's."""
+    return name.startswith((".", "$")) or name.casefold() in SYSTEM_NAMES
+
+
+def read_rows(file: Path, needed: tuple[str, ...], wanted: tuple[str, ...] = ()) -> list[dict[str, str | None]]:
+    """Read a table that a spreadsheet may have written: one dict of `needed` and `wanted` columns per row, "" as None.
+
+    Commas, semicolons or tabs; UTF-8, UTF-16 or Windows-1252; any case of the header. Raises ValueError that names
+    file, line and remedy for missing columns and for rows with more cells than the header.
+    """
+    content = file.read_bytes()
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        text = content.decode("utf-16")
+    else:
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            text = content.decode("cp1252", errors="replace")
+    header = text.lstrip().partition("\n")[0]
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    names = [name.strip().casefold() for name in next(rows, [])]
+    if missing := [name for name in needed if name not in names]:
+        raise ValueError(
+            f"{file}: needs the columns {' and '.join(needed)}, has {', '.join(filter(None, names)) or 'none'}; "
+            f"add {' and '.join(missing)} to its first line"
+        )
+    table = []
+    for cells in rows:
+        if any(cell.strip() for cell in cells[len(names) :]):
+            raise ValueError(
+                f"{file}, line {rows.line_num}: {len(cells)} cells where the first line has {len(names)}; put a cell "
+                f"that holds a comma into double quotes, or remove what is too much"
+            )
+        row = {name: cell.strip() or None for name, cell in zip(names, cells, strict=False)}
+        if any(row.values()):
+            table.append({name: row.get(name) for name in (*needed, *wanted)})
+    return table
+
+
+def find_files(
+    folder: Path | None, classes: list[str] | None, rejects: Path | None, others: Path | None, ignore_split: bool
+) -> Found:
+    found, seen = Found(), set()
+    if folder is not None:
+        roots, loose = _list(folder), 0
+        parts = [child for child in roots if child.is_dir() and child.name.casefold() in PARTS_OF_A_SPLIT]
+        if parts and (len(parts) > 1 or len(parts) == sum(child.is_dir() for child in roots)):
+            if not ignore_split:
+                raise ValueError(
+                    f"{folder}: {', '.join(part.name for part in parts)} are parts of a split, not classes. To keep "
+                    f"this split: `carspotter kaggle fetch --from {folder} --study NAME`; to discard it and split "
+                    f"anew: `carspotter import {folder} --ignore-split`"
+                )
+            roots = [child for part in parts for child in _list(part)]
+        folders, unnamed = defaultdict(list), []
+        for child in roots:
+            if not child.is_dir():
+                loose += child.name.casefold() != "listings.csv"
+            elif label := slugify(child.name):
+                folders[label].append(child)
+            else:
+                unnamed.append(child)
+        if not folders and not unnamed:
+            raise ValueError(
+                f"{folder}: no class folders; photos belong in {folder.name}/<class>/, one folder per class"
+            )
+        wanted = [slugify(name) for name in classes] if classes else list(folders)
+        for label in wanted:
+            if label not in folders:
+                raise ValueError(f"{folder}: no class {label!r}; there are {', '.join(folders)}")
+            if len(names := sorted({child.name for child in folders[label]})) > 1:
+                raise ValueError(
+                    f"{folder}: the folders {' and '.join(map(repr, names))} would both become the class {label!r}; "
+                    f"rename one, or put the photos into one folder if they are one class"
+                )
+        if unnamed and not classes:
+            raise ValueError(f"{unnamed[0]}: no label can be made of this name; rename it, or name the --classes")
+        if left := sorted(folders.keys() - set(wanted)):
+            found.notes.append(f"left out, since --classes does not name them: {', '.join(left)}")
+        if loose:
+            found.notes.append(f"{loose} files lie outside the class folders and were left out")
+        for label in dict.fromkeys(wanted):
+            kind = UNUSABLE if label in UNUSABLE_FOLDERS else OTHER_MODEL if label in OTHER_FOLDERS else None
+            for child in folders[label]:
+                _add_files(found, child, child.relative_to(folder).as_posix(), label, kind, seen)
+    for given, kind in ((rejects, UNUSABLE), (others, OTHER_MODEL)):
+        if given is not None:
+            _list(given)
+            _add_files(found, given, given.resolve().name, slugify(kind), kind, seen)
+    if not found.jobs:
+        left_out = "".join(f"; {name}: {reason}" for name, reason in found.left_out[:NAMED])
+        raise ValueError(f"{folder or rejects or others}: no files in its class folders{left_out}")
+    return found
+
+
+def _list(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    return sorted(child for child in folder.iterdir() if not is_system_name(child.name))
+
+
+def _add_files(found: Found, folder: Path, name: str, label: str, kind: str | None, seen: set) -> None:
+    """Add the files of one class folder; of other models, a sub-folder names the model."""
+    known, before = len(found.left_out), len(found.jobs)
+    if kind:
+        what = "unusable photos, examples of what to reject" if kind == UNUSABLE else "photos of other models"
+        found.notes.append(f"{name}: taken as {what}, not as a class")
+    for file in _walk(folder, lambda path, why: found.left_out.append((f"{name}/{_below(path, folder)}", why)), seen):
+        inside = _below(file, folder)
+        job = Job(file, f"{name}/{inside}", inside, None if kind == UNUSABLE else label, kind)
+        if kind == OTHER_MODEL and len(inside.parts) > 1 and slugify(inside.parts[0]):
+            job = replace(job, label=slugify(inside.parts[0]), inside=PurePosixPath(*inside.parts[1:]))
+        found.jobs.append(job)
+        if job.row not in found.labels:
+            found.labels.append(job.row)
+    if len(found.jobs) == before and len(found.left_out) == known:
+        found.notes.append(f"the class folder {name} is empty")
+
+
+def _below(path: Path, folder: Path) -> PurePosixPath:
+    return PurePosixPath(path.relative_to(folder).as_posix())
+
+
+def _walk(folder: Path, leave_out: Callable[[Path, str], None], seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """Yield the files below a folder by name; links are followed, each folder once, and what cannot be read is said."""
+    try:
+        place = folder.stat()
+        children = _list(folder)
+        if (place.st_dev, place.st_ino) in seen:
+            leave_out(folder, "a link to a folder that was read already")
+            return
+    except OSError as error:
+        leave_out(folder, f"cannot be read: {error.strerror}; allow it (chmod) or leave it")
+        return
+    seen.add((place.st_dev, place.st_ino))
+    for child in children:
+        try:
+            if child.is_dir():
+                yield from _walk(child, leave_out, seen)
+            elif child.exists():
+                yield child
+            else:
+                leave_out(child, "a link that leads nowhere")
+        except OSError as error:
+            leave_out(child, f"cannot be read: {error.strerror}")
+
+
+def name_listings(found: Found, table: Path | None, listing_from: str) -> list[Job]:
+    """Return the jobs with their listings; listings that look wrong are questioned in the notes."""
+    if listing_from not in LISTING_FROM:
+        raise ValueError(f"listing_from {listing_from!r}: choose one of {', '.join(LISTING_FROM)}")
+    if listing_from == "none":
+        return found.jobs
+    told = _match_listings(found, table) if table is not None and table.is_file() else {}
+    jobs, folders = [], Counter()
+    for job in found.jobs:
+        listing, city = told.get(job.name, (None, None))
+        if not listing:
+            parts = job.inside.parent.parts if job.kind != UNUSABLE and listing_from in ("auto", "folder") else ()
+            in_name = _listing_in_name(job.file) if listing_from in ("auto", "name") else None
+            if parts:
+                folders["/".join((job.row, *parts))] += 1
+            # A listing is of one class: numbers may start anew in each of them.
+            if own := "/".join(parts) or in_name:
+                listing = f"{job.row}/{own}"
+        jobs.append(replace(job, listing=listing, city=city))
+    if folders:
+        found.notes.append(
+            f"{len(folders)} sub-folders were taken as one car each ({', '.join(list(folders)[:3])} …); if one is "
+            f"not one car, import again with --listing-from name, or none"
+        )
+    of_class = Counter(job.label for job in jobs if not job.kind)
+    for (label, listing), count in Counter((job.label, job.listing) for job in jobs if not job.kind).items():
+        if listing and count == of_class[label] >= WHOLE_CLASS:
+            found.notes.append(
+                f"all {count} photos of {label} are one listing, {listing!r}: are they one car? If not, name the cars "
+                f"in listings.csv, or import again with --listing-from none"
+            )
+    return jobs
+
+
+def _match_listings(found: Found, table: Path) -> dict[str, tuple[str | None, str | None]]:
+    """Return (listing, city) by file name, however the table writes the paths: slashes, case, Unicode, root."""
+    rows = read_rows(table, ("file", "listing"), ("city",))
+    names = {_plain_parts(job.name): job.name for job in found.jobs}
+    tails = defaultdict(set)
+    for parts, name in names.items():
+        for start in range(len(parts)):
+            tails[parts[start:]].add(name)
+    told, unmatched, contradicted = {}, [], 0
+    for row in rows:
+        parts = _plain_parts(row["file"] or "")
+        whole = [names[parts[start:]] for start in range(len(parts)) if parts[start:] in names]
+        match = set(whole[:1]) or tails.get(parts, set())
+        if len(match) == 1:
+            name = match.pop()
+            contradicted += told.get(name, (row["listing"],))[0] != row["listing"]
+            told[name] = (row["listing"], row["city"])
+        else:
+            unmatched.append(f"{row['file']} ({len(match)} photos)" if match else str(row["file"]))
+    if rows and not told:
+        raise ValueError(
+            f"{table}: 0 of {len(rows)} rows match a photo, {unmatched[0]} first; write paths below its folder, "
+            f"as in {found.jobs[0].name}, or import with --listing-from none"
+        )
+    if unmatched:
+        found.notes.append(
+            f"{table.name}: {len(rows) - len(unmatched)} of {len(rows)} rows match a photo; these do not: "
+            f"{name_some(unmatched)}"
+        )
+    if contradicted:
+        found.notes.append(
+            f"{table.name}: {contradicted} rows give a photo another listing than a row above; the last counts"
+        )
+    return told
+
+
+def _plain_parts(path: str) -> tuple[str, ...]:
+    plain = unicodedata.normalize("NFC", path.strip()).casefold().replace("\\", "/")
+    return tuple(part for part in plain.split("/") if part not in ("", "."))
+
+
+def _listing_in_name(file: Path) -> str | None:
+    listing, separator, number = file.stem.rpartition("__")
+    return listing if separator and listing and number.isdigit() else None
+
+
+def name_some(names: list[str]) -> str:
+    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -1,0 +1,147 @@
+"""Check a written split: nothing crosses its sides, and it is what the curation and `split` say."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import pandas as pd
+
+from carspotter.paths import Study
+from carspotter.photos.duplicates import relate_photos
+from carspotter.photos.fingerprints import measure_photos
+from carspotter.photos.splitting import SEALED, STUDIED, checksum, checksum_file, read_splits, split_version
+from carspotter.photos.table import kind_of, read_curation, read_photos
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What `verify_split` found: photos by label and split, and the problems, none of them if all is well."""
+
+    version: str
+    counts: pd.DataFrame
+    groups: int
+    pairs: int
+    problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def __str__(self) -> str:
+        lines = [f"split {self.version[:12]}: {self.groups} groups", self.counts.to_string()]
+        lines += [f"NOTE {note}" for note in self.notes]
+        if self.ok:
+            lines.append(f"no group, no listing and none of {self.pairs} pairs of one shot or car crosses two sides")
+        return "\n".join(lines + [f"PROBLEM {problem}" for problem in self.problems])
+
+
+def verify_split(study: Study, show_progress: bool = True) -> SplitReport:
+    """Check that nothing crosses the sides of a written split; what shows one car is searched anew in the pixels.
+
+    Also checks that the sealed file covers exactly the test and shifted photos, that no sealed label is in
+    `splits.csv`, that all labels, the sealed ones too, are those of the curation, that no photo was rejected since, and
+    that the file is the one that `split` wrote. Prints no label. Raises FileNotFoundError when there is no split.
+    """
+    splits = read_splits(study)
+    photos = read_photos(study.data)
+    problems, notes = [], []
+    if checksum_file(study).exists() and checksum_file(study).read_text(encoding="utf-8") != checksum(study):
+        problems.append(
+            f"{study.splits.name} is not the file that `split` wrote: rows were added, deleted, moved or relabelled; "
+            f"restore it from git or from a backup"
+        )
+    if splits["sha256"].duplicated().any():
+        problems.append(f"{splits['sha256'].duplicated().sum()} photos are listed twice")
+    active = splits[splits["split"] != "excluded"].drop_duplicates("sha256")
+    unknown = set(active["split"]) - {*STUDIED, "shifted"}
+    if unknown:
+        problems.append(f"unknown splits: {', '.join(sorted(unknown))}")
+    missing = set(active["sha256"]) - set(photos["sha256"])
+    if missing:
+        problems.append(f"{len(missing)} photos of the split are not here, {min(missing)[:12]} first")
+    active = active[~active["sha256"].isin(missing)]
+
+    side = active.set_index("sha256")["split"]
+    problems += _find_crossings("group", [(row.group, row.split) for row in active.itertuples()])
+    listings = photos.set_index("sha256").loc[side.index, "listings"]
+    problems += _find_crossings("listing", [(name, side[sha]) for sha, names in listings.items() for name in names])
+    # All photos, as in the curation: with more than a few thousand, which pairs are found depends on the others.
+    fingerprints, unreadable = measure_photos(study.data, photos, show_progress)
+    problems += [f"{sha[:12]} is unreadable: {reason}" for sha, reason in unreadable.items() if sha in side.index]
+    readable = photos[~photos["sha256"].isin(unreadable)].reset_index(drop=True)
+    related = relate_photos(study.data, readable, fingerprints, show_progress)
+    related = related[related["first"].isin(side.index) & related["second"].isin(side.index)]
+    crossing = related[related["first"].map(side).to_numpy() != related["second"].map(side).to_numpy()]
+    problems += [
+        f"{pair.first[:12]} ({side[pair.first]}) and {pair.second[:12]} ({side[pair.second]}) cross: {pair.relation}"
+        for pair in crossing.itertuples()
+    ]
+    curation = read_curation(study).set_index("sha256")
+    label_problems, label_notes = _check_labels(study, active, curation)
+    version = split_version(study)
+    counts = pd.crosstab(splits["label"].replace("", "(sealed or none)"), splits["split"])
+    kept = curation[(curation["verdict"] == "keep") & curation["label"].isin(set(splits["label"]) - {""})]
+    if absent := sorted(set(kept.index) - set(splits["sha256"])):
+        notes.append(f"{len(absent)} kept photos of these classes are not in the split, {absent[0][:12]} first; split")
+    return SplitReport(
+        version,
+        counts,
+        active["group"].nunique(),
+        len(related),
+        (*problems, *label_problems),
+        (*notes, *label_notes),
+    )
+
+
+def _check_labels(study: Study, active: pd.DataFrame, curation: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Return problems and notes about the labels of a split, without saying any: only photos are counted."""
+    problems, notes = [], []
+    hidden = active["split"].isin(SEALED)
+    if (active.loc[hidden, "label"] != "").any():
+        problems.append(f"{(active.loc[hidden, 'label'] != '').sum()} sealed labels stand open in splits.csv")
+    sealed = pd.DataFrame(columns=["sha256", "label"])
+    if study.sealed.exists():
+        sealed = pd.read_csv(study.sealed, dtype=str, keep_default_na=False)
+    if list(sealed.columns) != ["sha256", "label"]:
+        return [*problems, f"{study.sealed}: its columns are not sha256 and label; split again"], notes
+    if doubled := sealed["sha256"].duplicated().sum():
+        problems.append(f"{doubled} photos stand twice in {study.sealed}; split again")
+    sealed = sealed.drop_duplicates("sha256").set_index("sha256")["label"]
+    if odd := set(sealed.index) ^ set(active.loc[hidden, "sha256"]):
+        problems.append(f"{study.sealed} differs from the sealed rows in {len(odd)} photos; split again")
+
+    def relabelled(labels: pd.Series) -> tuple[list[str], list[str]]:
+        """Return the photos whose label is another than the curation's; those that a person changed are apart."""
+        now = curation["label"].reindex(labels.index)
+        by_person = curation["decided_by"].reindex(labels.index, fill_value="machine") != "machine"
+        other = labels[labels != now].index
+        return [sha for sha in other if not by_person[sha]], [sha for sha in other if by_person[sha]]
+
+    wrong, reviewed = relabelled(sealed[sealed.index.isin(active["sha256"])])
+    if wrong:
+        problems.append(f"{len(wrong)} sealed labels differ from those of the curation; restore {study.sealed}")
+    if reviewed:
+        notes.append(f"a person relabelled {len(reviewed)} sealed photos since; the seal keeps the label of the split")
+    wrong, reviewed = relabelled(active.loc[active["label"] != ""].set_index("sha256")["label"])
+    if wrong or reviewed:
+        first = min(wrong + reviewed)[:12]
+        problems.append(f"{len(wrong + reviewed)} labels differ from curation.csv, {first} first; split again")
+    now = curation.reindex(active["sha256"])
+    # A larger copy that came later does not push out the older one.
+    left = (now["verdict"] == "reject") & (now["reason"].fillna("").map(kind_of) != "duplicate")
+    rejected, frozen = now.index[left], study.runs_table.exists() & active["split"].isin(SEALED).to_numpy()[left]
+    if (~frozen).any():
+        first = rejected[~frozen].min()[:12]
+        problems.append(f"{(~frozen).sum()} photos were rejected by the curation since, {first} first; split again")
+    if frozen.any():
+        notes.append(f"{frozen.sum()} sealed photos were rejected by the curation since; they stay, as runs exist")
+    return problems, notes
+
+
+def _find_crossings(what: str, memberships: list[tuple[str, str]]) -> list[str]:
+    sides = defaultdict(set)
+    for name, side in memberships:
+        sides[name].add(side)
+    return [f"{what} {name!r} lies in {' and '.join(sorted(on))}" for name, on in sorted(sides.items()) if len(on) > 1]
