@@ -98,6 +98,7 @@ def builder(request):
     return import_builder(VGG16_FEATURES, request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("experiment", [replace(VGG16_FEATURES, **SMALL), TUNED, CACHED], ids=lambda e: e.name)
 def test_the_two_parts_of_a_cut_model_are_the_model(builder, experiment):
     images = np.random.default_rng(0).integers(0, 255, (4, SIDE, SIDE, 3), dtype=np.uint8)
@@ -112,6 +113,7 @@ def test_the_two_parts_of_a_cut_model_are_the_model(builder, experiment):
     np.testing.assert_allclose(whole.sum(axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_vgg16_is_the_same_network_in_both(tmp_path):
     keras, torch = pytest.importorskip("keras"), pytest.importorskip("torch")
     experiment = replace(VGG16_FEATURES, **SMALL)
@@ -136,6 +138,7 @@ def test_vgg16_is_the_same_network_in_both(tmp_path):
     assert torch is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", ["keras", "torch", "tensorflow"])
 def test_maps_are_computed_once_and_the_checkpoint_holds_all(toy_study, framework, monkeypatch):
     pytest.importorskip(framework)
@@ -157,6 +160,7 @@ def test_maps_are_computed_once_and_the_checkpoint_holds_all(toy_study, framewor
     np.testing.assert_allclose(predicted, run.validation[["bright", "dark"]], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_fine_tuning_goes_on_from_the_trained_head(toy_study):
     pytest.importorskip("torch")
     tuned = replace(VGG16_FINE_TUNE, **SMALL, learning_rate=1e-7)
@@ -193,6 +197,7 @@ def test_a_run_with_pretrained_weights_is_found_without_them(toy_study, monkeypa
     assert runs.find_run(toy_study, replace(VGG16_FEATURES, weights="none"), "torch") is None
 
 
+@pytest.mark.slow
 def test_mobilenet_s_features_are_pooled_and_scaled(tmp_path):
     keras = pytest.importorskip("keras")
     images = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8)
@@ -225,6 +230,7 @@ def test_features_are_computed_once_and_name_their_photos(tmp_path):
     assert [path.read_text() for path in tmp_path.glob("*.txt")] == ["x\ny\n"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", ["keras", "torch", "tensorflow"])
 def test_what_the_last_layer_sees(framework):
     pytest.importorskip(framework)
