@@ -30,6 +30,7 @@ tf = pytest.importorskip("tensorflow")
 
 from carspotter.models.parity import copy_weights, definition_differences, keras_to_torch  # noqa: E402
 
+pytestmark = pytest.mark.slow
 FRAMEWORKS = ("keras", "torch", "tensorflow")
 SIZE, BATCH = 48, 8
 SMALL = {"conv_channels": (4, 4, 8, 8), "batch_size": BATCH, "image_size": SIZE, "learning_rate": 1e-3}
