@@ -24,6 +24,7 @@ from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
+from carspotter.models.experiments import BASELINE
 from carspotter.models.sweep import Cell, run_sweep
 from carspotter.paths import Study
 from tests.generated_photos import noise_study
@@ -59,8 +60,9 @@ def main() -> None:
 
 
 def time_sweep(study: Study, workers: int, number: int, options: argparse.Namespace) -> float:
-    """Give the cells an hour of a sweep on a cluster that is already up."""
-    cells = [Cell("baseline_cnn", "torch", seed=seed, epochs=options.epochs) for seed in range(workers * options.cells)]
+    """Return the cells an hour of a sweep on a cluster that is already up."""
+    experiment = replace(BASELINE, epochs=options.epochs)
+    cells = [Cell(experiment, "torch", seed) for seed in range(workers * options.cells)]
     fresh = replace(study, results=study.results.with_name(f"results-{number}-{workers}"))
     shutil.copytree(study.results, fresh.results)
     cluster = Cluster()
@@ -85,7 +87,7 @@ def time_sweep(study: Study, workers: int, number: int, options: argparse.Namesp
 
 
 def time_machine(workers: int) -> float:
-    """Give the rounds a second of a loop of arithmetic in so many processes."""
+    """Return the rounds a second of a loop of arithmetic in so many processes."""
     with ProcessPoolExecutor(workers) as pool:
         list(pool.map(spin, [1000] * workers))
         started = time.perf_counter()

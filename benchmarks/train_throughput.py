@@ -5,8 +5,9 @@
 The original as published: Keras' `ImageDataGenerator.flow_from_directory` and `fit`, float32, batches of 20, 150 px; it
 decodes the files again in each epoch. Ours: the experiment `augmentation` in each framework; its arrays are decoded in
 an epoch that is not counted, as the original's first one is not. Beside it the step alone (no augmentation), and the
-share of the machine's matrix rate that both reach. Each contestant in its own process, one after another, in rounds;
-the median round counts. bfloat16 where its matrix rate is the higher one. Needs the extras keras and torch.
+share of the machine's matrix rate that training reaches. Each contestant in its own process, one after another, in
+rounds; the median round counts. Beside photos a second stand those a processor second, which tell more where other
+work runs. bfloat16 where its matrix rate is the higher one. Needs the extras keras and torch.
 """
 
 from __future__ import annotations
@@ -57,35 +58,33 @@ def compare(options: argparse.Namespace) -> None:
     rates = run_contestant(__file__, "--contestant", "rates")
     dtype = max(rates, key=rates.get) if options.dtype == "auto" else options.dtype
     print(f"matrix rate: {', '.join(f'{name} {rate:.1f} GFLOP/s' for name, rate in rates.items())}; ours: {dtype}")
+    best = rates[dtype]
     measured = {}
     with tempfile.TemporaryDirectory() as folder:
         write_jpegs(Path(folder), options.photos)
         common = ("--folder", folder, "--epochs", options.epochs, "--dtype", dtype)
         for _ in range(options.rounds):
             for name in ("original", *FRAMEWORKS):
-                photos = run_contestant(__file__, "--contestant", name, *common)
-                measured.setdefault((name, False), []).append(photos)
-                if name != "original":
-                    alone = run_contestant(__file__, "--contestant", name, "--step-alone", *common)
-                    measured.setdefault((name, True), []).append(alone)
-        rates_after = run_contestant(__file__, "--contestant", "rates")
-    print(f"matrix rate afterwards: {', '.join(f'{name} {rate:.1f}' for name, rate in rates_after.items())}")
-    best = max(rates[dtype], rates_after[dtype])
-    median = {key: float(np.median(values)) for key, values in measured.items()}
+                for alone in (False,) if name == "original" else (False, True):
+                    step = ("--step-alone",) if alone else ()
+                    rates = run_contestant(__file__, "--contestant", name, *step, *common)
+                    print(f"  {name}{' step alone' * alone}: {rates[0]:.1f} and {rates[1]:.1f}", flush=True)
+                    measured.setdefault((name, alone), []).append(rates)
+    median = {key: np.median(values, axis=0) for key, values in measured.items()}
     base = median["original", False]
-    print(f"original     {base:6.1f} photos/s end to end")
+    print(f"original     {base[0]:6.1f} photos a second end to end, {base[1]:.1f} a processor second")
     for name in FRAMEWORKS:
-        whole, step = median[name, False], median[name, True]
+        (whole, of_processor), (step, _) = median[name, False], median[name, True]
         print(
-            f"{name:12} {whole:6.1f} photos/s end to end, {whole / base:.2f} × the original, "
-            f"{whole * GFLOP / best:.2f} of the {dtype} matrix rate; step alone {step:6.1f} photos/s, "
-            f"{step * GFLOP / best:.2f}"
+            f"{name:12} {whole:6.1f} photos a second end to end, {whole / base[0]:.2f} × the original "
+            f"({whole * GFLOP / best:.2f} of the matrix rate); {of_processor:.1f} a processor second, "
+            f"{of_processor / base[1]:.2f} × the original; step alone {step:.1f} a second"
         )
     print(WANTED)
 
 
-def original(folder: Path, epochs: int) -> float:
-    """Train as the original notebook does; return photos/s over the epochs after the first."""
+def original(folder: Path, epochs: int) -> tuple[float, float]:
+    """Train as the original notebook does; return photos a second and a processor second."""
     import tensorflow as tf  # noqa: PLC0415 - one framework a process
 
     keras = tf.keras
@@ -102,13 +101,14 @@ def original(folder: Path, epochs: int) -> float:
     model.add(keras.layers.Dense(1, activation="sigmoid"))
     model.compile(keras.optimizers.RMSprop(1e-4), "binary_crossentropy", metrics=["acc"])
     model.fit(batches, epochs=1, verbose=0)
-    started = time.perf_counter()
+    started = time.perf_counter(), time.process_time()
     model.fit(batches, epochs=epochs, verbose=0)
-    return batches.samples * epochs / (time.perf_counter() - started)
+    photos = batches.samples * epochs
+    return photos / (time.perf_counter() - started[0]), photos / (time.process_time() - started[1])
 
 
-def ours(framework: str, options: argparse.Namespace) -> float:
-    """Train `augmentation`, or without augmenting; return photos/s over the epochs after the first."""
+def ours(framework: str, options: argparse.Namespace) -> tuple[float, float]:
+    """Train `augmentation`, or without augmenting; return photos a second and a processor second."""
     sibling = import_framework(framework)
     base = BASELINE if options.step_alone else AUGMENTATION
     experiment = replace(base, dtype=options.dtype, epochs=options.epochs + 1)
@@ -119,7 +119,7 @@ def ours(framework: str, options: argparse.Namespace) -> float:
     ends = []
 
     def on_epoch_end(epoch: int, logs: dict) -> None:
-        ends.append(time.perf_counter())
+        ends.append((time.perf_counter(), time.process_time()))
 
     if framework == "keras":
         callback = sibling.keras.callbacks.LambdaCallback(on_epoch_end=on_epoch_end)
@@ -128,7 +128,7 @@ def ours(framework: str, options: argparse.Namespace) -> float:
     batches = sibling.PhotoBatches(images, labels, experiment)
     sibling.train(sibling.build_model(experiment, 2), batches, experiment, callbacks=[callback])
     photos = len(batches) * experiment.batch_size * options.epochs
-    return photos / (ends[-1] - ends[0])
+    return tuple(photos / (last - first) for first, last in zip(ends[0], ends[-1], strict=True))
 
 
 if __name__ == "__main__":

@@ -137,9 +137,8 @@ def train_model(options) -> int:
 
     names = ("epochs", "image_size", "dtype", "weights")
     changes = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    experiment = replace(experiments.SERIES[options.experiment], **changes)
-    if options.quick:
-        experiment = experiments.quick(experiment)
+    experiment = experiments.SERIES[options.experiment]
+    experiment = replace(experiments.quick(experiment) if options.quick else experiment, **changes)
     run = runs.load_or_train(study_of(options), experiment, options.framework, options.seed)
     print(run.summary().to_string())
     return 0

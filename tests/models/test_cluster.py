@@ -13,22 +13,23 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from generated_photos import noise_study
 
 from carspotter.models import cluster as sweeping
-from carspotter.models.cluster import pack_study, unpack_study
+from carspotter.models.cluster import pack_run, pack_study, unpack_run, unpack_study
+from carspotter.models.experiments import BASELINE, quick
 from carspotter.models.runs import load_run, read_runs
-from carspotter.models.sweep import Cell, run_sweep
+from carspotter.models.sweep import Cell, _run_cells, run_sweep
 from carspotter.photos.splitting import split_version
 
-CELLS = [Cell("baseline_cnn", "torch", image_size=48, seed=seed, epochs=30, quick=True) for seed in range(3)]
-BROKEN = Cell("baseline_cnn", "torch", image_size=20, epochs=30, quick=True)
-TIMES = ["seconds", "photos_per_second", "finished_time"]
+SMALL = replace(quick(replace(BASELINE, image_size=48)), epochs=30)
+CELLS = [Cell(SMALL, "torch", seed) for seed in range(3)]
+BROKEN = Cell(replace(SMALL, image_size=20), "torch")
+TIMES = ["seconds", "processor_seconds", "photos_per_second", "finished_time"]
 
 
 @pytest.fixture
-def study(tmp_path):
-    return noise_study(tmp_path)
+def study(toy_study):
+    return toy_study
 
 
 @pytest.fixture
@@ -74,6 +75,7 @@ def test_a_cluster_that_does_not_come_up_is_named(study, quick_ray, monkeypatch)
     assert read_runs(study).empty
 
 
+@pytest.mark.slow
 def test_a_node_that_is_killed_loses_its_running_cell_alone_and_the_table_is_complete(
     study,
     tmp_path,
@@ -119,6 +121,11 @@ def test_a_node_that_is_killed_loses_its_running_cell_alone_and_the_table_is_com
     assert sorted(read_runs(study)["run"]) == sorted(table["run"][:-1]), "each run once, the failed one not"
     assert (table["seconds"] > 0).all()
 
+    elsewhere = replace(study, results=tmp_path / "elsewhere")
+    elsewhere.folder.mkdir(parents=True)
+    unpack_run(elsewhere, pack_run(study, lost[0]))
+    assert load_run(elsewhere, lost[0]).checkpoint.exists(), "what a cell starts from travels with it"
+
     again = run_sweep(study, CELLS, on="ray://127.0.0.1:1", show_progress=False)
     assert list(again["run"]) == list(table["run"][:-1]), "found, without a cluster"
     assert load_run(study, lost[0]).model is not None, "the weights came back too"
@@ -148,7 +155,7 @@ def test_a_server_that_hung_or_died_is_asked_for_again(study, monkeypatch, reaso
 
     monkeypatch.setattr(sweeping, "_import_ray", lambda: Ray)
     with pytest.raises(RuntimeError, match=f"no Ray cluster at ray://there:1: {reason}"):
-        next(sweeping.run_on_ray(study, {}, "ray://there:1"))
+        run_sweep(study, CELLS, on="ray://there:1", show_progress=False)
     assert calls == ["ray://there:1", "shutdown"] * asked
 
 
@@ -162,7 +169,7 @@ def test_ctrl_c_that_python_lost_is_heard_after_the_cell(study, monkeypatch):
         Reference()
         return tasks[:1], tasks[1:]
 
-    task = SimpleNamespace(options=lambda **options: SimpleNamespace(remote=lambda *arguments: object()))
+    task = SimpleNamespace(options=lambda **options: task, remote=lambda *arguments: object())
     ray = SimpleNamespace(
         init=lambda *arguments, **options: None,
         shutdown=lambda: None,
@@ -176,11 +183,12 @@ def test_ctrl_c_that_python_lost_is_heard_after_the_cell(study, monkeypatch):
     monkeypatch.setattr(sweeping, "_import_ray", lambda: ray)
     before, given = signal.getsignal(signal.SIGINT), []
     with pytest.raises(KeyboardInterrupt):
-        given.extend(name for name, _ in sweeping.run_on_ray(study, dict.fromkeys("abc", {"image_size": 48})))
+        given.extend(cell for cell, _ in _run_cells(study, CELLS, 1, "ray", 1))
     assert signal.getsignal(signal.SIGINT) is before
-    assert given == ["a"]
+    assert given == CELLS[:1]
 
 
+@pytest.mark.slow
 def test_ctrl_c_over_the_client_s_port_leaves_what_is_finished_and_the_sweep_goes_on(
     study, tmp_path, short_path, quick_ray, monkeypatch
 ):

@@ -27,7 +27,7 @@ STATEFUL = replace(
 )
 
 
-@pytest.fixture(params=["keras", "torch", "tensorflow"])
+@pytest.fixture(params=["torch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("keras", "tensorflow"))])
 def framework(request):
     pytest.importorskip(request.param)
     return request.param

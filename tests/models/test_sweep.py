@@ -52,6 +52,7 @@ def test_what_a_file_gets_wrong_is_named(tmp_path, text, message):
         read_sweep(write(tmp_path, text))
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_reported_and_the_rest_is_recorded(toy_study, capsys):
     pytest.importorskip("torch")
     good, bad = Cell(SMALL, "torch"), Cell(replace(SMALL, image_size=20), "torch")
@@ -110,6 +111,7 @@ def test_a_cell_waits_for_the_one_it_starts_from(toy_study, monkeypatch):
     assert "begin vgg16_fine_tune" not in engine.log
 
 
+@pytest.mark.slow
 def test_features_and_fine_tuning_side_by_side_are_both_recorded(toy_study):
     pytest.importorskip("torch")
     small = {"image_size": 32, "weights": "none", "photo_limit": 16, "epochs": 1, "batch_size": 4}

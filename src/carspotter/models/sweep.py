@@ -82,8 +82,8 @@ def read_sweep(path: Path) -> list[Cell]:
     cells = []
     axes = (sweep["experiments"], sweep.get("frameworks", ["keras"]), sweep.get("image_sizes", [None]))
     for name, framework, size, seed in itertools.product(*axes, sweep.get("seeds", [0])):
-        experiment = replace(SERIES[name], **changes, **({"image_size": size} if size else {}))
-        cells.append(Cell(quick(experiment) if sweep.get("quick") else experiment, framework, seed))
+        experiment = quick(SERIES[name]) if sweep.get("quick") else SERIES[name]
+        cells.append(Cell(replace(experiment, **changes, **({"image_size": size} if size else {})), framework, seed))
     return cells
 
 
