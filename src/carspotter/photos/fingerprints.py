@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ from PIL import Image
 
 from carspotter.photos.decoding import UnreadablePhoto, decode
 from carspotter.photos.images import CHUNK, WORKERS
+from carspotter.photos.journal import hold
 from carspotter.photos.palette import COLOURS, describe_palette
 from carspotter.photos.table import read_photos
 from carspotter.progress import progress_bar
@@ -49,11 +49,10 @@ def measure_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True)
             return error.reason
 
     with (
+        hold(data / ".fingerprints.lock"),  # a second process that curates the same photos waits, and finds them done
         open(cache, "ab") as new,
         ThreadPoolExecutor(WORKERS) as pool,
     ):
-        # A second process that curates the same photos waits, and finds the work done.
-        fcntl.flock(new, fcntl.LOCK_EX)
         known = _read_cache(cache)
         new.truncate(len(known) * FINGERPRINT.itemsize)  # a record torn by a kill
         have = {sha256.decode() for sha256 in known["sha256"]}
