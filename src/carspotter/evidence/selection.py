@@ -5,7 +5,7 @@ This is the one rule by which a run is chosen: for the sealed test, for export a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,6 +64,15 @@ def find_runs(study: Study, experiment: str, **settings) -> list[Run]:
         if all(runs[0].row[column] == value for column, value in wanted.items())
     ]
     return max(recipes, key=lambda runs: (runs[0].row["epochs"], runs[0].row["image_size"], len(runs)), default=[])
+
+
+def find_subset_runs(study: Study, experiment: str, subset: Collection[str], **settings) -> list[Run]:
+    """Return the recorded runs of this experiment that were trained on these training photos (sha256) alone."""
+    rows = read_runs(study)
+    rows = rows[(rows["experiment"] == experiment) & (rows["train_on"] == subset_digest(subset))]
+    for column, value in settings.items():
+        rows = rows[rows[column] == value]
+    return [load_run(study, run) for run in rows.sort_values("seed")["run"]]
 
 
 def choose_run(study: Study, with_checkpoint: bool = False) -> tuple[Run, pd.DataFrame]:
