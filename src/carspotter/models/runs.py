@@ -43,6 +43,7 @@ from carspotter.models.store import (
     load_weights,
     locked,
     read_runs,
+    subset_digest,
 )
 from carspotter.paths import Study, atomic_write
 from carspotter.photos.images import PREPROCESSING, load_images
@@ -168,7 +169,7 @@ def specify_run(study: Study, experiment: Experiment, framework: str = "keras", 
     # What is named by its content: a path or 2,000 hashes would say nothing on another machine.
     by_content = {"weights": transfer.identify_weights(experiment) if experiment.backbone else "imagenet"}
     if (subset := experiment.training_subset) is not None:
-        by_content["training_subset"] = hashlib.sha256("\n".join(sorted(subset)).encode()).hexdigest()[:12]
+        by_content["training_subset"] = subset_digest(subset)
     identity = {"framework": framework, "seed": seed, "split_version": split_version(study)[:12]}
     identity |= {"recipe_version": RECIPE_VERSION}
     # Without what is at its default, so that a new field of Experiment gives no recorded run another name.

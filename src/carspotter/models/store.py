@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import difflib
+import hashlib
 import importlib
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -144,6 +145,11 @@ def read_runs(study: Study) -> pd.DataFrame:
     text = {"commit": str, "split_version": str, "train_on": str, "weights": str}
     # A column that is younger than the table is empty.
     return pd.read_csv(study.runs_table, keep_default_na=False, dtype=text).reindex(columns=COLUMNS, fill_value="")
+
+
+def subset_digest(subset: Iterable[str]) -> str:
+    """Return what names a training subset in runs.csv: 12 hex digits over the sorted hashes of its photos."""
+    return hashlib.sha256("\n".join(sorted(subset)).encode()).hexdigest()[:12]
 
 
 def load_run(study: Study, run_id: str) -> Run:
