@@ -67,7 +67,7 @@ def test_a_car_seen_from_elsewhere_stays_on_one_side(make_study):
     assert (side[cars["sha256"]].groupby(cars["car"].to_numpy()).nunique() == 1).all()
 
 
-def test_a_split_from_before_a_tie_was_known_is_mended_by_splitting_again(make_study):
+def test_a_split_from_before_a_tie_was_known_is_repaired_by_splitting_again(make_study):
     study = make_study(2)
     curation = read_curation(study)
     curation.assign(car="").to_csv(study.curation, index=False)
