@@ -166,6 +166,7 @@ def compare_copies(files: list[Path], peer_python: Path | None) -> None:
             fingerprints["grey"] = list(pool.map(_grey, (Image.open(folder / name) for name in names)))
         pairs = find_duplicates(fingerprints, False, lambda row: _grey(Image.open(folder / names[row]), CLOSE_SIDE))
         seconds = time.perf_counter() - started
+        pairs = pairs[pairs["copy"]]
         ours = {(names[a], names[b]) for a, b in zip(pairs["first"], pairs["second"], strict=True)}
         _print_score("ours", seconds, ours, names)
         if peer_python:

@@ -15,6 +15,7 @@ from carspotter.paths import Study
 
 # Packages beside this one that bring verbs of their own; the sample site is not in the wheel.
 NEIGHBOURS = ("carspotter_review", "carspotter_check", "carspotter_sample")
+LAST_STUDY = ".study"  # in the data folder: the name of the study that was split last
 
 # The verbs as `carspotter --help` shows them, each with an example.
 GROUPS = {
@@ -127,6 +128,7 @@ def split_photos(options) -> int:
         print(report)
         return 0 if report.ok else 1
     print(splitting.split_study(study, classes=options.classes, shifted_sites=options.shifted))
+    (study.data / LAST_STUDY).write_text(study.name, encoding="utf-8")
     return 0
 
 
@@ -179,6 +181,7 @@ def run_study(options) -> int:
     name = options.study or "_".join(options.classes) or "swift_wagonr"
     study = Study.open(name, options.data)
     page = run_study(study, study.data / "reports" / name, options.photos, options.classes, options.epochs)
+    (study.data / LAST_STUDY).write_text(name, encoding="utf-8")
     print(to_markdown(runs_report(study)), end="")
     print(f"Open this page in a browser: {page}")
     return 0
@@ -238,7 +241,9 @@ def list_runs(options) -> int:
 
 
 def study_of(options) -> Study:
-    return Study.open(options.study, options.data)
+    """Return the study that --study names, else the one split last in this data folder, else the sample."""
+    last = Study.open("sample", options.data).data / LAST_STUDY
+    return Study.open(options.study or (last.read_text(encoding="utf-8") if last.exists() else "sample"), options.data)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -372,7 +377,7 @@ def _parser() -> argparse.ArgumentParser:
 def add_verb(verbs, name: str, verb, text: str) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text)
     parser.add_argument("--data", type=Path, metavar="DIR", help="photos and tables (default: data)")
-    parser.add_argument("--study", default="sample", metavar="NAME", help="default: %(default)s")
+    parser.add_argument("--study", metavar="NAME", help="default: the one split last, else sample")
     parser.set_defaults(verb=verb)
     return parser
 

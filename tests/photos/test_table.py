@@ -273,7 +273,7 @@ def test_forget_does_not_write_beside_a_crawl(data, folder):
     sha256 = read_photos(data)["sha256"][0]
     with open(data / "raw/import/.lock", "a") as crawl:
         fcntl.flock(crawl, fcntl.LOCK_EX)
-        with pytest.raises(RuntimeError, match="a crawl is writing here"):
+        with pytest.raises(RuntimeError, match="a crawl or an import is writing here"):
             forget(data, sha256)
     assert len(read_photos(data)) == 8 and read_forgotten(data) == set()
 

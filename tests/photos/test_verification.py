@@ -67,7 +67,7 @@ def test_a_car_seen_from_elsewhere_stays_on_one_side(make_study):
     assert (side[cars["sha256"]].groupby(cars["car"].to_numpy()).nunique() == 1).all()
 
 
-def test_a_split_from_before_a_tie_was_known_is_mended_by_splitting_again(make_study):
+def test_a_split_from_before_a_tie_was_known_is_repaired_by_splitting_again(make_study):
     study = make_study(2)
     curation = read_curation(study)
     curation.assign(car="").to_csv(study.curation, index=False)
@@ -84,10 +84,13 @@ def test_a_split_from_before_a_tie_was_known_is_mended_by_splitting_again(make_s
     [
         (
             lambda rows: rows.assign(label=rows["label"].map({"civic": "altima", "altima": "civic"})),
-            "sealed labels differ",
+            "another sealed label than in curation.csv",
         ),
-        (lambda rows: rows.assign(label=["banana", *rows["label"][1:]]), "1 sealed labels differ"),
-        (lambda rows: pd.concat([rows, rows[:1]]), "1 photos stand twice"),
+        (
+            lambda rows: rows.assign(label=["banana", *rows["label"][1:]]),
+            "1 photos have a sealed label that is no class",
+        ),
+        (lambda rows: pd.concat([rows, rows[:1]]), "1 photos are sealed twice"),
         (lambda rows: rows[1:], "differs from the sealed rows in 1 photos"),
     ],
     ids=["swapped", "banana", "doubled", "missing"],
@@ -122,6 +125,27 @@ def test_deleted_and_moved_rows_and_photos_rejected_since_are_noticed(make_study
     curation.to_csv(study.curation, index=False)
     problems = verify_split(study, show_progress=False).problems
     assert any("1 photos were rejected by the curation since" in text for text in problems)
+
+
+def test_unusable_photos_and_other_models_are_rejected_with_their_kind_and_take_no_part(make_study, tmp_path):
+    study = make_study(4)
+    for number, name in enumerate(("unusable/dashboard", "other-model/mustang/front")):
+        file = tmp_path / "photos" / f"{name}.jpg"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(encode(scene(90_000 + number, (160, 120))))
+    import_folder(study.data, tmp_path / "photos", show_progress=False)
+    table = curate_study(study, show_progress=False)
+    found = dict(table.loc[table["reason"].str.contains("imported as"), ["reason", "verdict"]].itertuples(index=False))
+    assert found == {"unusable: imported as such": "reject", "other model: imported as mustang": "reject"}
+    assert set(split_study(study).counts.index) == {"altima", "civic"}
+
+
+def test_a_study_of_other_photos_is_named_as_such(make_study, tmp_path):
+    study = make_study(3)
+    study.folder.mkdir(parents=True)
+    study.splits.write_text(f"sha256,label,group,split\n{'a' * 64},civic,a,train\n")
+    with pytest.raises(ValueError, match="results/toy: this study is a split of other photos.*--study my_altima_civic"):
+        split_study(study)
 
 
 def test_a_split_saved_by_a_spreadsheet_is_named(make_study):

@@ -37,7 +37,7 @@ def collected(tmp_path_factory):
     study = Study("sample", folder / "data", folder / "results")
     import_folder(study.data, folder / "in", show_progress=False)
     table = read_photos(study.data)[["sha256", "label"]]
-    table["verdict"], table["reason"], table["duplicate_cluster"], table["decided_by"] = "keep", "", "", "machine"
+    table[["verdict", "reason", "duplicate_cluster", "car", "decided_by"]] = ["keep", "", "", "", "machine"]
     table["score"] = [1 - n / 24 for n in range(24)]
     table.loc[:3, "reason"] = "too dark: mean brightness 20 of 255"
     table.loc[5, ["verdict", "reason"]] = ["reject", "duplicate: the same shot as another"]

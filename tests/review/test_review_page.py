@@ -65,7 +65,7 @@ def folder(tmp_path):
     study = Study("sample", tmp_path / "data", tmp_path / "results")
     import_folder(study.data, tmp_path / "in", show_progress=False)
     table = read_photos(study.data)[["sha256", "label"]]
-    table["verdict"], table["reason"], table["duplicate_cluster"], table["decided_by"] = "keep", "", "", "machine"
+    table[["verdict", "reason", "duplicate_cluster", "car", "decided_by"]] = ["keep", "", "", "", "machine"]
     table["score"] = [n / 36 for n in range(36)]
     table.loc[20:, "reason"] = "too dark: mean brightness 20 of 255"
     write_curation(study, table[COLUMNS])

@@ -105,7 +105,7 @@ def test_the_first_use_of_the_study_unpacks_what_the_sites_let_a_robot_collect(s
 def test_a_learner_gets_the_sealed_labels_of_the_study_s_split(study):
     photos = read_photos(study.data)
     shutil.rmtree(study.data)
-    curation = photos[["sha256", "label"]].assign(verdict="keep", reason="", score=0.0, duplicate_cluster="")
+    curation = photos[["sha256", "label"]].assign(verdict="keep", reason="", score=0.0, duplicate_cluster="", car="")
     splits = split_photos(photos, curation, shifted_sites=["hyderabad"])
     closed = splits["split"].isin(("test", "shifted"))
     study.folder.mkdir(parents=True)

@@ -53,7 +53,11 @@ def split_photos(
     lost = set(previous["sha256"]) - set(table.index) - set(forgotten)
     if lost:
         if len(lost) == len(previous):
-            raise ValueError("this study is a split of other photos, none of which is here; take another --study")
+            own = "_".join(sorted(set(photos["label"].dropna()))[:3])
+            raise ValueError(
+                f"this study is a split of other photos, none of which is here, such as one that came with the "
+                f"repository; name one for your own photos, as in --study my_{own.replace('-', '_')}"
+            )
         raise ValueError(
             f"{len(lost)} photos of the previous split are not here, {min(lost)[:12]} first; scrape or import them "
             f"again and curate, or use another --study"
@@ -118,6 +122,8 @@ def split_study(
     after the last curation.
     """
     photos, curation = read_photos(study.data), read_curation(study)
+    if "car" not in curation:
+        raise ValueError(f"{study.curation}: does not say which photos show one car; run `curate` again")
     uncurated = set(photos["sha256"]) - set(curation["sha256"])
     if uncurated:
         raise ValueError(f"{study.curation}: {len(uncurated)} photos are not curated yet; run `curate` first")

@@ -10,6 +10,7 @@ import pandas as pd
 from carspotter.paths import Study
 from carspotter.photos.duplicates import relate_photos
 from carspotter.photos.fingerprints import measure_photos
+from carspotter.photos.sealed_test import find_label_faults
 from carspotter.photos.splitting import SEALED, STUDIED, checksum, checksum_file, read_splits, split_version
 from carspotter.photos.table import kind_of, read_curation, read_photos
 
@@ -101,33 +102,15 @@ def _check_labels(study: Study, active: pd.DataFrame, curation: pd.DataFrame) ->
     hidden = active["split"].isin(SEALED)
     if (active.loc[hidden, "label"] != "").any():
         problems.append(f"{(active.loc[hidden, 'label'] != '').sum()} sealed labels stand open in splits.csv")
-    sealed = pd.DataFrame(columns=["sha256", "label"])
-    if study.sealed.exists():
-        sealed = pd.read_csv(study.sealed, dtype=str, keep_default_na=False)
-    if list(sealed.columns) != ["sha256", "label"]:
-        return [*problems, f"{study.sealed}: its columns are not sha256 and label; split again"], notes
-    if doubled := sealed["sha256"].duplicated().sum():
-        problems.append(f"{doubled} photos stand twice in {study.sealed}; split again")
-    sealed = sealed.drop_duplicates("sha256").set_index("sha256")["label"]
-    if odd := set(sealed.index) ^ set(active.loc[hidden, "sha256"]):
+    # Only the hashes here: the labels themselves stay shut.
+    sealed = set(pd.read_csv(study.sealed, usecols=["sha256"])["sha256"]) if study.sealed.exists() else set()
+    if odd := sealed ^ set(active.loc[hidden, "sha256"]):
         problems.append(f"{study.sealed} differs from the sealed rows in {len(odd)} photos; split again")
-
-    def relabelled(labels: pd.Series) -> tuple[list[str], list[str]]:
-        """Return the photos whose label is another than the curation's; those that a person changed are apart."""
-        now = curation["label"].reindex(labels.index)
-        by_person = curation["decided_by"].reindex(labels.index, fill_value="machine") != "machine"
-        other = labels[labels != now].index
-        return [sha for sha in other if not by_person[sha]], [sha for sha in other if by_person[sha]]
-
-    wrong, reviewed = relabelled(sealed[sealed.index.isin(active["sha256"])])
-    if wrong:
-        problems.append(f"{len(wrong)} sealed labels differ from those of the curation; restore {study.sealed}")
-    if reviewed:
-        notes.append(f"a person relabelled {len(reviewed)} sealed photos since; the seal keeps the label of the split")
-    wrong, reviewed = relabelled(active.loc[active["label"] != ""].set_index("sha256")["label"])
-    if wrong or reviewed:
-        first = min(wrong + reviewed)[:12]
-        problems.append(f"{len(wrong + reviewed)} labels differ from curation.csv, {first} first; split again")
+    faults = find_label_faults(study, curation["label"])
+    problems += [f"{fault}; restore {study.sealed}, or correct the curation" for fault in faults]
+    labels = active.loc[active["label"] != ""].set_index("sha256")["label"]
+    if relabelled := sorted(labels.index[labels != curation["label"].reindex(labels.index)]):
+        problems.append(f"{len(relabelled)} labels differ from curation.csv, {relabelled[0][:12]} first; split again")
     now = curation.reindex(active["sha256"])
     # A larger copy that came later does not push out the older one.
     left = (now["verdict"] == "reject") & (now["reason"].fillna("").map(kind_of) != "duplicate")
