@@ -18,7 +18,7 @@ from carspotter.evidence.report import runs_report
 from carspotter.evidence.results import results_of
 from carspotter.evidence.sealed_score import SealedScore, drop, read_scores, score_sealed
 from carspotter.evidence.selection import choose_run
-from carspotter.models.runs import COLUMNS, Run, load_run
+from carspotter.models.store import COLUMNS, Run, load_run
 from carspotter.paths import Study
 from carspotter.photos.importing import import_folder
 from carspotter.photos.sealed_test import SealedTestRefused, read_ledger

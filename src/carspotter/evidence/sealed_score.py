@@ -17,7 +17,7 @@ from carspotter.evidence.bias_variance import generalisation_gap
 from carspotter.evidence.intervals import Interval, accuracy_interval
 from carspotter.evidence.results import correct_by_photo
 from carspotter.evidence.selection import choose_run
-from carspotter.models.runs import Run, load_run
+from carspotter.models.store import Run, load_run
 from carspotter.paths import Study
 from carspotter.photos.images import load_images
 from carspotter.photos.sealed_test import read_test_labels

@@ -13,7 +13,7 @@ import pandas as pd
 
 from carspotter.evidence.intervals import group_means
 from carspotter.evidence.results import results_of
-from carspotter.models.runs import Run, load_run, read_runs
+from carspotter.models.store import Run, load_run, read_runs
 from carspotter.paths import Study
 
 RECIPE = ["experiment", "framework", "epochs", "image_size", "dtype", "weights"]  # all that seeds have in common
