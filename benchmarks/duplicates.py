@@ -28,12 +28,13 @@ from concurrent.futures import ThreadPoolExecutor
 from operator import itemgetter
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageOps
 
 from benchmarks.machine import describe
-from carspotter.evidence.plots import growth_chart
+from carspotter.evidence.plots import BLUE, GREEN, GREY, ORANGE, STYLE
 from carspotter.paths import real_photos
 from carspotter.photos.alignment import CLOSE_SIDE
 from carspotter.photos.duplicates import compare_all, confirm, find_candidates, find_duplicates, hash_windows
@@ -240,6 +241,31 @@ COPIES: dict[str, Callable[[Image.Image, random.Random], Image.Image]] = {
     "mirrored": lambda photo, _: ImageOps.mirror(photo),
     "watermarked": _watermark,
 }
+
+
+def growth_chart(table: pd.DataFrame, title: str = "") -> plt.Figure:
+    """Draw how the steps of the duplicate search grow: seconds of each (left) and the peak of memory (right).
+
+    `table`: a row per number of `photos` with hash_seconds, search_seconds, confirm_seconds and peak_mb. A dotted line
+    grows in proportion to the photos.
+    """
+    table = table.sort_values("photos")
+    photos = table["photos"].to_numpy(dtype=float)
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
+        for step, colour in (("hash", BLUE), ("search", ORANGE), ("confirm", GREEN)):
+            left.plot(photos, table[f"{step}_seconds"], "o-", color=colour, label=step)
+        start = table[["hash_seconds", "search_seconds", "confirm_seconds"]].iloc[0].max()
+        left.plot(photos, start * photos / photos[0], ":", color=GREY, label="in proportion")
+        right.plot(photos, table["peak_mb"], "o-", color=BLUE)
+        for axis, word in ((left, "seconds"), (right, "peak of memory, MB")):
+            axis.set(xscale="log", yscale="log", xlabel="photos", ylabel=word)
+            axis.grid(alpha=0.3)
+        left.legend()
+        figure.suptitle(title, fontweight="bold")
+    figure.tight_layout()
+    return figure
+
 
 if __name__ == "__main__":
     main()

@@ -245,7 +245,7 @@ def _from_bundle(cls, bundle: Path, threads: int) -> PhotoCheck:
 
 def _from_run(cls, study: Study, run_id: str | None) -> PhotoCheck:
     from carspotter.evidence.selection import choose_run  # with it come readers of tables that a server does not need
-    from carspotter.models.runs import load_run
+    from carspotter.models.store import load_run
 
     run = load_run(study, run_id) if run_id is not None else choose_run(study, with_checkpoint=True)[0]
     names = run.class_names

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
 
-from carspotter.evidence.comparison import accuracy_interval
+from carspotter.evidence.intervals import accuracy_interval
 from carspotter.evidence.plots import training_curves
 from carspotter.models.experiments import FAST_RECIPE
 from carspotter.models.runs import load_or_train

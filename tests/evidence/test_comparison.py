@@ -139,4 +139,4 @@ def test_as_many_photos_as_it_asks_for_show_the_difference_four_times_in_five():
 
 def test_the_plot_is_a_figure():
     figure = compare(pd.Series(Y), predictions(3, 0.6), predictions(3, 0.95, seed=1)).plot()
-    assert figure.axes[0].texts[0].get_text() == "different"
+    assert figure.axes[0].get_yticklabels()[0].get_text() == "B − A:\ndifferent"

@@ -1,16 +1,19 @@
-"""Figures that no notebook draws; those of the notebooks are drawn when the notebooks are run."""
+"""Figures: what they are told to show can be read off them."""
 
-import numpy as np
 import pandas as pd
 
-from carspotter.evidence.plots import growth_chart
+from carspotter.evidence.intervals import Interval
+from carspotter.evidence.plots import interval_chart, training_curves
 
 
-def test_growth_is_drawn_as_measured_beside_a_line_in_proportion():
-    steps = {"hash_seconds": [2.0, 0.2], "search_seconds": [30.0, 2.0], "confirm_seconds": [9.0, 0.5]}
-    table = pd.DataFrame({"photos": [1000, 100], "peak_mb": [80.0, 40.0]} | steps)
-    left, right = growth_chart(table).axes
-    lines = {line.get_label(): line.get_ydata().tolist() for line in left.lines}
-    assert lines == {"hash": [0.2, 2], "search": [2, 30], "confirm": [0.5, 9], "in proportion": [2, 20]}
-    np.testing.assert_array_equal(right.lines[0].get_xydata(), [[100, 40], [1000, 80]])
-    assert {axis.get_xscale() for axis in (left, right)} == {axis.get_yscale() for axis in (left, right)} == {"log"}
+def test_an_interval_chart_names_levels_and_shows_what_counts_as_equal():
+    axis = interval_chart({"b": Interval(0.02, -0.01, 0.05, 9, 9, 0.9875)}, margin=0.03).axes[0]
+    assert "98.75 %" in axis.get_xlabel() and axis.texts[0].get_text() == "0.020 [-0.010, 0.050]"
+    assert [patch.get_x() for patch in axis.patches] == [-0.03]
+
+
+def test_training_curves_end_at_one():
+    columns = ("train_accuracy", "validation_accuracy", "train_loss", "validation_loss")
+    history = pd.DataFrame({"epoch": [1, 2]} | {column: [0.9, 1.0] for column in columns})
+    left, right = training_curves({"cnn": history}, overfits_from={"cnn": 2}).axes
+    assert left.get_ylim()[1] <= 1.01 and "cnn overfits from epoch 2" in right.get_legend_handles_labels()[1]

@@ -19,7 +19,7 @@ from carspotter.evidence.report import (
 )
 from carspotter.evidence.results import compare_runs, correct_by_photo, results_of, training_accuracy
 from carspotter.evidence.selection import best_epoch_optimism, choose_run
-from carspotter.models.runs import COLUMNS, load_run
+from carspotter.models.store import COLUMNS, load_run
 from carspotter.paths import Study
 
 HASHES = [f"x{n:02}" for n in range(40)]

@@ -16,9 +16,9 @@ from carspotter.evidence import sealed_score
 from carspotter.evidence.intervals import accuracy_interval
 from carspotter.evidence.report import runs_report
 from carspotter.evidence.results import results_of
-from carspotter.evidence.sealed_score import SealedScore, drop, photo_facts, read_scores, score_sealed
+from carspotter.evidence.sealed_score import SealedScore, drop, read_scores, score_sealed
 from carspotter.evidence.selection import choose_run
-from carspotter.models.runs import COLUMNS, Run, load_run
+from carspotter.models.store import COLUMNS, Run, load_run
 from carspotter.paths import Study
 from carspotter.photos.importing import import_folder
 from carspotter.photos.sealed_test import SealedTestRefused, read_ledger
@@ -118,7 +118,7 @@ def test_a_look_is_scored_written_down_and_taken_apart(study):
     assert parts["label", "swift"] == 1 and parts["label", "wagonr"] == 0.5
     for by, members in score.parts.groupby("by"):
         assert members["photos"].sum() == score.interval.photos, by
-    assert {"resolution", "compression"} <= set(score.parts["by"])
+    assert set(score.parts["by"]) == {"label", "city"}
     assert [look["run"] for look in read_ledger(study)] == ["large-s0"]
     (again,) = read_scores(study)
     assert again.interval == score.interval
@@ -207,13 +207,6 @@ def test_labels_that_are_not_those_of_curation_are_not_scored_against(study):
     assert read_ledger(study) == [] and read_scores(study) == []
 
 
-def test_photo_quality_comes_in_thirds_that_name_their_ends(study):
-    facts = photo_facts(study, read_photos(study.data))
-    assert set(facts["city"]) == {"Delhi", "Pune"}
-    assert set(facts["resolution"]) == {"8–8 px", "9–9 px", "10–10 px"}
-    assert facts["compression"].nunique() == 3
-
-
 def test_the_interval_is_that_of_groups(study, monkeypatch):
     seen = {}
 
@@ -252,7 +245,6 @@ def test_at_run_time_nothing_but_the_door_opens_the_sealed_file(study):
     run, _ = choose_run(study)
     results_of(study, [run]).interval()
     runs_report(study)
-    photo_facts(study, read_photos(study.data))
     read_scores(study)
     assert OPENED == []
     score_sealed(study, run, "chosen on validation")

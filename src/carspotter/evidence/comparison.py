@@ -67,9 +67,10 @@ class Comparison:
 
     def plot(self):
         """Return a figure of the difference with its interval and the margin of equality."""
-        from carspotter.evidence.plots import comparison_chart  # noqa: PLC0415
+        from carspotter.evidence.plots import interval_chart  # noqa: PLC0415
 
-        return comparison_chart([self])
+        name = f"{self.name_b} − {self.name_a}:\n{self.verdict}"
+        return interval_chart({name: self.difference}, unit="difference of accuracies", margin=MARGIN)
 
 
 def compare(

@@ -10,7 +10,7 @@ import pandas as pd
 
 from carspotter.evidence.results import results_of
 from carspotter.evidence.selection import has_checkpoint
-from carspotter.models.runs import Run
+from carspotter.models.store import Run
 from carspotter.paths import Study
 
 

@@ -143,47 +143,27 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], title: s
         return _finish(figure)
 
 
-def interval_chart(intervals: dict, title: str = "", unit: str = "validation accuracy") -> Figure:
-    """Draw estimates with their intervals, one line each. `intervals`: name -> `evidence.intervals.Interval`."""
+def interval_chart(intervals: dict, title: str = "", unit: str = "validation accuracy", margin: float = 0) -> Figure:
+    """Draw estimates with their intervals, one line each. `intervals`: name -> `evidence.intervals.Interval`.
+
+    `margin`: for differences; a green band from −`margin` to it shows what counts as equal.
+    """
     with plt.rc_context(STYLE):
         figure, axis = plt.subplots(figsize=(7, 1.0 + 0.4 * len(intervals)))
         for row, interval in enumerate(intervals.values()):
             axis.plot([interval.low, interval.high], [row, row], color=BLUE, linewidth=2)
             axis.plot(interval.estimate, row, "o", color=BLUE)
-            axis.annotate(
-                str(interval), (interval.high, row), (6, 0), textcoords="offset points", va="center", fontsize=9
-            )
+            place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+            axis.annotate(str(interval), (interval.high, row), **place)
+        if margin:
+            axis.axvspan(-margin, margin, color=GREEN, alpha=0.12, linewidth=0)
+            axis.axvline(0, color="black", linewidth=0.8)
         axis.set_yticks(range(len(intervals)), list(intervals))
         axis.set_ylim(len(intervals) - 0.5, -0.5)
         axis.margins(x=0.35)
         levels = sorted({interval.level for interval in intervals.values()})
         words = ", ".join(f"{level * 100:.4g} %" for level in levels)
         axis.set(xlabel=f"{unit}, {words} interval", title=title)
-        return _finish(figure)
-
-
-def comparison_chart(comparisons: Sequence, title: str = "") -> Figure:
-    """Draw differences in points with their intervals, coloured by verdict; the band is what counts as equal.
-
-    `comparisons`: of `evidence.comparison.Comparison`.
-    """
-    colours = {"different": BLUE, "equal": GREEN, "undetermined": GREY}
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7.5, 1.2 + 0.5 * len(comparisons)))
-        axis.axvspan(-3, 3, color=GREEN, alpha=0.12, linewidth=0)
-        axis.axvline(0, color="black", linewidth=0.8)
-        for row, found in enumerate(comparisons):
-            low, middle, high = (
-                100 * x for x in (found.difference.low, found.difference.estimate, found.difference.high)
-            )
-            axis.plot([low, high], [row, row], color=colours[found.verdict], linewidth=2)
-            axis.plot(middle, row, "o", color=colours[found.verdict])
-            axis.annotate(found.verdict, (high, row), (6, 0), textcoords="offset points", va="center", fontsize=9)
-        axis.set_yticks(range(len(comparisons)), [f"{found.name_b} − {found.name_a}" for found in comparisons])
-        axis.set_ylim(len(comparisons) - 0.5, -0.5)
-        axis.margins(x=0.3)
-        level = comparisons[0].difference.level
-        axis.set(xlabel=f"points of validation accuracy, {level * 100:.4g} % interval; green: ± 3 points", title=title)
         return _finish(figure)
 
 
@@ -316,29 +296,6 @@ def framework_bars(table: pd.DataFrame, title: str = "") -> Figure:
         axes[0].invert_yaxis()
         axes[0].set_title(title)
         return _finish(figure)
-
-
-def growth_chart(table: pd.DataFrame, title: str = "") -> Figure:
-    """Draw how the steps of the duplicate search grow: seconds of each (left) and the peak of memory (right).
-
-    `table`: a row per number of `photos` with hash_seconds, search_seconds, confirm_seconds and peak_mb. A dotted line
-    grows in proportion to the photos.
-    """
-    table = table.sort_values("photos")
-    photos = table["photos"].to_numpy(dtype=float)
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
-        for step, colour in (("hash", BLUE), ("search", ORANGE), ("confirm", GREEN)):
-            left.plot(photos, table[f"{step}_seconds"], "o-", color=colour, label=step)
-        start = table[["hash_seconds", "search_seconds", "confirm_seconds"]].iloc[0].max()
-        left.plot(photos, start * photos / photos[0], ":", color=GREY, label="in proportion")
-        right.plot(photos, table["peak_mb"], "o-", color=BLUE)
-        for axis, word in ((left, "seconds"), (right, "peak of memory, MB")):
-            axis.set(xscale="log", yscale="log", xlabel="photos", ylabel=word)
-            axis.grid(alpha=0.3)
-        left.legend()
-        figure.suptitle(title, fontweight="bold")
-    return _finish(figure)
 
 
 def _log_scale(axis: plt.Axes) -> None:

@@ -12,7 +12,7 @@ from carspotter.evidence.comparison import comparison_table
 from carspotter.evidence.results import compare_runs, results_of, training_accuracy
 from carspotter.evidence.selection import best_epoch_optimism, full_runs, recorded_recipes
 from carspotter.models.experiments import SERIES
-from carspotter.models.runs import Run, load_run, read_runs
+from carspotter.models.store import Run, load_run, read_runs
 from carspotter.paths import Study
 
 # What the series asks, fixed beforehand: a table of verdicts always shares its error among all its questions.

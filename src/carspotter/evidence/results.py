@@ -14,7 +14,7 @@ import pandas as pd
 
 from carspotter.evidence.comparison import Comparison, compare
 from carspotter.evidence.intervals import Interval, accuracy_interval
-from carspotter.models.runs import Run
+from carspotter.models.store import Run
 from carspotter.paths import Study
 from carspotter.photos.splitting import read_splits
 

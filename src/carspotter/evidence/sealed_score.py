@@ -17,7 +17,7 @@ from carspotter.evidence.bias_variance import generalisation_gap
 from carspotter.evidence.intervals import Interval, accuracy_interval
 from carspotter.evidence.results import correct_by_photo
 from carspotter.evidence.selection import choose_run
-from carspotter.models.runs import Run, load_run
+from carspotter.models.store import Run, load_run
 from carspotter.paths import Study
 from carspotter.photos.images import load_images
 from carspotter.photos.sealed_test import read_test_labels
@@ -60,7 +60,9 @@ def score_sealed(study: Study, run: Run, reason: str, again: str | None = None, 
     if photos.empty:
         raise FileNotFoundError(f"{study.splits}: no {split} photos")
     table = read_photos(study.data)
-    photos = photos.merge(table[["sha256", "path"]], on="sha256", how="left").sort_values("sha256", ignore_index=True)
+    photos = photos.merge(table[["sha256", "path", "city"]], on="sha256", how="left").sort_values(
+        "sha256", ignore_index=True
+    )
     if photos["path"].isna().any():
         raise FileNotFoundError(
             f"{study.data}: {photos['path'].isna().sum()} of {len(photos)} {split} photos are not on this machine"
@@ -68,14 +70,13 @@ def score_sealed(study: Study, run: Run, reason: str, again: str | None = None, 
     images = load_images(study.data, photos, int(run.row["image_size"]), show_progress=False)
     probabilities = np.concatenate([run.predict(images[i : i + BATCH]) for i in range(0, len(images), BATCH)])
     photos["predicted"] = np.array(run.class_names)[probabilities.argmax(axis=1)]
-    facts = photo_facts(study, table)
     known = read_curation(study).set_index("sha256")["label"] if study.curation.exists() else None
 
     labels, look = read_test_labels(study, run.id, photos[["sha256", "predicted"]], reason, again, split, known)
-    photos = photos.merge(labels, on="sha256", validate="one_to_one").merge(facts, on="sha256", how="left")
+    photos = photos.merge(labels, on="sha256", validate="one_to_one").fillna({"city": "unknown"})
     photos["correct"] = photos["predicted"] == photos["label"]
     correct, groups, level = photos["correct"].to_numpy(bool), photos["group"].to_numpy(str), 1 - 0.05 / 2**look
-    parts = _parts(photos, ["label", *facts.columns.drop("sha256")], level)
+    parts = _parts(photos, ["label", "city"], level)
     score = SealedScore(run.id, split, look, accuracy_interval(correct, groups, level), parts, correct, groups)
     with open(scores_file(study), "a", encoding="utf-8") as file:
         record = {"run": run.id, "split": split, "look": look, "interval": asdict(score.interval)}
@@ -137,32 +138,6 @@ def drop(correct, groups, after: SealedScore) -> Interval:
     Positive where accuracy fell. Method: as `bias_variance.generalisation_gap`, two separate sets of groups.
     """
     return generalisation_gap(accuracy_interval(correct, groups, after.interval.level), after.interval)
-
-
-def photo_facts(study: Study, table: pd.DataFrame) -> pd.DataFrame:
-    """Return what is known of each photo but its content: sha256, city, resolution and compression, as text.
-
-    `table`: as from `read_photos`.
-    Resolution and compression are thirds of all photos of the study, by shorter side and by bytes per pixel.
-    """
-    table = table[table["sha256"].isin(read_splits(study)["sha256"])]
-    shorter = table[["width", "height"]].min(axis=1)
-    density = table["bytes"] / (table["width"] * table["height"])
-    return pd.DataFrame(
-        {
-            "sha256": table["sha256"],
-            "city": table["city"].fillna("unknown"),
-            "resolution": _thirds(shorter, "{:.0f}–{:.0f} px"),
-            "compression": _thirds(density, "{:.2f}–{:.2f} bytes/pixel"),
-        }
-    )
-
-
-def _thirds(values: pd.Series, words: str) -> pd.Series:
-    """Name the third of all values that each lies in by that third's ends; equal values stay together."""
-    parts = pd.qcut(values.astype(float), 3, labels=False, duplicates="drop").fillna(0)
-    names = {number: words.format(part.min(), part.max()) for number, part in values.groupby(parts)}
-    return parts.map(names)
 
 
 def _parts(photos: pd.DataFrame, by: list[str], level: float) -> pd.DataFrame:

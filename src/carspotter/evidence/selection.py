@@ -27,10 +27,6 @@ class BestEpoch:
     accuracy: float
     optimism: float
 
-    @property
-    def corrected(self) -> float:
-        return self.accuracy - self.optimism
-
 
 def full_runs(study: Study, quick: bool = False) -> pd.DataFrame:
     """Return the rows of the newest split and recipe version, without runs on a part of the training photos.
