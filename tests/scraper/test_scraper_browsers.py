@@ -123,7 +123,7 @@ def test_ctrl_c_does_not_wait_for_a_page_that_hangs(short_path):
         file.write_text(file.read_text().replace("[selectors]", second))
         process = start_scraper(file, short_path, "--browsers", "2")
         assert wait_until(lambda: site.counts["/search"] == 2, 100)
-        assert wait_until(lambda: len(site.photo_requests()) == 5, 100)
+        assert wait_until(lambda: len(stored(short_path)) == 5, 100)
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, text = process.communicate(timeout=300)
