@@ -168,7 +168,7 @@ def test_the_table_and_the_page_faults_agree():
 
 
 def browser_processes(folder: Path, kind: str = "") -> list[int]:
-    """Give the processes in the groups of the browsers whose profile is in `folder`, of one kind if so asked."""
+    """Return the processes in the groups of the browsers whose profile is in `folder`, of one kind if so asked."""
     commands = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
