@@ -90,7 +90,7 @@ class OnePage:
 
 
 def crawl_photos(clock: Clock, site: MisbehavingSite, folder: Path, *photos: str, **politeness):
-    """Crawl one page that shows `photos`; give (exit code, the journal's newest line by photo name)."""
+    """Crawl one page that shows `photos`; return (exit code, the journal's newest line by photo name)."""
     fetcher = downloader(clock, site.base_url, **politeness)
     with Journal(folder) as journal:
         crawl = Crawl(fetcher.site, journal, [OnePage(f"{site.base_url}/search", *photos)], fetcher)
