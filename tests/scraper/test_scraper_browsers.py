@@ -26,10 +26,13 @@ from tests.scraper.test_scraper_crawl import (
 )
 from tests.scraper.test_scraper_download import Clock, downloader
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
-    reason="no chromium and chromedriver on PATH; `make setup` installs them",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
+        reason="no chromium and chromedriver on PATH; `make setup` installs them",
+    ),
+]
 GALLERIES = '[detail]\nphotos = "#gallery img"'
 DELAY = 0.15  # seconds
 

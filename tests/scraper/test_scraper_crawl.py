@@ -21,10 +21,13 @@ from scraper.cli import main
 from tests.scraper.misbehaving_site import MisbehavingSite
 from tests.scraper.test_scraper_download import table_rows
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
-    reason="no chromium and chromedriver on PATH; `make setup` installs them",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
+        reason="no chromium and chromedriver on PATH; `make setup` installs them",
+    ),
+]
 
 SITE_FILE = """
 contact = "test@example.org"
