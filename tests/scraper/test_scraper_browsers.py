@@ -38,7 +38,7 @@ DELAY = 0.15  # seconds
 
 
 def crawl(folder, site, browsers: int, **settings):
-    """Crawl two searches whose galleries are on the listings' own pages; return the exit code and the closing figures."""
+    """Crawl two searches whose galleries are on the listings' own pages; return exit code and closing figures."""
     folder.mkdir()
     file = write_site_file(folder, f"{site.base_url}/search?listings=4", more=GALLERIES, **settings)
     second = f'[[start]]\nlabel = "wagonr"\nurl = "{site.base_url}/search?listings=5&model=wagonr"\n[selectors]'
