@@ -293,7 +293,7 @@ class Crawl:
     ) -> None:
         """Fetch the photos that a page shows; where addresses expired on the way, take new ones from it.
 
-        `take_again()` opens the page again, as often as that gives at least one photo more.
+        `take_again()` opens the page again, until that has twice in a row given no photo more.
         """
         with self._shared:
             for listing in listings:
@@ -301,15 +301,15 @@ class Crawl:
                 self._shown.update({self._key_of(url) for url in listing.photos})
         self._find(*(url for listing in listings for url in listing.photos))
         expired = self._fetch_shown(listings, page, start)
-        while expired:
+        in_vain = 0
+        while expired and in_vain < 2:
             try:
                 again, listings = take_again()
             except (Refused, Failed, PageFailed) as error:
                 self._lose_page(page.asked, error)
                 break
             left = self._fetch_shown(listings, again, start, only=expired.keys())
-            if len(left) >= len(expired):
-                break
+            in_vain = in_vain + 1 if len(left) >= len(expired) else 0
             expired = left
         for about, error in expired.values():
             self._record_loss(about, Failed(f"address expired: {error}"))
