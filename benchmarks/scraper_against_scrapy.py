@@ -68,7 +68,7 @@ def serve(folder: Path) -> None:
 
 
 def run_ours(base_url: str, out: Path) -> float:
-    """Give the seconds of our crawl, page handed in as the browser would."""
+    """Return the seconds of our crawl, page handed in as the browser would."""
     content = {
         "contact": "test@example.org",
         "start": [{"url": f"{base_url}/index.html", "label": "swift"}],
@@ -90,7 +90,7 @@ def run_ours(base_url: str, out: Path) -> float:
 
 
 def run_scrapy(base_url: str, out: Path) -> float:
-    """Give the seconds of a Scrapy crawl with its images pipeline, all settings at their defaults but the delay."""
+    """Return the seconds of a Scrapy crawl with its images pipeline, all settings at their defaults but the delay."""
     import scrapy  # noqa: PLC0415 (an optional tool, needed here alone)
     from scrapy.crawler import CrawlerProcess  # noqa: PLC0415
 

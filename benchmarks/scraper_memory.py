@@ -37,7 +37,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def resident_megabytes(process: str | int) -> float:
-    """Give the memory of one process that no other shares with it (MB); 0 when it ended."""
+    """Return the memory of one process that no other shares with it (MB); 0 when it ended."""
     try:
         text = Path(f"/proc/{process}/smaps_rollup").read_text()
     except OSError:
@@ -46,7 +46,7 @@ def resident_megabytes(process: str | int) -> float:
 
 
 def group_megabytes(group: int) -> float:
-    """Give the memory of all processes of a process group."""
+    """Return the memory of all processes of a process group."""
     total = 0.0
     for folder in Path("/proc").glob("[0-9]*"):
         try:

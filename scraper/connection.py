@@ -24,6 +24,8 @@ class Session(requests.Session):
         super().__init__()
         self.trust_env = False  # no passwords from ~/.netrc to photo hosts
         self.verify = site.request.verify and (site.request.ca_file or True)
+        if not self.verify:
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)  # the site file asked for it
         self.headers = {
             "User-Agent": site.user_agent,
             "Accept": "image/jpeg,image/png,image/webp,image/*;q=0.8",

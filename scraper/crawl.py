@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -238,7 +238,7 @@ class Crawl:
 
     def _open_and_fetch(self, listing: Listing, start: Start, browser: Browser) -> None:
         """Fetch the photos of one listing from its own page."""
-        collected = self.journal.collected.get(listing.link)
+        collected = self.journal.collected.get(self._key_of(listing.link))
         if collected is not None and self._is_judged_the_same(collected.get("judged_by")):
             with self._shared:
                 self.stats.known_refused.update(collected.get("refused", {}))
@@ -246,13 +246,18 @@ class Crawl:
 
         def take() -> tuple[LoadedPage, list[Listing]]:
             own_page = browser.open(listing.link)
+            if own_page.http_status in PAST_THE_END and urlsplit(own_page.url).netloc not in self._answers_404:
+                raise Failed(f"status {own_page.http_status}: a page titled {title_of(own_page.html)!r}")
             self._archive(own_page, start, listing.link)
-            return own_page, [extract_detail(own_page.html, own_page.url, self.site, listing)]
+            full = extract_detail(own_page.html, own_page.url, self.site, replace(listing, photos=()))
+            if listing.photos and not full.photos:
+                kind = "no detail.photos on a listing's own page, those of the search page were taken"
+                self._warn(f"{own_page.url}: {kind}", kind)
+                full = replace(full, photos=listing.photos)
+            return own_page, [full]
 
         try:
             own_page, (full,) = take()
-            if own_page.http_status in PAST_THE_END and urlsplit(own_page.url).netloc not in self._answers_404:
-                raise Failed(f"status {own_page.http_status}: a page titled {title_of(own_page.html)!r}")
             if not full.photos:
                 self._check_challenge(own_page)
         except (Refused, Failed, PageFailed) as error:
@@ -271,7 +276,9 @@ class Crawl:
             judged_by = {name: value for outcome in refused for name, value in (outcome.judged_by or {}).items()}
             line = {"refused": Counter(kind_of(outcome.reason) for outcome in refused), "judged_by": judged_by}
             with self._shared:
-                self.journal.append_page({"url": listing.link, "status": "collected"} | (line if refused else {}))
+                self.journal.append_page(
+                    {"url": self._key_of(listing.link), "status": "collected"} | (line if refused else {})
+                )
 
     def _refusal(self, page: LoadedPage) -> Refused | None:
         word = find_refusal(page.html) if self.site.politeness.respect_noai else None
@@ -286,7 +293,7 @@ class Crawl:
     ) -> None:
         """Fetch the photos that a page shows; where addresses expired on the way, take new ones from it.
 
-        `take_again()` opens the page again, as often as that gives at least one photo more.
+        `take_again()` opens the page again, until that has twice in a row given no photo more.
         """
         with self._shared:
             for listing in listings:
@@ -294,15 +301,15 @@ class Crawl:
                 self._shown.update({self._key_of(url) for url in listing.photos})
         self._find(*(url for listing in listings for url in listing.photos))
         expired = self._fetch_shown(listings, page, start)
-        while expired:
+        in_vain = 0
+        while expired and in_vain < 2:
             try:
                 again, listings = take_again()
             except (Refused, Failed, PageFailed) as error:
                 self._lose_page(page.asked, error)
                 break
             left = self._fetch_shown(listings, again, start, only=expired.keys())
-            if len(left) >= len(expired):
-                break
+            in_vain = in_vain + 1 if len(left) >= len(expired) else 0
             expired = left
         for about, error in expired.values():
             self._record_loss(about, Failed(f"address expired: {error}"))
@@ -342,7 +349,8 @@ class Crawl:
         url = about["url"]
         with self._shared:
             self._shared.wait_for(lambda: url not in self._in_hand)
-            if self._is_settled(url, about) and not is_second_try:
+            is_settled, outcome = self._is_settled(url, about), self.journal.outcomes.get(url)
+            if is_settled and not (is_second_try and not (outcome and outcome.is_final)):
                 return None
             self._in_hand.add(url)
         try:

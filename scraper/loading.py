@@ -123,6 +123,7 @@ class OpenPage:
             card.html
             for key, card in self._kept.items()
             if not (self.is_detail and shown.issuperset(card.photos))
+            and (card.photos or card.link or self.site.selectors.id)  # what it said may be "loading"
             and (key not in present or len(self._own_photos(card)) > len(self._own_photos(present[key])))
         ]
         return f"{html}\n<{KEPT}>{''.join(lost)}</{KEPT}>" if lost else html
@@ -198,6 +199,8 @@ class OpenPage:
             before = len(self._noticed)
             self._settle()
             self._keep()
+            if self._loads >= self.paging.max_pages:
+                self.odd = "stopped at paging.max_pages while more cards came"
             if len(self._noticed) == before or self._is_enough(most):
                 return
             self._survey("first")
@@ -244,7 +247,7 @@ class OpenPage:
                 self._bare_patience = max(2 * POLL, self._bare_patience / 2) if in_vain else self._longest_for_bare
                 break
             self._poll()
-        self._given_up |= {card.key for card in self._in_view()}
+        self._given_up |= {card.key for card in self._in_view()} - {None}
         self._keep()
 
     def _settle(self) -> None:

@@ -210,6 +210,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def search(self, query: dict[str, str]) -> None:
         page = int(query.get("page", 0))
+        if "status" in query and (query["status"] == "403" or self.site.counts[self.path] == 1):
+            body = b"<!doctype html><title>Go away</title><article class=listing></article>"
+            self.send(body, "text/html", int(query["status"]), Retry_After="1")
+            return
         if "session" in query and page >= int(query["session"]):
             self.redirect("/login")
             return
@@ -399,6 +403,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def needs_cookie(self, _) -> None:
         allowed = "visited=1" in self.headers.get("Cookie", "")
         self.send(jpeg("cookie")) if allowed else self.send(b"", status=403)
+
+    def expiring(self, _) -> None:
+        is_good = "Expires=1" not in self.path
+        self.send(jpeg("expiring")) if is_good else self.send(b"expired", "text/html", 403)
 
     def good(self, _) -> None:
         self.send(jpeg("good"))

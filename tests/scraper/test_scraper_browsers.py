@@ -26,16 +26,19 @@ from tests.scraper.test_scraper_crawl import (
 )
 from tests.scraper.test_scraper_download import Clock, downloader
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
-    reason="no chromium and chromedriver on PATH; `make setup` installs them",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
+        reason="no chromium and chromedriver on PATH; `make setup` installs them",
+    ),
+]
 GALLERIES = '[detail]\nphotos = "#gallery img"'
 DELAY = 0.15  # seconds
 
 
 def crawl(folder, site, browsers: int, **settings):
-    """Crawl two searches whose galleries are on the listings' own pages; give the exit code and the closing figures."""
+    """Crawl two searches whose galleries are on the listings' own pages; return exit code and closing figures."""
     folder.mkdir()
     file = write_site_file(folder, f"{site.base_url}/search?listings=4", more=GALLERIES, **settings)
     second = f'[[start]]\nlabel = "wagonr"\nurl = "{site.base_url}/search?listings=5&model=wagonr"\n[selectors]'
@@ -123,7 +126,7 @@ def test_ctrl_c_does_not_wait_for_a_page_that_hangs(short_path):
         file.write_text(file.read_text().replace("[selectors]", second))
         process = start_scraper(file, short_path, "--browsers", "2")
         assert wait_until(lambda: site.counts["/search"] == 2, 100)
-        assert wait_until(lambda: len(site.photo_requests()) == 5, 100)
+        assert wait_until(lambda: len(stored(short_path)) == 5, 100)
         started = time.monotonic()
         process.send_signal(signal.SIGINT)
         _, text = process.communicate(timeout=300)

@@ -21,10 +21,13 @@ from scraper.cli import main
 from tests.scraper.misbehaving_site import MisbehavingSite
 from tests.scraper.test_scraper_download import table_rows
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
-    reason="no chromium and chromedriver on PATH; `make setup` installs them",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
+        reason="no chromium and chromedriver on PATH; `make setup` installs them",
+    ),
+]
 
 SITE_FILE = """
 contact = "test@example.org"
@@ -91,6 +94,8 @@ PAGE_FAULTS = {
     "session-expired": ("listings=13&kind=numbered&session=1&page={page}", {}),
     "detail": ("listings=3&kind=none", {"more": '[detail]\nphotos = "#gallery img"'}),
     "detail-bare": ("listings=5&kind=none", {"more": '[detail]\nphotos = "#renamed img"', "photos": "img.renamed"}),
+    "forbidden": ("status=403", {}),
+    "busy": ("status=429", {}),
     "alert": ("alert=1", {}),
     "cookie": ("cookie=1", {}),
     "hindi": ("hindi=1", {}),
@@ -166,7 +171,7 @@ def test_the_table_and_the_page_faults_agree():
 
 
 def browser_processes(folder: Path, kind: str = "") -> list[int]:
-    """Give the processes in the groups of the browsers whose profile is in `folder`, of one kind if so asked."""
+    """Return the processes in the groups of the browsers whose profile is in `folder`, of one kind if so asked."""
     commands = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -347,10 +352,31 @@ def test_check_shows_what_each_selector_finds(tmp_path, capsys):
         assert main(["check", str(file)]) == 0
         text = capsys.readouterr().out
         assert re.search(r"✓ selectors.listing +5 × 'article.listing'", text) and "✗ paging.end" in text
+        assert "status 200, title 'Swift VXi 0" in text and re.search("✓ selectors.photos .* 5 addresses", text)
         assert "5 listings, 5 photos on this page" in text and "title: Swift VXi 0" in text
         assert main(["check", str(write_site_file(tmp_path, f"{site.base_url}/search?changed=1"))]) == 1
-        assert "✗ selectors.listing" in capsys.readouterr().out
+        assert re.search("✗ selectors.listing .* nearest: 'article' finds 5", capsys.readouterr().out)
         assert not site.photo_requests()
+
+
+def test_headers_cookies_and_user_agent_reach_pages_and_photos(tmp_path):
+    request = '[request]\nheaders = { Accept-Language = "hi" }\ncookies = { consent = "yes" }\nuser_agent = "Us/1"'
+    with MisbehavingSite() as site:
+        file = write_site_file(tmp_path, f"{site.base_url}/search?listings=1", more=request)
+        assert main([str(file), "--out", str(tmp_path / "raw")]) == 0
+        for path, headers in zip(site.log, site.headers, strict=True):
+            if path != "/favicon.ico":
+                assert (headers["User-Agent"], headers["Accept-Language"]) == ("Us/1", "hi"), path
+                assert "consent=yes" in headers["Cookie"], path
+
+
+def test_without_paging_it_is_said_that_one_page_is_read_and_messages_name_the_file(tmp_path, capsys):
+    with MisbehavingSite() as site:
+        file = write_site_file(tmp_path, f"{site.base_url}/search?changed=1")
+        file.write_text(file.read_text().replace('kind = "none"', ""))
+        assert main([str(file), "--out", str(tmp_path / "raw")]) == 1
+    output = capsys.readouterr().err
+    assert "one page of each start is read" in output and f"python -m scraper check {file}" in output
 
 
 def test_reparse_corrects_the_journal_offline(tmp_path, capsys):

@@ -2,19 +2,25 @@
 
 import random
 import re
+import shutil
 import socket
+import ssl
+import subprocess
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import features
 
 from scraper.browser import LoadedPage
-from scraper.closing import exit_code
+from scraper.closing import Stats, closing_table, exit_code
 from scraper.crawl import Crawl, CrawlStopped, NoListings
 from scraper.download import Downloader, verify_photo
 from scraper.journal import Journal
-from scraper.politeness import Failed, Pacer, Refused
-from scraper.site import Politeness, parse_site
-from tests.scraper.misbehaving_site import MisbehavingSite, jpeg, png_claiming
+from scraper.politeness import ROBOTS_FORBID, Failed, Pacer, Refused
+from scraper.site import Politeness, Request, parse_site
+from tests.scraper.misbehaving_site import MisbehavingSite, _Handler, jpeg, png_claiming
 
 FAULTS = Path(__file__).parent.parent.parent / "scraper" / "FAULTS.md"
 
@@ -84,7 +90,7 @@ class OnePage:
 
 
 def crawl_photos(clock: Clock, site: MisbehavingSite, folder: Path, *photos: str, **politeness):
-    """Crawl one page that shows `photos`; give (exit code, the journal's newest line by photo name)."""
+    """Crawl one page that shows `photos`; return (exit code, the journal's newest line by photo name)."""
     fetcher = downloader(clock, site.base_url, **politeness)
     with Journal(folder) as journal:
         crawl = Crawl(fetcher.site, journal, [OnePage(f"{site.base_url}/search", *photos)], fetcher)
@@ -116,10 +122,8 @@ def test_photo_fault_ends_as_the_table_says(row, site, clock, tmp_path):
 
 
 def test_every_fault_of_the_site_is_in_the_table():
-    from tests.scraper.misbehaving_site import _Handler
-
     helpers = {"robots", "card", "cards", "search", "detail", "login", "api_cards"}
-    helpers |= {"send", "start", "redirect", "needs_cookie", "reported"}
+    helpers |= {"send", "start", "redirect", "needs_cookie", "reported", "expiring"}
     own = {
         name for name, value in vars(_Handler).items() if callable(value) and not name.startswith(("_", "do_", "log_"))
     }
@@ -322,6 +326,125 @@ def test_we_say_who_we_are_and_where_we_come_from(site, clock):
 
 def test_noai_may_be_overridden_by_the_site_file(site, clock):
     assert downloader(clock, respect_noai=False).fetch(f"{site.base_url}/noai.jpg").extension == "jpg"
+
+
+SETTINGS = {
+    "max_bytes": ("/good.jpg", {"max_bytes": 500}, "too many bytes"),
+    "max_pixels": ("/good.jpg", {"max_pixels": 500}, "too many pixels"),
+    "min_width": ("/good.jpg", {"min_width": 500}, "too small"),
+    "respect_noai": ("/noai.jpg", {}, "X-Robots-Tag"),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_refusal_is_judged_again_when_its_setting_changes(name, site, clock, tmp_path):
+    photo, strict, reason = SETTINGS[name]
+    for _ in range(2):  # the second time it is neither asked for nor said again
+        code, lines = crawl_photos(clock, site, tmp_path, photo, **strict)
+        assert code == 5 and lines[photo[1:]]["reason"].startswith(reason)
+    assert site.counts[photo] == 1 and len((tmp_path / "journal.jsonl").read_text().splitlines()) == 1
+    code, lines = crawl_photos(clock, site, tmp_path, photo, respect_noai=False)
+    assert code == 0 and lines[photo[1:]]["status"] == "fetched"
+
+
+def test_photos_that_robots_txt_forbade_are_had_once_it_allows_them(site, clock, tmp_path):
+    for _ in range(2):
+        assert crawl_photos(clock, site, tmp_path, "/private/1.jpg", "/good.jpg")[0] == 0
+    assert site.counts["/private/1.jpg"] == 0
+    site.robots = "User-agent: *\nAllow: /\n"
+    assert crawl_photos(clock, site, tmp_path, "/private/1.jpg")[1]["private/1.jpg"]["status"] == "fetched"
+
+
+class Renewing(OnePage):
+    """A page whose address of a photo is good for a time only; opened again, it has a new one."""
+
+    def __init__(self, url: str, renewed: str):
+        super().__init__(url, "/expiring.jpg?Expires=1")
+        self.again, self.opened = OnePage(url, renewed).page, 0
+
+    def open(self, url: str, is_detail: bool = True) -> LoadedPage:
+        self.opened += 1
+        return self.again
+
+
+@pytest.mark.parametrize("renewed, code", [("2", 0), ("1&n=2", 4)])
+def test_an_expired_address_is_taken_anew_from_its_page(renewed, code, site, clock, tmp_path):
+    browser = Renewing(f"{site.base_url}/search", f"/expiring.jpg?Expires={renewed}".replace("&n=2", ""))
+    fetcher = downloader(clock, site.base_url)
+    with Journal(tmp_path) as journal:
+        stats = Crawl(fetcher.site, journal, [browser], fetcher).run()
+        (url,) = journal.outcomes
+        assert url == f"{site.base_url}/expiring.jpg"
+        assert journal.outcomes[url].status == ("failed" if code else "fetched")
+    assert (exit_code(stats), browser.opened) == (code, 2 if code else 1)
+
+
+def test_what_is_missing_decides_the_exit_code():
+    assert exit_code(Stats(fetched=3)) == exit_code(Stats(fetched=3, refused=Counter({ROBOTS_FORBID: 2}))) == 0
+    assert exit_code(Stats(refused=Counter({ROBOTS_FORBID: 2}))) == 5, "robots.txt left nothing at all"
+    for missing in ({"without_photos": 1}, {"merged": 2}, {"shared": Counter({"/a": 3})}, {"odd_pages": Counter("x")}):
+        assert exit_code(Stats(fetched=3, **missing)) == 5
+    assert exit_code(Stats(fetched=3, known=1, known_refused=Counter({"status 404": 1}))) == 5
+    assert exit_code(Stats(merged=1, failed=Counter("x"))) == 4
+    assert exit_code(Stats(failed=Counter("x"), pages_lost=Counter("x"))) == 1
+    assert "2 cards merged" in closing_table(Stats(fetched=3, merged=2), "raw")
+
+
+def test_it_is_said_at_once_that_nothing_answers_on_this_machine(clock):
+    fetcher = downloader(clock, attempts=1)
+    fetcher.site = replace(fetcher.site, serve="serve it")
+    with pytest.raises(Failed, match="nothing answers at 127.0.0.1:9: start it with: serve it"):
+        fetcher.check("http://127.0.0.1:9/a.jpg")
+    assert not clock.slept
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """The paths of a key and of a certificate that nobody signed."""
+    if not shutil.which("openssl"):
+        pytest.skip("no openssl to make a certificate with")
+    files = [tmp_path / "key.pem", tmp_path / "cert.pem"]
+    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", files[0], "-out", files[1]]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names]
+    subprocess.run(command, check=True, capture_output=True)
+    return files
+
+
+def test_a_certificate_that_is_not_trusted_is_said_at_once(certificate, clock):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate[1], certificate[0])
+    with MisbehavingSite() as site:
+        site._server.socket = context.wrap_socket(site._server.socket, server_side=True)
+        url = f"https://127.0.0.1:{site.port}/good.jpg"
+        fetcher = downloader(clock)
+        with pytest.raises(Failed, match="certificate of 127.0.0.1:.* not trusted: self-signed certificate; .*ca_file"):
+            fetcher.fetch(url)
+        assert not clock.slept and not site.log
+        for request in (Request(ca_file=str(certificate[1])), Request(verify=False)):
+            fetcher = downloader(clock)
+            fetcher.site = replace(fetcher.site, request=request)
+            assert fetcher.fetch(url).width == 64
+
+
+ANSWERS = {
+    "text": {"kind": "text/plain"},
+    "a script that forgot the header": {"kind": "text/html"},
+    "part of it, which is all": {"status": 206},
+    "a proxy in between": {"status": 203},
+}
+
+
+@pytest.mark.parametrize("options", ANSWERS.values(), ids=ANSWERS)
+def test_what_can_be_decoded_is_a_photo_whatever_is_said_of_it(options, site, clock, monkeypatch):
+    monkeypatch.setattr(_Handler, "good", lambda self, _: self.send(jpeg("good"), **options))
+    assert downloader(clock).fetch(f"{site.base_url}/good.jpg").extension == "jpg"
+
+
+@pytest.mark.parametrize("kind, extension", [("BMP", "bmp"), ("AVIF", "avif"), ("GIF", "gif")])
+def test_other_formats_are_kept(kind, extension):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    assert verify_photo(jpeg("a", kind=kind), 50_000_000)[0] == extension
 
 
 def test_verification_reads_sizes_before_pixels():

@@ -12,10 +12,13 @@ from scraper.cli import main
 from tests.scraper.misbehaving_site import MisbehavingSite
 from tests.scraper.reported_sites import SITES
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
-    reason="no chromium and chromedriver on PATH; `make setup` installs them",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
+        reason="no chromium and chromedriver on PATH; `make setup` installs them",
+    ),
+]
 
 
 def write_site_file(folder: Path, base_url: str, name: str) -> Path:

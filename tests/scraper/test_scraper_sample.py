@@ -21,10 +21,13 @@ from scraper.site import load_site
 from tests.scraper.misbehaving_site import jpeg
 from tests.scraper.test_scraper_crawl import assert_no_browser_left, wait_until
 
-pytestmark = pytest.mark.skipif(
-    not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
-    reason="no chromium and chromedriver on PATH; `make setup` installs them",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
+        reason="no chromium and chromedriver on PATH; `make setup` installs them",
+    ),
+]
 MODELS = ("swift", "wagonr")
 
 
