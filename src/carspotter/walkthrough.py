@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import html
+import importlib.util
 import io
 import logging
 import os
@@ -35,7 +36,7 @@ NOTEBOOKS = ("collect", "curate", "split", "baseline_cnn", "augmentation", "phot
 TRAINED_BEFORE = {"baseline_cnn": "baseline_cnn", "augmentation": "augmentation", "photo_check": "fast_recipe"}
 OWN_LENGTH = "fast_recipe"  # its learning rate rises and falls once over its own number of epochs: not to be cut
 MAIN_FIGURE = "main-figure"  # tag of the cell whose figure stands for its notebook on the page
-FRAMEWORK = "torch"
+FRAMEWORK = "torch" if importlib.util.find_spec("torch") else "keras"  # `make setup-light` installs Keras alone
 
 
 class Steps:

@@ -73,7 +73,9 @@ def run_demo(folder: Path, listings: int, epochs: int = EPOCHS) -> Path:
     steps = Steps(6)
     with SampleSite(listings=listings) as site:
         steps.begin(f"collecting photos of {len(site.listings)} cars from a used-car site, with a real browser")
-        run_command("scraper", "sample", "--base-url", site.base_url, "--out", str(study.raw))
+        stored = {path.stem for path in study.raw.glob("*/*/*.webp")}
+        if not site.allowed_photos() <= stored:  # by their bytes: the site may be on another port than last time
+            run_command("scraper", "sample", "--base-url", site.base_url, "--out", str(study.raw))
     steps.begin("finding copies and junk among them")
     run_command("carspotter", "curate", *own)
     steps.begin("splitting them, so that no car is on both sides")

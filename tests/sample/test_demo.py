@@ -1,0 +1,55 @@
+"""The demo: from ads to a page, with a browser and a training that is cut short."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from carspotter_check.photo_check import Answer
+from carspotter_sample.demo import QUESTIONS, SAID, ask
+from carspotter_sample.site import ARCHIVE
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(not ARCHIVE.exists(), reason="data/sample_2.zip is missing")
+
+
+class Stub:
+    """Stands for a PhotoCheck; keeps what it was asked."""
+
+    def __init__(self):
+        self.asked = []
+
+    def check(self, photo: bytes, claim: str) -> Answer:
+        self.asked.append((photo, claim))
+        return Answer("photo", "match", claim, {}, "", "run", "version")
+
+
+def test_the_four_questions_are_about_photos_of_ads_that_the_demo_has_not_collected():
+    few, all_but_few = Stub(), Stub()
+    ask(few, listings=2)
+    questions = ask(all_but_few, listings=300)
+    assert [one.claim for one in questions] == [claim for _, claim, *_ in QUESTIONS]
+    assert len({photo for photo, _ in all_but_few.asked}) == len(QUESTIONS)
+    assert few.asked[0] != all_but_few.asked[0]  # the first Swift of all is collected when 300 ads are
+
+
+@pytest.mark.slow
+def test_the_demo_goes_from_ads_to_a_page_and_writes_nowhere_else(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
+    before = subprocess.run(["git", "status", "--short"], cwd=ROOT, capture_output=True, text=True).stdout
+    command = [sys.executable, "-m", "carspotter", "demo", "--out", "demo", "--listings", "60", "--epochs", "2"]
+    finished = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-2000:]
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
+    assert subprocess.run(["git", "status", "--short"], cwd=ROOT, capture_output=True, text=True).stdout == before
+    page = (tmp_path / "demo" / "index.html").read_text(encoding="utf-8")
+    assert page.count('class="card"') == len(QUESTIONS)
+    assert any(words in page for words, _ in SAID.values())
+    assert not re.search(r'(src|href)="(?!data:)', page), "the page needs a file beside it"
+    again = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0 and "photos found" not in again.stdout, "it collected the photos again"
