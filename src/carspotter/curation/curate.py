@@ -65,8 +65,9 @@ def curate(
     show_progress: bool = True,
     features: pd.DataFrame | None = None,
     doubts: pd.Series | None = None,
+    with_reviews: bool = True,
 ) -> pd.DataFrame:
-    """Give every photo a verdict: the columns of curation.csv, one row per photo, sorted by sha256.
+    """Return a verdict on every photo: the columns of curation.csv, one row per photo, sorted by sha256.
 
     `photos` as from `read_photos`. verdict is keep or reject; reason starts with its kind and a colon ("too dark: …",
     "duplicate: …"), and is empty for a photo nothing is held against; score is 1 for a reject. A duplicate cluster
@@ -74,7 +75,8 @@ def curate(
     digits of their lowest hash, and empty for a photo that stands alone. `features` (float, indexed by sha256) rank by
     what is shown, see `ranking`; without them size, light and sharpness rank alone. `doubts` (0 … 1, indexed
     likewise), the word of models trained on the other photos against each label, make it better.
-    `data/reviews.jsonl`, if there is one, overrules the detectors, and its verdicts are examples for the ranking.
+    `data/reviews.jsonl`, if there is one, overrules the detectors, and its verdicts are examples for the ranking;
+    without `with_reviews` the table is what it was before anybody decided.
     Fingerprints are kept under `data`, so that a second call is quick.
     """
     photos = photos.sort_values("sha256", ignore_index=True)
@@ -102,6 +104,7 @@ def curate(
             rejects.setdefault(sha256, f"{kind}: imported as {label if kind == OTHER_MODEL else 'such'}")
     # Of several reviewers the last has the word.
     reviews = read_reviews(data).drop_duplicates("sha256", keep="last")
+    reviews = reviews if with_reviews else reviews.iloc[:0]
     reviews = reviews[reviews["sha256"].isin(table.index) & ~reviews["sha256"].isin(unreadable)]
     for review in reviews.astype(object).where(reviews.notna(), None).itertuples():
         rejects.pop(review.sha256, None)
