@@ -123,15 +123,16 @@ def _page(study: Study, run: Run, questions: list[Question], steps: Steps) -> st
     numbers = {
         "photos collected": f"{len(photos):,}",
         "ads": f"{photos['listings'].explode().nunique():,}",
-        "copies and junk put aside": f"{(curation['verdict'] == 'reject').sum():,}",
+        "copies put aside": f"{(curation['verdict'] == 'reject').sum():,}",
         "photos to learn from": f"{int(run.row['train_photos']):,}",
-        "named rightly, of cars not seen before": f"{accuracy.value:.1%}",
+        "named rightly, of cars not seen before": f"{accuracy.estimate:.1%}",
         "to train, on " + str(run.row["device"]): f"{run.row['seconds'] / 60:.1f} min",
     }
     figures = "".join(f"<div><dt>{name}</dt><dd>{figure}</dd></div>" for name, figure in numbers.items())
     shown = table[table["decided_by"] == "machine"].sample(frac=1, random_state=0)
     kept, rejected = (shown[shown["verdict"] == verdict] for verdict in ("keep", "reject"))
     doubtful = kept[kept["reason"] != ""].sort_values("score", ascending=False)
+    doubtful = doubtful[doubtful.groupby(doubtful["reason"].map(kind_of)).cumcount() < 2]
     wrong = validation.assign(named=named, sure=sure)[named != validation["label"]].sort_values("sure", ascending=False)
     parts = [
         '<p class="lead">A small network learned to tell two hatchbacks apart, from photos that a browser collected '
