@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from pathlib import Path
 
 import pandas as pd
 
-from carspotter.paths import Study, find_archive
+from carspotter.paths import Study, atomic_write, find_archive
 from carspotter.progress import progress_bar
 
 
@@ -49,8 +48,5 @@ def unpack_archive(data: Path, show_progress: bool = True) -> bool:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    with atomic_write(path) as part:
+        part.write_bytes(content)
