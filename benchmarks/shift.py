@@ -1,6 +1,6 @@
 """What does another site cost each recipe? Recorded runs on fresh rendered photos of both sites, no study's.
 
-    python benchmarks/shift.py --photos FOLDER [--study sample] [--listings 200 60] [--seeds 51 52]
+    python benchmarks/shift.py --photos FOLDER [--study sample_2] [--listings 200 60] [--seeds 51 52]
 
 Draws listings of the main site and of the second one, which is in another city, into FOLDER, unless they are there;
 only photos of cars count, without copies. For each recipe whose checkpoints are on this machine: accuracy on both, all
@@ -20,7 +20,7 @@ from machine import describe
 from carspotter.evidence.bias_variance import generalisation_gap
 from carspotter.evidence.intervals import Interval, accuracy_interval
 from carspotter.evidence.selection import recorded_recipes
-from carspotter.models.runs import Run
+from carspotter.models.store import Run
 from carspotter.paths import Study
 from carspotter.photos.images import load_images
 from carspotter_sample.listings import CITIES, SHIFTED_CITY, write_photos
@@ -29,7 +29,7 @@ from carspotter_sample.listings import CITIES, SHIFTED_CITY, write_photos
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, metavar="FOLDER", help="outside the repository")
-    parser.add_argument("--study", default="sample", help="whose runs (default: %(default)s)")
+    parser.add_argument("--study", default="sample_2", help="whose runs (default: %(default)s)")
     parser.add_argument("--listings", type=int, nargs=2, default=[200, 60], metavar="N", help="main and second site")
     parser.add_argument("--seeds", type=int, nargs=2, default=[51, 52], metavar="S", help="never those of the study")
     options = parser.parse_args()
@@ -65,7 +65,7 @@ def cars_of(
 
 
 def score(runs: list[Run], folder: Path, cars: pd.DataFrame) -> Interval:
-    images = load_images(folder, cars, runs[0].spec["image_size"], show_progress=False)
+    images = load_images(folder, cars, runs[0].image_size, show_progress=False)
     named = [np.array(run.class_names)[run.predict(images).argmax(axis=1)] for run in runs]
     return accuracy_interval(np.array(named) == cars["model"].to_numpy(), cars["listing"].to_numpy())
 

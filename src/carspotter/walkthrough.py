@@ -201,7 +201,7 @@ th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--
 .numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .8rem; margin: 0; }
 .numbers div { border-left: 3px solid var(--blue); padding-left: .7rem; }
 .numbers dt { color: var(--soft); font-size: .85rem; } .numbers dd { margin: 0; font-size: 1.5rem; font-weight: 700; }
-.photos { display: grid; grid-template-columns: repeat(auto-fill, minmax(7.5rem, 1fr)); gap: .5rem; }
+.photos { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(9rem, 30%), 1fr)); gap: .5rem; }
 .photos figure { margin: 0; } .photos img { width: 100%; aspect-ratio: 4/3; object-fit: cover; border-radius: 6px; }
 .photos figcaption { font-size: .78rem; color: var(--soft); line-height: 1.3; padding: .2rem 0 .3rem; }
 pre { background: #eef2f5; border-radius: 8px; padding: .8rem; overflow-x: auto; font-size: .85rem; margin: .6rem 0 0; }

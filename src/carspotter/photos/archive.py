@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 from pathlib import Path
 
 import pandas as pd
 
-from carspotter.paths import Study, find_archive
+from carspotter.paths import Study, atomic_write, find_archive
 from carspotter.progress import progress_bar
 
 
@@ -37,7 +36,7 @@ def unpack_archive(data: Path, show_progress: bool = True) -> bool:
     study = Study.open(data.name, data)
     if study.splits.exists():
         splits = pd.read_csv(study.splits, dtype=str, keep_default_na=False)
-        labels = pd.DataFrame([line for _, line in fetched])[["sha256", "label"]].sort_values("sha256")
+        labels = pd.DataFrame([line for _, line in fetched])[["sha256", "label"]].drop_duplicates().sort_values("sha256")
         sealed = labels[labels["sha256"].isin(splits.loc[splits["label"] == "", "sha256"])]
         _write(study.sealed, sealed.to_csv(index=False, lineterminator="\n").encode())
     for entry in entries:
@@ -49,8 +48,5 @@ def unpack_archive(data: Path, show_progress: bool = True) -> bool:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
+    with atomic_write(path) as part:
+        part.write_bytes(content)
