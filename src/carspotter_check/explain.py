@@ -15,25 +15,37 @@ import numpy as np
 if TYPE_CHECKING:
     from carspotter.models.runs import Run
 
-CELLS = 8  # cells on a side of the occlusion map; 49 predictions
+CELLS = 8  # on a side of the occlusion map
+PLACES = [(row, column) for row in range(CELLS - 1) for column in range(CELLS - 1)]  # of its windows
 Probabilities = Callable[[np.ndarray], np.ndarray]  # images uint8 (N, S, S, 3) -> (N, classes)
 
 
-def occlusion_map(predict: Probabilities, image: np.ndarray, label: int, cells: int = CELLS) -> np.ndarray:
-    """Cover the image (uint8 (S, S, 3)) piece by piece: float32 (cells, cells), by how much class `label` loses.
+def occlusion_map(predict: Probabilities, image: np.ndarray, label: int) -> np.ndarray:
+    """Cover the image (uint8 (S, S, 3)) piece by piece: float32 (CELLS, CELLS), by how much class `label` loses.
 
     A window of 2×2 cells, in the image's mean colour, takes every position; a cell gets the mean of the windows over
     it, in probability. Negative values: the class gains without it. Zeiler & Fergus 2014.
     """
-    edges = np.linspace(0, len(image), cells + 1).round().astype(int)
+    whole = predict(image[np.newaxis])[0, label]
+    return occlusion_heat(whole - np.concatenate([predict(images)[:, label] for images in occlusion_covers(image)]))
+
+
+def occlusion_covers(image: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the covered images of `occlusion_map`, uint8 (at most 8, S, S, 3): more at once would take a gigabyte."""
+    edges = np.linspace(0, len(image), CELLS + 1).round().astype(int)
     mean = image.reshape(-1, 3).mean(axis=0).astype(np.uint8)
-    places = [(row, column) for row in range(cells - 1) for column in range(cells - 1)]
-    covered = np.repeat(image[np.newaxis], len(places), axis=0)
-    for picture, (row, column) in zip(covered, places, strict=True):
-        picture[edges[row] : edges[row + 2], edges[column] : edges[column + 2]] = mean
-    drops = predict(image[np.newaxis])[0, label] - predict(covered)[:, label]
-    total, windows = np.zeros((2, cells, cells), np.float32)
-    for drop, (row, column) in zip(drops, places, strict=True):
+    for start in range(0, len(PLACES), 8):
+        places = PLACES[start : start + 8]
+        covered = np.repeat(image[np.newaxis], len(places), axis=0)
+        for picture, (row, column) in zip(covered, places, strict=True):
+            picture[edges[row] : edges[row + 2], edges[column] : edges[column + 2]] = mean
+        yield covered
+
+
+def occlusion_heat(drops: np.ndarray) -> np.ndarray:
+    """Return the map, float32 (CELLS, CELLS), from how much each cover costs the class, in the order of the covers."""
+    total, windows = np.zeros((2, CELLS, CELLS), np.float32)
+    for drop, (row, column) in zip(drops, PLACES, strict=True):
         total[row : row + 2, column : column + 2] += drop
         windows[row : row + 2, column : column + 2] += 1
     return total / windows

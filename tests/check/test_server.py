@@ -28,7 +28,9 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 from carspotter.models.experiments import Experiment, feature_side
+from carspotter.photos.decoding import PREPROCESSING
 from carspotter_check import photo_check
+from carspotter_check.bundle import write_manifest
 from carspotter_check.onnx_graph import Layer, build_graph
 from carspotter_check.rejection import Rejection
 
@@ -48,16 +50,14 @@ def write_bundle(folder):
     graph = build_graph(experiment, [Layer(kernel, zeros), Layer(dense, zeros), last], SIZE)
     (folder / "model.onnx").write_bytes(graph)
     manifest = {
-        "manifest_version": photo_check.MANIFEST_VERSION,
-        "files": {"model.onnx": photo_check.sha256_of(folder / "model.onnx")},
         "format": "onnx",
-        "preprocessing": photo_check.PREPROCESSING,
+        "preprocessing": PREPROCESSING,
         "run": "colours-by-hand",
         "classes": ["swift", "wagonr"],
         "image_size": SIZE,
         "rejection": Rejection(confidence=0.8).as_dict(),
     }
-    photo_check.write_manifest(folder, manifest)
+    write_manifest(folder, manifest)
     return folder
 
 
