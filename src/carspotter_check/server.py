@@ -149,7 +149,7 @@ def create_app(
                 kind = " as a file" if part.name == field else ""
                 raise Refused(422, f"unknown field {part.name!r}{kind}; this takes {photos!r} (files) and {field!r}")
         if not 0 < len(found) <= most:
-            asked = f"one to {most} files" if most > 1 else "one file"
+            asked = f"at most {most} files" if most > 1 else "one file"
             raise Refused(422, f"{len(found)} photos; send {asked} in the field {photos!r}")
         if len(text) > 1:
             raise Refused(422, f"the field {field!r} is there {len(text)} times")
@@ -288,7 +288,7 @@ def create_app(
 
     @app.exception_handler(HTTPException)
     async def wrong(request: Request, error: HTTPException):
-        return _error(request, error.status_code, f"{request.method} {request.url.path}: {error.detail}".lower())
+        return _error(request, error.status_code, f"{error.detail}: {request.method} {request.url.path}")
 
     return Gate(app, limits, (workers, hard), metrics, root_path)
 
