@@ -220,9 +220,10 @@ class Protocol(H11Protocol):
         super().connection_made(transport)
         self.since = self.loop.time()
         self._end_within(self.limits.body_seconds)
-        if len(self.connections) > self.most:
-            idle = [one for one in self.connections if one.resting and one is not self]
-            rare.warning("too many connections: %d; the one that rested longest is closed", len(self.connections))
+        kept = [one for one in self.connections if not one.transport.is_closing()]
+        if len(kept) > self.most:
+            idle = [one for one in kept if one.resting and one is not self]
+            rare.warning("too many connections: %d; the one that rested longest is closed", len(kept))
             (min(idle, key=lambda one: one.since) if idle else self).transport.abort()
 
     @property
@@ -293,7 +294,7 @@ class OnceAMinute(logging.Filter):
         self.last: dict[str, float] = {}
 
     def filter(self, record) -> bool:
-        now = time.monotonic()
+        now, record.exc_info = time.monotonic(), None  # where asyncio accepts connections says nothing
         if now - self.last.get(str(record.msg), -60.0) < 60.0:
             return False
         self.last[str(record.msg)] = now

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from carspotter_check.photo_check import Answer, PhotoCheck
+from carspotter_check.photo_check import Answer, PhotoCheck, photos_in
 
 # Photos of one car share its colour, yard and camera, and so their errors: the correlation of two photos' log odds,
 # which makes n photos worth n / (1 + (n - 1) CORRELATION) independent ones, two at the very most.
@@ -77,3 +79,28 @@ def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = No
     verdict = "named" if claim is None else "match" if claim == label else "other_model"
     claimed = f"claimed {claim}, but " if verdict == "other_model" else ""
     return ListingAnswer(verdict, label, probability, decided, unusable, claimed + words, [*answers])
+
+
+def read_listings(source: Path) -> list[tuple[str, list[Path], str | None]]:
+    """Return name, photos and claim (None where none is made) of each car in a folder, or in a CSV file.
+
+    A folder with photos is one car; of a folder with folders each is one. A CSV file has the columns `listing`, `photo`
+    (paths relative to it) and, if claims are made, `claim`. Raises FileNotFoundError and ValueError, naming the line.
+    """
+    if source.is_dir():
+        folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
+        cars = [(folder.name, list(photos_in([folder])), None) for folder in folders or [source]]
+        return [car for car in cars if car[1]]
+    cars: dict[str, tuple[list[Path], str | None]] = {}
+    with source.open(newline="", encoding="utf-8-sig") as stream:
+        for line, row in enumerate(csv.DictReader(stream), 2):
+            if not row.get("listing") or not row.get("photo"):
+                raise ValueError(f"{source}, line {line}: the columns listing and photo must be filled")
+            photo, claim = source.parent / row["photo"], row.get("claim") or None
+            if not photo.is_file():
+                raise FileNotFoundError(f"{source}, line {line}: {photo} does not exist")
+            photos, claimed = cars.setdefault(row["listing"], ([], claim))
+            if claim != claimed:
+                raise ValueError(f"{source}, line {line}: listing {row['listing']} claims both {claimed} and {claim}")
+            photos.append(photo)
+    return [(name, *car) for name, car in cars.items()]

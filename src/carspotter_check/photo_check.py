@@ -110,7 +110,7 @@ class PhotoCheck:
         label, share, unlike = self.class_names[best], f"p = {probabilities[best]:.2f}", None
         if self.known is not None and features is not None:
             unlike, kind = self.known.compare(features, best)
-            if unlike > self.known.passed:
+            if self.known.is_unlike(unlike, best):
                 verdict, words = _unlike_words(unlike, kind, label, self.class_names)
                 return self._answer(title, verdict, None, probabilities, unlike, words)
         if probabilities[best] < self.rejection.confidence:

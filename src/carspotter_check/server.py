@@ -324,7 +324,7 @@ def serve(
     root_path: str = "",
     allow_origins: Sequence[str] = (),
 ) -> None:
-    """Serve the bundle until SIGTERM or SIGINT; what can be answered within two seconds then is answered still.
+    """Serve the bundle until SIGTERM or SIGINT; what can be answered within 1.5 seconds then is answered still.
 
     `root_path`: the prefix under which a proxy shows the server. `allow_origins`: sites whose pages may ask it.
     One JSON line per request goes to standard error. Port 0 takes a free one; the line "Serving …" on standard output
@@ -339,7 +339,7 @@ def serve(
     app = CORSMiddleware(gate, allow_origins, allow_methods=["GET", "POST"]) if allow_origins else gate
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_keep_alive=int(limits.idle_seconds), ws="none",
-        timeout_graceful_shutdown=2, server_header=False, lifespan="off", http=bounded_protocol(limits),
+        timeout_graceful_shutdown=1.5, backlog=16, server_header=False, lifespan="off", http=bounded_protocol(limits),
     )  # fmt: skip
     listening = _listen(host, port)
     address = f"[{host}]" if ":" in host else host
@@ -347,11 +347,20 @@ def serve(
     # Uvicorn raises the signal again when it has drained: a wanted stop is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        uvicorn.Server(config).run(sockets=[listening])
-    finally:
+        Server(config).run(sockets=[listening])
+    except (SystemExit, KeyboardInterrupt) as stop:
         sys.stdout.flush()
-        if not all([workers.stop(0.3) for workers in gate.workers]):
-            os._exit(0)  # a thread that still computes would be torn down in the middle of it, with a crash
+        sys.stderr.flush()
+        os._exit(stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 0)  # threads compute
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, which accepts few connections at a time and lets many wait."""
+
+    async def startup(self, sockets=None):
+        # asyncio tries to accept as many at once as may wait, and complains of each for which no descriptor is left.
+        await super().startup(sockets)
+        sockets[0].listen(2048)
 
 
 def _listen(host: str, port: int) -> socket.socket:
