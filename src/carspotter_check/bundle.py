@@ -117,7 +117,7 @@ def load_onnx(path: Path, threads: int = 0, classes: list[str] | None = None, im
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         inputs = {one.name: (one.type, one.shape) for one in session.get_inputs()}
         widths = {one.name: one.shape[-1] for one in session.get_outputs()}
-        named = session.get_modelmeta().custom_metadata_map.get("classes")
+        about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     except Exception as error:  # ONNX Runtime has its own exception for every way in which a file is no model
         raise ValueError(f"{path} is not a model that ONNX Runtime can load: {str(error).splitlines()[0]}") from error
     kind, shape = inputs.get("image", (None, ()))
@@ -132,7 +132,7 @@ def load_onnx(path: Path, threads: int = 0, classes: list[str] | None = None, im
     )
     width = len(classes) if classes and len(classes) > 2 else 1
     _require(
-        classes is None or (widths["logits"] == width and json.loads(named or "null") in (None, classes)),
+        classes is None or (widths["logits"] == width and about.get("classes") in (None, classes)),
         f"{path} was made for other classes than the manifest's {classes}; export the run again",
     )
     # A batch's memory is given back after it; single photos keep theirs, for the next one.
@@ -140,9 +140,17 @@ def load_onnx(path: Path, threads: int = 0, classes: list[str] | None = None, im
     shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 
     def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        run_options = shrinking if len(images) > 1 else None
-        logits, features = session.run(["logits", "features"], {"image": images}, run_options)
-        return probabilities_from_logits(logits), features
+        if about.get("mirrored"):
+            images = np.concatenate([images, images[:, :, ::-1]])
+        logits, features = session.run(
+            ["logits", "features"], {"image": images}, shrinking if len(images) > 2 else None
+        )
+        probabilities = probabilities_from_logits(logits)
+        if about.get("mirrored"):
+            probabilities, features = (
+                both.reshape(2, -1, both.shape[1]).mean(axis=0) for both in (probabilities, features)
+            )
+        return probabilities, features
 
     return predict
 

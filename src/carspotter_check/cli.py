@@ -44,7 +44,11 @@ def add_verbs(verbs) -> None:
     serving.add_argument("--threads", type=positive, help="default: as many as cores may be used")
     serving.add_argument("--root-path", default="", metavar="/PREFIX", help="where a proxy shows the server")
     serving.add_argument(
-        "--allow-origin", action="append", default=[], metavar="URL", help="a site whose pages may ask (CORS); repeatable"
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a site whose pages may ask (CORS); repeatable",
     )
     serving.set_defaults(verb=serve_check)
 

@@ -15,10 +15,11 @@ import numpy as np
 
 OTHER_MODEL = "other model"  # the kind of photos that show a car, but none of the classes
 NEIGHBOURS = 3
-FLAGGED = 0.06  # of good photos, at most this share is called unlike; with few of them more, see `fit`
+FLAGGED = 0.05  # of good photos, at most this share is called unlike; with few of them more, see `fit`
 UNLUCKY = 0.05  # chance that even so more are
 REJECTS_NEEDED = 10  # fewer of a kind teach nothing that holds on the next photo
-STRENGTH = 1e-3  # of the verification's weights, scikit-learn's C
+QUANTILES = np.linspace(0, 1, 201)
+STRENGTH = 1e-2  # of the verification's weights, scikit-learn's C
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class Known:
             verification.fit((photos - centre) / scale, own)
             plain = verification.coef_[0] / scale
             weights.append(np.r_[plain, verification.intercept_[0] - plain @ centre])
-        unscaled = cls(photos, all_kinds, np.float32(weights), np.tile([0.0, 1, 0, 1], (len(classes), 1)), *[np.zeros(0)] * 2)
+        neutral = np.tile([0.0, 1.0, 0.0, 1.0], (len(classes), 1))
+        unscaled = cls(photos, all_kinds, np.float32(weights), neutral, np.zeros(0), np.zeros(0))
         scales, good, shares = [], [], []
         for number in classes:
             rows = validation[validation_labels == number]
@@ -80,7 +82,7 @@ class Known:
             distance, verified = unscaled._measure(rows, number)
             scales.append([distance.mean(), distance.std() or 1.0, verified.mean(), verified.std() or 1.0])
             score = replace(unscaled, scales=np.tile(scales[-1], (len(classes), 1)))._score(rows, number)
-            good.append(np.quantile(score, np.linspace(0, 1, 201)))
+            good.append(np.quantile(score, QUANTILES))
             # The share of these photos that pass; of all good photos at most FLAGGED do not, unless we are UNLUCKY.
             shares.append(max(1.0, binom.ppf(UNLUCKY, len(rows), 1 - FLAGGED)) / len(rows))
         return replace(unscaled, scales=np.array(scales), good=np.array(good), shares=np.array(shares))
@@ -91,7 +93,7 @@ class Known:
         Returns the share of good photos that are less unlike, 0 … 1, and the kind of the nearest photos that are of
         no class, None where the class is still likelier than these.
         """
-        share = float(np.interp(self._score(features, number)[0], self.good[number], np.linspace(0, 1, 201)))
+        share = float(np.interp(self._score(features, number)[0], self.good[number], QUANTILES))
         others = np.flatnonzero(~np.isin(self.kinds, [str(one) for one in range(len(self.weights))]))
         if not len(others) or self._measure(features, number)[1][0] <= 0:
             return share, None
@@ -145,6 +147,41 @@ class Known:
         nearest = -np.sort(-own, axis=1)[:, :NEIGHBOURS]
         against = -(rows @ self.weights[number, :-1] + self.weights[number, -1])
         return np.sqrt(np.maximum(2 - 2 * nearest, 0)).mean(axis=1), against
+
+
+def measure_kinds(
+    training: np.ndarray,
+    labels: np.ndarray,
+    validation: np.ndarray,
+    validation_labels: np.ndarray,
+    others: np.ndarray,
+    kinds: np.ndarray,
+) -> dict[str, dict[str, float]]:
+    """Measure how many photos of each kind are called unlike: {kind: {"photos", "seen", "unseen"}}, shares.
+
+    Arguments as of `Known.fit`, but that `others` (2 M, D) are photos and then their mirror images, `kinds` (M,).
+    "seen": half of a kind's photos are known, the other half is judged, and the other way round; "unseen": no photo of
+    that kind is known. A photo is judged for the class that it is likest.
+    """
+    kinds, half = np.asarray(kinds, dtype=str), np.arange(len(kinds)) % 2
+
+    def flagged(examples: np.ndarray, judged: np.ndarray) -> float:
+        twice = np.tile(examples, 2)
+        known = Known.fit(training, labels, validation, validation_labels, others[twice], np.tile(kinds, 2)[twice])
+        rows = others[: len(kinds)][judged]
+        passed = [
+            known._score(rows, n) <= np.interp(known.shares[n], QUANTILES, known.good[n]) for n in np.unique(labels)
+        ]
+        return float(1 - np.any(passed, axis=0).mean())
+
+    found = {}
+    for kind in np.unique(kinds):
+        of_kind = kinds == kind
+        sides = [of_kind & (half == side) for side in (0, 1)]
+        seen = [flagged(half != side, judged) for side, judged in enumerate(sides) if judged.any()]
+        unseen = flagged(~of_kind, of_kind)
+        found[str(kind)] = {"photos": int(of_kind.sum()), "seen": float(np.mean(seen)), "unseen": unseen}
+    return found
 
 
 def similarity(rows: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-RISK = 0.01  # of the accepted validation photos, at most this share is named wrongly
+RISK = 0.01  # at most this share of the answers is wrong
 TOLERANCE = 1e-6
-NEVER = 2.0  # a confidence that no photo reaches
 
 
 @dataclass(frozen=True)
@@ -29,45 +28,60 @@ class Limits:
 
 @dataclass(frozen=True)
 class Rejection:
-    """The thresholds of one model, and what they promise on validation; `References` adds the feature space.
+    """The thresholds of one model, and what they promise.
 
     `temperature` divides the logits; a photo whose calibrated confidence is below `confidence` is not answered. `risk`
-    is what was asked for; `validation_risk` and `coverage` (shares) are what the threshold gives on the `photos`
-    validation photos, `risk_upper_95` the one-sided 95 % bound of that risk.
+    is the share of wrong answers that was asked for, `certified` the one that holds with 95 % confidence; `coverage` is
+    the share answered of the `photos` that certify it, one of each group, `wrong` how many were answered wrongly.
+    `reason` says it in a sentence.
     """
 
     temperature: float = 1.0
     confidence: float = 0.0
     risk: float = RISK
-    validation_risk: float | None = None
-    risk_upper_95: float | None = None
+    certified: float | None = None
     coverage: float | None = None
     photos: int = 0
+    wrong: int = 0
+    reason: str = "nothing was certified"
     limits: Limits = Limits()
 
     @classmethod
-    def fit(cls, probabilities: np.ndarray, labels: np.ndarray, risk: float = RISK) -> Rejection:
-        """Fit temperature and confidence threshold on validation: probabilities (N, classes), class numbers (N,)."""
-        from carspotter.evidence.calibration import fit_temperature  # a server needs its result alone
+    def fit(
+        cls,
+        probabilities: np.ndarray,
+        labels: np.ndarray,
+        groups: np.ndarray,
+        risk: float = RISK,
+        answerable: np.ndarray | None = None,
+    ) -> Rejection:
+        """Fit on validation: temperature on one half of the groups, confidence certified on the other.
 
-        correct = np.asarray(probabilities).argmax(axis=1) == labels
-        temperature = 1.0
-        # Without a mistake, or without a hit, the best temperature is an endless one, and means nothing.
-        if 0 < correct.sum() < len(correct):
-            temperature = fit_temperature(labels, probabilities)
+        `probabilities` (N, classes), class numbers `labels` (N,), `groups` (N,); `answerable` bool (N,): photos that
+        would not be answered whatever the confidence are False.
+        """
+        from carspotter.evidence.calibration import fit_temperature  # a server needs their results alone
+        from carspotter.evidence.resampling import halves
+        from carspotter.evidence.risk import certify_risk
+
+        first = halves(groups)
+        temperature = fit_temperature(labels[first], probabilities[first]) if first.any() else 1.0
         calibrated = calibrate(probabilities, temperature)
-        # The photo that sets the threshold must pass it again, whatever the last digit of another machine.
-        confidence = choose_threshold(calibrated.max(axis=1), correct, risk) - TOLERANCE
-        accepted = calibrated.max(axis=1) >= confidence
-        wrong, count = int((accepted & ~correct).sum()), int(accepted.sum())
+        confidence = calibrated.max(axis=1) * (1 if answerable is None else answerable)
+        held = ~first
+        certificate = certify_risk(
+            confidence[held], (calibrated.argmax(axis=1) == labels)[held], np.asarray(groups)[held], risk
+        )
         return cls(
             temperature,
-            confidence,
+            # The photo that sets the threshold must pass it again, whatever the last digit of another machine.
+            max(0.0, certificate.threshold - TOLERANCE),
             risk,
-            wrong / count if count else None,
-            risk_upper_bound(wrong, count) if count else None,
-            float(accepted.mean()),
-            len(labels),
+            certificate.risk,
+            certificate.coverage,
+            certificate.photos,
+            certificate.wrong,
+            certificate.reason,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -77,11 +91,14 @@ class Rejection:
     def from_dict(cls, values: dict[str, Any]) -> Rejection:
         return cls(**values | {"limits": Limits(**values["limits"])})
 
-    def with_limits_of(self, images: np.ndarray) -> Rejection:
-        """Fit the quality limits on good images uint8 (N, S, S, 3): half of what 199 of 200 of them have."""
+    def with_limits_of(self, images: np.ndarray, smallest: int) -> Rejection:
+        """Fit the quality limits on good images uint8 (N, S, S, 3): half of what 199 of 200 of them have.
+
+        `smallest`: the shorter side of the smallest photo that training saw, in pixels.
+        """
         measured = np.array([list(quality(image).values()) for image in images])
         brightness, contrast, sharpness = np.percentile(measured, 0.5, axis=0) / 2
-        return replace(self, limits=Limits(float(brightness), float(contrast), float(sharpness)))
+        return replace(self, limits=Limits(float(brightness), float(contrast), float(sharpness), smallest))
 
 
 def quality(image: np.ndarray) -> dict[str, float]:
@@ -123,7 +140,7 @@ def calibrate(probabilities: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def coverage_risk(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Give the coverage-risk curve: thresholds (descending), share answered, share wrong of those answered.
+    """Return the coverage-risk curve: thresholds (descending), share answered, share wrong of those answered.
 
     One point per distinct confidence: photos of equal confidence can only be answered together. El-Yaniv & Wiener 2010.
     """
@@ -134,24 +151,3 @@ def coverage_risk(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarr
     answered = last_of_its_value + 1
     wrong = np.cumsum(~correct[order])[last_of_its_value]
     return ranked[last_of_its_value], answered / len(confidence), wrong / answered
-
-
-def choose_threshold(confidence: np.ndarray, correct: np.ndarray, risk: float = RISK) -> float:
-    """Give the lowest confidence at which at most a share `risk` of the answered is wrong, or NEVER."""
-    thresholds, _, risks = coverage_risk(confidence, correct)
-    allowed = np.flatnonzero(risks <= risk)
-    return float(thresholds[allowed[-1]]) if len(allowed) else NEVER
-
-
-def risk_upper_bound(wrong: int, answered: int, level: float = 0.95) -> float:
-    """Give the one-sided upper bound of an error rate (Clopper & Pearson 1934); photos are taken as independent."""
-    from scipy.stats import beta
-
-    return 1.0 if wrong >= answered else float(beta.ppf(level, wrong + 1, answered - wrong))
-
-
-def auroc(scores_of_bad: np.ndarray, scores_of_good: np.ndarray) -> float:
-    """Give the probability that a bad photo scores higher than a good one, ties half: Mann & Whitney 1947."""
-    good = np.sort(scores_of_good)
-    below = np.searchsorted(good, scores_of_bad, "left") + np.searchsorted(good, scores_of_bad, "right")
-    return float(below.mean() / 2 / len(good))
