@@ -67,16 +67,20 @@ def check_photos(options) -> int:
     total = len(files) + sum(len(photos) for _, photos, _ in cars)
     with progress_bar(total, "check", "photos", shown=total > 20) as progress:
 
-        def judge(file: Path, claim: str | None):
-            progress.update()
-            return check.check(file, claim)
+        def judge(photos: list[Path], claim: str | None) -> list:
+            answers = [check.check(photo, claim) for photo in photos]
+            progress.update(len(photos))
+            return answers
 
-        found = (
-            ({"listing": name}, combine(check, [judge(photo, claim or options.claim) for photo in photos], claim or options.claim))
-            for name, photos, claim in cars
-        )  # fmt: skip
-        found = found if cars else (({}, judge(file, options.claim)) for file in files)
-        for number, (name, answer) in enumerate(found):
+        def judge_all():
+            """Yield the listing's name, if it is one, with the answer."""
+            for file in files:
+                yield {}, judge([file], options.claim)[0]
+            for name, photos, claim in cars:
+                claim = claim or options.claim
+                yield {"listing": name}, combine(check, judge(photos, claim), claim)
+
+        for number, (name, answer) in enumerate(judge_all()):
             facts = name | answer.as_dict()
             if options.json:
                 print(json.dumps(facts), flush=True)

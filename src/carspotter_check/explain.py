@@ -7,13 +7,12 @@ is covered than when another of the same shape is?
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from carspotter.models.runs import Run
+    from carspotter.models.store import Run
 
 CELLS = 8  # on a side of the occlusion map
 PLACES = [(row, column) for row in range(CELLS - 1) for column in range(CELLS - 1)]  # of its windows
@@ -52,22 +51,26 @@ def occlusion_heat(drops: np.ndarray) -> np.ndarray:
 
 
 def grad_cam(run: Run, image: np.ndarray, label: int) -> np.ndarray:
-    """Give the Grad-CAM of class `label` on an image uint8 (S, S, 3): float32 (h, w), 0 or more, the last block's grid.
+    """Return the Grad-CAM of class `label` on an image uint8 (S, S, 3): float32 (h, w), 0 or more, the last maps' grid.
 
-    Channels of the last convolution block (activated, before pooling) are weighted by the mean gradient of the class's
-    logit; negative sums are cut off. Selvaraju et al. 2017. Where the model averages the mirror image in, so does the
-    map. Raises ValueError for a Keras backend without gradients at hand and for a backbone that is one single layer,
-    FileNotFoundError without checkpoint.
+    Channels of the maps before the last max-pool are weighted by the mean gradient of the class's logit; negative sums
+    are cut off. Selvaraju et al. 2017. Where a prediction averages the mirror image in, so does the map. Raises
+    ValueError for a model without max-pools and for a Keras backend without gradients, FileNotFoundError without
+    checkpoint.
     """
-    siblings = {"keras": _keras_maps, "torch": _torch_maps, "tensorflow": _tensorflow_maps}
-    activations, gradients = siblings[run.spec["framework"]](run.model, image, label)
-    maps = np.einsum("nhwc,nc->nhw", activations, gradients.mean(axis=(1, 2)))
-    maps[1:] = maps[1:, :, ::-1]  # the mirror image, turned back
-    return np.maximum(maps.sum(axis=0), 0).astype(np.float32)
+    views = [image, image[:, ::-1]] if run.experiment.average_mirror_images else [image]
+    look = _torch_maps if run.framework == "torch" else _keras_maps
+    heats = []
+    for view in views:
+        activations, gradients = look(run.model, np.ascontiguousarray(view), label)
+        heats.append(np.einsum("nhwc,nc->hw", activations, gradients.mean(axis=(1, 2))))
+    if len(heats) > 1:
+        heats[1] = heats[1][:, ::-1]  # turned back
+    return np.maximum(np.sum(heats, axis=0), 0).astype(np.float32)
 
 
 def overlay_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Dim an image uint8 (S, S, 3) where a heat map (h, w) is cold: uint8 (S, S, 3); what is left bright decided.
+    """Dim an image uint8 (S, S, 3) where a heat map (h, w) is cold: uint8 (S, S, 3); the bright parts decided.
 
     Values below 0, where the class gains, count as cold. Where nothing is hot the whole image is dimmed.
     """
@@ -127,46 +130,20 @@ def _keras_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.nd
 def _torch_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
+    pools = [layer for layer in model.modules() if isinstance(layer, torch.nn.MaxPool2d)]
     kept = []
 
-    def keep(x, norm, pooled=False):
-        activations = type(model)._activate(model, x, norm)
-        kept.append(activations if activations.requires_grad else activations.requires_grad_())
-        return torch.nn.functional.max_pool2d(kept[-1], 2) if pooled else kept[-1]
+    def keep(layer, inputs):
+        kept.append(inputs[0] if inputs[0].requires_grad else inputs[0].requires_grad_())
 
-    batch = torch.from_numpy(image.copy()).to(model.logits.weight.device)[None].permute(0, 3, 1, 2)
-    model.eval()
-    with _replaced(model, "_activate", keep):
-        score = _score(model(batch), label)
-    activations = kept[len(model.convolutions) - 1]  # a dense layer may come after
-    (gradients,) = torch.autograd.grad(score, activations)
-    return tuple(maps.detach().permute(0, 2, 3, 1).float().cpu().numpy() for maps in (activations, gradients))
-
-
-def _tensorflow_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
-    import tensorflow as tf
-
-    kept = []
-
-    def keep(x, layer, training):
-        kept.append(type(model)._activate(model, x, layer, training))
-        tape.watch(kept[-1])
-        return kept[-1]
-
-    with tf.GradientTape() as tape, _replaced(model, "_activate", keep):
-        score = _score(model(tf.constant(image[np.newaxis])), label)
-    activations = kept[len(model.blocks) - 1]  # a dense layer may come after
-    return activations.numpy().astype(np.float32), tape.gradient(score, activations).numpy().astype(np.float32)
-
-
-@contextmanager
-def _replaced(model, method: str, by: Callable) -> Iterator[None]:
-    """Give one object another method for a while: its forward pass keeps its maps to itself."""
-    setattr(model, method, by)
+    hook = pools[-1].register_forward_pre_hook(keep)
     try:
-        yield
+        batch = torch.from_numpy(image).to(next(model.parameters()).device)[None].permute(0, 3, 1, 2)
+        score = _score(model.eval()(batch), label)
     finally:
-        delattr(model, method)
+        hook.remove()
+    (gradients,) = torch.autograd.grad(score, kept[0])
+    return tuple(maps.detach().permute(0, 2, 3, 1).float().cpu().numpy() for maps in (kept[0], gradients))
 
 
 def _score(logits, label: int):

@@ -144,8 +144,8 @@ def in_batches(predict: Predict, images: np.ndarray) -> tuple[np.ndarray, np.nda
 def check_parity(of_run: np.ndarray, of_export: np.ndarray) -> dict[str, float]:
     """Compare probabilities (N, classes) of the run and of the exported model on the same photos.
 
-    Returns photos, the largest difference and the number of flipped labels. Raises ParityError when a probability differs
-    by more than PARITY, or is not a number, or a label flips that is not within PARITY of a tie.
+    Returns photos, the largest difference and the number of flipped labels. Raises ParityError when a probability
+    differs by more than PARITY, or is not a number, or a label flips that is not within PARITY of a tie.
     """
     difference = np.abs(of_run - of_export)
     largest = float(difference.max())

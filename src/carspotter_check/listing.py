@@ -47,10 +47,9 @@ def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = No
     those that do, the log odds are averaged and multiplied by how many independent photos they are worth. If more
     photos are unlike the known cars than like them, the car is another model, or cannot be told.
     """
-    passed = check.known.passed if check.known else 1.0
     unusable = [answer.photo for answer in answers if answer.verdict == "unusable"]
     seen = [answer for answer in answers if answer.verdict != "unusable" and answer.probabilities]
-    like = [answer for answer in seen if answer.unlike is None or answer.unlike <= passed]
+    like = [answer for answer in seen if not check.turns_away(answer)]
     unlike = [answer for answer in seen if answer not in like]
     few = f"{len(unusable)} of {len(answers)} photos unusable"
     if not seen:

@@ -89,8 +89,8 @@ def _kinds_lines(measured: dict[str, dict[str, float]] | None) -> list[str]:
         return ["- this format carries no known photos: what is unlike them is not turned away"]
     if not measured:
         return [
-            "- no photos of other models or unusable ones were at hand: what is unlike the known cars is told by distance "
-            "alone, unmeasured. Bring some: `import --others FOLDER`, `import --rejects FOLDER`"
+            "- no photos of other models or unusable ones were at hand: what is unlike the known cars is told "
+            "without examples, unmeasured. Bring some: `import --others FOLDER`, `import --rejects FOLDER`"
         ]
     table = pd.DataFrame(measured).T
     return [

@@ -23,7 +23,7 @@ class Answer:
     `verdict`: "match" or "other_model" when a model was claimed, "named" when none was, "unusable" when there is
     nothing to see (unreadable, too dark, like photos that people rejected), "not_sure" when the model cannot tell.
     `probabilities` are calibrated, and suppose that it is one of the classes; empty when the photo never reached the
-    model. `unlike`: the share of good photos that are less unlike the known ones, 0 … 1; None where it was not measured.
+    model. `unlike`: the share of good photos that are less unlike the known ones, 0 … 1; None where it is unmeasured.
     `run` and `version` name the model.
     """
 
@@ -126,6 +126,12 @@ class PhotoCheck:
         named = None if verdict == "not_sure" else label
         return self._answer(title, verdict, named, probabilities, unlike, reason)
 
+    def turns_away(self, answer: Answer) -> bool:
+        """Say whether an answer turned its photo away as unlike the known ones."""
+        if self.known is None or answer.unlike is None:
+            return False
+        return self.known.is_unlike(answer.unlike, int(np.argmax([*answer.probabilities.values()])))
+
     def unusable(self, reason: str, title: str = "photo") -> Answer:
         """Return the answer for a photo that never reached the model."""
         return self._answer(title, "unusable", None, None, None, reason)
@@ -198,7 +204,7 @@ def _from_bundle(cls, bundle: Path, threads: int) -> PhotoCheck:
 
 
 def _try(check: PhotoCheck, bundle: Path) -> None:
-    """Judge a built-in picture, so that what is wrong with a bundle shows now; the first answer of a session is slow."""
+    """Judge a built-in picture, so that what is wrong with a bundle shows now, and the first answer is not slow."""
     picture = np.random.default_rng(0).integers(0, 256, (check.image_size, check.image_size, 3), dtype=np.uint8)
     try:
         plain, features = check.predict(picture[np.newaxis])
