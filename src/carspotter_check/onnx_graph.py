@@ -101,7 +101,7 @@ def _add_keras(graph: Graph, model: Any, pixels: str, experiment: Experiment) ->
         x = entries[0]
         match layer:
             case layers.Rescaling():
-                x = graph.add("Add", [graph.add("Mul", [x, np.array(layer.scale)]), np.array(layer.offset)])
+                x = graph.add("Add", [graph.add("Mul", [x, np.float32(layer.scale)]), np.float32(layer.offset)])
             case layers.Conv2D() | layers.DepthwiseConv2D():
                 kernel, *bias = of(layer)
                 deep = isinstance(layer, layers.DepthwiseConv2D)

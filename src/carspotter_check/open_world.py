@@ -90,17 +90,18 @@ class Known:
     def compare(self, features: np.ndarray, number: int) -> tuple[float, str | None]:
         """Say how unlike class `number` the features (1, D) of a photo are, and what else they resemble.
 
-        Returns the share of good photos that are less unlike, 0 … 1, and the kind of the nearest photos that are of
-        no class, None where the class is still likelier than these.
+        Returns the share of good photos that are less unlike, 0 … 1, and the kind of the nearest photos that are not
+        of that class, None where the class is still likelier or these are of another class.
         """
         share = float(np.interp(self._score(features, number)[0], self.good[number], QUANTILES))
-        others = np.flatnonzero(~np.isin(self.kinds, [str(one) for one in range(len(self.weights))]))
-        if not len(others) or self._measure(features, number)[1][0] <= 0:
+        if self._measure(features, number)[1][0] <= 0:
             return share, None
+        others = np.flatnonzero(self.kinds != str(number))
         near = similarity(unit_rows(features), self.photos[others])[0]
         nearest = self.kinds[others][np.argsort(-near)[: 2 * NEIGHBOURS - 1]]
         names, counts = np.unique(nearest, return_counts=True)
-        return share, str(names[counts.argmax()])
+        kind = str(names[counts.argmax()])
+        return share, None if kind in map(str, range(len(self.weights))) else kind
 
     def is_unlike(self, share: float, number: int) -> bool:
         """Say whether a photo that is more unlike class `number` than `share` of good photos is too unlike."""

@@ -7,7 +7,7 @@ sure? Each has a threshold that comes from validation photos and a stated risk.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -67,18 +67,17 @@ class Rejection:
         first = halves(groups)
         temperature = fit_temperature(labels[first], probabilities[first]) if first.any() else 1.0
         calibrated = calibrate(probabilities, temperature)
-        confidence = calibrated.max(axis=1) * (1 if answerable is None else answerable)
-        held = ~first
-        certificate = certify_risk(
-            confidence[held], (calibrated.argmax(axis=1) == labels)[held], np.asarray(groups)[held], risk
-        )
+        answerable = np.ones(len(labels), bool) if answerable is None else answerable
+        held = ~first & answerable
+        correct = calibrated.argmax(axis=1) == labels
+        certificate = certify_risk(calibrated.max(axis=1)[held], correct[held], np.asarray(groups)[held], risk)
         return cls(
             temperature,
             # The photo that sets the threshold must pass it again, whatever the last digit of another machine.
             max(0.0, certificate.threshold - TOLERANCE),
             risk,
             certificate.risk,
-            certificate.coverage,
+            certificate.coverage * float(answerable[~first].mean()),
             certificate.photos,
             certificate.wrong,
             certificate.reason,
@@ -89,6 +88,10 @@ class Rejection:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Rejection:
+        """Return the thresholds that `as_dict` wrote; raises ValueError for an unknown one."""
+        for known, given in ((cls, values), (Limits, values["limits"])):
+            if unknown := set(given) - {field.name for field in fields(known)}:
+                raise ValueError(f"unknown {', '.join(sorted(unknown))} among the thresholds; export the run again")
         return cls(**values | {"limits": Limits(**values["limits"])})
 
     def with_limits_of(self, images: np.ndarray, smallest: int) -> Rejection:
