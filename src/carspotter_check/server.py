@@ -40,6 +40,11 @@ log = logging.getLogger("carspotter.server")
 PAGE = Path(__file__).parent
 LIMITS = Limits()
 ROUTES = ("/v1/check", "/v1/check-batch", "/v1/listing", "/v1/explain", "/v1/model", "/healthz", "/readyz", "/metrics")
+PYTHON = """import requests
+
+with open("car.jpg", "rb") as photo:
+    answer = requests.post("http://SERVER/v1/check", files={"photo": photo}, data={"claim": "NAME"}, timeout=30)
+print(answer.json()["verdict"], answer.json()["reason"])"""
 UNREADABLE = {"large": 413, "format": 415, "library": 415}  # status by kind; all else is 422
 
 
@@ -311,7 +316,8 @@ def describe_routes(schema: dict) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="stylesheet" href="page.css">'
         f"<h1>{html.escape(schema['info']['title'])} {schema['info']['version']}</h1>"
         f"<p>{html.escape(schema['info']['description'])} Every error is JSON: <code>error</code>, a sentence, and "
-        '<code>request_id</code>. The same for programs: <a href="openapi.json">openapi.json</a>.</p>' + "".join(rows)
+        '<code>request_id</code>. The same for programs: <a href="openapi.json">openapi.json</a>.</p>'
+        f"<h2>In Python</h2><pre>{html.escape(PYTHON)}</pre>" + "".join(rows)
     )
 
 

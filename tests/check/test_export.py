@@ -284,7 +284,9 @@ def test_other_photos_are_turned_away_by_their_kind(study, runs_of, tmp_path, mo
     junk = {f"{900 + n:064x}": rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for n in range(24)}
     for sha256, pixels in junk.items():
         Image.fromarray(np.kron(pixels[:8, :8], np.ones((8, 8, 1), np.uint8))).save(tmp_path / f"{sha256}.png")
-    others = pd.DataFrame({"sha256": list(junk), "path": [str(tmp_path / f"{s}.png") for s in junk], "kind": "interior"})
+    others = pd.DataFrame(
+        {"sha256": list(junk), "path": [str(tmp_path / f"{s}.png") for s in junk], "kind": "interior"}
+    )
     monkeypatch.setattr(export, "other_photos", lambda study, names: others.head(16))
     bundle = export.export_run(study, runs_of("keras").id, out=tmp_path / "bundle", show_progress=False)
     check = PhotoCheck.load(bundle)
@@ -335,9 +337,7 @@ def alike():
     shake_norms("keras", models["keras"])
     models["tensorflow"].set_weights(models["keras"].get_weights())
     copy_weights(models["keras"], models["torch"])
-    return {
-        name: SimpleNamespace(framework=name, experiment=experiment, model=model) for name, model in models.items()
-    }
+    return {name: SimpleNamespace(framework=name, experiment=experiment, model=model) for name, model in models.items()}
 
 
 @pytest.mark.parametrize("label", [0, 1])

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carspotter.photos.decoding import PREPROCESSING
-from carspotter_check import bundle as bundles
 from carspotter_check import explain
 from carspotter_check.listing import combine, read_listings
 from carspotter_check.open_world import OTHER_MODEL, Known, measure_kinds
 from carspotter_check.photo_check import PhotoCheck, photos_in
 from carspotter_check.rejection import Limits, Rejection, calibrate, coverage_risk, quality_fault
+from tests.check.toy import write_colour_bundle
 
 SIZE = 32
 NAMES = ["swift", "wagonr"]
@@ -125,7 +124,8 @@ def test_examples_teach_what_distance_misses():
     alone = Known.fit(training, labels, validation, labels, np.zeros((0, 0)), np.array([]))
     taught = Known.fit(training, labels, validation, labels, fringe[:80], kinds)
     shares = [
-        np.mean([known.is_unlike(known.compare(row[None], 0)[0], 0) for row in fringe[80:]]) for known in (alone, taught)
+        np.mean([known.is_unlike(known.compare(row[None], 0)[0], 0) for row in fringe[80:]])
+        for known in (alone, taught)
     ]
     assert shares[1] > shares[0] + 0.1
 
@@ -268,28 +268,9 @@ def test_folders_are_opened_sorted_and_without_hidden_files(tmp_path):
         list(photos_in([tmp_path, tmp_path / "nowhere"]))
 
 
-def write_bundle(folder, change=None, graph=None):
-    """A bundle whose model answers by brightness; `change` alters its manifest after its files were hashed."""
-    onnx = pytest.importorskip("onnx")
-    pytest.importorskip("onnxruntime")
-    folder.mkdir(exist_ok=True)
-    helper, kind = onnx.helper, onnx.TensorProto
-    weight = onnx.numpy_helper.from_array(np.float32([[0.1], [0], [0]]) if graph is None else graph, "weight")
-    nodes = [
-        helper.make_node("Cast", ["image"], ["x"], to=kind.FLOAT),
-        helper.make_node("ReduceMean", ["x"], ["features"], axes=[1, 2], keepdims=0),
-        helper.make_node("MatMul", ["features", "weight"], ["logits"]),
-    ]
-    made = helper.make_graph(
-        nodes, "bright", [helper.make_tensor_value_info("image", kind.UINT8, ["N", SIZE, SIZE, 3])],
-        [helper.make_tensor_value_info(name, kind.FLOAT, ["N", n]) for name, n in (("logits", 1), ("features", 3))],
-        [weight],
-    )  # fmt: skip
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    helper.set_model_props(model, {"classes": json.dumps(NAMES)})
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-    manifest = {"preprocessing": PREPROCESSING, "run": "r", "classes": NAMES, "image_size": SIZE, "format": "onnx"}
-    bundles.write_manifest(folder, manifest | {"rejection": Rejection().as_dict()})
+def write_bundle(folder, change=None, weight=(25, 0, 0)):
+    """A bundle; `change` alters its manifest after its files were hashed."""
+    write_colour_bundle(folder, SIZE, weight, Rejection(), NAMES, "r")
     if change:
         path = folder / "manifest.json"
         manifest = json.loads(path.read_text())
@@ -365,7 +346,7 @@ def test_a_sound_bundle_is_loaded_and_answers(tmp_path):
 
 def test_a_model_that_computes_nan_is_refused_before_it_is_used(tmp_path):
     with pytest.raises(ValueError, match="computes no number"):
-        PhotoCheck.load(write_bundle(tmp_path / "bundle", graph=np.full((3, 1), np.nan, np.float32)))
+        PhotoCheck.load(write_bundle(tmp_path / "bundle", weight=(np.nan, 0, 0)))
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\0", b"[" * 100_000, b"x" * 2_000_000])

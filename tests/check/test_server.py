@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import html
 import io
 import json
 import os
@@ -27,38 +28,17 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # importing it here must not report a
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
-from carspotter.models.experiments import Experiment, feature_side
-from carspotter.photos.decoding import PREPROCESSING
 from carspotter_check import photo_check
-from carspotter_check.bundle import write_manifest
-from carspotter_check.onnx_graph import Layer, build_graph
 from carspotter_check.rejection import Rejection
+from tests.check.toy import write_colour_bundle
 
 SIZE = 48
 SOURCE = Path(photo_check.__file__).parents[1]
 
 
 def write_bundle(folder):
-    """A model by hand: a reddish photo is a swift, a bluish one a wagonr."""
-    experiment = Experiment("colours", conv_channels=(2,), dense_units=2)
-    kernel, cells = np.zeros((3, 3, 3, 2), np.float32), feature_side(experiment, SIZE) ** 2
-    kernel[1, 1, 0, 0] = kernel[1, 1, 2, 1] = 1
-    dense = np.tile(np.eye(2, dtype=np.float32) / cells, (cells, 1))
-    zeros = np.zeros(2, np.float32)
-    last = Layer(np.array([[-20], [20]], np.float32), np.zeros(1, np.float32))
-    folder.mkdir()
-    graph = build_graph(experiment, [Layer(kernel, zeros), Layer(dense, zeros), last], SIZE)
-    (folder / "model.onnx").write_bytes(graph)
-    manifest = {
-        "format": "onnx",
-        "preprocessing": PREPROCESSING,
-        "run": "colours-by-hand",
-        "classes": ["swift", "wagonr"],
-        "image_size": SIZE,
-        "rejection": Rejection(confidence=0.8).as_dict(),
-    }
-    write_manifest(folder, manifest)
-    return folder
+    """A reddish photo is a swift, a bluish one a wagonr."""
+    return write_colour_bundle(folder, SIZE, (-20, 0, 20), Rejection(confidence=0.8))
 
 
 def car(colour, size=(320, 240), format="JPEG", mode="RGB", **options):
@@ -81,7 +61,13 @@ class Server:
         self.log = folder / "log.txt"
         code = "import sys; from carspotter_check.server import *; serve(Path(sys.argv[1]), port=int(sys.argv[2]), "
         self.process = subprocess.Popen(
-            [sys.executable, "-c", code + f"limits=Limits(**{limits!r}), **{arguments or {}!r})", str(bundle), str(port)],
+            [
+                sys.executable,
+                "-c",
+                code + f"limits=Limits(**{limits!r}), **{arguments or {}!r})",
+                str(bundle),
+                str(port),
+            ],
             env={name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
             | {"PYTHONPATH": str(SOURCE), "TMPDIR": str(self.temporary), "PYTHONWARNINGS": "ignore"},
             cwd=self.temporary,
@@ -317,7 +303,7 @@ def test_a_claim_in_the_address_and_a_packed_body_are_refused(server):
     "disposition",
     [
         b'form-data; name="photo"',
-        b"form-data; name=photo; filename=\"\"",
+        b'form-data; name=photo; filename=""',
         b"form-data; name=\"photo\"; filename*=UTF-8''caf%C3%A9.jpg",
     ],
 )
@@ -359,6 +345,22 @@ def test_head_metrics_and_the_page_of_the_interface(server):
     assert "POST /v1/listing" in page and "curl -F photo=@car.jpg -F claim=NAME" in page
     wrong = requests.get(f"{server.url}/v1/check", timeout=10)
     assert wrong.status_code == 405 and set(wrong.json()) == {"error", "request_id"}
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="no curl on this machine")
+def test_the_examples_on_the_page_of_the_interface_run(server, tmp_path):
+    (tmp_path / "car.jpg").write_bytes(car("red"))
+    page = requests.get(f"{server.url}/docs", timeout=10).text
+    address = server.url.removeprefix("http://")
+    examples = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
+    ran = []
+    for example in examples:
+        code = html.unescape(example).replace("SERVER", address).replace("=NAME", "=swift").replace('"NAME"', '"swift"')
+        command = [sys.executable, "-c", code] if code.startswith("import") else ["sh", "-c", code + " -sSf"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, (code, done.stderr)
+        ran.append(done.stdout)
+    assert len(ran) >= 9 and ran[0].startswith("match") and sum('"verdict":"match"' in text for text in ran) >= 3
 
 
 def test_answers_on_one_connection_wait_for_no_acknowledgement(server):
