@@ -10,7 +10,7 @@ from carspotter_check.bundle import write_manifest
 
 
 def write_colour_bundle(folder, size, weight, rejection, classes=("swift", "wagonr"), run="colours-by-hand"):
-    """Write a bundle: features are the mean red, green and blue, 0 … 1, and the logit is their product with `weight`."""
+    """Write a bundle: features are the mean red, green and blue, 0 … 1; the logit is their product with `weight`."""
     onnx = pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
     helper, kind = onnx.helper, onnx.TensorProto

@@ -16,7 +16,6 @@ from carspotter.photos.decoding import PREPROCESSING, Facts, decode
 from carspotter.photos.journal import hold
 from carspotter.progress import progress_bar
 
-
 WORKERS = min(8, os.cpu_count() or 1)
 CHUNK = 256  # photos read before they are written: bounds memory, keeps the pool busy
 BATCH = 32  # images that a thread makes at a time: to hand over each one costs more
