@@ -201,7 +201,7 @@ def read_form(scope) -> list[Part]:
         "on_end": lambda: ended.append(True),
     }
     try:
-        MultipartParser(boundary, callbacks).write(scope["body"])
+        MultipartParser(boundary, callbacks, max_header_size=16_384).write(scope["body"])
     except ValueError as error:  # MultipartParseError is one
         raise Refused(400, f"the form cannot be read: {error}") from None
     if not ended:

@@ -680,7 +680,7 @@ def cards(browser):
     return browser.find_elements("css selector", ".card")
 
 
-@pytest.mark.parametrize(("width", "height"), [(1200, 900), (360, 780)], ids=["desktop", "phone"])
+@pytest.mark.parametrize(("width", "height"), [(1200, 900), (390, 780)], ids=["desktop", "phone"])
 def test_a_swift_claimed_as_wagonr_is_flagged_on_the_page(server, browser, tmp_path, width, height):
     (tmp_path / "my swift.jpg").write_bytes(car("red", size=(640, 480)))
     (tmp_path / "drawing.jpg").write_bytes(b"<svg/>")
