@@ -132,7 +132,7 @@ def load_onnx(path: Path, threads: int = 0, classes: list[str] | None = None, im
     )
     width = len(classes) if classes and len(classes) > 2 else 1
     _require(
-        classes is None or (widths["logits"] == width and about.get("classes") in (None, classes)),
+        classes is None or (widths["logits"] == width and about.get("classes") == classes),
         f"{path} was made for other classes than the manifest's {classes}; export the run again",
     )
     # A batch's memory is given back after it; single photos keep theirs, for the next one.

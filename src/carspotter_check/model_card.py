@@ -43,7 +43,7 @@ def _lines(study: Study, run: Run, manifest: dict[str, Any]) -> list[str]:
         f"- study `{study.name}`, split version `{run.spec['split_version']}`: {row['train_photos']} training and "
         f"{row['validation_photos']} validation photos of {', '.join(names)}",
         f"- experiment `{row['experiment']}`, framework {row['framework']}, seed {row['seed']}, {row['epochs']} epochs"
-        + (" (a quick run: it shows that the code runs, no more)" if run.spec["quick"] else ""),
+        + (" (a quick run: it shows that the code runs, no more)" if str(row["quick"]) == "True" else ""),
         f"- {row['versions']}; commit `{row['commit'] or 'unknown'}`; {row['device']}",
         f"- preprocessing `{manifest['preprocessing']}`, {manifest['image_size']} × {manifest['image_size']} pixels",
         "",

@@ -91,7 +91,7 @@ def runs_of(study):
 
 @pytest.fixture(scope="module")
 def bundle(study, runs_of):
-    return export.export_run(study, runs_of("keras").id, show_progress=False)
+    return export.export_run(study, runs_of("torch").id, show_progress=False)
 
 
 NETWORKS = {
@@ -217,8 +217,8 @@ def test_the_card_counts_looks_at_each_sealed_set_apart_and_gives_the_runs_own_s
 
 
 def test_a_check_from_the_bundle_names_what_the_run_names(study, runs_of, bundle):
-    check, run = PhotoCheck.load(bundle), PhotoCheck.load(study, runs_of("keras").id)
-    for sha256 in runs_of("keras").validation["sha256"]:
+    check, run = PhotoCheck.load(bundle), PhotoCheck.load(study, runs_of("torch").id)
+    for sha256 in runs_of("torch").validation["sha256"]:
         photo = study.data / f"photos/{sha256}.png"
         ours, theirs = check.check(photo), run.check(photo)
         for name in ours.probabilities:
@@ -272,10 +272,10 @@ def test_a_folder_that_is_no_bundle_is_not_overwritten_and_a_bundle_is(study, ru
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
     with pytest.raises(FileExistsError, match="not a bundle"):
-        export.export_run(study, runs_of("keras").id, out=tmp_path / "mine", show_progress=False)
+        export.export_run(study, runs_of("torch").id, out=tmp_path / "mine", show_progress=False)
     assert (tmp_path / "mine/thesis.txt").exists()
     for _ in range(2):
-        out = export.export_run(study, runs_of("keras").id, out=tmp_path / "bundle", show_progress=False)
+        out = export.export_run(study, runs_of("torch").id, out=tmp_path / "bundle", show_progress=False)
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "bundle"} and out == tmp_path / "bundle"
 
 
@@ -288,7 +288,7 @@ def test_other_photos_are_turned_away_by_their_kind(study, runs_of, tmp_path, mo
         {"sha256": list(junk), "path": [str(tmp_path / f"{s}.png") for s in junk], "kind": "interior"}
     )
     monkeypatch.setattr(export, "other_photos", lambda study, names: others.head(16))
-    bundle = export.export_run(study, runs_of("keras").id, out=tmp_path / "bundle", show_progress=False)
+    bundle = export.export_run(study, runs_of("torch").id, out=tmp_path / "bundle", show_progress=False)
     check = PhotoCheck.load(bundle)
     answers = [check.check(tmp_path / f"{sha256}.png", "lying") for sha256 in others["sha256"].tail(8)]
     assert sum(answer.verdict in ("unusable", "not_sure") for answer in answers) >= 6
