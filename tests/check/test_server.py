@@ -441,18 +441,20 @@ def test_a_client_gone_in_the_middle_leaves_nothing_behind(bundle, tmp_path):
 
 
 def test_bytes_after_the_answer_do_not_keep_a_connection(bundle, tmp_path):
-    with running(bundle, tmp_path, body_seconds=1.0, drained=0) as server:
-        with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            connection.settimeout(20)
-            head = "POST /v1/check HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n"
-            connection.sendall(head.encode() + b"x")
-            assert b" 413 " in connection.recv(100)
-            ended = time.monotonic() + 20
-            with contextlib.suppress(OSError):
-                while time.monotonic() < ended:  # a byte now and then, for ever
-                    connection.sendall(b"x")
-                    time.sleep(0.05)
-            assert time.monotonic() < ended
+    with (
+        running(bundle, tmp_path, body_seconds=1.0, drained=0) as server,
+        socket.create_connection(("127.0.0.1", server.port)) as connection,
+    ):
+        connection.settimeout(20)
+        head = "POST /v1/check HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999\r\n\r\n"
+        connection.sendall(head.encode() + b"x")
+        assert b" 413 " in connection.recv(100)
+        ended = time.monotonic() + 20
+        with contextlib.suppress(OSError):
+            while time.monotonic() < ended:  # a byte now and then, for ever
+                connection.sendall(b"x")
+                time.sleep(0.05)
+        assert time.monotonic() < ended
 
 
 def test_many_idle_connections_make_room_for_one_that_asks(bundle, tmp_path):
