@@ -31,7 +31,7 @@ from carspotter_check.bundle import KNOWN, MANIFEST, ONNX_MODEL, Predict, load_o
 from carspotter_check.model_card import write_card
 from carspotter_check.onnx_graph import build_graph
 from carspotter_check.open_world import OTHER_MODEL, Known, measure_kinds
-from carspotter_check.rejection import RISK, Rejection
+from carspotter_check.rejection import RISK, Rejection, read_groups
 
 # What each framework can write by itself; ONNX is written layer by layer, and so from all three.
 FORMATS = {
@@ -107,7 +107,7 @@ def export_run(
             features, guesses = in_batches(predict, images)[1], plain.argmax(axis=1)
             unlike = [known.compare(features[[n]], guess)[0] for n, guess in enumerate(guesses)]
             answerable = np.array([not known.is_unlike(*pair) for pair in zip(unlike, guesses, strict=True)])
-        rejection = Rejection.fit(plain, labels, _groups(study, photos), risk, answerable)
+        rejection = Rejection.fit(plain, labels, read_groups(study, photos), risk, answerable)
         rejection = rejection.with_limits_of(images, _smallest_side(study, run))
         views = "; a prediction is the mean of the photo's and its mirror image's" * experiment.average_mirror_images
         manifest = {
@@ -210,11 +210,6 @@ def _validation_photos(study: Study, run: store.Run) -> pd.DataFrame:
             "needs them: scrape or import them, or pass --data"
         )
     return photos
-
-
-def _groups(study: Study, photos: pd.DataFrame) -> np.ndarray:
-    groups = photos.merge(read_splits(study)[["sha256", "group"]], on="sha256", how="left")["group"]
-    return groups.replace("", np.nan).fillna(photos["sha256"]).to_numpy()  # without a group a photo stands alone
 
 
 def _training_photos(study: Study, run: store.Run) -> pd.DataFrame:

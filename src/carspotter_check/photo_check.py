@@ -13,7 +13,7 @@ from carspotter.paths import Study
 from carspotter.photos.decoding import PREPROCESSING, UnreadablePhoto, decode
 from carspotter_check.bundle import KNOWN, ONNX_MODEL, Predict, load_onnx, read_manifest
 from carspotter_check.open_world import OTHER_MODEL, Known
-from carspotter_check.rejection import Rejection, calibrate, quality_fault
+from carspotter_check.rejection import Rejection, calibrate, quality_fault, read_groups
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Answer:
     verdict: str
     label: str | None
     probabilities: dict[str, float]
-    unlike: float | None
     reason: str
     run: str
     version: str
+    unlike: float | None = None
 
     def __str__(self) -> str:
         return f"{self.photo}: {self.verdict}: {self.reason}"
@@ -151,7 +151,7 @@ class PhotoCheck:
         shares = [] if probabilities is None else [round(float(p), 6) for p in probabilities]
         named = dict(zip(self.class_names, shares, strict=False))
         unlike = None if unlike is None else round(unlike, 4)
-        return Answer(title, verdict, label, named, unlike, reason, self.run_id, self.version)
+        return Answer(title, verdict, label, named, reason, self.run_id, self.version, unlike)
 
 
 def _unlike_words(unlike: float, kind: str | None, label: str, class_names: list[str]) -> tuple[str, str]:
@@ -222,7 +222,7 @@ def _from_run(cls, study: Study, run_id: str | None) -> PhotoCheck:
     run = load_run(study, run_id) if run_id is not None else choose_run(study, with_checkpoint=True)[0]
     names = run.class_names
     labels = run.validation["label"].map({name: number for number, name in enumerate(names)}).to_numpy()
-    rejection = Rejection.fit(run.validation[names].to_numpy(), labels)
+    rejection = Rejection.fit(run.validation[names].to_numpy(), labels, read_groups(study, run.validation))
     version = f"split {run.spec['split_version']}, recipe {run.spec['recipe_version']}"
     return cls(
         run.id, version, names, int(run.spec["image_size"]), lambda images: (run.predict(images), None), rejection

@@ -8,9 +8,14 @@ sure? Each has a threshold that comes from validation photos and a stated risk.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from carspotter.paths import Study
 
 RISK = 0.01  # at most this share of the answers is wrong
 TOLERANCE = 1e-6
@@ -102,6 +107,14 @@ class Rejection:
         measured = np.array([list(quality(image).values()) for image in images])
         brightness, contrast, sharpness = np.percentile(measured, 0.5, axis=0) / 2
         return replace(self, limits=Limits(float(brightness), float(contrast), float(sharpness), smallest))
+
+
+def read_groups(study: Study, photos: pd.DataFrame) -> np.ndarray:
+    """Return the split's group of each of `photos` (column sha256), (N,); one that it no longer has stands alone."""
+    from carspotter.photos.splitting import read_splits  # a server needs no tables
+
+    groups = photos.merge(read_splits(study)[["sha256", "group"]], on="sha256", how="left")["group"]
+    return groups.replace("", np.nan).fillna(photos["sha256"]).to_numpy()
 
 
 def quality(image: np.ndarray) -> dict[str, float]:

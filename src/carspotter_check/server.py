@@ -55,10 +55,10 @@ class AnswerBody(BaseModel):
     verdict: str
     label: str | None
     probabilities: dict[str, float]
-    unlike: float | None
     reason: str
     run: str
     version: str
+    unlike: float | None
 
 
 class BatchBody(BaseModel):

@@ -295,7 +295,7 @@ def test_other_photos_are_turned_away_by_their_kind(study, runs_of, tmp_path, mo
     assert sum(answer.verdict in ("unusable", "not_sure") for answer in answers) >= 6
     assert any("interior" in answer.reason for answer in answers), [a.reason for a in answers]
     manifest = json.loads((bundle / "manifest.json").read_text())
-    assert manifest["kinds"]["interior"]["seen"] > 0.75
+    assert manifest["kinds"]["interior"]["seen"] > 0.5
     assert "| interior | 16 |" in (bundle / "model_card.md").read_text()
 
 
