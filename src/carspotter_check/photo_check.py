@@ -224,6 +224,4 @@ def _from_run(cls, study: Study, run_id: str | None) -> PhotoCheck:
     labels = run.validation["label"].map({name: number for number, name in enumerate(names)}).to_numpy()
     rejection = Rejection.fit(run.validation[names].to_numpy(), labels, read_groups(study, run.validation))
     version = f"split {run.spec['split_version']}, recipe {run.spec['recipe_version']}"
-    return cls(
-        run.id, version, names, int(run.spec["image_size"]), lambda images: (run.predict(images), None), rejection
-    )
+    return cls(run.id, version, names, run.image_size, lambda images: (run.predict(images), None), rejection)
