@@ -23,11 +23,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from carspotter.models.experiments import BASELINE, feature_side
-from carspotter_check import photo_check
-from carspotter_check.onnx_graph import Layer, build_graph
+from carspotter.models import store
+from carspotter.models.experiments import BASELINE
+from carspotter.photos.decoding import PREPROCESSING
+from carspotter_check import bundle
+from carspotter_check.onnx_graph import build_graph
+from carspotter_check.open_world import Known
 from carspotter_check.photo_check import PhotoCheck
-from carspotter_check.rejection import References, Rejection
+from carspotter_check.rejection import Rejection
 
 SIZE = 150
 
@@ -40,10 +43,10 @@ def main() -> None:
     options = parser.parse_args()
     photo = make_photo()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = write_bundle(Path(folder) / "bundle")
-        before = bare_loop(bundle, photo, options.threads, options.seconds / 2)
+        made = write_bundle(Path(folder) / "bundle")
+        before = bare_loop(made, photo, options.threads, options.seconds / 2)
         started = time.perf_counter()
-        server, port = start(bundle, options.threads)
+        server, port = start(made, options.threads)
         try:
             message = as_request(photo)
             asyncio.run(one_by_one(port, message, 1))
@@ -56,12 +59,12 @@ def main() -> None:
         finally:
             server.terminate()
             server.wait()
-        after = bare_loop(bundle, photo, options.threads, options.seconds / 2)
+        after = bare_loop(made, photo, options.threads, options.seconds / 2)
     bare = (before + after) / 2
     p50, p99 = np.percentile(latencies, [50, 99]) * 1000
     print(f"{options.threads} threads, {options.clients} clients, {len(photo) / 1000:.0f} kB JPEG of 640×480")
     print(f"bare loop   {bare:7.1f} photos/s (before {before:.1f}, after {after:.1f})")
-    print(f"server      {rate:7.1f} requests/s = {rate / bare:.2f} of the bare loop (wanted: .60 or more)")
+    print(f"server      {rate:7.1f} requests/s = {rate / bare:.2f} of the bare loop (wanted: .80 or more)")
     print(f"70 % load   p50 {p50:.1f} ms, p99 {p99:.1f} ms = {p99 / p50:.1f} × p50 (wanted: 5 or less)")
     print(f"cold start  {cold:7.2f} s to the first answer (wanted: 3 or less)")
     print(f"memory      {memory:7.0f} MB at the peak (wanted: 400 or less)")
@@ -75,36 +78,25 @@ def make_photo() -> bytes:
 
 
 def write_bundle(folder: Path) -> Path:
-    rng = np.random.default_rng(0)
-
-    def layer(*shape: int) -> Layer:
-        scale = (2 / np.prod(shape[:-1])) ** 0.5
-        return Layer(rng.normal(0, scale, shape).astype(np.float32), np.zeros(shape[-1], np.float32))
-
-    channels = (3, *BASELINE.conv_channels)
-    layers = [layer(3, 3, *channels[number : number + 2]) for number in range(len(channels) - 1)]
-    layers.append(layer(feature_side(BASELINE, SIZE) ** 2 * channels[-1], BASELINE.dense_units))
-    layers.append(layer(BASELINE.dense_units, 1))
+    rng, classes, width = np.random.default_rng(0), ["swift", "wagonr"], BASELINE.dense_units
+    model = store.import_framework("keras").build_model(BASELINE, 2)
     folder.mkdir()
-    (folder / "model.onnx").write_bytes(build_graph(BASELINE, layers, SIZE))
-    known = rng.normal(0, 1, (2_400, BASELINE.dense_units))
-    References.fit(known, known[:800], known[:0], np.array([])).save(folder / "references.npz")
-    files = {path.name: photo_check.sha256_of(path) for path in folder.iterdir()}
-    manifest = {"manifest_version": photo_check.MANIFEST_VERSION, "files": files, "format": "onnx"}
-    manifest |= {"preprocessing": photo_check.PREPROCESSING, "run": "random", "classes": ["swift", "wagonr"]}
-    photo_check.write_manifest(folder, manifest | {"image_size": SIZE, "rejection": Rejection().as_dict()})
+    (folder / bundle.ONNX_MODEL).write_bytes(build_graph("keras", model, BASELINE, classes))
+    known, labels = rng.normal(0, 1, (4_800, width)), np.arange(4_800) % 2
+    Known.fit(known, labels, known[:800], labels[:800], known[:0], np.array([])).save(folder / bundle.KNOWN)
+    manifest = {"format": "onnx", "preprocessing": PREPROCESSING, "run": "random", "classes": classes}
+    bundle.write_manifest(folder, manifest | {"image_size": SIZE, "rejection": Rejection().as_dict()})
     return folder
 
 
-def bare_loop(bundle: Path, photo: bytes, threads: int, seconds: float) -> float:
+def bare_loop(folder: Path, photo: bytes, threads: int, seconds: float) -> float:
     """Give photos/s of decoding and predicting alone, on as many threads as the server has."""
-    predict = photo_check.load_onnx(bundle / "model.onnx", threads=1)
-    size = PhotoCheck.load(bundle, threads=1).image_size
+    check = PhotoCheck.load(folder, threads=1)
 
     def work(end: float) -> int:
         done = 0
         while time.perf_counter() < end:
-            predict(photo_check.decode_image(photo, size)[np.newaxis])
+            check.predict(check.read(photo)[np.newaxis])
             done += 1
         return done
 
@@ -115,11 +107,11 @@ def bare_loop(bundle: Path, photo: bytes, threads: int, seconds: float) -> float
         return done / (time.perf_counter() - started)
 
 
-def start(bundle: Path, threads: int) -> tuple[subprocess.Popen, int]:
+def start(made: Path, threads: int) -> tuple[subprocess.Popen, int]:
     code = (
         "import sys; from carspotter_check.server import *; serve(Path(sys.argv[1]), port=0, threads=int(sys.argv[2]))"
     )
-    command = [sys.executable, "-c", code, str(bundle), str(threads)]
+    command = [sys.executable, "-c", code, str(made), str(threads)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return server, int(re.search(r":(\d+) ", server.stdout.readline())[1])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import sys
 from pathlib import Path
 
 from carspotter.cli import add_verb, positive, study_of
@@ -11,11 +13,20 @@ from carspotter.cli import add_verb, positive, study_of
 def add_verbs(verbs) -> None:
     """Add this package's verbs to the command line's `verbs`."""
     checking = add_verb(verbs, "check", check_photos, "name the model on photos, or check what a listing claims")
-    checking.add_argument("photos", nargs="+", type=Path, metavar="PHOTO", help="files, or folders of them")
+    checking.add_argument("photos", nargs="*", type=Path, metavar="PHOTO", help="files, or folders of them")
+    checking.add_argument(
+        "--listing",
+        type=Path,
+        metavar="FOLDER|CSV",
+        help="one verdict per car: a folder with its photos, a folder of such folders, or a table with the columns "
+        "listing, photo and, if there is one, claim",
+    )
     checking.add_argument("--claim", help="the class that the listing claims")
     checking.add_argument("--run", help="run id (default: the study's best on validation)")
     checking.add_argument("--model", type=Path, metavar="BUNDLE", help="an exported model instead of a run")
-    checking.add_argument("--json", action="store_true", help="one JSON object per line")
+    form = checking.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="one JSON object per line")
+    form.add_argument("--csv", action="store_true", help="a table")
 
     exporting = add_verb(
         verbs, "export", export_model, "write a run as a bundle for production, if it answers the same"
@@ -30,21 +41,59 @@ def add_verbs(verbs) -> None:
     serving.add_argument("bundle", type=Path, metavar="BUNDLE", help="written by `carspotter export`")
     serving.add_argument("--host", default="127.0.0.1")
     serving.add_argument("--port", type=int, default=8080)
-    serving.add_argument("--threads", type=positive, help="default: as many as cores")
+    serving.add_argument("--threads", type=positive, help="default: as many as cores may be used")
+    serving.add_argument("--root-path", default="", metavar="/PREFIX", help="where a proxy shows the server")
+    serving.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a site whose pages may ask (CORS); repeatable",
+    )
     serving.set_defaults(verb=serve_check)
 
 
 def check_photos(options) -> int:
     from carspotter.progress import progress_bar
+    from carspotter_check.listing import combine, read_listings
     from carspotter_check.photo_check import PhotoCheck, photos_in
 
+    if bool(options.photos) == bool(options.listing):
+        raise ValueError("name photos, or one --listing")
+    cars = read_listings(options.listing) if options.listing else []
     files = list(photos_in(options.photos))
     check = PhotoCheck.load(options.model or study_of(options), options.run)
-    with progress_bar(len(files), "check", "photos", shown=len(files) > 20) as progress:
-        for file in files:
-            answer = check.check(file, options.claim)
-            print(json.dumps(answer.as_dict()) if options.json else answer, flush=True)
-            progress.update()
+    rows = csv.writer(sys.stdout, lineterminator="\n") if options.csv else None
+    total = len(files) + sum(len(photos) for _, photos, _ in cars)
+    with progress_bar(total, "check", "photos", shown=total > 20) as progress:
+
+        def judge(photos: list[Path], claim: str | None) -> list:
+            answers = [check.check(photo, claim) for photo in photos]
+            progress.update(len(photos))
+            return answers
+
+        def judge_all():
+            """Yield the listing's name, if it is one, with the answer."""
+            for file in files:
+                yield {}, judge([file], options.claim)[0]
+            for name, photos, claim in cars:
+                claim = claim or options.claim
+                yield {"listing": name}, combine(check, judge(photos, claim), claim)
+
+        for number, (name, answer) in enumerate(judge_all()):
+            facts = name | answer.as_dict()
+            if options.json:
+                print(json.dumps(facts), flush=True)
+            elif rows:
+                facts.pop("answers", None)
+                shares = {f"p_{label}": share for label, share in (facts.pop("probabilities", None) or {}).items()}
+                facts |= {f"p_{label}": shares.get(f"p_{label}") for label in check.class_names} if not cars else {}
+                facts = {key: "; ".join(value) if isinstance(value, list) else value for key, value in facts.items()}
+                if number == 0:
+                    rows.writerow(facts)
+                rows.writerow(facts.values())
+            else:
+                print(*name.values(), answer, sep=": " if name else "", flush=True)
     return 0
 
 
@@ -61,5 +110,8 @@ def export_model(options) -> int:
 def serve_check(options) -> int:
     from carspotter_check.server import serve
 
-    serve(options.bundle, host=options.host, port=options.port, threads=options.threads)
+    serve(
+        options.bundle, host=options.host, port=options.port, threads=options.threads, root_path=options.root_path,
+        allow_origins=options.allow_origin,
+    )  # fmt: skip
     return 0

@@ -7,55 +7,70 @@ is covered than when another of the same shape is?
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from carspotter.models.runs import Run
+    from carspotter.models.store import Run
 
-CELLS = 8  # cells on a side of the occlusion map; 49 predictions
+CELLS = 8  # on a side of the occlusion map
+PLACES = [(row, column) for row in range(CELLS - 1) for column in range(CELLS - 1)]  # of its windows
 Probabilities = Callable[[np.ndarray], np.ndarray]  # images uint8 (N, S, S, 3) -> (N, classes)
 
 
-def occlusion_map(predict: Probabilities, image: np.ndarray, label: int, cells: int = CELLS) -> np.ndarray:
-    """Cover the image (uint8 (S, S, 3)) piece by piece: float32 (cells, cells), by how much class `label` loses.
+def occlusion_map(predict: Probabilities, image: np.ndarray, label: int) -> np.ndarray:
+    """Cover the image (uint8 (S, S, 3)) piece by piece: float32 (CELLS, CELLS), by how much class `label` loses.
 
     A window of 2×2 cells, in the image's mean colour, takes every position; a cell gets the mean of the windows over
     it, in probability. Negative values: the class gains without it. Zeiler & Fergus 2014.
     """
-    edges = np.linspace(0, len(image), cells + 1).round().astype(int)
+    whole = predict(image[np.newaxis])[0, label]
+    return occlusion_heat(whole - np.concatenate([predict(images)[:, label] for images in occlusion_covers(image)]))
+
+
+def occlusion_covers(image: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the covered images of `occlusion_map`, uint8 (at most 8, S, S, 3): more at once would take a gigabyte."""
+    edges = np.linspace(0, len(image), CELLS + 1).round().astype(int)
     mean = image.reshape(-1, 3).mean(axis=0).astype(np.uint8)
-    places = [(row, column) for row in range(cells - 1) for column in range(cells - 1)]
-    covered = np.repeat(image[np.newaxis], len(places), axis=0)
-    for picture, (row, column) in zip(covered, places, strict=True):
-        picture[edges[row] : edges[row + 2], edges[column] : edges[column + 2]] = mean
-    drops = predict(image[np.newaxis])[0, label] - predict(covered)[:, label]
-    total, windows = np.zeros((2, cells, cells), np.float32)
-    for drop, (row, column) in zip(drops, places, strict=True):
+    for start in range(0, len(PLACES), 8):
+        places = PLACES[start : start + 8]
+        covered = np.repeat(image[np.newaxis], len(places), axis=0)
+        for picture, (row, column) in zip(covered, places, strict=True):
+            picture[edges[row] : edges[row + 2], edges[column] : edges[column + 2]] = mean
+        yield covered
+
+
+def occlusion_heat(drops: np.ndarray) -> np.ndarray:
+    """Return the map, float32 (CELLS, CELLS), from how much each cover costs the class, in the order of the covers."""
+    total, windows = np.zeros((2, CELLS, CELLS), np.float32)
+    for drop, (row, column) in zip(drops, PLACES, strict=True):
         total[row : row + 2, column : column + 2] += drop
         windows[row : row + 2, column : column + 2] += 1
     return total / windows
 
 
 def grad_cam(run: Run, image: np.ndarray, label: int) -> np.ndarray:
-    """Give the Grad-CAM of class `label` on an image uint8 (S, S, 3): float32 (h, w), 0 or more, the last block's grid.
+    """Return the Grad-CAM of class `label` on an image uint8 (S, S, 3): float32 (h, w), 0 or more, the last maps' grid.
 
-    Channels of the last convolution block (activated, before pooling) are weighted by the mean gradient of the class's
-    logit; negative sums are cut off. Selvaraju et al. 2017. Where the model averages the mirror image in, so does the
-    map. Raises ValueError for a Keras backend without gradients at hand and for a backbone that is one single layer,
-    FileNotFoundError without checkpoint.
+    Channels of the maps before the last max-pool are weighted by the mean gradient of the class's logit; negative sums
+    are cut off. Selvaraju et al. 2017. Where a prediction averages the mirror image in, so does the map. Raises
+    ValueError for a model without max-pools and for a Keras backend without gradients, FileNotFoundError without
+    checkpoint.
     """
-    siblings = {"keras": _keras_maps, "torch": _torch_maps, "tensorflow": _tensorflow_maps}
-    activations, gradients = siblings[run.spec["framework"]](run.model, image, label)
-    maps = np.einsum("nhwc,nc->nhw", activations, gradients.mean(axis=(1, 2)))
-    maps[1:] = maps[1:, :, ::-1]  # the mirror image, turned back
-    return np.maximum(maps.sum(axis=0), 0).astype(np.float32)
+    views = [image, image[:, ::-1]] if run.experiment.average_mirror_images else [image]
+    look = _torch_maps if run.framework == "torch" else _keras_maps
+    heats = []
+    for view in views:
+        activations, gradients = look(run.model, np.ascontiguousarray(view), label)
+        heats.append(np.einsum("nhwc,nc->hw", activations, gradients.mean(axis=(1, 2))))
+    if len(heats) > 1:
+        heats[1] = heats[1][:, ::-1]  # turned back
+    return np.maximum(np.sum(heats, axis=0), 0).astype(np.float32)
 
 
 def overlay_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Dim an image uint8 (S, S, 3) where a heat map (h, w) is cold: uint8 (S, S, 3); what is left bright decided.
+    """Dim an image uint8 (S, S, 3) where a heat map (h, w) is cold: uint8 (S, S, 3); the bright parts decided.
 
     Values below 0, where the class gains, count as cold. Where nothing is hot the whole image is dimmed.
     """
@@ -115,46 +130,20 @@ def _keras_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.nd
 def _torch_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
     import torch
 
+    pools = [layer for layer in model.modules() if isinstance(layer, torch.nn.MaxPool2d)]
     kept = []
 
-    def keep(x, norm, pooled=False):
-        activations = type(model)._activate(model, x, norm)
-        kept.append(activations if activations.requires_grad else activations.requires_grad_())
-        return torch.nn.functional.max_pool2d(kept[-1], 2) if pooled else kept[-1]
+    def keep(layer, inputs):
+        kept.append(inputs[0] if inputs[0].requires_grad else inputs[0].requires_grad_())
 
-    batch = torch.from_numpy(image.copy()).to(model.logits.weight.device)[None].permute(0, 3, 1, 2)
-    model.eval()
-    with _replaced(model, "_activate", keep):
-        score = _score(model(batch), label)
-    activations = kept[len(model.convolutions) - 1]  # a dense layer may come after
-    (gradients,) = torch.autograd.grad(score, activations)
-    return tuple(maps.detach().permute(0, 2, 3, 1).float().cpu().numpy() for maps in (activations, gradients))
-
-
-def _tensorflow_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
-    import tensorflow as tf
-
-    kept = []
-
-    def keep(x, layer, training):
-        kept.append(type(model)._activate(model, x, layer, training))
-        tape.watch(kept[-1])
-        return kept[-1]
-
-    with tf.GradientTape() as tape, _replaced(model, "_activate", keep):
-        score = _score(model(tf.constant(image[np.newaxis])), label)
-    activations = kept[len(model.blocks) - 1]  # a dense layer may come after
-    return activations.numpy().astype(np.float32), tape.gradient(score, activations).numpy().astype(np.float32)
-
-
-@contextmanager
-def _replaced(model, method: str, by: Callable) -> Iterator[None]:
-    """Give one object another method for a while: its forward pass keeps its maps to itself."""
-    setattr(model, method, by)
+    hook = pools[-1].register_forward_pre_hook(keep)
     try:
-        yield
+        batch = torch.from_numpy(image).to(next(model.parameters()).device)[None].permute(0, 3, 1, 2)
+        score = _score(model.eval()(batch), label)
     finally:
-        delattr(model, method)
+        hook.remove()
+    (gradients,) = torch.autograd.grad(score, kept[0])
+    return tuple(maps.detach().permute(0, 2, 3, 1).float().cpu().numpy() for maps in (kept[0], gradients))
 
 
 def _score(logits, label: int):

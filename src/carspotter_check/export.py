@@ -1,7 +1,7 @@
 """From a run to a bundle that others can run: Keras, SavedModel, ONNX or LiteRT, with its thresholds and a model card.
 
 A bundle is a folder: the model, `manifest.json` (classes, preprocessing, temperature, thresholds, hashes), for ONNX
-`references.npz` (the feature space of known photos), and `model_card.md`. It is written beside its place and moved
+`known.npz` (the feature space of known photos), and `model_card.md`. It is written beside its place and moved
 there only when the parity gate has let it through: a bundle that is there is one that answers as its run does.
 """
 
@@ -20,36 +20,30 @@ import numpy as np
 import pandas as pd
 
 from carspotter import __version__
-from carspotter.models import runs
+from carspotter.models import store
 from carspotter.models.metrics import accuracy, probabilities_from_logits
 from carspotter.paths import Study
-from carspotter.photos.images import PREPROCESSING, load_images
+from carspotter.photos.decoding import PREPROCESSING
+from carspotter.photos.images import load_images
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import kind_of, read_curation, read_photos
+from carspotter_check.bundle import KNOWN, MANIFEST, ONNX_MODEL, Predict, load_onnx, write_manifest
 from carspotter_check.model_card import write_card
-from carspotter_check.onnx_graph import build_graph, read_layers
-from carspotter_check.photo_check import (
-    MANIFEST,
-    MANIFEST_VERSION,
-    ONNX_MODEL,
-    REFERENCES,
-    load_onnx,
-    sha256_of,
-    write_manifest,
-)
-from carspotter_check.rejection import OTHER_MODEL, RISK, References, Rejection, reject_auroc
+from carspotter_check.onnx_graph import build_graph
+from carspotter_check.open_world import OTHER_MODEL, Known, measure_kinds
+from carspotter_check.rejection import RISK, Rejection, read_groups
 
-# What each framework can write by itself; ONNX is written from the weights alone, and so from all three.
+# What each framework can write by itself; ONNX is written layer by layer, and so from all three.
 FORMATS = {
     "keras": ("onnx", "keras", "savedmodel", "litert"),
-    "tensorflow": ("onnx", "savedmodel", "litert"),
+    "tensorflow": ("onnx", "keras", "savedmodel", "litert"),
     "torch": ("onnx",),
 }
-FILES = {"onnx": ONNX_MODEL, "keras": "model.keras", "savedmodel": "savedmodel", "litert": "model.tflite"}
+FILES = {"onnx": ONNX_MODEL, "keras": "model.keras", "savedmodel": "savedmodel/1", "litert": "model.tflite"}
 PARITY_PHOTOS = 200
 INT8_LOSS = 0.01  # of validation accuracy, at most
 PARITY = 1e-3  # largest difference of a probability, and how near to the threshold a label may flip
-REFERENCE_PHOTOS = 5_000  # of each sort: enough neighbours, and a search of a few milliseconds
+KNOWN_PHOTOS = 2_500  # of each sort, and their mirror images: enough neighbours, and a search of a few milliseconds
 NOT_EXAMPLES = {"duplicate", "unreadable", "label conflict"}  # rejected, but not for what they show
 
 
@@ -65,64 +59,67 @@ def export_run(
     *,
     risk: float = RISK,
     int8: bool = False,
-    rejects: pd.DataFrame | None = None,
     show_progress: bool = True,
 ) -> Path:
-    """Export a recorded run to a bundle and give its folder, `data/bundles/<run>-<format>` unless `out` says otherwise.
+    """Export a recorded run to a bundle and return its folder, `data/bundles/<run>-<format>` unless `out` is given.
 
     `to`: "onnx", "keras", "savedmodel" or "litert"; with `int8`, for ONNX only, dense layers in whole numbers: about a
-    quarter of the size, and a gate of its own (INT8_LOSS). `risk`: of the answered validation photos, at most this
-    share may be wrong. `rejects` (columns sha256, path, kind) are examples of what to turn away; by default
-    `curated_rejects`.
-    Models of precision bfloat16 or float64 are exported, and compared, in float32. A bundle that is already at `out` is
-    replaced. Raises ValueError for a format that the run's framework cannot write, FileNotFoundError without photos
-    or checkpoint, FileExistsError where `out` is something else, ParityError when the gate closes.
+    quarter of the size, and a gate of its own (INT8_LOSS). `risk`: at most this share of the answers may be wrong; what
+    can be certified stands in the manifest. Models of precision bfloat16 or float64 are exported, and compared, in
+    float32. A bundle that is already at `out` is replaced. Raises ValueError for a format that the run's framework
+    cannot write, FileNotFoundError without photos or checkpoint, FileExistsError where `out` is something else,
+    ParityError when the gate closes.
     """
-    run = runs.load_run(study, run_id)
-    framework = run.spec["framework"]
-    if to not in FORMATS[framework]:
-        raise ValueError(f"a {framework} run cannot be exported to {to!r}; use one of {', '.join(FORMATS[framework])}")
+    run = store.load_run(study, run_id)
+    if to not in FORMATS[run.framework]:
+        formats = ", ".join(FORMATS[run.framework])
+        raise ValueError(f"a {run.framework} run cannot be exported to {to!r}; use one of {formats}")
     if int8 and to != "onnx":
         raise ValueError(f"int8 is for onnx, not for {to}")
     out = Path(out) if out else study.data / "bundles" / f"{run.id}-{to}{'-int8' if int8 else ''}"
     if out.exists() and not (out / MANIFEST).is_file():
         raise FileExistsError(f"{out} exists and is not a bundle; name another folder")
-    siblings = runs.import_framework(framework)
-    model = _in_float32(run, siblings)
+    experiment = replace(run.experiment, dtype="float32")
+    run.model  # noqa: B018 - says what to do where there is no checkpoint
+    model = store.import_builder(experiment, run.framework).build_model(experiment, len(run.class_names))
+    store.load_weights(run.framework, model, run.checkpoint)
     photos = _validation_photos(study, run)
-    images = load_images(study.data, photos, run.spec["image_size"], show_progress)
-    plain = siblings.predict_probabilities(model, images)
+    images = load_images(study.data, photos, run.image_size, show_progress)
+    plain = store.import_framework(run.framework).predict(model, images, experiment)
     labels = photos["label"].map({name: number for number, name in enumerate(run.class_names)}).to_numpy()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as building:
         bundle = Path(building) / "bundle"
-        bundle.mkdir()
         path = bundle / FILES[to]
-        predict = _write_model(run, model, to, path)
+        path.parent.mkdir(parents=True)
+        predict = _write_model(run, model, experiment, to, path)
         sample = np.linspace(0, len(images) - 1, min(PARITY_PHOTOS, len(images))).astype(int)
-        parity = check_parity(plain[sample], predict(images[sample])[0])
-        facts: dict[str, Any] = {"parity": parity}
+        facts: dict[str, Any] = {"parity": check_parity(plain[sample], predict(images[sample])[0])}
         if int8:
             predict = _quantise(path, images[sample])
-            exported = np.concatenate([predict(images[start : start + 50])[0] for start in range(0, len(images), 50)])
+            exported = in_batches(predict, images)[0]
             facts["int8"] = check_int8(labels, plain, exported)
             plain = exported  # its thresholds are its own
-        rejection = Rejection.fit(plain, labels, risk).with_limits_of(images)
+        answerable = np.ones(len(images), bool)
         if to == "onnx":
-            found = curated_rejects(study, run.class_names) if rejects is None else rejects
-            references, facts["reject_auroc"] = _fit_references(study, run, predict, images, found, show_progress)
-            references.save(bundle / REFERENCES)
+            known, facts["kinds"] = _fit_known(study, run, predict, images, labels, show_progress)
+            known.save(bundle / KNOWN)
+            features, guesses = in_batches(predict, images)[1], plain.argmax(axis=1)
+            unlike = [known.compare(features[[n]], guess)[0] for n, guess in enumerate(guesses)]
+            answerable = np.array([not known.is_unlike(*pair) for pair in zip(unlike, guesses, strict=True)])
+        rejection = Rejection.fit(plain, labels, read_groups(study, photos), risk, answerable)
+        rejection = rejection.with_limits_of(images, _smallest_side(study, run))
+        views = "; a prediction is the mean of the photo's and its mirror image's" * experiment.average_mirror_images
         manifest = {
-            "manifest_version": MANIFEST_VERSION,
             "run": run.id,
             "study": study.name,
             "format": to,
-            "framework": framework,
+            "framework": run.framework,
             "classes": run.class_names,
-            "image_size": run.spec["image_size"],
+            "image_size": run.image_size,
             "preprocessing": PREPROCESSING,
-            "input": f"images (N, {run.spec['image_size']}, {run.spec['image_size']}, 3), RGB, 0 … 255",
-            "output": "logits: (N, 1) for two classes, the second class's; else (N, classes). Divide by temperature",
+            "input": f"images (N, {run.image_size}, {run.image_size}, 3), RGB, 0 … 255",
+            "output": f"logits: (N, 1) for two classes, the second's; else (N, classes){views}. Divide by temperature",
             "split_version": run.spec["split_version"],
             "rejection": rejection.as_dict(),
             "versions": f"carspotter {__version__}, {run.row['versions']}",
@@ -130,9 +127,6 @@ def export_run(
             **facts,
         }
         write_card(bundle / "model_card.md", study, run, manifest)
-        manifest["files"] = {
-            file.relative_to(bundle).as_posix(): sha256_of(file) for file in sorted(bundle.rglob("*")) if file.is_file()
-        }
         write_manifest(bundle, manifest)
         if out.exists():
             os.replace(out, Path(building) / "before")
@@ -140,11 +134,18 @@ def export_run(
     return out
 
 
+def in_batches(predict: Predict, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return probabilities (N, classes) and features (N, D) of many images, 50 at a time."""
+    parts = [predict(np.asarray(images[start : start + 50])) for start in range(0, len(images), 50)]
+    probabilities, features = zip(*parts, strict=True)
+    return np.concatenate(probabilities), None if features[0] is None else np.concatenate(features)
+
+
 def check_parity(of_run: np.ndarray, of_export: np.ndarray) -> dict[str, float]:
     """Compare probabilities (N, classes) of the run and of the exported model on the same photos.
 
-    Gives photos, the largest difference and the number of flipped labels. Raises ParityError when a probability differs
-    by more than PARITY, or is not a number, or a label flips that is not within PARITY of a tie.
+    Returns photos, the largest difference and the number of flipped labels. Raises ParityError when a probability
+    differs by more than PARITY, or is not a number, or a label flips that is not within PARITY of a tie.
     """
     difference = np.abs(of_run - of_export)
     largest = float(difference.max())
@@ -176,34 +177,29 @@ def check_int8(labels: np.ndarray, of_run: np.ndarray, of_int8: np.ndarray) -> d
     return {"photos": len(labels), "accuracy_float32": before, "accuracy_int8": after}
 
 
-def curated_rejects(study: Study, class_names: list[str]) -> pd.DataFrame:
-    """Give photos that are no photo of the classes, with columns sha256, path, kind; no rows where nothing is curated.
+def other_photos(study: Study, class_names: list[str]) -> pd.DataFrame:
+    """Return photos that are no photo of the classes, with columns sha256, path, kind.
 
-    Photos that curation rejected for what they show (kind as the reviewer named it), and photos of other classes
-    ("other model"). None of them is in the study's training, validation or test photos.
+    What was imported as other models or as unusable, what curation rejected for what it shows (kind as the reviewer
+    named it), and photos of other classes. None of them is in the study's training, validation or test photos.
     """
-    columns = ["sha256", "path", "kind"]
-    if not study.curation.exists():
-        return pd.DataFrame(columns=columns)
-    table = read_curation(study).merge(read_photos(study.data)[["sha256", "path"]], on="sha256")
+    table = read_photos(study.data)
     splits = read_splits(study)
-    used = splits.loc[splits["split"] != "excluded", "sha256"]
-    table = table[~table["sha256"].isin(used)]
-    table["kind"] = table["reason"].str.removeprefix("reviewed:").str.strip().map(kind_of)
-    rejected = (table["verdict"] == "reject") & ~table["kind"].isin(NOT_EXAMPLES)
-    other_class = (table["verdict"] == "keep") & ~table["label"].isin([*class_names, ""])
-    table.loc[other_class, "kind"] = OTHER_MODEL
-    return table.loc[rejected | other_class, columns].sort_values("sha256", ignore_index=True)
+    table = table[~table["sha256"].isin(splits.loc[splits["split"] != "excluded", "sha256"])]
+    kinds = table["kind"].where(table["kind"].notna(), None)
+    other_class = ~table["label"].fillna("").isin([*class_names, ""])
+    if study.curation.exists():
+        curated = read_curation(study).set_index("sha256").reindex(table["sha256"])
+        reason = curated["reason"].fillna("").str.removeprefix("reviewed:").str.strip().map(kind_of).to_numpy()
+        rejected = (curated["verdict"] == "reject").to_numpy()
+        kinds = kinds.mask(rejected & ~np.isin(reason, list(NOT_EXAMPLES)), pd.Series(reason, table.index))
+        other_class &= ~rejected
+    kinds = kinds.mask(kinds.isna() & other_class, OTHER_MODEL)
+    found = table.assign(kind=kinds)[kinds.notna()]
+    return found[["sha256", "path", "kind"]].sort_values("sha256", ignore_index=True)
 
 
-def _in_float32(run: runs.Run, siblings) -> Any:
-    run.model  # noqa: B018  says what to do where there is no checkpoint
-    weights = next(iter(run.folder.glob("checkpoint.*")))
-    experiment = replace(run.experiment, dtype="float32")
-    return siblings.build_model(experiment, len(run.class_names), run.spec["image_size"], weights=weights)
-
-
-def _validation_photos(study: Study, run: runs.Run) -> pd.DataFrame:
+def _validation_photos(study: Study, run: store.Run) -> pd.DataFrame:
     photos = run.validation[["sha256", "label"]].merge(
         read_photos(study.data)[["sha256", "path"]], on="sha256", how="left"
     )
@@ -216,15 +212,29 @@ def _validation_photos(study: Study, run: runs.Run) -> pd.DataFrame:
     return photos
 
 
-def _write_model(run: runs.Run, model: Any, to: str, path: Path) -> Callable[[np.ndarray], tuple]:
-    """Write the model to `path` and give a function that answers with what was written."""
+def _training_photos(study: Study, run: store.Run) -> pd.DataFrame:
+    splits = read_splits(study)
+    training = splits[(splits["split"] == "train") & splits["label"].isin(run.class_names)].sort_values("sha256")
+    return training.merge(read_photos(study.data).drop(columns="label"), on="sha256")
+
+
+def _smallest_side(study: Study, run: store.Run) -> int:
+    """Return the shorter side of the smallest photo that training saw, in pixels."""
+    return int(_training_photos(study, run)[["width", "height"]].min(axis=1).min())
+
+
+def _write_model(run: store.Run, model: Any, experiment, to: str, path: Path) -> Predict:
+    """Write the model to `path` and return a function that answers with what was written."""
     if to == "onnx":
-        layers = read_layers(run.spec["framework"], model)
-        path.write_bytes(build_graph(run.experiment, layers, run.spec["image_size"]))
+        path.write_bytes(build_graph(run.framework, model, experiment, run.class_names))
         return load_onnx(path, threads=1)
-    write = _write_keras if run.spec["framework"] == "keras" else _write_tensorflow
-    logits = write(model, to, path)
-    return lambda images: (probabilities_from_logits(logits(images)), None)
+    logits = _write_keras(model, to, path)
+
+    def predict(images: np.ndarray) -> tuple[np.ndarray, None]:
+        views = [images, images[:, :, ::-1]] if experiment.average_mirror_images else [images]
+        return np.mean([probabilities_from_logits(logits(view)) for view in views], axis=0), None
+
+    return predict
 
 
 def _write_keras(model, to: str, path: Path) -> Callable[[np.ndarray], np.ndarray]:
@@ -238,27 +248,16 @@ def _write_keras(model, to: str, path: Path) -> Callable[[np.ndarray], np.ndarra
         raise ValueError(f"{to} needs Keras on TensorFlow, this is {keras.backend.backend()}; set KERAS_BACKEND")
     if to == "savedmodel":
         model.export(path, format="tf_saved_model", verbose=False)
-        return _load_savedmodel(path, "serve", np.float32)
+        return _load_savedmodel(path)
     model.export(path, format="litert", verbose=False)
     return _load_litert(path)
 
 
-def _write_tensorflow(model, to: str, path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    import tensorflow as tf
-
-    if to == "savedmodel":
-        tf.saved_model.save(model, str(path), signatures={"serving_default": model.predict})
-        return _load_savedmodel(path, "predict", np.uint8)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([model.predict.get_concrete_function()], model)
-    path.write_bytes(converter.convert())
-    return _load_litert(path)
-
-
-def _load_savedmodel(path: Path, function: str, dtype: type) -> Callable[[np.ndarray], np.ndarray]:
+def _load_savedmodel(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     import tensorflow as tf
 
     loaded = tf.saved_model.load(str(path))
-    return lambda images: getattr(loaded, function)(tf.constant(images, dtype=dtype)).numpy()
+    return lambda images: loaded.serve(tf.constant(images, dtype=tf.float32)).numpy()
 
 
 def _load_litert(path: Path) -> Callable[[np.ndarray], np.ndarray]:
@@ -300,24 +299,21 @@ def _quantise(path: Path, images: np.ndarray) -> Callable[[np.ndarray], tuple]:
     return load_onnx(path, threads=1)
 
 
-def _fit_references(
-    study: Study, run: runs.Run, predict, validation_images: np.ndarray, rejects: pd.DataFrame, show_progress: bool
-) -> tuple[References, dict]:
-    splits = read_splits(study)
-    training = splits[(splits["split"] == "train") & splits["label"].isin(run.class_names)].sort_values("sha256")
-    training = training.merge(read_photos(study.data)[["sha256", "path"]], on="sha256").head(REFERENCE_PHOTOS)
-
-    def features(images: np.ndarray) -> np.ndarray:
-        batches = [predict(np.asarray(images[start : start + 50]))[1] for start in range(0, len(images), 50)]
-        return np.concatenate(batches) if batches else np.zeros((0, 0), np.float32)
-
+def _fit_known(
+    study: Study, run: store.Run, predict: Predict, images: np.ndarray, labels: np.ndarray, show_progress: bool
+) -> tuple[Known, dict]:
     def features_of(photos: pd.DataFrame) -> np.ndarray:
+        """Return the features of the photos, then of their mirror images."""
         if photos.empty:
             return np.zeros((0, 0), np.float32)
-        return features(load_images(study.data, photos, run.spec["image_size"], show_progress))
+        found = load_images(study.data, photos, run.image_size, show_progress)
+        return np.concatenate([in_batches(predict, view)[1] for view in (found, found[:, :, ::-1])])
 
-    known, validation = features_of(training), features(validation_images)
-    rejects = rejects.sort_values("sha256", ignore_index=True).head(REFERENCE_PHOTOS)
-    rejected, kinds = features_of(rejects), rejects["kind"].to_numpy(dtype=str)
-    measured = reject_auroc(known, validation, rejected, kinds) if len(rejects) else {}
-    return References.fit(known, validation, rejected, kinds), measured
+    training = _training_photos(study, run).sample(frac=1, random_state=0).head(KNOWN_PHOTOS)
+    others = other_photos(study, run.class_names).sample(frac=1, random_state=0).head(KNOWN_PHOTOS)
+    numbers = training["label"].map({name: number for number, name in enumerate(run.class_names)}).to_numpy()
+    features, validation = features_of(training), in_batches(predict, images)[1]
+    elsewhere, kinds = features_of(others), others["kind"].to_numpy(dtype=str)
+    known = (features, np.tile(numbers, 2), validation, labels)
+    measured = measure_kinds(*known, elsewhere, kinds) if len(others) else {}
+    return Known.fit(*known, elsewhere, np.tile(kinds, 2)), measured

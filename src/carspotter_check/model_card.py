@@ -13,7 +13,7 @@ import pandas as pd
 
 from carspotter.evidence.intervals import accuracy_interval
 from carspotter.evidence.sealed_score import read_scores
-from carspotter.models.runs import Run
+from carspotter.models.store import Run
 from carspotter.paths import Study
 from carspotter.photos.sealed_test import read_ledger
 from carspotter.photos.splitting import read_splits
@@ -43,7 +43,7 @@ def _lines(study: Study, run: Run, manifest: dict[str, Any]) -> list[str]:
         f"- study `{study.name}`, split version `{run.spec['split_version']}`: {row['train_photos']} training and "
         f"{row['validation_photos']} validation photos of {', '.join(names)}",
         f"- experiment `{row['experiment']}`, framework {row['framework']}, seed {row['seed']}, {row['epochs']} epochs"
-        + (" (a quick run: it shows that the code runs, no more)" if run.spec["quick"] else ""),
+        + (" (a quick run: it shows that the code runs, no more)" if str(row["quick"]) == "True" else ""),
         f"- {row['versions']}; commit `{row['commit'] or 'unknown'}`; {row['device']}",
         f"- preprocessing `{manifest['preprocessing']}`, {manifest['image_size']} × {manifest['image_size']} pixels",
         "",
@@ -59,16 +59,19 @@ def _lines(study: Study, run: Run, manifest: dict[str, Any]) -> list[str]:
         "",
         "## When it answers",
         "",
-        f"- temperature {rejection['temperature']:.3f}, fitted on validation",
-        _threshold_line(rejection),
-        *_reject_lines(manifest.get("reject_auroc")),
+        f"- temperature {rejection['temperature']:.3f}, fitted on one half of the validation groups",
+        f"- confidence of {rejection['confidence']:.3f} or more, certified on the other half, on {rejection['photos']} "
+        f"photos, one of each group (asked for: at most {rejection['risk']:.1%} of the answers wrong): "
+        f"{rejection['reason']}",
+        f"- photos whose shorter side has at least {rejection['limits']['shorter_side']} pixels, as in training",
+        *_kinds_lines(manifest.get("kinds")),
         "",
         "## Limits",
         "",
         "- It knows no other models: one that resembles neither class is turned away at best, and named wrongly at "
         "worst.",
         "- Its thresholds hold for photos like those of the study; another site, country or camera needs new ones.",
-        "- Photos of one listing resemble each other: the bound of the risk takes them as independent, and is too low.",
+        "- The best epoch was chosen on all validation photos, also on those that certify the risk: a small optimism.",
         "- It looks at cars, not at people or plates; do not use it to find or follow anybody.",
     ]
     return lines
@@ -81,30 +84,23 @@ def _int8_lines(measured: dict[str, float] | None) -> list[str]:
     return [f"- then made int8: accuracy {before:.3f} became {after:.3f} on {measured['photos']} validation photos"]
 
 
-def _threshold_line(rejection: dict[str, Any]) -> str:
-    asked = f"asked for: at most {rejection['risk']:.1%} of the answered wrong"
-    coverage, risk = rejection["coverage"], rejection["validation_risk"]
-    if risk is None:
-        return f"- no confidence reached that risk on validation ({asked}): it answers nothing"
-    return (
-        f"- confidence of {rejection['confidence']:.3f} or more ({asked}); on {rejection['photos']} validation photos, "
-        f"where it was chosen, {coverage:.1%} are answered and {risk:.1%} of these "
-        f"are wrong (up to {rejection['risk_upper_95']:.1%} with 95 % confidence)"
-    )
-
-
-def _reject_lines(measured: dict[str, dict[str, float]] | None) -> list[str]:
+def _kinds_lines(measured: dict[str, dict[str, float]] | None) -> list[str]:
     if measured is None:
-        return ["- this format carries no feature space: photos of other things are not turned away by distance"]
+        return ["- this format carries no known photos: what is unlike them is not turned away"]
     if not measured:
-        return ["- no curated rejects were at hand: photos of other things are told by distance alone, unmeasured"]
+        return [
+            "- no photos of other models or unusable ones were at hand: what is unlike the known cars is told "
+            "without examples, unmeasured. Bring some: `import --others FOLDER`, `import --rejects FOLDER`"
+        ]
     table = pd.DataFrame(measured).T
     return [
-        "- how well rejects are told from validation photos (AUROC; seen: other photos of the kind were examples):",
+        "- share of photos that show none of the classes and are turned away (seen: other photos of their kind are "
+        "known; unseen: none is):",
         "",
         "| kind | photos | seen | unseen |",
         "|---|---|---|---|",
-        *(f"| {kind} | {line.photos:.0f} | {line.seen:.3f} | {line.unseen:.3f} |" for kind, line in table.iterrows()),
+        *(f"| {kind} | {line.photos:.0f} | {line.seen:.2f} | {line.unseen:.2f} |" for kind, line in table.iterrows()),
+        "",
     ]
 
 

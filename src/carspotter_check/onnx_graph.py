@@ -1,235 +1,194 @@
-"""The experiments as an ONNX graph, written from a run's weights: the fourth sibling, for machines without a framework.
+"""A trained model as an ONNX graph, layer by layer: for machines without a framework.
 
-One graph for all three frameworks, instead of three converters: the model is small and its layers are known, the
-`onnx` package alone is needed, and the graph can take uint8 photos and give the features beside the logits.
+The models consist of a dozen stock layers, so that each is one line here, and the `onnx` package alone is needed. The
+frameworks' own converters would bring tf2onnx or onnxscript, take no uint8 photos and give no features.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import zip_longest
+import json
 from typing import Any
 
 import numpy as np
 
-from carspotter.models.experiments import CAFFE_MEANS, Experiment, convolutions
+from carspotter.models.experiments import Experiment
 
 OPSET, IR_VERSION = 17, 8  # old enough for every ONNX Runtime since 1.12
-NORM_EPSILON = 1e-3  # as the siblings have it, and Keras' MobileNetV2
-# MobileNetV2's inverted residuals (Sandler et al. 2018, table 2): expansion, repetitions, stride of the first.
-INVERTED_RESIDUALS = ((1, 1, 1), (6, 2, 2), (6, 3, 2), (6, 4, 2), (6, 3, 1), (6, 3, 2), (6, 1, 1))
+CAFFE_MEANS = (103.939, 116.779, 123.68)  # of ImageNet: blue, green, red; VGG16's weights know pixels less these
+# Of MobileNetV2 the means of these maps, each of length 1, tell known cars from unknown ones best: LOG.md.
+FEATURE_MAPS = ("block_13_expand_relu", "out_relu")
 
 
-@dataclass(frozen=True)
-class Layer:
-    """Weights of a convolution, kernel (3, 3, in, out), or of a dense layer, kernel (in, out); all float32.
+class Graph:
+    """An ONNX graph under construction; `add` appends an operation and returns the name of its output."""
 
-    A depthwise convolution's kernel is (3, 3, channels, 1).
+    def __init__(self):
+        try:
+            import onnx
+        except ModuleNotFoundError as error:
+            raise ImportError(f"{error}; install it with: pip install 'carspotter[export]'") from error
+        self.onnx, self.nodes, self.constants = onnx, [], []
 
-    `norm`: gamma, beta, running mean and running variance of the batch normalisation that goes with it, if any.
-    """
-
-    kernel: np.ndarray
-    bias: np.ndarray
-    norm: tuple[np.ndarray, ...] | None = None
-
-
-def read_layers(framework: str, model: Any) -> list[Layer]:
-    """Give a trained model's layers in the order of computation, the logits last: kernels as Keras keeps them."""
-    return {"keras": _read_keras, "torch": _read_torch, "tensorflow": _read_tensorflow}[framework](model)
-
-
-def build_graph(experiment: Experiment, layers: list[Layer], image_size: int) -> bytes:
-    """Give the serialized ONNX model of `experiment` with these weights.
-
-    Input `image` uint8 (N, S, S, 3), N free; outputs `features` float32 (N, units), what the last layer sees, and
-    `logits` float32 (N, 1) for two classes, (N, classes) for more. Of a multi-level backbone `features` are the means
-    of its last maps alone: what tells two models apart at every resolution tells a car from something else less well.
-    Raises ImportError without the onnx package.
-    """
-    try:
-        from onnx import TensorProto, checker, helper, numpy_helper
-    except ModuleNotFoundError as error:
-        raise ImportError(f"{error}; install it with: pip install 'carspotter[export]'") from error
-    nodes, constants = [], []
-
-    def constant(name: str, value: np.ndarray) -> str:
-        constants.append(numpy_helper.from_array(np.ascontiguousarray(value, dtype=np.float32), name))
-        return name
-
-    def add(operation: str, inputs: list[str], output: str, **attributes) -> str:
-        nodes.append(helper.make_node(operation, inputs, [output], name=output, **attributes))
+    def add(self, operation: str, inputs: list, output: str | None = None, **attributes) -> str:
+        names = [name if isinstance(name, str) else self.constant(name) for name in inputs]
+        output = output or f"{operation.lower()}_{len(self.nodes)}"
+        self.nodes.append(self.onnx.helper.make_node(operation, names, [output], name=output, **attributes))
         return output
 
-    def normalise(x: str, layer: Layer, name: str) -> str:
-        figures = [
-            constant(f"{name}_{part}", value)
-            for part, value in zip(("gamma", "beta", "mean", "variance"), layer.norm, strict=True)
-        ]
-        return add("BatchNormalization", [x, *figures], f"{name}_norm", epsilon=NORM_EPSILON)
+    def constant(self, value: np.ndarray) -> str:
+        name = f"constant_{len(self.constants)}"
+        value = np.asarray(value)
+        value = value if value.dtype == np.int64 else np.ascontiguousarray(value, dtype=np.float32)
+        self.constants.append(self.onnx.numpy_helper.from_array(value, name))
+        return name
 
-    def activate(x: str, layer: Layer, name: str) -> str:
-        if experiment.batch_norm == "before_relu":
-            x = normalise(x, layer, name)
-        x = add("Relu", [x], f"{name}_relu")
-        return normalise(x, layer, name) if experiment.batch_norm == "after_relu" else x
+    def normalise(self, x: str, gamma, beta, mean, variance, epsilon: float) -> str:
+        gamma = np.ones_like(mean) if gamma is None else gamma
+        beta = np.zeros_like(mean) if beta is None else beta
+        return self.add("BatchNormalization", [x, gamma, beta, mean, variance], epsilon=epsilon)
 
-    def convolve(x: str, layer: Layer, name: str, pads: list[int], stride: int = 1, depthwise: bool = False) -> str:
-        # ONNX wants (out, in, 3, 3), and a depthwise kernel has one channel in each of as many groups.
-        kernel = layer.kernel.transpose(2, 3, 0, 1) if depthwise else layer.kernel.transpose(3, 2, 0, 1)
-        weights = [constant(f"{name}_kernel", kernel), constant(f"{name}_bias", layer.bias)]
-        groups = layer.kernel.shape[2] if depthwise else 1
-        return add("Conv", [x, *weights], f"{name}_conv", pads=pads, strides=[stride, stride], group=groups)
+    def finish(self, size: int, logits: int, features: int, metadata: dict[str, str]) -> bytes:
+        helper, kind = self.onnx.helper, self.onnx.TensorProto
+        graph = helper.make_graph(
+            self.nodes,
+            "photo_check",
+            [helper.make_tensor_value_info("image", kind.UINT8, ["N", size, size, 3])],
+            [
+                helper.make_tensor_value_info("logits", kind.FLOAT, ["N", logits]),
+                helper.make_tensor_value_info("features", kind.FLOAT, ["N", features]),
+            ],
+            self.constants,
+        )
+        opsets = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="carspotter")
+        helper.set_model_props(model, metadata)
+        self.onnx.checker.check_model(model)
+        return model.SerializeToString()
 
-    def mobilenet(x: str, layers: list[Layer]) -> list[str]:
-        """Add the backbone; give the maps of `experiments.MOBILENET_LEVELS`."""
-        left, side, levels = iter(layers), image_size, []
 
-        def block(x: str, name: str, stride: int = 1, depthwise: bool = False, window: int = 3, bend: bool = True):
-            nonlocal side
-            # Keras pads an even side below and to the right only.
-            pads = [0] * 4 if window == 1 else [0, 0, 1, 1] if stride == 2 and side % 2 == 0 else [1] * 4
-            side = -(-side // stride)
-            layer = next(left)
-            x = normalise(convolve(x, layer, name, pads, stride, depthwise), layer, name)
-            return add("Clip", [x, "zero", "six"], f"{name}_relu6") if bend else x, layer.kernel.shape[-1]
+def build_graph(framework: str, model: Any, experiment: Experiment, classes: list[str]) -> bytes:
+    """Return a trained model as a serialized ONNX model.
 
-        constant("zero", np.float32(0))
-        constant("six", np.float32(6))
-        x, channels = block(x, "stem", stride=2)
-        for group, (expansion, repetitions, first_stride) in enumerate(INVERTED_RESIDUALS):
-            for number in range(repetitions):
-                name, entry, stride = f"residual{group}_{number}", x, first_stride if number == 0 else 1
-                if expansion > 1:
-                    x, _ = block(x, f"{name}_expand", window=1)
-                    if stride == 2 and group > 1:  # the last maps before the side is halved
-                        levels.append(x)
-                x, _ = block(x, f"{name}_depth", stride, depthwise=True)
-                x, out = block(x, f"{name}_project", window=1, bend=False)
-                if stride == 1 and channels == out:
-                    x = add("Add", [entry, x], f"{name}_sum")
-                channels = out
-        return [*levels, block(x, "top", window=1)[0]]
-
-    *layers, last = layers
-    dense = layers.pop() if experiment.dense_units else None
-    x = add("Cast", ["image"], "pixels", to=TensorProto.FLOAT)
-    x = add("Transpose", [x], "channels_first", perm=[0, 3, 1, 2])
+    Input `image` uint8 (N, S, S, 3), N free; outputs `logits` float32 (N, 1) for two classes, (N, classes) for more,
+    and `features` float32 (N, D): what the last layer sees, of MobileNetV2 the FEATURE_MAPS. Its metadata hold the
+    class names and whether a prediction is the mean of the photo's and its mirror image's. Raises ImportError without
+    the onnx package, ValueError for a layer that has no line here.
+    """
+    graph = Graph()
+    x = graph.add("Cast", ["image"], to=graph.onnx.TensorProto.FLOAT)
+    x = graph.add("Transpose", [x], perm=[0, 3, 1, 2])
     if experiment.backbone == "vgg16":
-        constants.append(numpy_helper.from_array(np.array([2, 1, 0]), "blue_green_red"))
-        x = add("Gather", [x, "blue_green_red"], "reversed", axis=1)
-        x = add("Sub", [x, constant("means", np.float32(CAFFE_MEANS).reshape(3, 1, 1))], "scaled")
-    elif experiment.backbone == "mobilenet_v2":
-        x = add("Div", [x, constant("half", np.float32(127.5))], "halved")
-        x = add("Sub", [x, constant("one", np.float32(1))], "scaled")
-    else:
-        x = add("Div", [x, constant("levels", np.float32(255))], "scaled")
-    if experiment.mirrored:
-        for name, number in (("last", -1), ("before_first", np.iinfo(np.int64).min), ("across", 3), ("backwards", -1)):
-            constants.append(numpy_helper.from_array(np.array([number]), name))
-        mirrored = add("Slice", [x, "last", "before_first", "across", "backwards"], "mirrored")
-        x = add("Concat", [x, mirrored], "both", axis=0)
-    if experiment.backbone == "mobilenet_v2":
-        *levels, x = mobilenet(x, layers)
-    for number, convolution in enumerate(convolutions(experiment)):
-        layer, name = layers[number], f"block{number + 1}"
-        x = activate(convolve(x, layer, name, [1 if experiment.any_size else 0] * 4), layer, name)
-        if convolution.pooled:
-            x = add("MaxPool", [x], f"{name}_pool", kernel_shape=[2, 2], strides=[2, 2])
-    if experiment.multi_level:
-        pools = [
-            add("Flatten", [add(f"Global{pool}Pool", [maps], f"{maps}_{pool}")], f"{maps}_{pool}_flat")
-            for maps in (*levels, x)
-            for pool in ("Average", "Max")
-        ]
-        x = add("Concat", pools, "flat", axis=1)
-    elif experiment.any_size:
-        x = add("Flatten", [add("GlobalAveragePool", [x], "mean")], "flat")
-    else:
-        # Rows, columns, channels, as the siblings flatten.
-        x = add("Flatten", [add("Transpose", [x], "channels_last", perm=[0, 2, 3, 1])], "flat")
-    width = (dense or last).kernel.shape[0]
-    if experiment.mirrored:
-        constants.append(numpy_helper.from_array(np.array([2, -1, width]), "two_halves"))
-        x = add("Reshape", [x, "two_halves"], "pairs")
-        x = add("ReduceMean", [x], "mean_of_pairs", axes=[0], keepdims=0)
-    units = last.kernel.shape[0]  # of the output `features`
-    if experiment.multi_level:
-        units = layers[-1].kernel.shape[-1]  # the means of the last maps stand before their maxima
-        for name, number in (("means_from", width - 2 * units), ("means_to", width - units), ("columns", 1)):
-            constants.append(numpy_helper.from_array(np.array([number]), name))
-        add("Slice", [x, "means_from", "means_to", "columns"], "features")
-        x = normalise(x, dense or last, "levels")
-    if dense:
-        weights = [constant("dense_kernel", dense.kernel), constant("dense_bias", dense.bias)]
-        x = activate(add("Gemm", [x, *weights], "dense"), dense, "dense")
-    if not experiment.multi_level:
-        x = add("Identity", [x], "features")
-    add("Gemm", [x, constant("logits_kernel", last.kernel), constant("logits_bias", last.bias)], "logits")
-
-    graph = helper.make_graph(
-        nodes,
-        experiment.name,
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", image_size, image_size, 3])],
-        [
-            helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", last.kernel.shape[1]]),
-            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["N", units]),
-        ],
-        constants,
-    )
-    model = helper.make_model(
-        graph,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
-        producer_name="carspotter",
-    )
-    checker.check_model(model)
-    return model.SerializeToString()
+        x = graph.add("Gather", [x, np.array([2, 1, 0])], axis=1)
+        x = graph.add("Sub", [x, np.reshape(CAFFE_MEANS, (3, 1, 1))])
+    features, logits = (_add_torch if framework == "torch" else _add_keras)(graph, model, x, experiment)
+    metadata = {"classes": json.dumps(classes), "mirrored": json.dumps(experiment.average_mirror_images)}
+    return graph.finish(experiment.image_size, logits, features, metadata)
 
 
-def _read_keras(model) -> list[Layer]:
+def _add_keras(graph: Graph, model: Any, pixels: str, experiment: Experiment) -> tuple[int, int]:
     from keras import layers
 
-    # A backbone that is one layer to the model is opened.
-    flat = [inner for layer in model.layers for inner in getattr(layer, "layers", [layer])]
-    weighted = [layer for layer in flat if isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D | layers.Dense)]
-    norms = [layer for layer in flat if isinstance(layer, layers.BatchNormalization)]
-    found = []
-    for layer, norm in zip_longest(weighted, norms):  # dense layers, last, may have no norm
-        kernel, *bias = layer.get_weights()
-        # MobileNetV2's convolutions have no bias: batch norm follows each.
-        bias = bias[0] if bias else np.zeros(norm.gamma.shape, np.float32)
-        figures = norm.get_weights() if norm else None
-        if norm and not norm.scale:  # nor a centre: it only brings features to one scale
-            figures = [np.ones_like(figures[0]), np.zeros_like(figures[0]), *figures]
-        found.append(Layer(kernel, bias, tuple(figures) if norm else None))
-    return found
+    names: dict[int, str] = {}  # of the tensors; what comes before the first layer is the pixels
+
+    def of(layer) -> list[np.ndarray]:
+        return [np.asarray(weight, np.float32) for weight in layer.get_weights()]
+
+    for layer in model.layers:
+        if isinstance(layer, layers.InputLayer) or not isinstance(layer, layers.Layer):
+            continue
+        entries = layer.input if isinstance(layer.input, list) else [layer.input]
+        entries = [names.get(id(entry), pixels) for entry in entries]
+        x = entries[0]
+        match layer:
+            case layers.Rescaling():
+                x = graph.add("Add", [graph.add("Mul", [x, np.float32(layer.scale)]), np.float32(layer.offset)])
+            case layers.Conv2D() | layers.DepthwiseConv2D():
+                kernel, *bias = of(layer)
+                deep = isinstance(layer, layers.DepthwiseConv2D)
+                kernel = kernel.transpose(2, 3, 0, 1) if deep else kernel.transpose(3, 2, 0, 1)
+                pad = "SAME_UPPER" if layer.padding == "same" else "VALID"
+                groups = len(kernel) if deep else 1
+                x = graph.add("Conv", [x, kernel, *bias], auto_pad=pad, strides=[*layer.strides], group=groups)
+            case layers.BatchNormalization():
+                figures = [layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance]
+                arrays = [None if figure is None else np.asarray(figure, np.float32) for figure in figures]
+                x = graph.normalise(x, *arrays, layer.epsilon)
+            case layers.ReLU():
+                bounds = [] if layer.max_value is None else [np.array(0.0), np.array(layer.max_value)]
+                x = graph.add("Clip" if bounds else "Relu", [x, *bounds])
+            case layers.ZeroPadding2D():
+                (top, bottom), (left, right) = layer.padding
+                x = graph.add("Pad", [x, np.array([0, 0, top, left, 0, 0, bottom, right])])
+            case layers.MaxPooling2D():
+                x = graph.add("MaxPool", [x], kernel_shape=[*layer.pool_size], strides=[*layer.strides])
+            case layers.GlobalAveragePooling2D() | layers.GlobalMaxPooling2D():
+                mean = isinstance(layer, layers.GlobalAveragePooling2D)
+                x = graph.add("GlobalAveragePool" if mean else "GlobalMaxPool", [x])
+                x = x if layer.keepdims else graph.add("Flatten", [x])
+            case layers.Concatenate():
+                x = graph.add("Concat", entries, axis=1)
+            case layers.Add():
+                x = graph.add("Add", entries)
+            case layers.Flatten():  # Keras' order is rows, columns, channels
+                x = graph.add("Flatten", [graph.add("Transpose", [x], perm=[0, 2, 3, 1])])
+            case layers.Dense():
+                kernel, bias = of(layer)
+                last, width = x, len(kernel)
+                x = graph.add("Gemm", [x, kernel, bias], "logits" if layer is model.layers[-1] else None)
+            case layers.Dropout() | layers.Identity():
+                pass
+            case _:
+                raise ValueError(f"{type(layer).__name__}: no line for this layer in onnx_graph.py")
+        if getattr(layer, "activation", None) is not None and layer.activation.__name__ == "relu":
+            x = graph.add("Relu", [x])
+        names[id(layer.output)] = x
+    if experiment.backbone == "mobilenet_v2":
+        maps = [model.get_layer(name).output for name in FEATURE_MAPS]
+        means = [graph.add("Flatten", [graph.add("GlobalAveragePool", [names[id(tensor)]])]) for tensor in maps]
+        graph.add("Concat", [graph.add("LpNormalization", [mean], axis=1, p=2) for mean in means], "features", axis=1)
+        width = sum(tensor.shape[-1] for tensor in maps)
+    else:
+        graph.add("Identity", [last], "features")
+    return width, model.output_shape[-1]
 
 
-def _read_torch(model) -> list[Layer]:
-    def array(tensor) -> np.ndarray:
-        return tensor.detach().cpu().float().numpy()
+def _add_torch(graph: Graph, model: Any, pixels: str, experiment: Experiment) -> tuple[int, int]:
+    from torch import nn
 
-    weighted = [*model.convolutions, *([model.dense] if model.dense is not None else []), model.logits]
-    norms = [*model.norms, model.dense_norm] if model.experiment.batch_norm != "none" else []
-    return [
-        Layer(
-            array(layer.weight).transpose(2, 3, 1, 0) if layer.weight.ndim == 4 else array(layer.weight).T,
-            array(layer.bias),
-            tuple(array(t) for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)) if norm else None,
-        )
-        for layer, norm in zip_longest(weighted, norms)
-    ]
+    def of(tensor) -> np.ndarray | None:
+        return None if tensor is None else tensor.detach().float().cpu().numpy()
 
-
-def _read_tensorflow(model) -> list[Layer]:
-    parts = ("scale", "shift", "mean", "variance")
-    return [
-        Layer(
-            layer["kernel"].numpy().astype(np.float32),
-            layer["bias"].numpy().astype(np.float32),
-            tuple(layer[part].numpy().astype(np.float32) for part in parts) if "scale" in layer else None,
-        )
-        for layer in (*model.blocks, model.dense, model.logits)
-        if layer
-    ]
+    leaves = [module for module in model.modules() if not any(True for _ in module.children())]  # in order of use
+    x = pixels if experiment.backbone else graph.add("Div", [pixels, np.array(255.0)])
+    for layer in leaves:
+        match layer:
+            case nn.Conv2d():
+                same = layer.padding not in ("valid", (0, 0))
+                pad = "SAME_UPPER" if same else "VALID"
+                x = graph.add("Conv", [x, of(layer.weight), of(layer.bias)], auto_pad=pad)
+            case nn.BatchNorm2d() | nn.BatchNorm1d():
+                figures = (layer.weight, layer.bias, layer.running_mean, layer.running_var)
+                x = graph.normalise(x, *map(of, figures), layer.eps)
+            case nn.ReLU():
+                x = graph.add("Relu", [x])
+            case nn.MaxPool2d():
+                x = graph.add("MaxPool", [x], kernel_shape=[2, 2], strides=[2, 2])
+            case nn.AdaptiveAvgPool2d():
+                x = graph.add("GlobalAveragePool", [x])
+            case nn.Flatten():
+                x = graph.add("Flatten", [x])
+            case nn.Linear():
+                last, width = x, layer.in_features
+                output = "logits" if layer is leaves[-1] else None
+                x = graph.add("Gemm", [x, of(layer.weight), of(layer.bias)], output, transB=1)
+            case nn.Dropout():
+                pass
+            case _ if type(layer).__name__ == "Pool":
+                means = graph.add("GlobalAveragePool", [x])
+                x = graph.add("Concat", [means, graph.add("GlobalMaxPool", [x])], axis=1) if layer.maximum else means
+            case _ if type(layer).__name__ == "Pixels":
+                pass
+            case _:
+                raise ValueError(f"{type(layer).__name__}: no line for this layer in onnx_graph.py")
+    graph.add("Identity", [last], "features")
+    return width, leaves[-1].out_features

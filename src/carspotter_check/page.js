@@ -10,6 +10,8 @@ const WORDS = {
   failed: "No answer",
 };
 const AT_ONCE = 2;
+const LARGE = 2_000_000; // bytes; a larger photo is made smaller before it travels
+const LONGEST = 2048; // pixels, far more than any model looks at
 const TRIES = 6;
 const waiting = [];
 let running = 0;
@@ -50,17 +52,25 @@ async function start() {
 
 function take(files) {
   const claim = $("input[name=claim]:checked").value;
+  if ($("#together").checked && files.length > 1) {
+    const listing = card(files[0], `${files.length} photos of one car${claim ? `, claimed ${claim}` : ""}`);
+    waiting.push({ files: [...files], claim, card: listing });
+  }
   for (const file of files) {
-    const card = $("#card").content.firstElementChild.cloneNode(true);
-    $(".name", card).textContent = file.name + (claim ? `, claimed ${claim}` : "");
-    const img = $("img", card);
-    img.src = URL.createObjectURL(file);
-    img.alt = file.name;
-    img.onerror = () => { $(".picture", card).hidden = true; };
-    $("#results").prepend(card);
-    waiting.push({ file, claim, card });
+    waiting.push({ file, claim, card: card(file, file.name + (claim ? `, claimed ${claim}` : "")) });
   }
   next();
+}
+
+function card(file, title) {
+  const card = $("#card").content.firstElementChild.cloneNode(true);
+  $(".name", card).textContent = title;
+  const img = $("img", card);
+  img.src = URL.createObjectURL(file);
+  img.alt = title;
+  img.onerror = () => { $(".picture", card).hidden = true; };
+  $("#results").prepend(card);
+  return card;
 }
 
 function next() {
@@ -70,27 +80,40 @@ function next() {
   }
 }
 
-async function check({ file, claim, card }) {
-  const { status, body } = await send("v1/check", file, claim ? { claim } : {});
+async function check({ file, files, claim, card }) {
+  const fields = claim ? { claim } : {};
+  const { status, body } = await (files ? send("v1/listing", "photos", files, fields) : send("v1/check", "photo", [file], fields));
   if (status !== 200) {
     const unusable = (body.error || "").startsWith("unusable: ");
     show(card, unusable ? "unusable" : "failed", (body.error || "The server did not answer.").replace("unusable: ", ""));
     return;
   }
   show(card, body.verdict, body.reason);
-  for (const [name, share] of Object.entries(body.probabilities)) {
-    const line = document.createElement("li");
-    const bar = Object.assign(document.createElement("progress"), { max: 1, value: share });
-    bar.setAttribute("aria-label", name);
-    line.append(
-      Object.assign(document.createElement("span"), { textContent: name, title: name }), bar,
-      Object.assign(document.createElement("output"), { textContent: `${(100 * share).toFixed(1)} %` }),
-    );
-    $(".bars", card).append(line);
+  if (files) {
+    $(".scale", card).hidden = body.decided.length === 0;
+    $(".scale", card).textContent = `Decided by ${body.decided.join(", ")}.`;
+    return;
+  }
+  const decided = body.label !== null;
+  if (body.unlike !== null && !decided && body.unlike > 0.8) {
+    bar(card, "unlike known cars", body.unlike); // what decided; a share of each class would say the contrary
+  } else {
+    for (const [name, share] of Object.entries(body.probabilities)) bar(card, name, share);
   }
   const button = $(".explain", card);
   button.hidden = Object.keys(body.probabilities).length === 0;
   button.addEventListener("click", () => explain(file, card, button));
+}
+
+function bar(card, name, share) {
+  const line = document.createElement("li");
+  const progress = Object.assign(document.createElement("progress"), { max: 1, value: share });
+  progress.setAttribute("aria-label", name);
+  line.append(
+    Object.assign(document.createElement("span"), { textContent: name, title: name }), progress,
+    Object.assign(document.createElement("output"), { textContent: `${(100 * share).toFixed(1)} %` }),
+  );
+  $(".bars", card).append(line);
 }
 
 function show(card, verdict, reason) {
@@ -105,7 +128,7 @@ async function explain(file, card, button) {
     canvas.hidden = !canvas.hidden;
   } else {
     button.disabled = true;
-    const { status, body } = await send("v1/explain", file, {});
+    const { status, body } = await send("v1/explain", "photo", [file], {});
     button.disabled = false;
     if (status !== 200) {
       $(".reason", card).textContent = body.error || "The server did not answer.";
@@ -132,10 +155,26 @@ function draw(canvas, heat) {
   canvas.getContext("2d").putImageData(picture, 0, 0);
 }
 
-async function send(path, file, fields) {
+// A photo of a phone has 12 to 48 megapixels; the browser shrinks what it can read, all else goes as it is.
+async function shrunk(file) {
+  if (file.size < LARGE) return file;
+  try {
+    const image = await createImageBitmap(file);
+    const factor = Math.min(1, LONGEST / Math.max(image.width, image.height));
+    const canvas = document.createElement("canvas");
+    canvas.width = Math.round(image.width * factor);
+    canvas.height = Math.round(image.height * factor);
+    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+    return (await new Promise((resolve) => canvas.toBlob(resolve, "image/jpeg", 0.92))) || file;
+  } catch {
+    return file;
+  }
+}
+
+async function send(path, name, files, fields) {
   const form = new FormData();
-  form.append("photo", file, file.name);
-  for (const [name, value] of Object.entries(fields)) form.append(name, value);
+  for (const file of files) form.append(name, await shrunk(file), file.name);
+  for (const [field, value] of Object.entries(fields)) form.append(field, value);
   for (let attempt = 1; ; attempt += 1) {
     try {
       const answer = await fetch(path, { method: "POST", body: form });

@@ -1,80 +1,55 @@
-"""The photo check over HTTP, on ONNX Runtime: one photo or a batch, a page for people, limits for everybody.
+"""The photo check over HTTP, on ONNX Runtime: a photo, a batch or a listing, a page for people, limits for everybody.
 
-An upload passes three doors. `Gate` reads the body into memory, never to disk, within bounds of size and time;
-`Workers` admits a bounded number of jobs to as many threads as there are cores; a decoder's door lets large pictures
-in one at a time. Whoever finds a door closed hears so at once, with a status and a sentence. No photo is stored or
-logged.
+`gate` lets a bounded number of bytes and connections in, `workers` a bounded amount of work. Whoever finds a door
+closed hears so at once, with a status and a sentence. No photo is stored or logged.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
-import json
+import errno
+import html
 import logging
 import os
-import re
 import signal
+import socket
 import sys
-import threading
-import time
-import uuid
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import h11
+import numpy as np
 import uvicorn
-from fastapi import FastAPI, File, Form, HTTPException, Request, UploadFile
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import FileResponse, JSONResponse
-from PIL import Image
+from fastapi import FastAPI, Request
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
-from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.formparsers import MultiPartParser
-from starlette.requests import ClientDisconnect
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from carspotter import __version__
-from carspotter.photos.decoding import FORMATS, UnreadablePhoto
-from carspotter_check.explain import occlusion_map
-from carspotter_check.photo_check import PhotoCheck
+from carspotter.photos.decoding import UnreadablePhoto, is_plain
+from carspotter_check.explain import occlusion_covers, occlusion_heat
+from carspotter_check.gate import Gate, Limits, OnceAMinute, bounded_protocol, rare, read_form
+from carspotter_check.listing import combine
+from carspotter_check.photo_check import Answer, PhotoCheck
+from carspotter_check.workers import Refused, Workers, usable_cores
 
 log = logging.getLogger("carspotter.server")
 PAGE = Path(__file__).parent
-SAFE_HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
+LIMITS = Limits()
+ROUTES = ("/v1/check", "/v1/check-batch", "/v1/listing", "/v1/explain", "/v1/model", "/healthz", "/readyz", "/metrics")
+PYTHON = """import requests
 
-
-Photo = Annotated[UploadFile, File(description="a JPEG, PNG, WebP, GIF, BMP or TIFF file")]
-Claim = Annotated[str | None, Form(description="the class that the listing claims")]
-Label = Annotated[str | None, Form(description="the class to explain (default: the likeliest)")]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What the server takes on: sizes in bytes, pixels or requests, times in seconds."""
-
-    body: int = 10 * 2**20
-    batch: int = 20  # photos in one request
-    buffered: int = 96 * 2**20  # of all bodies being read or waiting
-    waiting: int = 64  # jobs admitted: a few seconds of work, longer than that nobody waits
-    body_seconds: float = 20.0
-    answer_seconds: float = 30.0
-    large_pixels: int = 4_000_000  # beyond this, decoding takes 12 MB or more: one at a time
-    drained: int = 64 * 2**20  # of a refused body, so that its sender gets to read why
+with open("car.jpg", "rb") as photo:
+    answer = requests.post("http://SERVER/v1/check", files={"photo": photo}, data={"claim": "NAME"}, timeout=30)
+print(answer.json()["verdict"], answer.json()["reason"])"""
+UNREADABLE = {"large": 413, "format": 415, "library": 415}  # status by kind; all else is 422
 
 
 class AnswerBody(BaseModel):
-    """What the check says of one photo."""
+    """What the check says of one photo: see `carspotter_check.photo_check.Answer`."""
 
     photo: str
     verdict: str
@@ -83,11 +58,24 @@ class AnswerBody(BaseModel):
     reason: str
     run: str
     version: str
+    unlike: float | None
 
 
 class BatchBody(BaseModel):
     """Answers in the order of the photos; an unreadable photo is "unusable" here, not an error."""
 
+    answers: list[AnswerBody]
+
+
+class ListingBody(BaseModel):
+    """One verdict on all photos of one car, with the answers that it rests on, in the order of the photos."""
+
+    verdict: str
+    label: str | None
+    probability: float | None
+    decided: list[str]
+    unusable: list[str]
+    reason: str
     answers: list[AnswerBody]
 
 
@@ -105,228 +93,196 @@ class ErrorBody(BaseModel):
     request_id: str
 
 
-class Refused(Exception):
-    """A request that is turned away: status and sentence."""
+class Metrics:
+    """Counts for Prometheus: requests by route and status, their seconds, verdicts, and what is waiting now."""
 
-    def __init__(self, status: int, sentence: str):
-        super().__init__(sentence)
-        self.status, self.sentence = status, sentence
+    def __init__(self, workers: Workers):
+        self.registry = CollectorRegistry()
+        described = {"registry": self.registry, "namespace": "carspotter"}
+        self.requests = Counter("requests", "Requests", ["route", "status"], **described)
+        self.seconds = Histogram("request_seconds", "Time from headers to answer", ["route"], **described)
+        self.verdicts = Counter("verdicts", "Answers by verdict", ["verdict"], **described)
+        Gauge("waiting", "Photos admitted and not answered", **described).set_function(lambda: workers.admitted)
 
-
-class Workers:
-    """As many threads as cores, and a bounded number of jobs that wait for them."""
-
-    def __init__(self, limits: Limits, threads: int):
-        self.limits, self.jobs = limits, 0
-        self.pool = ThreadPoolExecutor(threads, thread_name_prefix="check")
-
-    @property
-    def full(self) -> bool:
-        return self.jobs >= self.limits.waiting
-
-    async def run(self, job: Callable[[], Any]) -> Any:
-        if self.full:
-            raise Refused(503, f"busy: {self.jobs} photos are waiting; try again in a second")
-        self.jobs += 1
-        future = self.pool.submit(job)
-        # Counted until the thread lets go of it, also when nobody waits for the answer any more.
-        loop = asyncio.get_running_loop()
-        future.add_done_callback(lambda _: loop.call_soon_threadsafe(self._done))
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), self.limits.answer_seconds)
-        except TimeoutError:
-            raise Refused(503, f"no answer within {self.limits.answer_seconds:.0f} s; try again later") from None
-
-    def _done(self) -> None:
-        self.jobs -= 1
+    def count(self, facts: dict[str, Any]) -> None:
+        route = facts["path"] if facts["path"] in ROUTES else "other"
+        self.requests.labels(route, facts["status"]).inc()
+        self.seconds.labels(route).observe(facts["ms"] / 1000)
+        for verdict in filter(None, facts.get("verdict", "").split(",")):
+            self.verdicts.labels(verdict).inc()
 
 
-class Gate:
-    """The door of the app: request ids, one log line per request, bodies bounded in size and time, no trace outside."""
+def create_app(
+    check: PhotoCheck,
+    limits: Limits = LIMITS,
+    threads: int | None = None,
+    root_path: str = "",
+) -> Gate:
+    """Return the ASGI app that answers with `check`, on `threads` threads (default: as many as cores may be used).
 
-    def __init__(self, app, limits: Limits, workers: Workers):
-        self.app, self.limits, self.workers, self.buffered = app, limits, workers, 0
-
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = dict(scope["headers"])
-        offered = headers.get(b"x-request-id", b"").decode("latin-1")
-        request_id = offered if re.fullmatch(r"[\w.-]{1,64}", offered, re.ASCII) else uuid.uuid4().hex
-        facts = {"request_id": request_id, "method": scope["method"], "path": scope["path"], "status": 499, "bytes": 0}
-        scope["facts"] = facts
-        started = time.perf_counter()
-
-        async def answer(message) -> None:
-            if message["type"] == "http.response.start":
-                facts["status"] = message["status"]
-                extra = {"x-request-id": request_id, **SAFE_HEADERS}
-                if message["status"] == 503:
-                    extra["retry-after"] = "1"
-                message["headers"] += [(name.encode(), value.encode()) for name, value in extra.items()]
-            await send(message)
-
-        try:
-            if scope["method"] == "POST":
-                await self._take_in(scope, headers, receive, answer)
-            else:
-                await self.app(scope, receive, answer)
-        except ClientDisconnect:
-            pass  # 499, as nginx calls it: nobody is there to hear more
-        except Refused as refusal:
-            body = {"error": refusal.sentence, "request_id": request_id}
-            await JSONResponse(body, refusal.status)(scope, receive, answer)
-        except Exception:
-            log.exception(json.dumps({"request_id": request_id, "event": "failed"}))
-            if facts["status"] == 499:
-                body = {"error": "the check failed; this is our fault, not the photo's", "request_id": request_id}
-                await JSONResponse(body, 500)(scope, receive, answer)
-        finally:
-            facts["ms"] = round(1000 * (time.perf_counter() - started), 1)
-            log.info(json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **facts}))
-
-    async def _take_in(self, scope, headers, receive, send) -> None:
-        """Read the body within the limits, then hand it to the app as if it came in one piece."""
-        limits = self.limits
-        refusal = self._refuse_by_headers(headers)
-        if refusal is None and self.workers.full:
-            refusal = Refused(503, f"busy: {self.workers.jobs} photos are waiting; try again in a second")
-        body, read = bytearray(), 0
-        try:
-            async with asyncio.timeout(limits.body_seconds):
-                more = True
-                while more and read <= limits.drained:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise ClientDisconnect
-                    chunk, more = message.get("body", b""), message.get("more_body", False)
-                    read += len(chunk)
-                    if refusal is None and read > limits.body:
-                        refusal = Refused(413, f"the request is larger than {limits.body / 2**20:.0f} MB")
-                    if refusal is None and self.buffered + len(chunk) > limits.buffered:
-                        refusal = Refused(503, "busy: too many uploads at once; try again in a second")
-                    if refusal is None:
-                        body += chunk
-                        self.buffered += len(chunk)
-            scope["facts"]["bytes"] = read
-            if refusal is not None:
-                raise refusal
-            pieces = iter([{"type": "http.request", "body": bytes(body), "more_body": False}])
-
-            async def replay():
-                return next(pieces, None) or await receive()
-
-            await self.app(scope, replay, send)
-        except TimeoutError:
-            sentence = f"the upload took longer than {limits.body_seconds:.0f} s"
-            raise refusal or Refused(408, sentence) from None
-        finally:
-            self.buffered -= len(body)
-
-    def _refuse_by_headers(self, headers) -> Refused | None:
-        length = headers.get(b"content-length", b"0")
-        if not length.isdigit():
-            return Refused(400, "the header Content-Length is not a number")
-        if len(length) > 15 or int(length) > self.limits.body:  # Python refuses numbers of thousands of digits
-            return Refused(413, f"the request is larger than {self.limits.body / 2**20:.0f} MB")
-        content_type = headers.get(b"content-type", b"").decode("latin-1").lower()
-        if not content_type.startswith("multipart/form-data"):
-            return Refused(415, f"send multipart/form-data with a photo, not {content_type or 'a body of no type'}")
-        return None
-
-
-def create_app(check: PhotoCheck, limits: Limits = Limits(), threads: int | None = None) -> Gate:
-    """Give the ASGI app that answers with `check`, on `threads` threads (default: one per core)."""
-    MultiPartParser.spool_max_size = limits.body + 1  # a larger part would be written to disk
-    workers = Workers(limits, threads or os.cpu_count() or 1)
-    one_large_at_a_time = threading.Lock()
+    `root_path`: the prefix under which a proxy shows the server.
+    """
+    workers = Workers(threads or usable_cores(), limits.waiting)
+    hard = Workers(2, limits.hard, "decode")  # photos that a child process has to decode
+    metrics = Metrics(workers)
+    explaining, one_at_a_time = [], asyncio.Semaphore(1)
+    errors = {status: {"model": ErrorBody} for status in (400, 408, 413, 415, 422, 503)}
     app = FastAPI(
         title="Carspotter photo check",
         version=__version__,
         description="Is this the car model that it is said to be? Photos are neither stored nor logged.",
         docs_url=None,  # its pages load scripts from elsewhere
         redoc_url=None,
-        responses={status: {"model": ErrorBody} for status in (400, 408, 413, 415, 422, 503)},
+        redirect_slashes=False,
+        root_path=root_path,
     )
+
+    async def take(request: Request, photos: str, most: int, field: str) -> tuple[list[tuple[bytes, str]], str | None]:
+        """Return the photos of a form, (bytes, name) each, and its text field; Refused for anything else in it."""
+        if request.query_params:
+            raise Refused(422, f"{next(iter(request.query_params))!r} in the address: send {field} as a form field")
+        form = read_form(request.scope)
+        if len(request.scope["body"]) > 2**18:  # a body made for it costs the parser seconds
+            (form,) = await workers.run([lambda: read_form(request.scope)], limits.answer_seconds)
+        found, text = [], []
+        for part in form:
+            if part.name == photos:
+                found.append((part.content, (part.filename or "photo").replace("\\", "/").rsplit("/")[-1][:200]))
+            elif part.name == field and part.filename is None:
+                text.append(part.content.decode("utf-8", "replace"))
+            else:
+                kind = " as a file" if part.name == field else ""
+                raise Refused(422, f"unknown field {part.name!r}{kind}; this takes {photos!r} (files) and {field!r}")
+        if not 0 < len(found) <= most:
+            asked = f"at most {most} files" if most > 1 else "one file"
+            raise Refused(422, f"{len(found)} photos; send {asked} in the field {photos!r}")
+        if len(text) > 1:
+            raise Refused(422, f"the field {field!r} is there {len(text)} times")
+        name = text[0] if text and text[0] else None
+        try:
+            check.know(name)
+        except ValueError as error:
+            raise Refused(422, str(error)) from None
+        return found, name
 
     def read(photo: bytes):
         if not photo:
             raise Refused(400, "the photo is empty (0 bytes)")
         try:
-            if _pixels(photo) > limits.large_pixels:
-                with one_large_at_a_time:
-                    return check.read(photo)
             return check.read(photo)
         except UnreadablePhoto as error:
-            raise Refused(_status_of(error.reason), f"unusable: {error.reason}") from None
+            raise Refused(UNREADABLE.get(error.kind, 422), f"unusable: {error.reason}") from None
 
-    def known(claim: str | None) -> str | None:
+    async def decode(photo: bytes):
+        """Decode a photo that may take a child process and seconds, while others pass."""
+        (image,) = await hard.run([lambda: read(photo)], limits.answer_seconds)
+        return image
+
+    async def judge(photos: list[tuple[bytes, str]], claim: str | None, strict: bool) -> list[Answer]:
+        """Return the answers; an unreadable photo raises Refused if `strict`, else it is "unusable"."""
+
+        def unusable(refusal: Refused, name: str) -> Answer:
+            if strict or refusal.status == 503:
+                raise refusal
+            return check.unusable(refusal.sentence.removeprefix("unusable: "), name)
+
+        def unit(photo: bytes, name: str) -> Callable[[], Answer | None]:
+            def answer() -> Answer | None:
+                if not is_plain(photo):
+                    return None
+                try:
+                    return check.judge(read(photo), claim, name)
+                except Refused as refusal:
+                    return unusable(refusal, name)
+
+            return answer
+
+        answers = await workers.run([unit(*photo) for photo in photos], limits.answer_seconds)
+        for place, answer in enumerate(answers):
+            if answer is None:
+                photo, name = photos[place]
+                try:
+                    image = await decode(photo)
+                    (answers[place],) = await workers.run(
+                        [lambda image=image, name=name: check.judge(image, claim, name)], limits.answer_seconds
+                    )
+                except Refused as refusal:
+                    answers[place] = unusable(refusal, name)
+        return answers
+
+    def post(route: str, body: type[BaseModel], photos: str, field: str, summary: str):
+        many = photos == "photos"
+        file = {"type": "string", "format": "binary"}
+        fields = {photos: {"type": "array", "items": file} if many else file, field: {"type": "string"}}
+        form = {"schema": {"type": "object", "required": [photos], "properties": fields}}
+        extra = {"requestBody": {"required": True, "content": {"multipart/form-data": form}}}
+        return app.post(route, response_model=body, summary=summary, openapi_extra=extra, responses=errors)
+
+    @post("/v1/check", AnswerBody, "photo", "claim", "Check one photo")
+    async def check_one(request: Request):
+        photos, claim = await take(request, "photo", 1, "claim")
+        (answer,) = await judge(photos, claim, strict=True)
+        request.scope["facts"]["verdict"] = answer.verdict
+        return JSONResponse(answer.as_dict())
+
+    @post("/v1/check-batch", BatchBody, "photos", "claim", f"Check up to {limits.batch} photos, one by one")
+    async def check_batch(request: Request):
+        photos, claim = await take(request, "photos", limits.batch, "claim")
+        answers = await judge(photos, claim, strict=False)
+        request.scope["facts"]["verdict"] = ",".join(answer.verdict for answer in answers)
+        return JSONResponse({"answers": [answer.as_dict() for answer in answers]})
+
+    @post("/v1/listing", ListingBody, "photos", "claim", f"One verdict on up to {limits.batch} photos of one car")
+    async def check_listing(request: Request):
+        photos, claim = await take(request, "photos", limits.batch, "claim")
+        verdict = combine(check, await judge(photos, claim, strict=False), claim)
+        request.scope["facts"]["verdict"] = verdict.verdict
+        return JSONResponse(verdict.as_dict())
+
+    @post("/v1/explain", ExplainBody, "photo", "label", "Show which parts of a photo decide")
+    async def explain(request: Request):
+        ((photo, _),), label = await take(request, "photo", 1, "label")
+        seconds = limits.answer_seconds
+        plain, image = (await workers.run([lambda: (is_plain(photo), is_plain(photo) and read(photo))], seconds))[0]
+        image = image if plain else await decode(photo)
+        (shares,) = await workers.run([lambda: check.predict(image[None])[0][0]], seconds)
+        number = check.class_names.index(label) if label else int(shares.argmax())
+        if len(explaining) >= limits.explained:
+            raise Refused(503, f"busy: {len(explaining)} photos are being explained; try again in a second")
+        explaining.append(request)
         try:
-            check.know(claim or None)
-        except ValueError as error:
-            raise Refused(422, str(error)) from None
-        return claim or None
-
-    def answer_one(photo: bytes, claim: str | None, name: str) -> dict:
-        return check.judge(read(photo), claim, name).as_dict()
-
-    def answer_in_batch(photo: bytes, claim: str | None, name: str) -> dict:
-        try:
-            return answer_one(photo, claim, name)
-        except Refused as refusal:
-            reason = refusal.sentence.removeprefix("unusable: ")
-            return dict(
-                photo=name, verdict="unusable", label=None, probabilities={}, reason=reason, run=check.run_id,
-                version=check.version,
-            )  # fmt: skip
-
-    @app.post("/v1/check", response_model=AnswerBody, summary="Check one photo")
-    async def check_one(request: Request, photo: Photo, claim: Claim = None):
-        claim, data = known(claim), await photo.read()
-        answer = await workers.run(lambda: answer_one(data, claim, _name(photo)))
-        request.scope["facts"]["verdict"] = answer["verdict"]
-        return JSONResponse(answer)
-
-    @app.post("/v1/check-batch", response_model=BatchBody, summary=f"Check up to {limits.batch} photos of one claim")
-    async def check_batch(request: Request, photos: Annotated[list[UploadFile], File()], claim: Claim = None):
-        claim = known(claim)
-        if len(photos) > limits.batch:
-            raise Refused(422, f"{len(photos)} photos in one request; at most {limits.batch} are taken")
-        pairs = [(await photo.read(), _name(photo)) for photo in photos]
-        answers = await workers.run(lambda: [answer_in_batch(data, claim, name) for data, name in pairs])
-        request.scope["facts"]["verdict"] = ",".join(answer["verdict"] for answer in answers)
-        return JSONResponse({"answers": answers})
-
-    @app.post("/v1/explain", response_model=ExplainBody, summary="Show which parts of a photo decide")
-    async def explain(photo: Photo, label: Label = None):
-        label, data = known(label), await photo.read()
-
-        def job() -> dict:
-            image = read(data)
-            number = check.class_names.index(label) if label else int(check.predict(image[None])[0][0].argmax())
-            heat = occlusion_map(lambda images: check.predict(images)[0], image, number)
-            return {"label": check.class_names[number], "heat": heat.round(4).tolist()}
-
-        return JSONResponse(await workers.run(job))
+            drops = []
+            async with one_at_a_time:  # and no more than one piece of it before the threads: checks go first
+                for images in occlusion_covers(image):
+                    (found,) = await workers.run([lambda images=images: check.predict(images)[0]], seconds)
+                    drops.append(shares[number] - found[:, number])
+        finally:
+            explaining.remove(request)
+        heat = occlusion_heat(np.concatenate(drops))
+        return JSONResponse({"label": check.class_names[number], "heat": heat.round(4).tolist()})
 
     @app.get("/v1/model", summary="The model and its thresholds")
     async def model() -> dict:
-        return {
-            "run": check.run_id,
-            "version": check.version,
-            "classes": check.class_names,
-            "image_size": check.image_size,
-            "rejection": check.rejection.as_dict(),
-        }
+        return check.describe()
 
     @app.get("/healthz", summary="Is the process alive?")
     async def healthz() -> dict:
         return {"status": "alive"}
 
-    @app.get("/readyz", summary="Does it take photos now?")
+    @app.get("/readyz", summary="Would a photo be answered in time?")
     async def readyz():
-        return JSONResponse({"status": "busy" if workers.full else "ready"}, 503 if workers.full else 200)
+        seconds = workers.expected_seconds()
+        ready = seconds <= limits.in_time and workers.admitted < workers.waiting
+        body = {"status": "ready" if ready else "busy", "expected_seconds": round(seconds, 2)}
+        return JSONResponse(body, 200 if ready else 503)
+
+    @app.get("/metrics", summary="Counts for Prometheus", response_class=Response)
+    async def numbers():
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs():
+        return HTMLResponse(describe_routes(app.openapi()))
 
     for route, file in (("/", "page.html"), ("/page.js", "page.js"), ("/page.css", "page.css")):
         app.add_api_route(route, _serve_file(PAGE / file), include_in_schema=False)
@@ -335,68 +291,98 @@ def create_app(check: PhotoCheck, limits: Limits = Limits(), threads: int | None
     async def refused(request: Request, error: Refused):
         return _error(request, error.status, error.sentence)
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError):
-        first = error.errors()[0]
-        return _error(request, 422, f"field {first['loc'][-1]!r}: {first['msg'].lower()}")
-
-    @app.exception_handler(StarletteHTTPException)
+    @app.exception_handler(HTTPException)
     async def wrong(request: Request, error: HTTPException):
-        return _error(request, error.status_code, str(error.detail))
+        return _error(request, error.status_code, f"{error.detail}: {request.method} {request.url.path}")
 
-    return Gate(app, limits, workers)
+    return Gate(app, limits, (workers, hard), metrics, root_path)
 
 
-def bounded_headers(seconds: float) -> type[H11Protocol]:
-    """Give Uvicorn's protocol with a clock: a connection whose request has not begun within `seconds` gets a 408.
-
-    The app is called when the headers are complete, so `Gate` cannot time those who send them byte by byte, and
-    Uvicorn itself waits for ever.
-    """
-
-    class Protocol(H11Protocol):
-        def connection_made(self, transport):
-            super().connection_made(transport)
-            self.start_clock()
-
-        def on_response_complete(self):
-            super().on_response_complete()
-            self.start_clock()
-
-        def start_clock(self):
-            self.loop.call_later(seconds, self.end_wait, self.cycle)  # complete headers begin a new cycle
-
-        def end_wait(self, cycle):
-            waiting = self.cycle is cycle and self.conn.their_state is h11.IDLE
-            if waiting and not self.transport.is_closing():
-                self.transport.write(b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-                self.transport.close()
-
-    return Protocol
+def describe_routes(schema: dict) -> str:
+    """Return the page that lists what can be asked, from the OpenAPI description."""
+    rows = []
+    for route, methods in schema["paths"].items():
+        for method, about in methods.items():
+            form = about.get("requestBody", {}).get("content", {}).get("multipart/form-data", {}).get("schema", {})
+            names = form.get("properties", ())
+            fields = "".join(f" -F {name}={'@car.jpg' if name.startswith('photo') else 'NAME'}" for name in names)
+            answers = ", ".join(about["responses"])
+            rows.append(
+                f"<h2>{method.upper()} {html.escape(route)}</h2><p>{html.escape(about['summary'])}. Answers: {answers}."
+                f"</p><pre>curl{fields} http://SERVER{html.escape(route)}</pre>"
+            )
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Photo check: interface</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="stylesheet" href="page.css">'
+        f"<h1>{html.escape(schema['info']['title'])} {schema['info']['version']}</h1>"
+        f"<p>{html.escape(schema['info']['description'])} Every error is JSON: <code>error</code>, a sentence, and "
+        '<code>request_id</code>. The same for programs: <a href="openapi.json">openapi.json</a>.</p>'
+        f"<h2>In Python</h2><pre>{html.escape(PYTHON)}</pre>" + "".join(rows)
+    )
 
 
 def serve(
-    bundle: Path, host: str = "127.0.0.1", port: int = 8000, threads: int | None = None, limits: Limits = Limits()
+    bundle: Path,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    threads: int | None = None,
+    limits: Limits = LIMITS,
+    root_path: str = "",
+    allow_origins: Sequence[str] = (),
 ) -> None:
-    """Serve the bundle until SIGTERM or SIGINT; what is being answered then is answered still.
+    """Serve the bundle until SIGTERM or SIGINT; what can be answered within 1.5 seconds then is answered still.
 
+    `root_path`: the prefix under which a proxy shows the server. `allow_origins`: sites whose pages may ask it.
     One JSON line per request goes to standard error. Port 0 takes a free one; the line "Serving …" on standard output
     says which. Raises FileNotFoundError or ValueError for a missing or damaged bundle, OSError for a port in use.
     """
     check = PhotoCheck.load(bundle, threads=1)
-    check.predict(_blank(check))  # the first answer of a session is slow; better here than for somebody
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for noisy in (rare, logging.getLogger("uvicorn.error"), logging.getLogger("asyncio")):
+        noisy.setLevel(logging.WARNING)
+        noisy.addFilter(OnceAMinute())
+    gate = create_app(check, limits, threads, root_path)
+    app = CORSMiddleware(gate, allow_origins, allow_methods=["GET", "POST"]) if allow_origins else gate
     config = uvicorn.Config(
-        create_app(check, limits, threads), host, port, log_config=None, access_log=False, timeout_keep_alive=5,
-        timeout_graceful_shutdown=30, server_header=False, lifespan="off", http=bounded_headers(limits.body_seconds),
+        app, log_config=None, access_log=False, timeout_keep_alive=int(limits.idle_seconds), ws="none",
+        timeout_graceful_shutdown=1.5, backlog=16, server_header=False, lifespan="off", http=bounded_protocol(limits),
     )  # fmt: skip
-    listening = config.bind_socket()
-    listening.listen(config.backlog)  # before the line below invites anybody
-    print(f"Serving {check.run_id} on http://{host}:{listening.getsockname()[1]} (Ctrl-C stops it)", flush=True)
+    listening = _listen(host, port)
+    address = f"[{host}]" if ":" in host else host
+    print(f"Serving {check.run_id} on http://{address}:{listening.getsockname()[1]} (Ctrl-C stops it)", flush=True)
     # Uvicorn raises the signal again when it has drained: a wanted stop is no failure.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.Server(config).run(sockets=[listening])
+    try:
+        Server(config).run(sockets=[listening])
+    except (SystemExit, KeyboardInterrupt) as stop:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(stop.code if isinstance(stop, SystemExit) and isinstance(stop.code, int) else 0)  # threads compute
+
+
+class Server(uvicorn.Server):
+    """Uvicorn, which accepts few connections at a time and lets many wait."""
+
+    async def startup(self, sockets=None):
+        # asyncio tries to accept as many at once as may wait, and complains of each for which no descriptor is left.
+        await super().startup(sockets)
+        sockets[0].listen(2048)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    # With proto 0 asyncio would not set TCP_NODELAY, and answers would wait 40 ms for an acknowledgement.
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(address)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise OSError(f"port {port} of {host} is in use; stop what listens there or take another: --port") from error
+    listening.listen(2048)  # before "Serving" invites anybody
+    listening.setblocking(False)
+    return listening
 
 
 def _serve_file(path: Path):
@@ -408,29 +394,3 @@ def _serve_file(path: Path):
 
 def _error(request: Request, status: int, sentence: str) -> JSONResponse:
     return JSONResponse({"error": sentence, "request_id": request.scope["facts"]["request_id"]}, status)
-
-
-def _name(photo: UploadFile) -> str:
-    return re.split(r"[\\/]", photo.filename or "photo")[-1][:200]
-
-
-def _pixels(photo: bytes) -> int:
-    """Read a picture's size from its header, without decoding; 0 where there is none, decoding will say why."""
-    try:
-        width, height = Image.open(io.BytesIO(photo), formats=list(FORMATS)).size
-        return width * height
-    except Exception:  # on damaged bytes Pillow raises nearly everything there is
-        return 0
-
-
-def _status_of(reason: str) -> int:
-    """Give the HTTP status of an unreadable photo's reason: too much, not a photo at all, or a broken one."""
-    if "limit of" in reason:
-        return 413
-    return 415 if "not a photo" in reason else 422
-
-
-def _blank(check: PhotoCheck):
-    import numpy as np
-
-    return np.zeros((1, check.image_size, check.image_size, 3), np.uint8)

@@ -2,30 +2,17 @@
 
 import io
 import json
-from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image
 
-from carspotter_check import explain, photo_check
+from carspotter_check import explain
+from carspotter_check.listing import combine, read_listings
+from carspotter_check.open_world import OTHER_MODEL, Known, measure_kinds
 from carspotter_check.photo_check import PhotoCheck, photos_in
-from carspotter_check.rejection import (
-    NEVER,
-    OTHER_MODEL,
-    Limits,
-    References,
-    Rejection,
-    auroc,
-    calibrate,
-    choose_threshold,
-    coverage_risk,
-    nearest_distance,
-    quality_fault,
-    reject_auroc,
-    risk_upper_bound,
-)
+from carspotter_check.rejection import Limits, Rejection, calibrate, coverage_risk, quality_fault
+from tests.check.toy import write_colour_bundle
 
 SIZE = 32
 NAMES = ["swift", "wagonr"]
@@ -41,12 +28,12 @@ def noise(seed=0, size=64, low=0, high=256):
     return np.random.default_rng(seed).integers(low, high, (size, size, 3), dtype=np.uint8)
 
 
-def make_check(probabilities=(0.1, 0.9), features=None, rejection=None, references=None):
+def make_check(probabilities=(0.1, 0.9), features=None, rejection=None, known=None):
     def predict(images):
         rows = np.tile(np.asarray(probabilities, np.float32), (len(images), 1))
         return rows, None if features is None else np.tile(np.asarray(features, np.float32), (len(images), 1))
 
-    return PhotoCheck("a-run", "v1", NAMES, SIZE, predict, rejection or Rejection(confidence=0.6), references)
+    return PhotoCheck("a-run", "v1", NAMES, SIZE, predict, rejection or Rejection(confidence=0.6), known)
 
 
 def cloud(centre, count, seed, spread=0.05, dimensions=8):
@@ -94,90 +81,146 @@ def test_a_claim_that_the_model_does_not_know_is_an_error_that_names_the_known_o
         make_check().check(as_png(noise()), "nano")
 
 
-def test_without_a_name_the_best_run_on_all_photos_is_taken_that_has_its_weights(tmp_path):
-    accuracies = {"quick": 1.0, "part": 0.99, "without_weights": 0.95, "best": 0.9, "worse": 0.8}
-    for run in set(accuracies) - {"without_weights"}:
-        (tmp_path / run).mkdir()
-        (tmp_path / run / "checkpoint.pt").touch()
-    rows = pd.DataFrame({"run": list(accuracies), "best_validation_accuracy": accuracies.values(), "train_on": ""})
-    rows.loc[rows["run"] == "part", "train_on"] = "0123456789ab"
-    rows["quick"] = rows["run"] == "quick"
-    runs = SimpleNamespace(
-        read_runs=lambda study: rows, load_run=lambda study, run: SimpleNamespace(id=run, folder=tmp_path / run)
-    )
-    assert photo_check._best_run(runs, study=None).id == "best"
+def fit_known(others=((3, "interior"), (6, OTHER_MODEL)), photos=60):
+    """Class 0 lies around one axis, class 1 around another, and each kind of others around its own."""
+    training = np.concatenate([cloud(0, photos, 1), cloud(1, photos, 2)])
+    validation = np.concatenate([cloud(0, photos, 3), cloud(1, photos, 4)])
+    labels = np.repeat([0, 1], photos)
+    rows = np.concatenate([cloud(axis, 20, axis) for axis, _ in others]) if others else np.zeros((0, 0))
+    return Known.fit(training, labels, validation, labels, rows, np.repeat([kind for _, kind in others], 20))
 
 
 def test_a_picture_unlike_all_known_ones_is_turned_away_however_sure_the_model_is():
-    training, validation = cloud(0, 60, 1), cloud(0, 40, 2)
-    references = References.fit(training, validation, np.zeros((0, 0)), np.array([]))
-    at_home = make_check((0.0, 1.0), cloud(0, 1, 3)[0], references=references).check(as_png(noise()), "wagonr")
-    abroad = make_check((0.0, 1.0), cloud(5, 1, 3)[0], references=references).check(as_png(noise()), "wagonr")
-    assert at_home.verdict == "match"
-    assert abroad.verdict == "not_sure" and "another model, or not a car" in abroad.reason
+    known = fit_known(others=())
+    at_home = make_check((0.0, 1.0), cloud(1, 1, 5)[0], known=known).check(as_png(noise()), "wagonr")
+    abroad = make_check((0.0, 1.0), cloud(5, 1, 5)[0], known=known).check(as_png(noise()), "wagonr")
+    assert at_home.verdict == "match" and at_home.unlike < 0.95
+    assert abroad.verdict == "not_sure" and "another model, or not a car" in abroad.reason and abroad.unlike == 1
+
+
+def test_a_picture_like_the_other_class_is_unlike_the_one_that_the_model_names():
+    answer = make_check((0.0, 1.0), cloud(0, 1, 5)[0], known=fit_known()).check(as_png(noise()), "wagonr")
+    assert answer.verdict == "not_sure" and answer.unlike == 1
 
 
 @pytest.mark.parametrize(
-    ("kind", "verdict", "words"), [("interior", "unusable", "interior"), (OTHER_MODEL, "other_model", "none of swift")]
+    ("axis", "verdict", "words"), [(3, "unusable", "interior"), (6, "other_model", "none of swift, wagonr")]
 )
-def test_a_picture_like_the_curated_rejects_gets_their_kind(kind, verdict, words):
-    rejects = np.concatenate([cloud(3, 20, 4), cloud(6, 20, 5)])
-    kinds = np.array([kind] * 20 + ["close-up"] * 20)
-    references = References.fit(cloud(0, 60, 1), cloud(0, 40, 2), rejects, kinds)
-    answer = make_check((0.0, 1.0), cloud(3, 1, 7)[0], references=references).check(as_png(noise()), "wagonr")
+def test_a_picture_like_other_photos_gets_their_kind(axis, verdict, words):
+    answer = make_check((0.0, 1.0), cloud(axis, 1, 7)[0], known=fit_known()).check(as_png(noise()), "wagonr")
     assert answer.verdict == verdict and words in answer.reason
 
 
-def test_rejects_teach_what_distance_misses():
+def test_examples_teach_what_distance_misses():
     # Other models lie on the fringe of the known ones: as near as these, but on one side.
     rng = np.random.default_rng(0)
-    training, validation = rng.normal(0, 1, (200, 8)) + 3, rng.normal(0, 1, (100, 8)) + 3
-    fringe = rng.normal(0, 1, (80, 8)) + 3 + np.r_[1.2, -1.2, np.zeros(6)]
-    alone = References.fit(training, validation, np.zeros((0, 0)), np.array([]))
-    taught = References.fit(training, validation, fringe[:40], np.array([OTHER_MODEL] * 40))
-    by_distance = auroc(alone.strangeness(fringe[40:]), alone.strangeness(validation))
-    by_both = auroc(taught.strangeness(fringe[40:]), taught.strangeness(validation))
-    assert by_both > by_distance + 0.1
+
+    def near(count):
+        return rng.normal(0, 1, (count, 8)) + 3
+
+    training, validation, labels = near(400), near(400), np.repeat([0, 1], 200)
+    fringe = near(160) + np.r_[1.2, -1.2, np.zeros(6)]
+    kinds = np.array([OTHER_MODEL] * 80)
+    alone = Known.fit(training, labels, validation, labels, np.zeros((0, 0)), np.array([]))
+    taught = Known.fit(training, labels, validation, labels, fringe[:80], kinds)
+    shares = [
+        np.mean([known.is_unlike(known.compare(row[None], 0)[0], 0) for row in fringe[80:]])
+        for known in (alone, taught)
+    ]
+    assert shares[1] > shares[0] + 0.1
 
 
-def test_at_least_the_promised_share_of_good_photos_passes(tmp_path):
-    references = References.fit(cloud(0, 60, 1), cloud(0, 100, 2), cloud(3, 20, 4), np.array(["interior"] * 20))
-    passed = references.strangeness(cloud(0, 100, 2)) <= references.threshold
-    assert passed.mean() == pytest.approx(0.98, abs=0.011)
-    references.save(tmp_path / "references.npz")
-    stored = References.load(tmp_path / "references.npz")
-    features = cloud(0, 30, 9)
-    np.testing.assert_allclose(stored.strangeness(features), references.strangeness(features), atol=0.15)
-    assert stored.kind_of(cloud(3, 1, 8)) == "interior" and stored.kind_of(cloud(0, 1, 8)) is None
+@pytest.mark.parametrize(("photos", "least", "most"), [(1000, 0.03, 0.09), (20, 0.08, 0.3)])
+def test_few_photos_make_the_check_more_careful(photos, least, most):
+    flagged = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        training, good, fresh = (rng.normal(0, 1, (2 * photos, 4)) + 3 for _ in range(3))
+        labels = np.repeat([0, 1], photos)
+        known = Known.fit(training, labels, good, labels, np.zeros((0, 0)), np.array([]))
+        flagged += [known.is_unlike(known.compare(row[None], 0)[0], 0) for row in fresh[:200]]
+    assert least < np.mean(flagged) < most
 
 
-def test_the_distance_is_the_mean_to_the_five_nearest_by_hand():
-    angles = np.radians([0, 10, 20, 30, 40, 90, 120])
-    references = np.column_stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
-    expected = np.mean([2 * np.sin(angle / 2) for angle in angles[:5]])
-    assert nearest_distance(references[:1], references)[0] == pytest.approx(expected, abs=1e-3)
-    without_itself = np.mean([2 * np.sin(angle / 2) for angle in angles[1:6]])
-    assert nearest_distance(references[:1], references, skip_nearest=True)[0] == pytest.approx(without_itself, abs=1e-3)
+def test_known_photos_survive_a_file_and_damage_is_named(tmp_path):
+    known = fit_known()
+    known.save(tmp_path / "known.npz")
+    stored = Known.load(tmp_path / "known.npz", 2)
+    for axis in (0, 3):
+        before, after = (one.compare(cloud(axis, 1, 9), 0) for one in (known, stored))
+        assert before[0] == pytest.approx(after[0], abs=0.05) and before[1] == after[1]
+    with pytest.raises(ValueError, match="does not fit the model's 3 classes"):
+        Known.load(tmp_path / "known.npz", 3)
+    arrays = dict(np.load(tmp_path / "known.npz"))
+    np.savez(tmp_path / "nan.npz", **arrays | {"scales": np.full((2, 4), np.nan)})
+    with pytest.raises(ValueError, match="no number"):
+        Known.load(tmp_path / "nan.npz", 2)
+    (tmp_path / "text.npz").write_text("x")
+    with pytest.raises(ValueError, match="cannot be read"):
+        Known.load(tmp_path / "text.npz", 2)
 
 
-def test_auroc_of_rejects_is_measured_on_photos_that_were_no_examples():
-    rejects = np.concatenate([cloud(3, 20, 4), cloud(0, 20, 5)])  # the second kind cannot be told from good photos
-    measured = reject_auroc(cloud(0, 60, 1), cloud(0, 40, 2), rejects, np.array(["interior"] * 20 + ["close-up"] * 20))
-    assert measured["interior"]["seen"] > 0.99 and measured["interior"]["unseen"] > 0.99
-    assert 0.2 < measured["close-up"]["seen"] < 0.8 and measured["close-up"]["photos"] == 20
+def test_kinds_are_measured_on_photos_that_were_no_examples():
+    others = np.concatenate([cloud(3, 20, 4), cloud(0, 20, 5)])  # the second kind cannot be told from good photos
+    training, labels = np.concatenate([cloud(0, 60, 1), cloud(1, 60, 2)]), np.repeat([0, 1], 60)
+    validation = np.concatenate([cloud(0, 60, 6), cloud(1, 60, 7)])
+    kinds = np.array(["interior"] * 20 + ["close-up"] * 20)
+    measured = measure_kinds(training, labels, validation, labels, np.concatenate([others, others]), kinds)
+    assert measured["interior"]["seen"] == measured["interior"]["unseen"] == 1
+    assert measured["close-up"]["seen"] < 0.6 and measured["close-up"]["photos"] == 20
+
+
+def test_a_model_that_computes_no_number_names_nothing():
+    answer = make_check((np.nan, np.nan)).check(as_png(noise()), "wagonr")
+    assert answer.verdict == "not_sure" and answer.label is None and "no number" in answer.reason
+
+
+def test_photos_of_one_car_are_worth_more_than_one_and_less_than_their_number():
+    unsure = make_check((0.3, 0.7), rejection=Rejection(confidence=0.8))
+    answers = [unsure.check(as_png(noise(seed)), "wagonr") for seed in range(6)]
+    assert {answer.verdict for answer in answers} == {"not_sure"}
+    together = combine(unsure, answers, "wagonr")
+    assert together.verdict == "match" and 0.7 < together.probability < 0.7**6 / (0.7**6 + 0.3**6)
+    assert combine(unsure, answers, "swift").verdict == "other_model"
+    assert combine(unsure, answers[:1], "wagonr").verdict == "not_sure"
+
+
+def test_a_listing_whose_photos_are_mostly_unlike_known_cars_is_another_model():
+    known = fit_known()
+    here, there = (make_check((0.1, 0.9), cloud(axis, 1, 5)[0], known=known) for axis in (1, 6))
+    own, other = here.check(as_png(noise()), "wagonr"), there.check(as_png(noise()), "wagonr")
+    nothing = here.check(b"", "wagonr")
+    assert combine(here, [own, own, other, nothing], "wagonr").verdict == "match"
+    assert combine(here, [own, other, other, nothing], "wagonr").verdict == "other_model"
+    empty = combine(here, [nothing], "wagonr")
+    assert empty.verdict == "unusable" and empty.unusable == ["photo"] and empty.decided == []
+
+
+def test_listings_come_from_folders_or_a_table(tmp_path):
+    for name in ("one/a.jpg", "one/b.jpg", "two/c.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [(name, len(photos), claim) for name, photos, claim in read_listings(tmp_path)] == [
+        ("one", 2, None), ("two", 1, None)
+    ]  # fmt: skip
+    assert [(name, len(photos)) for name, photos, _ in read_listings(tmp_path / "one")] == [("one", 2)]
+    table = tmp_path / "cars.csv"
+    table.write_text("listing,photo,claim\nx,one/a.jpg,swift\ny,two/c.jpg,\nx,one/b.jpg,swift\n")
+    assert [(name, len(photos), claim) for name, photos, claim in read_listings(table)] == [
+        ("x", 2, "swift"), ("y", 1, None)
+    ]  # fmt: skip
+    table.write_text("listing,photo\nx,gone.jpg\n")
+    with pytest.raises(FileNotFoundError, match="line 2: .*gone.jpg does not exist"):
+        read_listings(table)
 
 
 def test_temperature_undoes_overconfidence():
     rng = np.random.default_rng(0)
-    honest = rng.dirichlet([1, 1, 1], 4000)
+    honest = rng.dirichlet([1, 1, 1], 8000)
     labels = np.array([rng.choice(3, p=row) for row in honest])
-    assert Rejection.fit(calibrate(honest, 0.4), labels).temperature == pytest.approx(2.5, abs=0.2)
+    fitted = Rejection.fit(calibrate(honest, 0.4), labels, np.arange(8000))
+    assert fitted.temperature == pytest.approx(2.5, abs=0.25)
     np.testing.assert_allclose(calibrate(calibrate(honest, 0.4), 2.5), honest, atol=1e-9)
-
-
-def test_where_every_photo_is_right_the_temperature_stays_one():
-    rejection = Rejection.fit(np.tile([0.01, 0.99], (10, 1)), np.ones(10, int))
-    assert rejection.temperature == 1 and rejection.coverage == 1 and rejection.validation_risk == 0
 
 
 def test_the_coverage_risk_curve_by_hand():
@@ -187,44 +230,30 @@ def test_the_coverage_risk_curve_by_hand():
     np.testing.assert_allclose(risk, [0, 1 / 3, 1 / 4, 2 / 5])
 
 
-def test_the_threshold_answers_as_many_as_the_risk_allows():
-    confidence, correct = [0.9, 0.8, 0.8, 0.6, 0.5], [True, True, False, True, False]
-    assert choose_threshold(confidence, correct, 0.0) == 0.9
-    assert choose_threshold(confidence, correct, 0.25) == 0.6
-    assert choose_threshold(confidence, correct, 0.5) == 0.5
-    assert choose_threshold([0.9, 0.8], [False, True], 0.1) == NEVER
-
-
-def test_a_fitted_rejection_keeps_its_risk_on_validation_and_survives_a_file():
+def test_a_certified_risk_survives_a_file_and_says_what_it_rests_on():
     rng = np.random.default_rng(1)
-    probabilities = rng.dirichlet([0.4, 0.4], 500)
+    probabilities = rng.dirichlet([0.2, 0.2], 3000)
     labels = np.array([rng.choice(2, p=row) for row in probabilities])
-    rejection = Rejection.fit(probabilities, labels, risk=0.05)
-    calibrated = calibrate(probabilities, rejection.temperature)
-    answered = calibrated.max(axis=1) >= rejection.confidence
-    assert (calibrated.argmax(axis=1) != labels)[answered].mean() == rejection.validation_risk <= 0.05
-    assert rejection.coverage == answered.mean() and rejection.validation_risk < rejection.risk_upper_95 < 0.12
+    rejection = Rejection.fit(probabilities, labels, np.arange(3000), risk=0.05)
+    assert rejection.certified == 0.05 and rejection.photos == 1500 and 0.5 < rejection.coverage < 1
+    answered = calibrate(probabilities, rejection.temperature).max(axis=1) >= rejection.confidence
+    assert (probabilities.argmax(axis=1) != labels)[answered].mean() < 0.05
     assert Rejection.from_dict(json.loads(json.dumps(rejection.as_dict()))) == rejection
+    few = Rejection.fit(probabilities[:80], labels[:80], np.arange(80), risk=0.01)
+    assert few.certified > 0.01 and "cannot be certified with 40 photos" in few.reason
 
 
-def test_a_model_that_is_never_right_enough_answers_nothing():
-    rejection = Rejection.fit(np.tile([0.2, 0.8], (6, 1)), np.zeros(6, int))
-    answer = make_check((0.0, 1.0), rejection=rejection).check(as_png(noise()), "wagonr")
-    assert answer.verdict == "not_sure" and "no confidence is enough" in answer.reason
-
-
-def test_the_bound_of_the_risk_is_the_rule_of_three_where_nothing_went_wrong():
-    assert risk_upper_bound(0, 300) == pytest.approx(0.01, rel=0.02)
-    assert risk_upper_bound(5, 5) == 1.0
-
-
-def test_auroc_counts_ties_half():
-    assert auroc(np.array([2, 3]), np.array([1, 2])) == pytest.approx(7 / 8)
+def test_photos_that_are_turned_away_anyway_do_not_count_as_answered():
+    right = np.tile([0.1, 0.9], (400, 1))
+    answerable = np.arange(400) % 4 > 0
+    rejection = Rejection.fit(right, np.ones(400, int), np.arange(400), risk=0.05, answerable=answerable)
+    assert 0.65 < rejection.coverage < 0.85
 
 
 def test_quality_limits_follow_the_studys_own_photos():
     dim = [noise(seed, SIZE, 0, 40) for seed in range(20)]
-    limits = Rejection().with_limits_of(np.stack(dim)).limits
+    limits = Rejection().with_limits_of(np.stack(dim), 300).limits
+    assert limits.shorter_side == 300
     assert quality_fault(dim[0], limits) is None
     assert "too dark" in quality_fault(dim[0] // 4, limits)
 
@@ -239,39 +268,97 @@ def test_folders_are_opened_sorted_and_without_hidden_files(tmp_path):
         list(photos_in([tmp_path, tmp_path / "nowhere"]))
 
 
-def write_bundle(folder, **changes):
-    folder.mkdir(exist_ok=True)
-    (folder / "model.onnx").write_bytes(b"no model")
-    manifest = {"manifest_version": 1, "files": {"model.onnx": photo_check.sha256_of(folder / "model.onnx")}}
-    manifest |= {"preprocessing": photo_check.PREPROCESSING, "run": "r", "classes": NAMES, "image_size": SIZE}
-    photo_check.write_manifest(folder, manifest | {"rejection": Rejection().as_dict(), "format": "onnx"} | changes)
+def write_bundle(folder, change=None, weight=(25, 0, 0)):
+    """A bundle; `change` alters its manifest after its files were hashed."""
+    write_colour_bundle(folder, SIZE, weight, Rejection(), NAMES, "r")
+    if change:
+        path = folder / "manifest.json"
+        manifest = json.loads(path.read_text())
+        changed = change(manifest)
+        path.write_text(json.dumps(manifest if changed is None else changed))
     return folder
 
 
-@pytest.mark.parametrize(
-    ("changes", "error", "words"),
-    [
-        ({}, ValueError, "not a model that ONNX Runtime can load"),
-        ({"files": {"model.onnx": "0" * 64}}, ValueError, "SHA-256 differs"),
-        ({"files": {"../secret": "0" * 64}}, ValueError, "outside the bundle"),
-        ({"files": {"gone.onnx": "0" * 64}}, FileNotFoundError, "gone.onnx is missing"),
-        ({"files": {}, "format": "keras"}, ValueError, "holds keras; the check runs ONNX"),
-        ({"preprocessing": "other-9"}, ValueError, "made for the preprocessing other-9"),
-        ({"manifest_version": 99}, ValueError, "has version 99"),
-    ],
-    ids=["corrupt", "changed", "escaping", "missing", "other format", "other preprocessing", "other version"],
-)
-def test_a_damaged_bundle_is_refused_with_a_sentence(tmp_path, changes, error, words):
-    pytest.importorskip("onnxruntime")
-    with pytest.raises(error, match=words):
-        PhotoCheck.load(write_bundle(tmp_path / "bundle", **changes))
+def put(*path, value):
+    def change(manifest):
+        for key in path[:-1]:
+            manifest = manifest[key]
+        manifest[path[-1]] = value
+
+    return change
 
 
-def test_a_bundle_that_is_not_there_or_not_json_is_refused_with_advice(tmp_path):
+def remove(key):
+    return lambda manifest: manifest.pop(key) and None
+
+
+FAULTS = {
+    "no such version": (put("manifest_version", value=99), "version 99"),
+    "version true": (put("manifest_version", value=True), "version True"),
+    "a list": (lambda manifest: [], "no JSON object"),
+    "no run": (remove("run"), "run is None"),
+    "run with escapes": (put("run", value="a\x1b[31m\nforged"), "run is"),
+    "no classes": (remove("classes"), "classes are None"),
+    "one class": (put("classes", value=["a"]), "two or more names"),
+    "equal classes": (put("classes", value=["a", "a"]), "two are equal"),
+    "numbers as classes": (put("classes", value=[1, 2]), "two or more names"),
+    "text as classes": (put("classes", value="ab"), "two or more names"),
+    "three classes": (put("classes", value=["a", "b", "c"]), "other classes"),
+    "swapped classes": (lambda manifest: manifest["classes"].reverse(), "other classes"),
+    "image size 0": (put("image_size", value=0), "image_size is 0"),
+    "image size as text": (put("image_size", value="32"), "image_size is '32'"),
+    "another image size": (put("image_size", value=100), "takes images of 32 pixels"),
+    "huge image size": (put("image_size", value=100_000), "image_size is 100000"),
+    "no thresholds": (remove("rejection"), "rejection, the table"),
+    "temperature 0": (put("rejection", "temperature", value=0), "temperature is 0"),
+    "temperature -1": (put("rejection", "temperature", value=-1), "temperature is -1"),
+    "temperature NaN": (put("rejection", "temperature", value=float("nan")), "temperature is nan"),
+    "temperature endless": (put("rejection", "temperature", value=float("inf")), "temperature is inf"),
+    "confidence as text": (put("rejection", "confidence", value="0.9"), "confidence is '0.9'"),
+    "confidence NaN": (put("rejection", "confidence", value=float("nan")), "confidence is nan"),
+    "confidence -1": (put("rejection", "confidence", value=-1), "confidence is -1"),
+    "limit NaN": (put("rejection", "limits", "sharpness", value=float("nan")), "sharpness is nan"),
+    "unknown threshold": (put("rejection", "x", value=1), "unknown x"),
+    "unknown limit": (put("rejection", "limits", "x", value=1), "unknown x"),
+    "files as a list": (put("files", value=["model.onnx"]), "files is no table"),
+    "another file": (put("files", "model.onnx", value="0" * 64), "SHA-256 differs"),
+    "outside": (put("files", "../secret", value="0" * 64), "outside the bundle"),
+    "absolute": (put("files", "/etc/hosts", value="0" * 64), "outside the bundle"),
+    "missing file": (put("files", "gone.onnx", value="0" * 64), "gone.onnx is missing"),
+    "another format": (lambda m: m.update(files={}, format="keras"), "holds keras"),
+    "another preprocessing": (put("preprocessing", value="other-9"), "made for the preprocessing other-9"),
+    "no preprocessing": (remove("preprocessing"), "preprocessing is None"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_damaged_bundle_is_refused_with_one_sentence(tmp_path, fault):
+    change, words = FAULTS[fault]
+    with pytest.raises((ValueError, FileNotFoundError), match=words) as refusal:
+        PhotoCheck.load(write_bundle(tmp_path / "bundle", change))
+    assert "\n" not in str(refusal.value) and "\x1b" not in str(refusal.value)
+
+
+def test_a_sound_bundle_is_loaded_and_answers(tmp_path):
+    answer = PhotoCheck.load(write_bundle(tmp_path / "bundle")).check(as_png(noise()), "wagonr")
+    assert answer.verdict == "match" and answer.run == "r"
+
+
+def test_a_model_that_computes_nan_is_refused_before_it_is_used(tmp_path):
+    with pytest.raises(ValueError, match="computes no number"):
+        PhotoCheck.load(write_bundle(tmp_path / "bundle", weight=(np.nan, 0, 0)))
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\0", b"[" * 100_000, b"x" * 2_000_000])
+def test_a_manifest_that_is_no_json_is_refused(tmp_path, content):
+    folder = write_bundle(tmp_path / "bundle")
+    (folder / "manifest.json").write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be used"):
+        PhotoCheck.load(folder)
+
+
+def test_a_bundle_that_is_not_there_is_refused_with_advice(tmp_path):
     with pytest.raises(FileNotFoundError, match="export RUN --to onnx"):
-        PhotoCheck.load(tmp_path)
-    (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(ValueError, match="damaged"):
         PhotoCheck.load(tmp_path)
 
 

@@ -39,6 +39,8 @@ FORMATS = {
     "JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif",
     "HEIF": "heic",
 }  # fmt: skip
+# Raise this by hand when the pixels change that every model sees: arrays on disk and exported models depend on it.
+PREPROCESSING = "squash-bilinear-draft1x-white-2"
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 
 _MAGIC = {

@@ -12,12 +12,9 @@ from typing import BinaryIO
 import numpy as np
 import pandas as pd
 
-from carspotter.photos.decoding import Facts, decode
+from carspotter.photos.decoding import PREPROCESSING, Facts, decode
 from carspotter.photos.journal import hold
 from carspotter.progress import progress_bar
-
-# Raise this by hand when decode_image gives other pixels: arrays on disk and exported models depend on it.
-PREPROCESSING = "squash-bilinear-draft1x-white-2"
 
 WORKERS = min(8, os.cpu_count() or 1)
 CHUNK = 256  # photos read before they are written: bounds memory, keeps the pool busy

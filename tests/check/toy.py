@@ -1,0 +1,40 @@
+"""A bundle whose model looks at a photo's mean colour, written by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from carspotter.photos.decoding import PREPROCESSING
+from carspotter_check.bundle import write_manifest
+
+
+def write_colour_bundle(folder, size, weight, rejection, classes=("swift", "wagonr"), run="colours-by-hand"):
+    """Write a bundle: features are the mean red, green and blue, 0 … 1; the logit is their product with `weight`."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    helper, kind = onnx.helper, onnx.TensorProto
+    constants = [("weight", np.float32(weight).reshape(3, 1)), ("levels", np.float32(255))]
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=kind.FLOAT),
+        helper.make_node("Div", ["pixels", "levels"], ["scaled"]),
+        helper.make_node("ReduceMean", ["scaled"], ["features"], axes=[1, 2], keepdims=0),
+        helper.make_node("MatMul", ["features", "weight"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [helper.make_tensor_value_info("image", kind.UINT8, ["N", size, size, 3])],
+        [
+            helper.make_tensor_value_info(name, kind.FLOAT, ["N", width])
+            for name, width in (("logits", 1), ("features", 3))
+        ],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, {"classes": json.dumps(classes)})
+    folder.mkdir(exist_ok=True)
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    manifest = {"preprocessing": PREPROCESSING, "run": run, "classes": list(classes), "image_size": size}
+    write_manifest(folder, manifest | {"format": "onnx", "rejection": rejection.as_dict()})
+    return folder
