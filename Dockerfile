@@ -17,5 +17,5 @@ USER check
 ENV PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
 EXPOSE 8080
 HEALTHCHECK --start-period=10s CMD ["/app/bin/python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/readyz', timeout=3)"]
-ENTRYPOINT ["/app/bin/python", "-m", "carspotter", "serve"]
-CMD ["/bundle", "--host", "0.0.0.0"]
+# Not through the command line: its other verbs load pandas, which is not in here.
+ENTRYPOINT ["/app/bin/python", "-c", "from pathlib import Path; from carspotter_check.server import serve; serve(Path('/bundle'), '0.0.0.0')"]
