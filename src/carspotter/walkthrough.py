@@ -1,6 +1,6 @@
 """From photos to a page, step by step: what `make study` does, and what it shares with `make demo`.
 
-Each step is the product's own command, function or notebook; started again, it goes on where it stopped.
+Each step is the product's own command or function; started again, it goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -9,34 +9,48 @@ import base64
 import html
 import importlib.util
 import io
-import logging
+import json
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import nbformat
-import papermill
 from matplotlib.figure import Figure
-from nbconvert import HTMLExporter
+from PIL import Image, ImageOps
 
+from carspotter.evidence.intervals import accuracy_interval
+from carspotter.evidence.plots import learning_curves
 from carspotter.evidence.report import runs_report
-from carspotter.models.experiments import SERIES
+from carspotter.models.experiments import BASELINE, FAST_RECIPE, Experiment
 from carspotter.models.runs import load_or_train
+from carspotter.models.store import Run
 from carspotter.paths import Study, checkout
 from carspotter.photos.splitting import read_splits
-from carspotter.photos.table import read_photos
+from carspotter.photos.table import kind_of, read_curation, read_photos
 
-# The notebooks that need minutes; the others compare many runs, and take hours. Their numbers are left out.
-NOTEBOOKS = ("collect", "curate", "split", "baseline_cnn", "augmentation", "photo_check")
-# A notebook trains a run that is not recorded yet, but shows no progress meanwhile: so these are trained before it.
-TRAINED_BEFORE = {"baseline_cnn": "baseline_cnn", "augmentation": "augmentation", "photo_check": "fast_recipe"}
-OWN_LENGTH = "fast_recipe"  # its learning rate rises and falls once over its own number of epochs: not to be cut
-MAIN_FIGURE = "main-figure"  # tag of the cell whose figure stands for its notebook on the page
 FRAMEWORK = "torch" if importlib.util.find_spec("torch") else "keras"  # `make setup-light` installs Keras alone
+RISK = 0.05  # wrong answers among those the check gives: with few photos one in a hundred cannot be promised
+SHOWN = 12  # photos in a grid of the page
+SAID = {  # what a verdict means to somebody who reads the page: words, and the colour's class
+    "match": ("Yes", "yes"),
+    "other_model": ("No, another model", "no"),
+    "unusable": ("No, nothing to check here", "no"),
+    "not_sure": ("Not sure: let a person look", "soft"),
+}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A photo, what it shows and what an ad claims, in words; the verdict of the photo check and its reason."""
+
+    photo: bytes
+    shows: str
+    claim: str
+    verdict: str
+    reason: str
 
 
 class Steps:
@@ -55,65 +69,53 @@ class Steps:
 
 
 def run_study(study: Study, folder: Path, photos: Path | None, classes: Sequence[str], epochs: int | None) -> Path:
-    """Import a folder of photos (or take what `study.data` holds), run the notebooks on them and return the page.
+    """Import a folder of photos (or take what `study.data` holds), go the whole way on them and return the page.
 
-    Executed notebooks and the page go to `folder`, which is not in git: they show the photos. `epochs` shortens the
-    two first trainings. Raises RuntimeError naming the step that failed.
+    The page and the exported model go to `folder`, which is not in git: the page shows the photos. `epochs` shortens
+    the baseline's training. Raises RuntimeError naming the step that failed.
     """
-    steps = Steps(len(NOTEBOOKS) + len(TRAINED_BEFORE) + 1 + (photos is not None))
-    own = ["--study", study.name, "--data", str(study.data)]
+    steps = Steps(6 + (photos is not None))
+    chosen = ["--classes", *classes] if classes else []
     if photos is not None:
         steps.begin(f"importing {photos.name}")
-        run_command("carspotter", "import", str(photos), *own, *(["--classes", *classes] if classes else []))
-    parameters = {"STUDY": study.name, "DATA": str(study.data), "EPOCHS": epochs, "SEEDS": (0,)}
-    parameters |= {"CLASSES": tuple(classes)} if classes else {}
-    executed = []
-    for name in NOTEBOOKS:
-        (source,) = (checkout() / "notebooks").glob(f"[0-9][0-9]_{name}.ipynb")
-        if name in TRAINED_BEFORE:
-            train(study, TRAINED_BEFORE[name], epochs, steps)
-        steps.begin(f"notebook {source.stem}")
-        executed.append(execute_notebook(source, folder / "notebooks" / source.name, **parameters))
-    steps.begin("checking three photos")
-    sections = [_notebook_section(path) for path in executed]
-    sections += [section("Recorded runs", runs_report(study).to_html(index=False, border=0, escape=True))]
-    answers = "".join(f"<li>{html.escape(answer)}</li>" for answer in _check_three_photos(study, own))
-    sections += [section("Three photos checked", f"<ul>{answers}</ul>")]
-    lead = f"Is this the car model that it is said to be? All figures on this page: study {html.escape(study.name)}."
-    return write_page(folder / "index.html", "Carspotter", f"<p>{lead}</p>" + "".join(sections))
+        run_command("import", str(photos), *chosen, *_of(study))
+    baseline = replace(BASELINE, epochs=epochs or BASELINE.epochs)
+    run, bundle = learn(study, steps, folder / "bundle", (baseline, FAST_RECIPE), chosen)
+    steps.begin("checking a photo of each class, and one with a false claim")
+    validation = run.validation.merge(read_photos(study.data)[["sha256", "path"]], on="sha256")
+    first, second = run.class_names[:2]
+    questions = [(first, first, 0), (second, second, 0), (second, first, -1)]
+    checked = []
+    for label, claim, number in questions:
+        path = study.data / validation.loc[validation["label"] == label, "path"].iloc[number]
+        answer = json.loads(
+            run_command("check", str(path), "--claim", claim, "--model", str(bundle), "--json", capture=True)
+        )
+        checked.append(Checked(path.read_bytes(), label, claim, answer["verdict"], answer["reason"]))
+        print(f"    a photo of {label}, said to be {claim}: {answer['verdict']}: {answer['reason']}", flush=True)
+    lead = f"A network learned from the photos of the study {study.name}. Then it was asked about three of them."
+    recorded = section("Recorded runs", runs_report(study).to_html(index=False, border=0, escape=True))
+    return write_page(folder / "index.html", "What the photos show", lead, page_body(study, run, checked) + recorded)
 
 
-def train(study: Study, name: str, epochs: int | None, steps: Steps) -> None:
-    """Train an experiment of the series, or find its run recorded; `epochs` shortens it where its length is free."""
-    steps.begin(f"training {name}")
-    experiment = SERIES[name]
-    if epochs and name != OWN_LENGTH:
-        experiment = replace(experiment, epochs=epochs)
-    load_or_train(study, experiment, FRAMEWORK)
+def learn(
+    study: Study, steps: Steps, bundle: Path, experiments: Sequence[Experiment], classes: Sequence[str] = ()
+) -> tuple[Run, Path]:
+    """Curate, split, train the experiments and export the last one's run to `bundle`; return the run and the bundle."""
+    steps.begin("putting copies and junk aside")
+    run_command("curate", *_of(study))
+    steps.begin("splitting the photos, so that no car is on both sides")
+    run_command("split", *classes, *_of(study))
+    for experiment in experiments:
+        steps.begin(f"training {experiment.name}, {experiment.epochs} epochs")
+        run = load_or_train(study, experiment, FRAMEWORK)
+    steps.begin("exporting the model, as it goes to production")
+    if not bundle.exists():
+        run_command("export", run.id, "--risk", str(RISK), "--out", str(bundle), *_of(study))
+    return run, bundle
 
 
-def execute_notebook(source: Path, target: Path, **parameters) -> Path:
-    """Run notebook `source`, write it, executed, to `target` and as a web page beside it; return `target`.
-
-    `parameters` replace names of the cell tagged `parameters`. The source is never written. Raises RuntimeError naming
-    the notebook when a cell fails; the copy, with the error in it, is written all the same.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for logger in ("papermill", "traitlets"):
-        logging.getLogger(logger).setLevel(logging.ERROR)
-    try:
-        papermill.execute_notebook(
-            str(source), str(target), parameters, cwd=target.parent, kernel_name="python3",
-            progress_bar=sys.stderr.isatty(),
-        )  # fmt: skip
-    except papermill.PapermillExecutionError as error:
-        raise RuntimeError(f"notebook {source.name} failed: {error.ename}: {error.evalue}; see {target}") from error
-    body, _ = HTMLExporter().from_notebook_node(nbformat.read(target, as_version=4))
-    target.with_suffix(".html").write_text(body, encoding="utf-8")
-    return target
-
-
-def run_command(module: str, *arguments: str, capture: bool = False) -> str:
+def run_command(*arguments: str, module: str = "carspotter", capture: bool = False) -> str:
     """Run `python -m module …` from the checkout; its own progress is seen unless it is captured, and returned."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout() / "src"), str(checkout())])}
     finished = subprocess.run(
@@ -127,59 +129,113 @@ def run_command(module: str, *arguments: str, capture: bool = False) -> str:
     return finished.stdout or ""
 
 
-def section(title: str, body: str, link: str = "") -> str:
+def page_body(study: Study, run: Run, checked: Sequence[Checked], names: dict[str, str] | None = None) -> str:
+    """Return the page's HTML: the answers, the figures, what was collected and put aside, how it learned, its mistakes.
+
+    `names` are the labels as people write them.
+    """
+    names = names or {name: name for name in run.class_names}
+    table = read_curation(study).merge(read_photos(study.data)[["sha256", "path", "listings"]], on="sha256")
+    table = table.sample(frac=1, random_state=0)
+    files = {row.sha256: study.data / row.path for row in table.itertuples()}
+    validation = run.validation
+    probabilities = validation[run.class_names]
+    validation = validation.assign(named=probabilities.idxmax(axis=1), sure=probabilities.max(axis=1))
+    group = validation["sha256"].map(read_splits(study).set_index("sha256")["group"])
+    right = validation["named"] == validation["label"]
+    accuracy = accuracy_interval(right.to_numpy(), group.to_numpy())
+    kept, rejected = (table[table["verdict"] == verdict] for verdict in ("keep", "reject"))
+    why = rejected["reason"].str.removeprefix("reviewed: ").map(kind_of)
+    rejected = rejected.assign(why=why)[why.groupby(why).cumcount() < 2].sort_values("why")
+    wrong = validation[~right].sort_values("sure", ascending=False)
+    numbers = {
+        "photos collected": f"{len(table):,}",
+        "copies and junk put aside": f"{(table['verdict'] == 'reject').sum():,}",
+        "photos to learn from": f"{int(run.row['train_photos']):,}",
+        "named rightly, of photos of other cars": f"{accuracy.estimate:.1%}",
+        f"to train, on {run.row['device']}": f"{run.row['seconds'] / 60:.1f} min",
+    }
+    figures = "".join(f"<div><dt>{name}</dt><dd>{figure}</dd></div>" for name, figure in numbers.items())
+    shown = [(row.sha256, names.get(row.label, row.label)) for row in kept.head(SHOWN).itertuples()]
+    mistakes = [
+        (row.sha256, f"{names[row.label]}, called {names[row.named]} (p = {row.sure:.2f})")
+        for row in wrong.head(SHOWN).itertuples()
+    ]
+    parts = [
+        f'<div class="cards">{"".join(map(_card, checked))}</div>',
+        section(
+            "From photos to an answer",
+            f'<dl class="numbers">{figures}</dl><p class="soft">The accuracy is {accuracy.low:.1%} to '
+            f"{accuracy.high:.1%} at 95 %, over cars, at the best epoch: a little optimistic.</p>",
+        ),
+        section("What it learned from", _grid(files, shown)),
+        section(
+            "What was put aside", _grid(files, [(row.sha256, row.why) for row in rejected.head(SHOWN).itertuples()])
+        ),
+        section(
+            "How it learned", _figure_html(learning_curves({run.row["experiment"]: run.history}), "learning curves")
+        ),
+        section(f"Where it is wrong: {len(wrong)} of {len(validation)} photos", _grid(files, mistakes)),
+    ]
+    return "".join(parts)
+
+
+def section(title: str, body: str) -> str:
     """Return a framed part of the page; `title` is plain text, `body` is HTML."""
-    heading = f'<a href="{link}">{html.escape(title)}</a>' if link else html.escape(title)
-    return f"<section><h2>{heading}</h2>{body}</section>"
+    return f"<section><h2>{html.escape(title)}</h2>{body}</section>"
 
 
-def figure_html(figure: Figure, alt: str) -> str:
-    """Return a figure as an inline SVG image."""
-    stream = io.BytesIO()
-    figure.savefig(stream, format="svg", bbox_inches="tight")
-    return image_html(stream.getvalue(), "svg+xml", alt)
-
-
-def image_html(content: bytes, kind: str, alt: str) -> str:
-    """Return an image of the media type `image/<kind>` as HTML that needs no other file."""
-    return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
-
-
-def write_page(path: Path, title: str, body: str) -> Path:
-    """Write one self-contained page; `body` is HTML."""
+def write_page(path: Path, title: str, lead: str, body: str) -> Path:
+    """Write one page that needs no other file; `title` and `lead` are plain text, `body` is HTML."""
     path.parent.mkdir(parents=True, exist_ok=True)
     page = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
     page += '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-    page += f"<style>{STYLE}</style></head><body><main><h1>{html.escape(title)}</h1>{body}</main></body></html>\n"
+    page += f"<style>{STYLE}</style></head><body><main><h1>{html.escape(title)}</h1>"
+    page += f'<p class="lead">{html.escape(lead)}</p>{body}</main></body></html>\n'
     path.write_text(page, encoding="utf-8")
     return path
 
 
-def _notebook_section(path: Path) -> str:
-    notebook = nbformat.read(path, as_version=4)
-    title = notebook.cells[0].source.splitlines()[0].lstrip("# ")
-    cells = [cell for cell in notebook.cells if MAIN_FIGURE in cell.metadata.get("tags", [])]
-    outputs = [
-        output.data["image/jpeg"] for cell in cells for output in cell.outputs if "image/jpeg" in output.get("data", {})
-    ]
-    pictures = (image_html(base64.b64decode(picture), "jpeg", title) for picture in outputs)
-    return section(title, "".join(pictures), f"notebooks/{path.with_suffix('.html').name}")
+def _of(study: Study) -> list[str]:
+    return ["--study", study.name, "--data", str(study.data)]
 
 
-def _check_three_photos(study: Study, own: list[str]) -> list[str]:
-    """Check two validation photos with a true claim and one with a false one, through the product's own command."""
-    splits = read_splits(study)
-    validation = splits[splits["split"] == "validation"].merge(read_photos(study.data)[["sha256", "path"]], on="sha256")
-    first, second = sorted(validation["label"].unique())[:2]
-    a = validation[validation["label"] == first].iloc[0]
-    b = validation[validation["label"] == second].iloc[0]
-    c = validation[validation["label"] == second].iloc[-1]
-    answers = []
-    for photo, claim in ((a, first), (b, second), (c, first)):
-        out = run_command("carspotter", "check", str(study.data / photo["path"]), "--claim", claim, *own, capture=True)
-        answers.append(f"{out.strip()} (labelled {photo['label']})")
-        print(f"    {answers[-1]}", flush=True)
-    return answers
+def _card(checked: Checked) -> str:
+    words, colour = SAID[checked.verdict]
+    return (
+        f'<div class="card">{_photo_html(checked.photo, checked.shows, 480)}<div>The ad says: '
+        f'{html.escape(checked.claim)}<strong class="{colour}">{words}</strong><span class="soft">It shows '
+        f"{html.escape(checked.shows)}. The check: {html.escape(checked.reason)}.</span></div></div>"
+    )
+
+
+def _grid(files: dict[str, Path], photos: Sequence[tuple[str, str]]) -> str:
+    figures = (
+        f"<figure>{_photo_html(files[sha256].read_bytes(), caption, 240)}"
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for sha256, caption in photos
+    )
+    return f'<div class="photos">{"".join(figures)}</div>'
+
+
+def _photo_html(photo: bytes, alt: str, side: int) -> str:
+    with Image.open(io.BytesIO(photo)) as image:
+        image.draft("RGB", (2 * side, 2 * side))
+        small = ImageOps.exif_transpose(image).convert("RGB")
+    small.thumbnail((side, side))
+    stream = io.BytesIO()
+    small.save(stream, "WEBP", quality=80)
+    return _image_html(stream.getvalue(), "webp", alt)
+
+
+def _figure_html(figure: Figure, alt: str) -> str:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="svg", bbox_inches="tight")
+    return _image_html(stream.getvalue(), "svg+xml", alt)
+
+
+def _image_html(content: bytes, kind: str, alt: str) -> str:
+    return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
 
 
 STYLE = """

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from carspotter.walkthrough import SAID
 from carspotter_check.photo_check import Answer
-from carspotter_sample.demo import QUESTIONS, SAID, ask
-from carspotter_sample.site import ARCHIVE
+from carspotter_sample.demo import QUESTIONS, ask
+from carspotter_sample.site import ARCHIVE, MODEL_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not ARCHIVE.exists(), reason="data/sample_2.zip is missing")
@@ -33,7 +34,7 @@ def test_the_four_questions_are_about_photos_of_ads_that_the_demo_has_not_collec
     few, all_but_few = Stub(), Stub()
     ask(few, listings=2)
     questions = ask(all_but_few, listings=300)
-    assert [one.claim for one in questions] == [claim for _, claim, *_ in QUESTIONS]
+    assert [one.claim for one in questions] == [MODEL_NAMES[claim] for _, claim, *_ in QUESTIONS]
     assert len({photo for photo, _ in all_but_few.asked}) == len(QUESTIONS)
     assert few.asked[0] != all_but_few.asked[0]  # the first Swift of all is collected when 300 ads are
 

@@ -36,9 +36,8 @@ def unpack_archive(data: Path, show_progress: bool = True) -> bool:
     study = Study.open(data.name, data)
     if study.splits.exists():
         splits = pd.read_csv(study.splits, dtype=str, keep_default_na=False)
-        labels = (
-            pd.DataFrame([line for _, line in fetched])[["sha256", "label"]].drop_duplicates().sort_values("sha256")
-        )
+        labels = pd.DataFrame([line for _, line in fetched])[["sha256", "label"]]
+        labels = labels.drop_duplicates().sort_values("sha256")
         sealed = labels[labels["sha256"].isin(splits.loc[splits["label"] == "", "sha256"])]
         _write(study.sealed, sealed.to_csv(index=False, lineterminator="\n").encode())
     for entry in entries:
