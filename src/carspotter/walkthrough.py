@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from carspotter.evidence.intervals import accuracy_interval
-from carspotter.evidence.plots import learning_curves
+from carspotter.evidence.plots import training_curves
 from carspotter.evidence.report import runs_report
 from carspotter.models.experiments import BASELINE, FAST_RECIPE, Experiment
 from carspotter.models.runs import load_or_train
@@ -173,7 +173,7 @@ def page_body(study: Study, run: Run, checked: Sequence[Checked], names: dict[st
             "What was put aside", _grid(files, [(row.sha256, row.why) for row in rejected.head(SHOWN).itertuples()])
         ),
         section(
-            "How it learned", _figure_html(learning_curves({run.row["experiment"]: run.history}), "learning curves")
+            "How it learned", _figure_html(training_curves({run.row["experiment"]: run.history}), "learning curves")
         ),
         section(f"Where it is wrong: {len(wrong)} of {len(validation)} photos", _grid(files, mistakes)),
     ]

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from carspotter.cli import add_verb, positive, study_of
 
+# The model that comes with Carspotter: trained on the rendered photos of the study sample_2.
+SHIPPED = Path(__file__).parent / "sample_bundle"
+
 
 def add_verbs(verbs) -> None:
     """Add this package's verbs to the command line's `verbs`."""
@@ -22,7 +25,9 @@ def add_verbs(verbs) -> None:
         "listing, photo and, if there is one, claim",
     )
     checking.add_argument("--claim", help="the class that the listing claims")
-    checking.add_argument("--run", help="run id (default: the study's best on validation)")
+    checking.add_argument(
+        "--run", help="run id (default: the study's best on validation, else the model that comes with Carspotter)"
+    )
     checking.add_argument("--model", type=Path, metavar="BUNDLE", help="an exported model instead of a run")
     form = checking.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object per line")
@@ -38,7 +43,10 @@ def add_verbs(verbs) -> None:
     exporting.add_argument("--int8", action="store_true", help="smaller and quicker, behind a gate of its own")
 
     serving = verbs.add_parser("serve", help="the photo check over HTTP, with a page to try it")
-    serving.add_argument("bundle", type=Path, metavar="BUNDLE", help="written by `carspotter export`")
+    serving.add_argument(
+        "bundle", nargs="?", default=SHIPPED, type=Path, metavar="BUNDLE",
+        help="written by `carspotter export` (default: the model that comes with Carspotter)",
+    )  # fmt: skip
     serving.add_argument("--host", default="127.0.0.1")
     serving.add_argument("--port", type=int, default=8080)
     serving.add_argument("--threads", type=positive, help="default: as many as cores may be used")
@@ -56,13 +64,13 @@ def add_verbs(verbs) -> None:
 def check_photos(options) -> int:
     from carspotter.progress import progress_bar
     from carspotter_check.listing import combine, read_listings
-    from carspotter_check.photo_check import PhotoCheck, photos_in
+    from carspotter_check.photo_check import photos_in
 
     if bool(options.photos) == bool(options.listing):
         raise ValueError("name photos, or one --listing")
     cars = read_listings(options.listing) if options.listing else []
     files = list(photos_in(options.photos))
-    check = PhotoCheck.load(options.model or study_of(options), options.run)
+    check = _load(options)
     rows = csv.writer(sys.stdout, lineterminator="\n") if options.csv else None
     total = len(files) + sum(len(photos) for _, photos, _ in cars)
     with progress_bar(total, "check", "photos", shown=total > 20) as progress:
@@ -95,6 +103,25 @@ def check_photos(options) -> int:
             else:
                 print(*name.values(), answer, sep=": " if name else "", flush=True)
     return 0
+
+
+def _load(options):
+    """Load the model asked for, or, where the study has none on this machine, the one that comes with Carspotter."""
+    from carspotter_check.photo_check import PhotoCheck
+
+    study = study_of(options)
+    try:
+        return PhotoCheck.load(options.model or study, options.run)
+    except FileNotFoundError:
+        if options.model or options.run or not SHIPPED.is_dir():
+            raise
+        check = PhotoCheck.load(SHIPPED)
+        print(
+            f"no trained run of {study.name} on this machine: the model that comes with Carspotter answers, which "
+            f"learned from rendered photos of {' and '.join(check.class_names)}",
+            file=sys.stderr,
+        )
+        return check
 
 
 def export_model(options) -> int:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from carspotter_check import explain
+from carspotter.cli import main
+from carspotter_check import cli, explain
 from carspotter_check.listing import combine, read_listings
 from carspotter_check.open_world import OTHER_MODEL, Known, measure_kinds
 from carspotter_check.photo_check import PhotoCheck, photos_in
@@ -397,3 +398,19 @@ def test_the_deletion_check_tells_a_true_map_from_a_wrong_one():
     assert marked > 2 * random > 0
     wrongly_marked, random = explain.deletion_check(bright_corner, image, heat[::-1, ::-1], 1)
     assert wrongly_marked < random
+
+
+def test_where_a_study_has_no_run_the_shipped_model_answers_and_says_so(tmp_path, monkeypatch, capsys):
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(as_png(noise(size=200)))
+    monkeypatch.setenv("CARSPOTTER_HOME", str(tmp_path))
+    asked = ["check", str(photo), "--study", "unheard_of", "--json"]
+    monkeypatch.setattr(cli, "SHIPPED", tmp_path / "none")
+    assert main(asked) == 2  # a checkout in which no model ships
+    capsys.readouterr()
+    monkeypatch.setattr(cli, "SHIPPED", write_bundle(tmp_path / "bundle"))
+    assert main(asked) == 0
+    answered = capsys.readouterr()
+    assert json.loads(answered.out)["photo"] == "photo.png"
+    assert "unheard_of" in answered.err and "comes with Carspotter" in answered.err
+    assert main([*asked, "--run", "this_one"]) == 2  # who names a run gets that one or an error

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ import pytest
 from carspotter.walkthrough import SAID
 from carspotter_check.photo_check import Answer
 from carspotter_sample.demo import QUESTIONS, ask
-from carspotter_sample.site import ARCHIVE, MODEL_NAMES
+from carspotter_sample.site import ARCHIVE, MODEL_NAMES, read_listings
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not ARCHIVE.exists(), reason="data/sample_2.zip is missing")
@@ -31,12 +34,15 @@ class Stub:
 
 
 def test_the_four_questions_are_about_photos_of_ads_that_the_demo_has_not_collected():
-    few, all_but_few = Stub(), Stub()
-    ask(few, listings=2)
-    questions = ask(all_but_few, listings=300)
+    stub, listings = Stub(), 300
+    questions = ask(stub, listings)
     assert [one.claim for one in questions] == [MODEL_NAMES[claim] for _, claim, *_ in QUESTIONS]
-    assert len({photo for photo, _ in all_but_few.asked}) == len(QUESTIONS)
-    assert few.asked[0] != all_but_few.asked[0]  # the first Swift of all is collected when 300 ads are
+    with (zipfile.Path(ARCHIVE) / "truth.csv").open(encoding="utf-8") as file:
+        truth = {row["sha256"]: row for row in csv.DictReader(file)}
+    asked = [truth[hashlib.sha256(photo).hexdigest()] for photo, _ in stub.asked]
+    assert [(row["kind"], row["model"]) for row in asked] == [(kind, model) for *_, kind, model, _ in QUESTIONS]
+    collected = {one.id for one in read_listings(zipfile.Path(ARCHIVE) / "sample")[:listings]}
+    assert len(collected) == listings and collected.isdisjoint(row["listing"] for row in asked)
 
 
 @pytest.mark.slow
