@@ -162,9 +162,13 @@ def as_callback(framework: str, model: Any, recorder: Recorder | StateKeeper) ->
     """Return the recorder as the framework's lesson file wants it; Keras hands its callbacks no optimizer."""
     if framework != "keras":
         return recorder
+
+    def on_train_begin(logs: dict | None) -> None:
+        model.optimizer.build(model.trainable_variables)  # `fit` does so at the first step, too late to load its state
+        recorder.on_train_begin(model, model.optimizer, None)
+
     return sys.modules["keras"].callbacks.LambdaCallback(
-        on_train_begin=lambda logs: recorder.on_train_begin(model, model.optimizer, None),
-        on_epoch_end=recorder.on_epoch_end,
+        on_train_begin=on_train_begin, on_epoch_end=recorder.on_epoch_end
     )
 
 

@@ -294,8 +294,8 @@ def load_state(framework: str, folder: Path, training: Sequence) -> None:
             _torch().cuda.set_rng_state_all(state["random_cuda"])
     else:
         with np.load(folder / f"resume-{epoch}.npz") as arrays:
-            for number, variable in enumerate(_variables(training)):
-                variable.assign(arrays[str(number)])
+            for number, variable in zip(arrays, _variables(training), strict=True):
+                variable.assign(arrays[number])
 
 
 def finished_epochs(folder: Path) -> int:
