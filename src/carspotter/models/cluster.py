@@ -60,8 +60,8 @@ class RayEngine:
             self.digest, self.photos = hashlib.sha256(archive).hexdigest()[:16], len(read_splits(self.study))
             gpus = int(self.ray.cluster_resources().get("GPU", 0) > 0)
             # A fresh process for each cell: one framework in each, and memory that is given back.
-            task = self.ray.remote(max_calls=1)(_train)
-            self.task = task.options(num_cpus=self.cpus, num_gpus=gpus, max_retries=RETRIES)
+            self.task = self.ray.remote(max_calls=1)(_train)
+            self.options = {"num_cpus": self.cpus, "num_gpus": gpus, "max_retries": RETRIES}
             self.archive = self.ray.put(archive)
             self._hear_interrupts()
         except BaseException:
@@ -78,7 +78,8 @@ class RayEngine:
         """Start a cell somewhere; `start` names the recorded run that it goes on from."""
         memory = BESIDE_IMAGES + 3 * self.photos * cell.experiment.image_size**2
         packed = pack_run(self.study, start) if start else None
-        return self.task.options(memory=memory).remote(self.study.name, cell, self.archive, self.digest, packed)
+        task = self.task.options(memory=memory, **self.options)
+        return task.remote(self.study.name, cell, self.archive, self.digest, packed)
 
     def wait(self, tasks: list) -> Any:
         """Return a task that is finished. Raises KeyboardInterrupt for a Ctrl-C that Python lost."""
