@@ -50,7 +50,7 @@ def photos(home, carspotter):
     (folder / "swift" / "empty.jpg").write_bytes(b"")
     (folder / "swift" / "cut.jpg").write_bytes(swift[0].read_bytes()[:2000])
     (folder / "swift" / "page.jpg").write_text("<!doctype html><title>Not found</title>")
-    Image.new("1", (6000, 6000)).save(folder / "swift" / "bomb.png")
+    Image.new("1", (9000, 9000)).save(folder / "swift" / "bomb.png")
     with Image.open(swift[1]) as photo:
         photo.convert("CMYK").save(folder / "swift" / "cmyk.jpg")
         photo.quantize(32).save(folder / "swift" / "palette.png")

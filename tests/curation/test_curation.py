@@ -100,7 +100,7 @@ def test_a_photo_damaged_on_disk_is_unreadable(data, folder):
     photos = read_photos(data).set_index("sha256")
     path = data / photos.loc[sha256, "path"]
     path.write_bytes(path.read_bytes()[:4000])
-    table = curated(data, folder)
+    table = curate(data, read_photos(data), show_progress=False).set_index("sha256")
     assert table["verdict"].to_dict() == {sha256: "reject", other: "keep"}
     assert table.loc[sha256, "reason"] == "unreadable: the bytes on disk are no longer those that were collected"
 
