@@ -128,7 +128,7 @@ def test_copies_of_a_shot_stay_in_the_most_examined_part_alone(study, files, tmp
     side = splitting.read_splits(other).set_index("sha256")["split"]
     assert side[sha["data/train/wagonr/recoded.jpg"]] == "train"
     problems = verification.verify_split(other, show_progress=False).problems
-    assert any("near-duplicates" in problem for problem in problems), "and the check says so"
+    assert any("cross" in problem for problem in problems), "and the check says so"
 
 
 @pytest.mark.parametrize(
