@@ -14,7 +14,7 @@ def progress_bar(total: int, what: str, unit: str, shown: bool = True, done: int
 
     `total` and `done`: how many units there are, and how many of them an earlier, interrupted run has finished.
     """
-    options = {"total": total, "initial": done, "desc": what, "unit": f" {unit}", "disable": not shown}
+    options = {"total": total, "initial": done, "desc": what, "unit": f" {unit}", "disable": not shown or done >= total}
     if sys.stderr.isatty():
         return tqdm(**options, dynamic_ncols=True)
     return tqdm(

@@ -36,20 +36,29 @@ def describe_images(images: np.ndarray, show_progress: bool = True) -> np.ndarra
     return features
 
 
-def describe_photos(study: Study, weights: Path | None = None) -> pd.DataFrame:
-    """Give features of the study's readable photos, indexed by sha256, for curation and its look-alikes.
+def describe_photos(study: Study, weights: Path | None = None, show_progress: bool = True) -> pd.DataFrame:
+    """Return features of the study's readable photos, indexed by sha256, for curation and its look-alikes.
 
     Of MobileNetV2 where its `weights` are given, else those of `appearance`, which need none; kept in data/images.
     Raises as `extract_features`.
     """
-    photos = readable_photos(study.data)
+    photos = readable_photos(study.data, show_progress)
     if weights:
-        key, size, describe = hash_file(weights), 224, lambda images: extract_features(images, weights)
+        key, size = hash_file(weights), 224
     else:
-        key, size, describe = "appearance", SIDE, describe_images
+        key, size = "appearance", SIDE
+
+    def describe(images):
+        if weights:
+            return extract_features(images, weights, show_progress=show_progress)
+        return describe_images(images, show_progress)
+
     names = photos["sha256"].tolist()
     table = cached_features(
-        study.images, f"{PREPROCESSING} {size} {key}", names, lambda: describe(load_images(study.data, photos, size))
+        study.images,
+        f"{PREPROCESSING} {size} {key}",
+        names,
+        lambda: describe(load_images(study.data, photos, size, show_progress)),
     )
     return pd.DataFrame(table, index=names)
 
