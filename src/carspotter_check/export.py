@@ -186,7 +186,7 @@ def other_photos(study: Study, class_names: list[str]) -> pd.DataFrame:
     table = read_photos(study.data)
     splits = read_splits(study)
     table = table[~table["sha256"].isin(splits.loc[splits["split"] != "excluded", "sha256"])]
-    kinds = table["kind"].where(table["kind"].notna(), None)
+    kinds = table["kind"].where(table["kind"].fillna("") != "", None)
     other_class = ~table["label"].fillna("").isin([*class_names, ""])
     if study.curation.exists():
         curated = read_curation(study).set_index("sha256").reindex(table["sha256"])

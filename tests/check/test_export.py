@@ -308,7 +308,7 @@ def test_a_photo_smaller_than_training_ever_saw_is_unusable(study, bundle, tmp_p
 
 def test_other_photos_come_from_imports_from_curation_and_from_other_classes(study, monkeypatch):
     names = [f"{n:064x}" for n in (0, *range(1000, 1007))]
-    photos = pd.DataFrame({"sha256": names, "path": names, "label": ["lying"] * 8, "kind": None})
+    photos = pd.DataFrame({"sha256": names, "path": names, "label": ["lying"] * 8, "kind": ""})
     photos.loc[3, "label"], photos.loc[6, ["label", "kind"]] = "alto", ["", "unusable"]
     photos.loc[7, "kind"] = OTHER_MODEL
     table = photos.drop(columns=["path", "kind"]).assign(verdict="keep", reason="")
