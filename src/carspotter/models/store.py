@@ -222,7 +222,7 @@ def import_builder(experiment: Experiment, framework: str) -> ModuleType:
     if experiment.backbone is None:
         return lesson
     if experiment.backbone == "mobilenet_v2" and framework != "keras":
-        raise ValueError(f"{experiment.name}: MobileNetV2 is there in Keras only, not in {framework}; use keras")
+        raise ValueError(f"{experiment.name}: MobileNetV2 runs in Keras only, not in {framework}; use keras")
     return importlib.import_module(f"carspotter.models.{'torch' if framework == 'torch' else 'keras'}_transfer")
 
 
