@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 from carspotter import __version__
-from carspotter.paths import Study
+from carspotter.paths import Study, home
 
 # Packages beside this one that bring verbs of their own; the sample site is not in the wheel.
 NEIGHBOURS = ("carspotter_review", "carspotter_check", "carspotter_sample")
+LISTING_FROM = ("auto", "folder", "name", "none")
 LAST_STUDY = ".study"  # in the data folder: the name of the study that was split last
 
 # The verbs as `carspotter --help` shows them, each with an example.
@@ -22,6 +23,7 @@ GROUPS = {
     "Start": {"demo": "", "doctor": "", "study": "my_photos --classes swift wagonr", "sample": "serve"},
     "Data": {
         "import": "my_photos --classes swift wagonr",
+        "audit": "my_photos --weights mobilenet_v2.weights.h5",
         "curate": "--weights mobilenet_v2.weights.h5 --report",
         "review": "--reviewer Asha",
         "forget": 64 * "0",
@@ -108,6 +110,15 @@ def curate_photos(options) -> int:
         print(curation_score.review_curve(table, options.score).to_string())
     if options.report:
         print(f"Report: {write_report(study)}")
+    return 0
+
+
+def audit_folder(options) -> int:
+    from carspotter.curation.audit import audit_folder
+
+    name = options.folder.resolve().name
+    out = options.out or home() / "data" / "reports" / f"audit-{name}"
+    print(audit_folder(options.folder, out, options.weights, options.listing_from))
     return 0
 
 
@@ -263,7 +274,7 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("--others", type=Path, metavar="FOLDER", help="photos of other models, none of the classes")
     importing.add_argument(
         "--listing-from",
-        choices=("auto", "folder", "name", "none"),
+        choices=LISTING_FROM,
         default="auto",
         help="what says which photos show one car, where listings.csv does not: the sub-folder of a class, a name "
         "CAR__1.jpg, both in this order (auto, the default) or nothing",
@@ -284,6 +295,13 @@ def _parser() -> argparse.ArgumentParser:
         "--weights the backbone's last blocks (keras only): several minutes a thousand photos",
     )
     _add_dtype(curating)
+
+    auditing = verbs.add_parser("audit", help="what is wrong with any folder of photos; needs no study or split")
+    auditing.add_argument("folder", type=Path, help="photos in <class>/, in {train,val,test}/<class>/, or in no class")
+    auditing.add_argument("--weights", type=Path, metavar="FILE", help="MobileNetV2's: doubts labels far better")
+    auditing.add_argument("--listing-from", choices=LISTING_FROM, default="auto", help="as in import (%(default)s)")
+    auditing.add_argument("--out", type=Path, metavar="DIR", help="default: data/reports/audit-FOLDER")
+    auditing.set_defaults(verb=audit_folder)
 
     forgetting = add_verb(verbs, "forget", forget_photo, "delete a photo on request; its hash stays as a tombstone")
     forgetting.add_argument("sha256")

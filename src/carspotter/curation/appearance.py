@@ -42,25 +42,24 @@ def describe_photos(study: Study, weights: Path | None = None, show_progress: bo
     Of MobileNetV2 where its `weights` are given, else those of `appearance`, which need none; kept in data/images.
     Raises as `extract_features`.
     """
-    photos = readable_photos(study.data, show_progress)
-    if weights:
-        key, size = hash_file(weights), 224
-    else:
-        key, size = "appearance", SIDE
+    return describe_table(study.data, readable_photos(study.data, show_progress), weights, show_progress)
 
-    def describe(images):
+
+def describe_table(
+    data: Path, photos: pd.DataFrame, weights: Path | None = None, show_progress: bool = True
+) -> pd.DataFrame:
+    """Return what `describe_photos` does of any `photos` (columns sha256, path), kept in `data`/images."""
+    size = 224 if weights else SIDE
+
+    def describe() -> np.ndarray:
+        images = load_images(data, photos, size, show_progress)
         if weights:
             return extract_features(images, weights, show_progress=show_progress)
         return describe_images(images, show_progress)
 
     names = photos["sha256"].tolist()
-    table = cached_features(
-        study.images,
-        f"{PREPROCESSING} {size} {key}",
-        names,
-        lambda: describe(load_images(study.data, photos, size, show_progress)),
-    )
-    return pd.DataFrame(table, index=names)
+    key = f"{PREPROCESSING} {size} {hash_file(weights) if weights else 'appearance'}"
+    return pd.DataFrame(cached_features(data / "images", key, names, describe), index=names)
 
 
 def _outlines(grey: np.ndarray) -> np.ndarray:

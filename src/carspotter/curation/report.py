@@ -55,11 +55,19 @@ def write_report(study: Study, audit_seed: int = 0) -> Path:
     grids = []
     for kind, part in table.groupby(kinds):
         shown = part.sort_values(["score", "sha256"], ascending=[False, True]).head(EXAMPLES)
-        pictures = "".join(_figure(study.data / files.at[row.sha256, "path"], row) for row in shown.itertuples())
+        pictures = "".join(
+            figure(study.data / files.at[row.sha256, "path"], f"{row.label}, {row.score:.2f}. {row.reason}")
+            for row in shown.itertuples()
+        )
         grids.append(f"<h2>{html.escape(kind)}: {len(part):,}</h2><div>{pictures}</div>")
     lines = [*_rates(study, table, audit_seed), *_duplicate_lines(study)]
     items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
-    page = PAGE.format(study=html.escape(study.name), items=items, table=counts.to_html(border=0), grids="".join(grids))
+    page = PAGE.format(
+        title=f"Curation of {html.escape(study.name)}",
+        items=items,
+        table=counts.to_html(border=0),
+        grids="".join(grids),
+    )
     path = study.data / "reports" / f"curation-{study.name}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     part_file = path.with_suffix(f".{os.getpid()}.part")
@@ -81,26 +89,28 @@ def _duplicate_lines(study: Study) -> list[str]:
     return [", ".join(f"{name}: {count:,}" for name, count in counts.items())]
 
 
-def _figure(path: Path, row) -> str:
+def figure(path: Path, caption: str) -> str:
+    """Return a <figure> that holds a small copy of a photo, grey where it cannot be decoded."""
     try:
         image, _ = decode(path, at_least=SIDE // 2, verify=False)
-    except (UnreadablePhoto, FileNotFoundError):
+    except (UnreadablePhoto, OSError):
         image = Image.fromarray(np.full((SIDE * 3 // 4, SIDE, 3), 90, np.uint8))
     image.thumbnail((SIDE, SIDE))
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=70)
     picture = base64.b64encode(stream.getvalue()).decode()
-    caption = html.escape(f"{row.label}, {row.score:.2f}. {row.reason}")
+    caption = html.escape(caption)
     return f'<figure><img alt="" src="data:image/jpeg;base64,{picture}"><figcaption>{caption}</figcaption></figure>'
 
 
 PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Curation of {study}</title>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <style>
 body {{ font: 16px/1.5 system-ui, sans-serif; color: #1c2733; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
 h2 {{ margin: 2rem 0 .5rem; font-size: 1.1rem; }} h2::first-letter {{ text-transform: uppercase; }}
 div {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: .8rem; }}
 figure {{ margin: 0; }} img {{ max-width: 100%; display: block; }} figcaption {{ font-size: .75rem; color: #566; }}
+figcaption {{ overflow-wrap: anywhere; }} .group {{ grid-column: span 2; border: 1px solid #c8d0d8; padding: .5rem; }}
 th, td {{ text-align: left; padding: .2rem .8rem .2rem 0; }}
-</style></head><body><h1>Curation of {study}</h1><ul>{items}</ul>{table}{grids}</body></html>
+</style></head><body><h1>{title}</h1><ul>{items}</ul>{table}{grids}</body></html>
 """

@@ -99,8 +99,7 @@ def find_files(
     found, seen = Found(), set()
     if folder is not None:
         roots, loose = _list(folder), 0
-        parts = [child for child in roots if child.is_dir() and child.name.casefold() in PARTS_OF_A_SPLIT]
-        if parts and (len(parts) > 1 or len(parts) == sum(child.is_dir() for child in roots)):
+        if parts := split_folders(folder):
             if not ignore_split:
                 raise ValueError(
                     f"{folder}: {', '.join(part.name for part in parts)} are parts of a split, not classes. To keep "
@@ -136,7 +135,7 @@ def find_files(
         if loose:
             found.notes.append(f"{loose} files lie outside the class folders and were left out")
         for label in dict.fromkeys(wanted):
-            kind = UNUSABLE if label in UNUSABLE_FOLDERS else OTHER_MODEL if label in OTHER_FOLDERS else None
+            kind = kind_of_folder(label)
             for child in folders[label]:
                 _add_files(found, child, child.relative_to(folder).as_posix(), label, kind, seen)
     for given, kind in ((rejects, UNUSABLE), (others, OTHER_MODEL)):
@@ -147,6 +146,18 @@ def find_files(
         left_out = "".join(f"; {name}: {reason}" for name, reason in found.left_out[:NAMED])
         raise ValueError(f"{folder or rejects or others}: no files in its class folders{left_out}")
     return found
+
+
+def split_folders(folder: Path) -> list[Path]:
+    """Return the sub-folders that are parts of a split (train, val, test …), none where they are classes."""
+    folders = [child for child in _list(folder) if child.is_dir()]
+    parts = [child for child in folders if child.name.casefold() in PARTS_OF_A_SPLIT]
+    return parts if len(parts) > 1 or parts == folders else []
+
+
+def kind_of_folder(label: str) -> str | None:
+    """Return UNUSABLE or OTHER_MODEL for a folder of such photos, None for a class; `label` as from `slugify`."""
+    return UNUSABLE if label in UNUSABLE_FOLDERS else OTHER_MODEL if label in OTHER_FOLDERS else None
 
 
 def _list(folder: Path) -> list[Path]:
@@ -161,7 +172,9 @@ def _add_files(found: Found, folder: Path, name: str, label: str, kind: str | No
     if kind:
         what = "unusable photos, examples of what to reject" if kind == UNUSABLE else "photos of other models"
         found.notes.append(f"{name}: taken as {what}, not as a class")
-    for file in _walk(folder, lambda path, why: found.left_out.append((f"{name}/{_below(path, folder)}", why)), seen):
+    for file in walk_files(
+        folder, lambda path, why: found.left_out.append((f"{name}/{_below(path, folder)}", why)), seen
+    ):
         inside = _below(file, folder)
         job = Job(file, f"{name}/{inside}", inside, None if kind == UNUSABLE else label, kind)
         if kind == OTHER_MODEL and len(inside.parts) > 1 and slugify(inside.parts[0]):
@@ -177,7 +190,7 @@ def _below(path: Path, folder: Path) -> PurePosixPath:
     return PurePosixPath(path.relative_to(folder).as_posix())
 
 
-def _walk(folder: Path, leave_out: Callable[[Path, str], None], seen: set[tuple[int, int]]) -> Iterator[Path]:
+def walk_files(folder: Path, leave_out: Callable[[Path, str], None], seen: set[tuple[int, int]]) -> Iterator[Path]:
     """Yield the files below a folder by name; links are followed, each folder once, and what cannot be read is said."""
     try:
         place = folder.stat()
@@ -192,7 +205,7 @@ def _walk(folder: Path, leave_out: Callable[[Path, str], None], seen: set[tuple[
     for child in children:
         try:
             if child.is_dir():
-                yield from _walk(child, leave_out, seen)
+                yield from walk_files(child, leave_out, seen)
             elif child.exists():
                 yield child
             else:
@@ -223,14 +236,14 @@ def name_listings(found: Found, table: Path | None, listing_from: str) -> list[J
     if folders:
         found.notes.append(
             f"{len(folders)} sub-folders were taken as one car each ({', '.join(list(folders)[:3])} …); if one is "
-            f"not one car, import again with --listing-from name, or none"
+            f"not one car, run this again with --listing-from name, or none"
         )
     of_class = Counter(job.label for job in jobs if not job.kind)
     for (label, listing), count in Counter((job.label, job.listing) for job in jobs if not job.kind).items():
         if listing and count == of_class[label] >= WHOLE_CLASS:
             found.notes.append(
                 f"all {count} photos of {label} are one listing, {listing!r}: are they one car? If not, name the cars "
-                f"in listings.csv, or import again with --listing-from none"
+                f"in listings.csv, or run this again with --listing-from none"
             )
     return jobs
 
@@ -257,7 +270,7 @@ def _match_listings(found: Found, table: Path) -> dict[str, tuple[str | None, st
     if rows and not told:
         raise ValueError(
             f"{table}: 0 of {len(rows)} rows match a photo, {unmatched[0]} first; write paths below its folder, "
-            f"as in {found.jobs[0].name}, or import with --listing-from none"
+            f"as in {found.jobs[0].name}, or say --listing-from none"
         )
     if unmatched:
         found.notes.append(
