@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import html
+import re
 import shlex
 import tempfile
 from collections.abc import Iterator
@@ -69,6 +70,7 @@ class Audit:
         counts = self.findings["kind"].value_counts()
         lines = [self.photos.to_string(), ""]
         lines += [f"{counts[kind]:6,}  {title}" for kind, (title, _) in KINDS.items() if kind in counts]
+        lines += ["nothing found"] if counts.empty else []
         lines += [f"NOTE {note}" for note in self.notes]
         lines += [f"Page with pictures: {self.page}", f"Table: {self.page.with_name('findings.csv')}"]
         return "\n".join([*lines, f"Commands that move what is certain aside: sh {self.page.with_name('fix.sh')}"])
@@ -103,7 +105,7 @@ def audit_folder(
     # What cannot be typed, such as a line break in a name, gets no command.
     table["command"] = [f"aside {shlex.quote(file)}" if file.isprintable() else "" for file in table["file"]]
     table.loc[table["kind"] == "car on two sides", "command"] = ""
-    counts = pd.crosstab(files["label"], files["part"].replace("", "photos")).rename_axis(index="label", columns=None)
+    counts = pd.crosstab(files["label"], files["part"].replace("", "photos")).rename_axis(index=None, columns=None)
     audit = Audit(counts, table, tuple(found.notes), out / "index.html")
     _write(audit, folder)
     return audit
@@ -124,6 +126,10 @@ def find_photos(folder: Path) -> Found:
         label = inside[0] if len(inside) > 1 else folder.name
         below = PurePosixPath(*inside[1:] or inside)
         found.jobs.append(Job(file, name.as_posix(), below, label, kind_of_folder(slugify(label))))
+    for label in sorted({job.label for job in found.jobs if job.kind}):
+        found.notes.append(
+            f"{label}: taken as examples of what to reject, not as a class; copies of them are looked for"
+        )
     if not found.jobs:
         raise ValueError(f"{folder}: no files in it, but for what systems leave behind")
     return found
@@ -166,7 +172,7 @@ def _read_files(jobs: list[Job], found: Found, show_progress: bool) -> tuple[pd.
 def _one_per_photo(files: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Return the table that `curate` wants, one row for files of the same bytes."""
     rows = []
-    for sha256, same in files.groupby("sha256"):
+    for _, same in files.groupby("sha256"):
         row = same.iloc[0][["sha256", "label", "width", "height", "bytes"]].to_dict()
         listings = tuple(sorted(set(same["listing"]) - {""}))
         kind = max(same["kind"])  # one of them may lie among the rejects
@@ -223,7 +229,8 @@ def _finding(kind: str, photo, reason: str, **more: object) -> dict:
 
 def _write(audit: Audit, folder: Path) -> None:
     findings = audit.findings
-    items = [f"<li>{html.escape(note)}</li>" for note in audit.notes]
+    beside = "Beside this page: findings.csv, the whole table; fix.sh, the commands that move what is certain aside."
+    items = [f"<li>{html.escape(note)}</li>" for note in (beside, *audit.notes)]
     script = [FIX.format(folder=shlex.quote(str(folder)), removed=shlex.quote(str(audit.page.with_name("removed"))))]
     grids = []
     for kind, (title, advice) in KINDS.items():
@@ -234,7 +241,8 @@ def _write(audit: Audit, folder: Path) -> None:
         first = f" The first {SHOWN} are shown, findings.csv has all." if len(part) > SHOWN else ""
         pictures = "".join(_picture_groups(part.head(SHOWN), folder))
         heading = f'<h2 id="{slugify(kind)}">{title}: {len(part):,}</h2>'
-        grids.append(f"{heading}<p>{html.escape(advice)}{first}</p><div>{pictures}</div>")
+        advised = re.sub("`(.+?)`", r"<code>\1</code>", advice)
+        grids.append(f"{heading}<p>{advised}{first}</p><div>{pictures}</div>")
         script.append(f"\n# {title}. {advice}")
         comment = "" if kind in SURE else "# "
         script += [
@@ -262,7 +270,7 @@ def _picture_groups(findings: pd.DataFrame, folder: Path) -> Iterator[str]:
 
 
 FIX = """#!/bin/sh
-# Written by `carspotter audit`. Nothing is deleted: files move to $removed, under the same names, and can be moved back.
+# Written by `carspotter audit`. Nothing is deleted: files move to $removed under the same names.
 # What begins with "# aside" is a doubt: look at the page, and take the # away where you agree.
 folder={folder}
 removed={removed}
