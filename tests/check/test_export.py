@@ -167,7 +167,8 @@ LOADERS = {
     "onnx": "import onnxruntime\nrun = lambda x: onnxruntime.InferenceSession(path).run(['logits'], {'image': x})[0]",
     "keras": "import keras\nrun = lambda x: keras.saving.load_model(path).predict(x.astype('float32'), verbose=0)",
     "savedmodel": """import tensorflow as tf
-run = lambda x: tf.saved_model.load(path).serve(tf.constant(x, tf.float32)).numpy()""",
+model = tf.saved_model.load(path)
+run = lambda x: model.serve(tf.constant(x, tf.float32)).numpy()""",
     "litert": """import tensorflow as tf
 def run(x):
     model = tf.lite.Interpreter(path)
