@@ -6,7 +6,7 @@ are compared, of more those that locality-sensitive hashing (Indyk and Motwani, 
 is then confirmed on pixels, see `alignment`. What is alike but no copy is the same car, moments apart.
 
 Photos of one car from other sides have no pixels in common, but the colours of the place around it and its paint: where
-these agree far more than those of two cars do, the photos are taken to show one car.
+these agree far more than those of two cars do, and no listings tell the two apart, the photos are taken to show one car.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def relate_photos(
 ) -> pd.DataFrame:
     """Return every two photos that must stay on one side of a split: first, second (sha256), relation.
 
-    `photos` (columns sha256, path) and `fingerprints` as from `measure_photos`, in one order. relation: SAME_SHOT for
-    copies, of which one is enough; SAME_CAR for other photos of one car. Up to EXHAUSTIVE photos the relation of two
-    depends on no others.
+    `photos` (columns sha256, path, listings) and `fingerprints` as from `measure_photos`, in one order. relation:
+    SAME_SHOT for copies, of which one is enough; SAME_CAR for other photos of one car. Up to EXHAUSTIVE photos the
+    relation of two depends on no others.
     """
     paths = photos["path"].tolist()
 
@@ -71,7 +71,8 @@ def relate_photos(
 
     pairs = find_duplicates(fingerprints, show_progress, open_large)
     pairs["relation"] = np.where(pairs["copy"], SAME_SHOT, SAME_CAR)
-    cars = pd.DataFrame(find_same_colours(fingerprints["palette"]), columns=["first", "second"])
+    same_colours = find_same_colours(fingerprints["palette"], photos["listings"].map(len).to_numpy() > 0)
+    cars = pd.DataFrame(same_colours, columns=["first", "second"])
     related = pd.concat([pairs[["first", "second", "relation"]], cars.assign(relation=SAME_CAR)])
     related[["first", "second"]] = np.sort(related[["first", "second"]].to_numpy(dtype=np.int64), axis=1)
     related = related.drop_duplicates(["first", "second"], ignore_index=True)
@@ -79,11 +80,13 @@ def relate_photos(
     return related.assign(first=names[related["first"]], second=names[related["second"]])
 
 
-def find_same_colours(palettes: np.ndarray) -> np.ndarray:
+def find_same_colours(palettes: np.ndarray, listed: np.ndarray) -> np.ndarray:
     """Return pairs of photos, as rows (M, 2), that show one place and one paint; `palettes` as in FINGERPRINT.
 
-    A place of few colours (a white studio, the night) and one that more than CROWD photos share tell nothing. Where
-    photos are alike anyway, by the median of all, two of one place must be so much more alike.
+    Of two photos that are both `listed`, bool (N,), their listings say whether they show one car: a dealer's yard holds
+    many of one paint. So the work grows with the photos times those without a listing. A place of few colours (a white
+    studio, the night) and one that more than CROWD photos share tell nothing. Where photos are alike anyway, by the
+    median of all, two of one place must be so much more alike.
     """
     body, around = (palettes[:, part].astype(np.float32) for part in (0, 1))
     # Roots of shares in whole numbers: their products are exact, in whatever blocks they are made.
@@ -91,7 +94,7 @@ def find_same_colours(palettes: np.ndarray) -> np.ndarray:
     shares = np.square(around) / np.maximum(np.square(around_norm), 1)[:, None]
     varied = np.exp(-(shares * np.log(np.maximum(shares, 1e-12))).sum(axis=1)) >= FEW_COLOURS
 
-    def compare(rows: slice, part: np.ndarray, norm: np.ndarray) -> np.ndarray:
+    def compare(rows: slice | np.ndarray, part: np.ndarray, norm: np.ndarray) -> np.ndarray:
         return part[rows] @ part.T / np.maximum(np.outer(norm[rows], norm), 1)
 
     some = slice(None, None, len(palettes) // COLOUR_CHUNK + 1)
@@ -99,13 +102,15 @@ def find_same_colours(palettes: np.ndarray) -> np.ndarray:
     # In steps, so that one photo more or less changes nothing.
     stretch = max(1.0, (1 - USUAL_PLACE) / (1 - min(round(20 * usual) / 20, 0.95)))
     found = [np.empty((0, 2), dtype=np.int64)]
-    for start in range(0, len(palettes), COLOUR_CHUNK):
-        rows = slice(start, start + COLOUR_CHUNK)
+    unlisted = np.flatnonzero(~listed)
+    for start in range(0, len(unlisted), COLOUR_CHUNK):
+        rows = unlisted[start : start + COLOUR_CHUNK]
         place = 1 - stretch * (1 - compare(rows, around, around_norm))
         paint = compare(rows, body, body_norm)
         alike = (place >= SAME_PLACE) | (place + paint / 2 >= SAME_PLACE_AND_PAINT)
-        pairs = np.argwhere(alike & varied[rows, None] & varied) + (start, 0)
-        found.append(pairs[pairs[:, 0] < pairs[:, 1]])
+        row, other = np.nonzero(alike & varied[rows, None] & varied)
+        pairs = np.column_stack([rows[row], other])
+        found.append(pairs[listed[other] | (pairs[:, 0] < pairs[:, 1])])
     pairs = np.concatenate(found)
     links = np.bincount(pairs.ravel(), minlength=len(palettes))
     return pairs[(links[pairs] <= CROWD).all(axis=1)]
