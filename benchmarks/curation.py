@@ -56,7 +56,7 @@ def describe(files: list[Path], options) -> np.ndarray:
 
 
 def learn(labels: np.ndarray, files: list[Path], seed: int, options) -> tuple[np.ndarray, np.ndarray]:
-    """Give doubts and features as `curate --train` has them: they depend on the labels, and so on the seed."""
+    """Return doubts and features as `curate --train` has them: they depend on the labels, and so on the seed."""
     experiment = replace(choose_experiment(options.train, options.weights), dtype=options.dtype)
     named = replace(experiment, weights=identify_weights(experiment))
     key = f"learnt {options.train} {named} {seed}"

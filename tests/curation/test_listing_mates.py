@@ -5,7 +5,7 @@ from generated_photos import scene
 from PIL import Image
 
 from carspotter.curation.listing_mates import MATES, median_of_mates, stand_apart
-from carspotter.photos.palette import describe_palette
+from carspotter.photos.fingerprints import describe_palette
 
 
 def test_the_odd_photo_of_a_listing_stands_apart_most():

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from carspotter.photos.palette import COLOURS, describe_palette
+from carspotter.photos.fingerprints import COLOURS, describe_palette
 
 
 def test_a_palette_holds_what_the_middle_has_more_of_and_the_colours_around_it():

@@ -168,7 +168,7 @@ def test_real_photos_pass_their_own_verification(tmp_path):
 
 def test_places_that_tell_nothing_tie_no_photos(make_study):
     from carspotter.photos.duplicates import CROWD, find_same_colours
-    from carspotter.photos.palette import describe_palette
+    from carspotter.photos.fingerprints import describe_palette
 
     street = scene(1, (160, 120))
     crowd = [shot_of(street, (200, 30, 30), random.Random(seed)) for seed in range(CROWD + 2)]

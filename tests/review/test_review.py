@@ -269,8 +269,6 @@ def test_agreement_counts_photos_that_both_decided(study):
         binod.decide(decision(photo))
     other = {"swift": "wagonr", "wagonr": "swift"}
     binod.decide(keep(photos[0], other[photos[0]["label"]]))
-    (row,) = decisions.measure_agreement(study.data).itertuples(index=False)
-    assert (row.first, row.second, row.photos, row.agreed) == ("Asha", "Binod", 4, 2)
     summary = asha.summarize()
     assert "agree on 2 of 4 photos" in dict(summary["figures"])["Asha and Binod"]
     assert len(summary["sections"][0]["photos"]) == 2

@@ -22,7 +22,7 @@ SIDE, CELLS, BINS, COLOUR_CELLS = 96, 8, 9, 4
 
 
 def describe_images(images: np.ndarray, show_progress: bool = True) -> np.ndarray:
-    """Give features float32 (N, 672) of images uint8 (N, S, S, 3), each scaled over these photos."""
+    """Return features float32 (N, 672) of images uint8 (N, S, S, 3), each scaled over these photos."""
     features = np.empty((len(images), CELLS * CELLS * BINS + COLOUR_CELLS**2 * 6), np.float32)
     with progress_bar(len(images), "features", "photos", show_progress) as progress:
         for number, image in enumerate(images):
@@ -63,7 +63,7 @@ def describe_table(
 
 
 def _outlines(grey: np.ndarray) -> np.ndarray:
-    """Give the square root of each cell's share of gradient by orientation, told apart from its direction's sign."""
+    """Return the square root of each cell's share of gradient by orientation, told apart from its direction's sign."""
     down, right = np.gradient(grey)
     strength = np.hypot(down, right)
     position = np.arctan2(down, right) % np.pi / np.pi * BINS

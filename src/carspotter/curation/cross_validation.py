@@ -38,7 +38,7 @@ def learn_photos(
     weights: Path | None = None,
     experiment: Experiment | None = None,
 ) -> tuple[pd.Series, pd.DataFrame]:
-    """Give doubts and features of the study's readable photos, indexed by sha256: see `cross_validate`.
+    """Return doubts and features of the study's readable photos, indexed by sha256: see `cross_validate`.
 
     The labels are those listed. `dtype`: another than the experiment's own. `weights`: MobileNetV2's, then it learns on
     from them; else the experiment is `fast_recipe`. Kept in data/images; a killed call goes on from its last epoch. Two
@@ -66,14 +66,14 @@ def learn_photos(
 
 
 def choose_experiment(framework: str, weights: Path | None) -> Experiment:
-    """Give what learns from the photos: `fast_recipe`, or MobileNetV2 as wide as its `weights`, in Keras alone.
+    """Return what learns from the photos: `fast_recipe`, or MobileNetV2 as wide as its `weights`, in Keras alone.
 
     Raises ValueError for another framework, and where the file's name tells no width.
     """
     if weights is None:
         return FAST_RECIPE
     if framework != "keras":
-        raise ValueError(f"--train {framework} with --weights: MobileNetV2 is there in Keras only; use --train keras")
+        raise ValueError(f"--train {framework} with --weights: MobileNetV2 is built in Keras alone; use --train keras")
     return replace(MOBILENET_FINE_TUNE, backbone_width=width_in_name(weights), weights=str(weights))
 
 
@@ -87,7 +87,7 @@ def cross_validate(
     seed: int = 0,
     show_progress: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give doubts and features of photos by models that were trained on the others: float32 (N,) and (N, F).
+    """Return doubts and features of photos by models that were trained on the others: float32 (N,) and (N, F).
 
     A doubt is the probability that the label is wrong, 0 … 1, by the model that saw none of the photo's listing:
     what confident learning (Northcutt, Jiang & Chuang 2021) starts from. Features are what all models see in a photo,

@@ -6,7 +6,6 @@ Everything else it keeps and *ranks*: a score, 0 (fine) … 1 (surely bad), and 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ import pandas as pd
 from carspotter.curation.listing_mates import first_listings, median_of_mates, stand_apart
 from carspotter.curation.ranking import rank_photos
 from carspotter.curation.reviews import read_reviews
-from carspotter.paths import Study
+from carspotter.paths import Study, atomic_write
 from carspotter.photos.duplicates import SAME_SHOT, relate_photos
 from carspotter.photos.fingerprints import measure_photos
 from carspotter.photos.grouping import Groups, name_clusters
@@ -139,10 +138,8 @@ def curate_study(
 
 def write_curation(study: Study, curation: pd.DataFrame) -> None:
     """Write `data/curation.csv`, whole or not at all."""
-    study.curation.parent.mkdir(parents=True, exist_ok=True)
-    part = study.curation.with_name(f".{study.curation.name}.{os.getpid()}.part")
-    curation.to_csv(part, index=False, float_format="%.4f", lineterminator="\n")
-    os.replace(part, study.curation)
+    with atomic_write(study.curation) as part:
+        curation.to_csv(part, index=False, float_format="%.4f", lineterminator="\n")
 
 
 def summary(table: pd.DataFrame) -> str:

@@ -1,7 +1,7 @@
 """Which photo of a listing is the odd one? How little each is like the others of its listing, ranked among all photos.
 
 The photos of a listing show one car in one place. A picture of another car, of a street or of a paper is less like its
-mates than they are like each other, whatever nobody has thought of it shows.
+mates than they are like each other.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def stand_apart(
 
 
 def first_listings(listings: Iterable[Sequence[str]]) -> list[str]:
-    """Give one listing for each photo, of the column `listings` of `read_photos`: the first, "" where there is none."""
+    """Return the first listing of each photo, "" where it has none; `listings` as in `read_photos`."""
     return [next(iter(names), "") for names in listings]
 
 

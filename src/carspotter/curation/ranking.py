@@ -56,7 +56,7 @@ CHUNK = 512  # photos compared with all others at a time: bounds memory
 def rank_photos(
     features, labels, groups, rejected=None, apart=None, listings=None, doubts=None, seed: int = 0
 ) -> pd.DataFrame:
-    """Give each photo a score, 0 (fine) … 1 (surely bad), and a reason ("another model: …"), empty below .5.
+    """Return each photo a score, 0 (fine) … 1 (surely bad), and a reason ("another model: …"), empty below .5.
 
     `features`: float (N, F). `labels`, `groups`: N names each. `rejected`: what people said, float (N,): 1 rejected,
     0 kept, nan not reviewed, or rejected for what features do not show. `apart`: ranks (N, K) by how far each stands
@@ -146,7 +146,7 @@ def _gather(features, labels, groups, bad, seed) -> _Evidence:
 
 
 def out_of_fold(features, labels, folds, good) -> tuple[np.ndarray, np.ndarray]:
-    """Give probabilities (N, classes) by models that saw `good` photos (bool) of other groups, and the classes."""
+    """Return probabilities (N, classes) by models that saw `good` photos (bool) of other groups, and the classes."""
     classes = np.unique(labels)
     probabilities = np.full((len(labels), len(classes)), 1 / len(classes))
     for train, test in folds:
@@ -159,7 +159,7 @@ def out_of_fold(features, labels, folds, good) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _principal_components(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give components of total variance 40, which C = .1 goes with, and half-whitened ones of length 1."""
+    """Return components of total variance 40, which C = .1 goes with, and half-whitened ones of length 1."""
     # exact and in float64: the randomised solver's rounding, and so the scores, would differ with the number of threads
     pca = PCA(min(COMPONENTS, unit.shape[1], len(unit) - 1), svd_solver="covariance_eigh")
     components = pca.fit_transform(unit.astype(np.float64))
@@ -193,7 +193,7 @@ def _distance_to_class(unit, labels, groups, good) -> np.ndarray:
 
 
 def _mean_distance(unit, rows, columns, groups) -> np.ndarray:
-    """Give the mean distance of the rows to their nearest columns of other groups; 2, the most, where there is none."""
+    """Return the mean distance of the rows to their nearest columns of other groups; 2, the most, without any."""
     found = [np.empty(0)]
     for _, _, similarity in _find_nearest(unit, rows, columns, groups, NEAREST):
         there = np.isfinite(similarity)
@@ -203,7 +203,7 @@ def _mean_distance(unit, rows, columns, groups) -> np.ndarray:
 
 
 def _disagreement(whitened, labels, groups, bad) -> np.ndarray:
-    """Give the share of the nearest look-alikes, near ones counting more, that have another label or were rejected."""
+    """Return the share of look-alikes, near ones counting more, that have another label or were rejected."""
     share = np.zeros(len(labels))
     everyone = np.arange(len(labels))
     for part, nearest, similarity in _find_nearest(whitened, everyone, everyone, groups, LOOK_ALIKES):
@@ -214,7 +214,7 @@ def _disagreement(whitened, labels, groups, bad) -> np.ndarray:
 
 
 def _likeness_to_rejects(whitened, blended, rejected, folds, seed) -> np.ndarray:
-    """Give how far on the rejects' side each photo is, learnt out of fold from verdicts and, without them, guesses."""
+    """Return how far on the rejects' side each photo is, learnt out of fold from verdicts, else guesses."""
     reviewed = ~np.isnan(rejected)
     target = np.where(reviewed, rejected, blended > GUESSED_REJECT).astype(bool)
     guessed = np.flatnonzero(~reviewed & ((blended > GUESSED_REJECT) | (blended < GUESSED_KEEP)))
@@ -232,7 +232,7 @@ def _likeness_to_rejects(whitened, blended, rejected, folds, seed) -> np.ndarray
 
 
 def _rank(values: np.ndarray) -> np.ndarray:
-    """Give ranks from 0 (lowest) to 1 (highest); equal values share one."""
+    """Return ranks from 0 (lowest) to 1 (highest); equal values share one."""
     return (pd.Series(values).rank().to_numpy() - 1) / max(len(values) - 1, 1)
 
 

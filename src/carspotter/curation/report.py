@@ -6,7 +6,6 @@ import base64
 import html
 import io
 import itertools
-import os
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from carspotter.curation.reviews import read_audit, read_reviews
-from carspotter.paths import Study
+from carspotter.paths import Study, atomic_write
 from carspotter.photos.decoding import UnreadablePhoto, decode
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import kind_of, read_curation, read_photos
@@ -44,7 +43,7 @@ def count_duplicates(study: Study) -> dict[str, int]:
 
 
 def write_report(study: Study, audit_seed: int = 0) -> Path:
-    """Write `data/reports/curation-STUDY.html` and give its path; it shows photos, so it lies beside them, not in git.
+    """Write `data/reports/curation-STUDY.html`, which shows photos and so is not in git; return its path.
 
     The junk left is estimated from the audit drawn by `audit_seed`, if somebody has looked at any of it.
     """
@@ -60,7 +59,13 @@ def write_report(study: Study, audit_seed: int = 0) -> Path:
             for row in shown.itertuples()
         )
         grids.append(f"<h2>{html.escape(kind)}: {len(part):,}</h2><div>{pictures}</div>")
-    lines = [*_rates(study, table, audit_seed), *_duplicate_lines(study)]
+    by_person = read_reviews(study.data).drop_duplicates("sha256", keep="last")
+    lines = [
+        f"{len(table):,} photos, {(table['verdict'] == 'keep').sum():,} kept, {len(by_person):,} decided by a person, "
+        f"{(by_person['verdict'] == 'reject').sum():,} rejected",
+        str(read_audit(study, len(table), audit_seed)),
+        ", ".join(f"{name}: {count:,}" for name, count in count_duplicates(study).items()),
+    ]
     items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
     page = PAGE.format(
         title=f"Curation of {html.escape(study.name)}",
@@ -69,24 +74,9 @@ def write_report(study: Study, audit_seed: int = 0) -> Path:
         grids="".join(grids),
     )
     path = study.data / "reports" / f"curation-{study.name}.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part_file = path.with_suffix(f".{os.getpid()}.part")
-    part_file.write_text(page, encoding="utf-8")
-    os.replace(part_file, path)
+    with atomic_write(path) as part_file:
+        part_file.write_text(page, encoding="utf-8")
     return path
-
-
-def _rates(study: Study, table: pd.DataFrame, audit_seed: int) -> list[str]:
-    kept = (table["verdict"] == "keep").sum()
-    by_person = read_reviews(study.data).drop_duplicates("sha256", keep="last")
-    rejected = (by_person["verdict"] == "reject").sum()
-    counts = f"{len(table):,} photos, {kept:,} kept, {len(by_person):,} decided by a person, {rejected:,} rejected"
-    return [counts, str(read_audit(study, len(table), audit_seed))]
-
-
-def _duplicate_lines(study: Study) -> list[str]:
-    counts = count_duplicates(study)
-    return [", ".join(f"{name}: {count:,}" for name, count in counts.items())]
 
 
 def figure(path: Path, caption: str) -> str:

@@ -33,7 +33,7 @@ REASONS = {
 
 
 def read_reviews(data: Path) -> pd.DataFrame:
-    """Give the decisions that stand: the last one of each reviewer on each photo, oldest first.
+    """Return the decisions that stand: the last one of each reviewer on each photo, oldest first.
 
     `data`: the folder that holds reviews.jsonl. Columns: sha256, reviewer, verdict (keep or reject), label, reason,
     time, audit (its seed, or None). Withdrawn decisions are left out. Raises ValueError for a damaged line.
@@ -58,20 +58,8 @@ def cohens_kappa(first, second) -> float:
     return float((observed - expected) / (1 - expected)) if expected < 1 else float("nan")
 
 
-def measure_agreement(data: Path) -> pd.DataFrame:
-    """Compare every two reviewers on the photos that both decided: first, second, photos, agreed, kappa.
-
-    A category is "reject" or the label under which a photo was kept; why it was rejected does not count.
-    """
-    rows = []
-    for first, second, both in pair_reviewers(data):
-        agreed = int((both[first] == both[second]).sum())
-        rows.append((first, second, len(both), agreed, cohens_kappa(both[first], both[second])))
-    return pd.DataFrame(rows, columns=["first", "second", "photos", "agreed", "kappa"])
-
-
 def standing_lines(lines: Iterable[dict], field: str, *more_keys: str) -> dict[tuple, dict]:
-    """Give the last line of each photo and reviewer, in the order of writing, less those that withdraw.
+    """Return the last line of each photo and reviewer, in the order of writing, less those that withdraw.
 
     What is withdrawn in an audit is what was said in that audit: an earlier verdict stands again.
     """
@@ -86,7 +74,7 @@ def standing_lines(lines: Iterable[dict], field: str, *more_keys: str) -> dict[t
 
 
 def pair_reviewers(data: Path) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Give every two reviewers who decided on the same photos, with a column of categories for each, by sha256."""
+    """Return every two reviewers who decided on the same photos, with a column of categories for each, by sha256."""
     reviews = read_reviews(data)
     category = reviews["label"].where(reviews["verdict"] == "keep", "reject")
     table = reviews.assign(category=category).pivot(index="sha256", columns="reviewer", values="category")
@@ -159,7 +147,7 @@ def draw_quiz(study: Study, count: int, seed: int = 0) -> pd.DataFrame:
 
 
 def read_quiz(study: Study, reviewer: str | None = None) -> pd.DataFrame:
-    """Give the answers to the quiz about this study: sha256, reviewer, seed, answer, label, group, correct (bool).
+    """Return the answers to the quiz about this study: sha256, reviewer, seed, answer, label, group, correct (bool).
 
     Labels come from the split as it is now; photos that left the validation part are left out.
     """

@@ -17,7 +17,7 @@ LOOKED_AT = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 
 
 def score_curation(table: pd.DataFrame, truth: Path) -> pd.DataFrame:
-    """Give photos, recall, precision and worst_15 by kind of junk and of copy, from the truth.csv of rendered photos.
+    """Return photos, recall, precision and worst_15 by kind of junk and of copy, from the truth.csv of rendered photos.
 
     Copies ("copy: cropped", …): recall counts pairs of copy and original that share bytes or a cluster; precision is
     that of all pairs in one cluster, the same for every kind. Junk: recall and precision of the detector of that kind
@@ -53,7 +53,7 @@ def score_curation(table: pd.DataFrame, truth: Path) -> pd.DataFrame:
 
 
 def review_curve(table: pd.DataFrame, truth: Path) -> pd.Series:
-    """Give the share of junk found, by the share of photos looked at, worst first."""
+    """Return the share of junk found, by the share of photos looked at, worst first."""
     _, kept = _join(table, truth)
     found = (kept["kind"] != "car").to_numpy().cumsum()
     ends = np.maximum(np.ceil(np.array(LOOKED_AT) * len(kept)).astype(int), 1) - 1
@@ -62,7 +62,7 @@ def review_curve(table: pd.DataFrame, truth: Path) -> pd.Series:
 
 
 def _join(table: pd.DataFrame, truth: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Give the truth about these photos, and those that are kept with their true kind, worst first."""
+    """Return the truth about these photos, and those that are kept with their true kind, worst first."""
     facts = pd.read_csv(truth, dtype=str, keep_default_na=False)
     original = facts["duplicate_of"].map(facts.set_index("file")["sha256"])
     facts["origin"] = original.fillna(facts["sha256"])
@@ -81,6 +81,6 @@ def _hits(right: pd.Series, detected: pd.Series) -> tuple[int, float, float]:
 
 
 def _pairs_within(sets: pd.Series) -> set[tuple[str, str]]:
-    """Give all pairs of index values that share a value."""
+    """Return all pairs of index values that share a value."""
     members = sets.groupby(sets).groups.values()
     return {pair for shas in members for pair in itertools.combinations(sorted(shas), 2)}

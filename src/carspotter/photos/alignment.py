@@ -21,7 +21,7 @@ def compare_shots(whole: np.ndarray, cut: np.ndarray, windows: np.ndarray) -> tu
     """Align windows of `whole` with `cut`, both uint8 (N, S, S) grey, and say how well they agree.
 
     `windows`: where in `whole` to begin, float (N, 4): start and length of the vertical side, then of the horizontal
-    one, in shares of them. Gives the median correlation of the blocks that hold any structure, float32 (N,), 0 … 1,
+    one, in shares of them. Returns the median correlation of the blocks that hold any structure, float32 (N,), 0 … 1,
     and the windows that were found.
     """
     whole, cut = _soften(whole), _soften(cut)
@@ -36,7 +36,7 @@ def compare_shots(whole: np.ndarray, cut: np.ndarray, windows: np.ndarray) -> tu
 def compare_closely(whole: np.ndarray, cut: np.ndarray, window: np.ndarray) -> float:
     """Compare one pair of larger grey photos, uint8 (CLOSE_SIDE, CLOSE_SIDE), aligned before by `compare_shots`.
 
-    Gives the correlation that 72 % of the structured blocks reach. Copies keep their detail in every block but
+    Returns the correlation that 72 % of the structured blocks reach. Copies keep their detail in every block but
     those that a watermark covers; a second shot of the scene, or another thing of the same design, does not.
     """
     whole, cut = _soften(whole[None]), _soften(cut[None])
@@ -64,7 +64,7 @@ def _align(whole: np.ndarray, cut: np.ndarray, windows: np.ndarray, stages) -> n
 
 
 def _look_through(whole: np.ndarray, window: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sample a window of each photo at points × points; give the view and its slopes down and across, per pixel."""
+    """Sample a window of each photo at points × points; return the view and its slopes down and across, per pixel."""
     side = whole.shape[1]
     at = _grid(points)
     y, x = (np.clip((window[:, [k]] + window[:, [k + 1]] * at) * side - 0.5, 0, side - 1.001) for k in (0, 2))
@@ -105,7 +105,7 @@ def _grid(points: int) -> np.ndarray:
 
 
 def _correlate(view: np.ndarray, cut: np.ndarray, flat: float, noise: float) -> tuple[np.ndarray, np.ndarray]:
-    """Give the correlation of each of the 8 × 8 blocks, and whether one of the two holds structure there: (N, 64)."""
+    """Return the correlation of each of the 8 × 8 blocks, and whether one of the two holds structure there: (N, 64)."""
     block = view.shape[1] // BLOCKS
     view, cut = (
         photo.reshape(-1, BLOCKS, block, BLOCKS, block).transpose(0, 1, 3, 2, 4).reshape(len(photo), BLOCKS**2, -1)

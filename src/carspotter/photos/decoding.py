@@ -155,7 +155,7 @@ def inspect(source: Path | bytes | BinaryIO, limits: Limits = Limits()) -> Facts
 
 
 def is_plain(content: bytes, limits: Limits = Limits()) -> bool:
-    """Say whether `decode` is certain to answer within a fraction of a second, without a child process."""
+    """Return whether `decode` is certain to answer within a fraction of a second, without a child process."""
     try:
         return _read_header(content, limits).plain
     except _Refusal:

@@ -6,7 +6,7 @@ are compared, of more those that locality-sensitive hashing (Indyk and Motwani, 
 is then confirmed on pixels, see `alignment`. What is alike but no copy is the same car, moments apart.
 
 Photos of one car from other sides have no pixels in common, but the colours of the place around it and its paint: where
-these agree far more than those of two cars do, and no listings tell the two apart, the photos are taken to show one car.
+these agree far more than those of two cars do, and no listings say otherwise, the photos are taken to show one car.
 """
 
 from __future__ import annotations

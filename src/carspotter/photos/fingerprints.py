@@ -1,4 +1,9 @@
-"""What a photo looks like in 5 kB: a small grey copy, its colours, brightness and sharpness."""
+"""What a photo looks like in 5 kB: a small grey copy, its colours, brightness and sharpness.
+
+By its colours a photo stands apart from its listing (see `listing_mates`), and two show one car (see `duplicates`):
+photos of one listing show one car at one place. What the middle has and the surroundings have not is mostly paint.
+Papers, a cabin or an engine bay bring colours that no other photo of the listing has.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +18,16 @@ from PIL import Image
 from carspotter.photos.decoding import UnreadablePhoto, decode
 from carspotter.photos.images import CHUNK, WORKERS
 from carspotter.photos.journal import hold
-from carspotter.photos.palette import COLOURS, describe_palette
 from carspotter.photos.table import read_photos
 from carspotter.progress import progress_bar
 
 SIDE = 64  # pixels of the grey copy
+PALETTE_SIDE = 48  # pixels of the photo whose colours are counted
+MIDDLE = slice(16, 34), slice(14, 34)  # its rows and columns: where the car is, with little around it
+LEVELS = 6  # of brightness; the two colour axes, red against green and yellow against blue, are finer near grey
+REDDISH = (-0.12, -0.05, -0.015, 0.015, 0.05, 0.12, 0.25)
+YELLOWISH = (-0.15, -0.06, -0.02, 0.02, 0.06, 0.15, 0.3)
+COLOURS = LEVELS * (len(REDDISH) + 1) * (len(YELLOWISH) + 1)
 VERSION = 4  # raise when a fingerprint changes: it names the cache file
 FINGERPRINT = np.dtype(
     [
@@ -31,10 +41,26 @@ FINGERPRINT = np.dtype(
 )
 
 
+def describe_palette(photo: Image.Image) -> np.ndarray:
+    """Count the colours of an RGB photo: uint8 (2, COLOURS), roots of shares × 255.
+
+    First by how much more of each there is in the middle than around it, 0 where there is less; then around it.
+    """
+    pixels = np.asarray(photo.resize((PALETTE_SIDE, PALETTE_SIDE), Image.Resampling.BILINEAR), dtype=np.float32) / 255
+    red, green, blue = np.moveaxis(pixels, 2, 0)
+    colour = np.clip(pixels.mean(axis=2) * LEVELS, 0, LEVELS - 1).astype(int)
+    for axis, steps in ((red - green, REDDISH), ((red + green) / 2 - blue, YELLOWISH)):
+        colour = colour * (len(steps) + 1) + np.digitize(axis, steps)
+    inside = np.zeros((PALETTE_SIDE, PALETTE_SIDE), dtype=bool)
+    inside[MIDDLE] = True
+    middle, around = (np.bincount(colour[part], minlength=COLOURS) / part.sum() for part in (inside, ~inside))
+    return np.round(255 * np.sqrt([np.maximum(middle - around, 0), around])).astype(np.uint8)
+
+
 def measure_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True) -> tuple[np.ndarray, dict[str, str]]:
     """Fingerprint the photos (columns sha256, path), reusing what `data/fingerprints-*.bin` already holds.
 
-    Gives an array of FINGERPRINT in the order of `photos` less the unreadable ones, and {sha256: reason} for those.
+    Returns an array of FINGERPRINT in the order of `photos` less the unreadable ones, and {sha256: reason} for those.
     brightness and contrast: mean and standard deviation of grey, 0 … 255. sharpness: see `_measure`.
     """
     data = Path(data)
@@ -74,7 +100,7 @@ def measure_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True)
 
 
 def readable_photos(data: Path, show_progress: bool = True) -> pd.DataFrame:
-    """Give the photos that can be decoded, as from `read_photos`, sorted by sha256: those that features are made of."""
+    """Return the photos that can be decoded, as from `read_photos`, sorted by sha256."""
     photos = read_photos(data).sort_values("sha256", ignore_index=True)
     _, unreadable = measure_photos(data, photos, show_progress)
     return photos[~photos["sha256"].isin(unreadable)].reset_index(drop=True)

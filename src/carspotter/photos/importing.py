@@ -18,10 +18,7 @@ from carspotter.photos.decoding import FORMATS, Limits, UnreadablePhoto, inspect
 from carspotter.photos.folders import Found, Job, find_files, name_listings, name_some
 from carspotter.photos.images import CHUNK, WORKERS
 from carspotter.photos.journal import Journal, hold, read_journal
-from carspotter.photos.table import (
-    read_forgotten,
-    standing_claims,
-)
+from carspotter.photos.table import read_forgotten, standing_claims
 from carspotter.progress import progress_bar
 
 

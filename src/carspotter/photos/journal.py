@@ -137,7 +137,7 @@ def _replay(path: Path) -> Iterator[tuple[int, dict]]:
 
 
 def _is_whole(line: bytes) -> bool:
-    """Say whether a line without its newline is whole: no part of an object is an object."""
+    """Return whether a line without its newline is whole: no part of an object is an object."""
     try:
         return isinstance(json.loads(line), dict)
     except ValueError:

@@ -8,7 +8,6 @@ function of the photos and of the previous split alone: photos are ordered by ha
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from carspotter.paths import Study
+from carspotter.paths import Study, atomic_write
 from carspotter.photos.grouping import Groups, pick_sizes
 from carspotter.photos.table import kind_of, read_curation, read_forgotten, read_photos, read_withdrawn
 
@@ -362,7 +361,5 @@ def _read_previous(study: Study) -> pd.DataFrame | None:
 
 
 def _write_csv(file: Path, table: pd.DataFrame) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{os.getpid()}.part")
-    table.to_csv(part, index=False, lineterminator="\n")
-    os.replace(part, file)
+    with atomic_write(file) as part:
+        table.to_csv(part, index=False, lineterminator="\n")
