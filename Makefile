@@ -6,9 +6,10 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 BOOK := build/book-venv
 SYSTEM_PYTHON ?= python3
-# The folder of photos and the classes of `make study`; without PHOTOS it takes what data/ holds.
+# The folder of photos, the classes and the name of `make study`; without PHOTOS it takes what data/ holds.
 PHOTOS ?=
 CLASSES ?=
+STUDY ?=
 EPOCHS ?=
 DATA ?=
 
@@ -57,7 +58,7 @@ demo: $(VENV)/.light browser  ## the main job on the sample site: scrape, curate
 	$(PYTHON) -m carspotter demo
 
 study: $(VENV)/.light  ## the same on your photos: make study PHOTOS=FOLDER CLASSES="a b"
-	$(PYTHON) -m carspotter study $(if $(PHOTOS),"$(PHOTOS)") $(if $(CLASSES),--classes $(CLASSES)) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(DATA),--data "$(DATA)")
+	$(PYTHON) -m carspotter study $(if $(PHOTOS),"$(PHOTOS)") $(if $(CLASSES),--classes $(CLASSES)) $(if $(STUDY),--study "$(STUDY)") $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(DATA),--data "$(DATA)")
 
 test: setup  ## run all tests
 	$(PYTHON) -m pytest -n 2 --dist loadfile
