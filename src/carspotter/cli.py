@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; give the exit code: 0 done, 1 the verb's own "no", 2 bad input, 130 interrupted, 141 unread."""
+    """Run one verb; return the exit code: 0 done, 1 the verb's own "no", 2 bad input, 130 interrupted, 141 unread."""
     options = _parser().parse_args(arguments)
     try:
         code = options.verb(options) or 0
@@ -203,19 +203,6 @@ def kaggle_push(options) -> int:
     return 0
 
 
-def kaggle_publish(options) -> int:
-    from carspotter.kaggle_push import RIGHTS, publish
-
-    print(RIGHTS)
-    if not (options.rights_cleared or options.dry_run):
-        print("If all that is settled, say so with --rights-cleared; --dry-run only writes what would be sent.")
-        return 1
-    choices = {"public": options.public, "dry_run": options.dry_run, "out": options.out}
-    folder = publish(study_of(options), options.name, options.licence, options.user, **choices)
-    print(f"{'Would publish' if options.dry_run else 'Published'} {folder}")
-    return 0
-
-
 def examine_machine(options) -> int:
     from carspotter.doctor import examine
 
@@ -325,8 +312,8 @@ def _parser() -> argparse.ArgumentParser:
     unsealing.add_argument("--reason", required=True, help="why the test set is opened; goes into the ledger")
     unsealing.add_argument("--again", metavar="WHY", help="why another model than the first is evaluated")
 
-    kaggle = verbs.add_parser("kaggle", help="fetch the data set; push notebooks; publish your own photos")
-    errands = kaggle.add_subparsers(required=True, metavar="fetch|push|publish")
+    kaggle = verbs.add_parser("kaggle", help="fetch the data set, or push the notebooks")
+    errands = kaggle.add_subparsers(required=True, metavar="fetch|push")
     fetching = add_verb(errands, "fetch", kaggle_fetch, "a data set with its train / validation / test -> a study")
     fetching.add_argument("--dataset", default="ajaykgp12/cars-wagonr-swift", metavar="OWNER/NAME", help="%(default)s")
     fetching.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="an unzipped folder, or the zip")
@@ -336,16 +323,10 @@ def _parser() -> argparse.ArgumentParser:
     pushing = errands.add_parser("push", help="the wheel as your private data set, and notebooks that use it")
     pushing.add_argument("--notebook", nargs="+", metavar="NN", help="their numbers (default: all)")
     pushing.add_argument("--internet", action="store_true", help="let them reach the net; off unless asked for")
+    pushing.add_argument("--user", metavar="NAME", help="your name on Kaggle (default: that of your credentials)")
+    pushing.add_argument("--dry-run", action="store_true", help="write what would be sent, send nothing")
+    pushing.add_argument("--out", type=Path, metavar="DIR", help="default: below data/kaggle")
     pushing.set_defaults(verb=kaggle_push)
-    publishing = add_verb(errands, "publish", kaggle_publish, "your own curated photos and their split as a data set")
-    publishing.add_argument("name", metavar="NAME", help="as in my-cars")
-    publishing.add_argument("--licence", required=True, help="as Kaggle spells it: CC0-1.0, CC-BY-SA-4.0, other …")
-    publishing.add_argument("--public", action="store_true", help="for everybody; private unless asked for")
-    publishing.add_argument("--rights-cleared", action="store_true", help="you have read the word on rights")
-    for errand in (pushing, publishing):
-        errand.add_argument("--user", metavar="NAME", help="your name on Kaggle (default: that of your credentials)")
-        errand.add_argument("--dry-run", action="store_true", help="write what would be sent, send nothing")
-        errand.add_argument("--out", type=Path, metavar="DIR", help="default: below data/kaggle")
 
     doctor = verbs.add_parser("doctor", help="what works on this machine, and what to install")
     doctor.set_defaults(verb=examine_machine)
