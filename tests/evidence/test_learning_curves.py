@@ -189,16 +189,3 @@ def test_unusable_input_is_refused_with_what_was_found(training_photos):
 def test_curves_as_flat_as_chance_still_fit():
     flat = fit_learning_curve([12, 24, 48], [0.5, 0.51, 0.5], np.eye(3) * 0.05**2)
     assert flat.at(96).low < 0.5 < flat.at(96).high
-
-
-def test_a_curve_catches_up_where_its_draws_cross_the_others_and_never_where_it_is_below():
-    tight = np.eye(5) * 1e-8
-    slow = fit_learning_curve(SIZES, 0.5 * SIZES**-0.5, tight, ("power law",))
-    quick = fit_learning_curve(SIZES, 0.5 * 3200**-0.5 * (SIZES / 3200) ** -0.1, tight, ("power law",))
-    crossing, chance = slow.catches_up(quick)
-    assert crossing.estimate == pytest.approx(3200, rel=0.15)  # where the two power laws meet
-    assert crossing.low <= crossing.estimate <= crossing.high and chance > 0.95
-    back, _ = quick.catches_up(slow)
-    assert back.estimate == SIZES.min()
-    level = fit_learning_curve(SIZES, 0.2 + 0 * SIZES, tight, ("power law",))
-    assert level.catches_up(slow)[0].estimate == np.inf or level.catches_up(slow)[1] < 0.5

@@ -6,19 +6,13 @@ import pytest
 
 from carspotter.evidence.resampling import (
     bootstrap_sample,
-    derive_study,
     group_folds,
     halves,
     log_spaced_sizes,
-    mislabel,
-    mix_in,
     nested_samples,
-    out_of_bootstrap,
     over_splits,
     resplits,
 )
-from carspotter.paths import Study
-from carspotter.photos.splitting import read_splits, split_version
 
 
 @pytest.fixture
@@ -77,49 +71,6 @@ def test_a_bootstrap_sample_of_a_smaller_collection_draws_fewer_groups(splits):
         bootstrap_sample(splits, share=0)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 1.0])
-def test_wrong_labels_come_by_whole_training_groups(splits, share):
-    changed = mislabel(splits, share, seed=5)
-    wrong = changed["label"] != splits["label"]
-    training = splits["split"] == "train"
-    assert not wrong[~training].any()
-    assert wrong[training].mean() == pytest.approx(share, abs=2.5 / training.sum() * 2)
-    assert wrong[training].groupby(splits["group"]).nunique().eq(1).all()
-    assert set(changed.loc[training, "label"]) == {"swift", "wagonr"}
-    more = mislabel(splits, min(1.0, share + 0.2), seed=5)["label"] != splits["label"]
-    assert more[wrong].all(), "a larger share does not hold the smaller one"
-
-
-def test_rejects_take_the_place_of_training_photos(splits):
-    rejects = pd.DataFrame({"sha256": [f"r{n}" for n in range(30)], "label": ["swift", "wagonr", "alto"] * 10})
-    mixed = mix_in(splits, rejects, 0.1, seed=2)
-    before, after = (table[table["split"] == "train"] for table in (splits, mixed))
-    assert len(after) == len(before)
-    come = after[after["sha256"].str.startswith("r")]
-    assert len(come) == round(0.1 * len(before)) and set(come["label"]) == {"swift", "wagonr"}
-    assert (come.set_index("sha256")["label"] == rejects.set_index("sha256")["label"].loc[come["sha256"]]).all()
-    others = splits["split"] != "train"
-    assert set(splits.loc[others, "sha256"]) <= set(mixed["sha256"])
-    with pytest.raises(ValueError, match=r"20 are there; ask for 1\d\.\d% at most"):
-        mix_in(splits, rejects, 0.5)
-
-
-def test_a_derived_study_has_a_version_of_its_own_and_nothing_sealed(splits, tmp_path):
-    study = Study("sample", tmp_path / "data", tmp_path / "results")
-    study.folder.mkdir(parents=True)
-    splits.to_csv(study.splits, index=False)
-    derived = derive_study(study, "noisy", mislabel(splits, 0.2))
-    assert derived.name == "sample_noisy" and derived.data == study.data
-    assert set(read_splits(derived)["split"]) == {"train", "validation"}
-    assert split_version(derived) != split_version(study)
-    assert not derived.sealed.exists()
-
-
-def test_one_class_cannot_be_mislabelled(splits):
-    with pytest.raises(ValueError, match="class swift alone"):
-        mislabel(splits[splits["label"] == "swift"], 0.1)
-
-
 def sides_of(splits):
     return {side: set(splits.loc[splits["split"] == side, "sha256"]) for side in ("train", "validation")}
 
@@ -145,14 +96,6 @@ def test_a_leaky_split_tears_groups_apart_and_a_grouped_one_does_not(splits):
             assert one.groupby("group")["split"].nunique().eq(1).all() == by_group
             # 50 of 192 photos are in validation now; the nearest whole fold is a quarter
             assert 40 <= len(sides_of(one)["validation"]) <= 56
-
-
-def test_out_of_bootstrap_validation_has_no_group_of_the_training_sample(splits):
-    split, sample = out_of_bootstrap(splits, seed=4)
-    sides = sides_of(split)
-    assert set(sample) == sides["train"] and len(sample) > len(set(sample))
-    assert not set(groups_of(splits, sample)) & set(groups_of(splits, sorted(sides["validation"])))
-    assert 0.2 < len(sides["validation"]) / 192 < 0.55
 
 
 @pytest.mark.slow

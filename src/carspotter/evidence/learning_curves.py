@@ -77,17 +77,6 @@ class LearningCurve:
         sizes = np.where(out_of_reach, np.inf, np.maximum(sizes, 0))
         return _forecast(sizes, level), float(np.isfinite(sizes).mean())
 
-    def catches_up(self, other: LearningCurve, level: float = 0.95) -> tuple[Forecast, float]:
-        """Forecast from how many photos on this curve is at least as accurate as `other`, and the probability of ever.
-
-        Sizes are tried from the smallest measured one to a thousand times the largest. Draws of the two curves are
-        paired at random, although both were measured on the same photos: the interval errs on the wide side.
-        """
-        sizes = np.geomspace(min(self.sizes.min(), other.sizes.min()), 1_000 * self.sizes.max(), 200)
-        ahead = np.array([self.accuracies(size) >= other.accuracies(size) for size in sizes])
-        first = np.where(ahead.any(axis=0), sizes[ahead.argmax(axis=0)], np.inf)
-        return _forecast(first, level), float(np.isfinite(first).mean())
-
 
 def mean_errors(correct, groups) -> tuple[np.ndarray, np.ndarray]:
     """Return the error at each training size, float (K,), and the covariance of these, float (K, K).

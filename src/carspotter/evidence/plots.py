@@ -167,45 +167,6 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
         return _finish(figure)
 
 
-def coverage_risk_curve(
-    coverage: np.ndarray, risk: np.ndarray, asked: float, chosen: float | None = None, title: str = ""
-) -> Figure:
-    """Draw the share of wrong answers against the share of photos answered, surest first (`check.rejection`).
-
-    `coverage`, `risk`: (N,), shares; `asked`: the risk that was asked for, a dashed line; `chosen`: the coverage that
-    meets it, a dot, or None where none does.
-    """
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6.5, 3.2))
-        axis.plot(coverage, risk, color=BLUE, drawstyle="steps-pre", label="validation photos")
-        axis.axhline(asked, color=ORANGE, linestyle="--", linewidth=1.2, label=f"risk asked for: {asked:.0%}")
-        if chosen:
-            axis.plot(chosen, np.interp(chosen, coverage, risk), "o", color=ORANGE, label=f"answers {chosen:.0%}")
-        axis.set(xlim=(0, 1.02), ylim=(0, max(0.05, 1.1 * float(risk.max()))), title=title)
-        axis.set(xlabel="share of photos answered, surest first", ylabel="share wrong of the answered")
-        axis.legend(frameon=False)
-        return _finish(figure)
-
-
-def reliability_diagram(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
-    """Draw accuracy against confidence, one colour per model; dots are bins, their area the share of photos.
-
-    `tables`: name -> table of `calibration.reliability`. On the diagonal a model is as sure as it is right.
-    """
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(4.8, 4.4))
-        axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
-        for (name, table), colour in zip(tables.items(), (BLUE, ORANGE, GREEN, PURPLE, RED), strict=False):
-            share = table["photos"] / table["photos"].sum()
-            axis.plot(table["confidence"], table["accuracy"], color=colour, linewidth=1, label=name)
-            axis.scatter(table["confidence"], table["accuracy"], 20 + 300 * share, color=colour, alpha=0.6)
-        lowest = min(float(table["low"].min()) for table in tables.values())
-        axis.set(xlim=(lowest - 0.02, 1.02), ylim=(-0.04, 1.04), title=title)
-        axis.set(xlabel="confidence (probability of the predicted class)", ylabel="share classified correctly")
-        axis.legend(fontsize=8, loc="upper left")
-        return _finish(figure)
-
-
 def decomposition_bars(decompositions: dict, title: str = "") -> Figure:
     """Draw the error of each recipe as bias and variance side by side: name -> `bias_variance.Decomposition`.
 
@@ -252,49 +213,6 @@ def forecast_chart(curves: dict, farthest: float, title: str = "", target: float
         axis.set(xlabel="training photos (log scale)", ylabel="validation accuracy, 95 % interval", title=title)
         axis.set_ylim(top=min(1.01, axis.get_ylim()[1]))
         axis.legend(fontsize=8, loc="lower right")
-        return _finish(figure)
-
-
-def pareto_chart(table: pd.DataFrame, title: str = "", cost: str = "training_seconds", unit: str = "s") -> Figure:
-    """Draw accuracy with its 95 % interval against a cost (log scale); recipes that nothing beats are joined.
-
-    `table`: as `costs.cost_table` gives it; its column `front` belongs to training_seconds.
-    """
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7.5, 4))
-        for row in table.itertuples():
-            colour = BLUE if row.front else GREY
-            spent = getattr(row, cost)
-            axis.plot([spent, spent], [row.low, row.high], color=colour, linewidth=1.5)
-            axis.plot(spent, row.accuracy, "o" if row.front else "s", color=colour)
-            axis.annotate(row.recipe, (spent, row.accuracy), (7, 4), textcoords="offset points", fontsize=8)
-        front = table[table["front"]].sort_values(cost)
-        axis.plot(front[cost], front["accuracy"], color=BLUE, linewidth=1, label="no other is cheaper and better")
-        _log_scale(axis)
-        axis.margins(x=0.2)
-        axis.set(xlabel=f"{cost.replace('_', ' ')} ({unit}, log scale)", title=title)
-        axis.set_ylabel("validation accuracy, 95 % interval")
-        axis.set_ylim(top=min(1.01, axis.get_ylim()[1]))
-        axis.legend(fontsize=8, loc="lower right")
-        return _finish(figure)
-
-
-def framework_bars(table: pd.DataFrame, title: str = "") -> Figure:
-    """Draw what each framework costs, one panel a measure; `table`: of `frameworks.compare_frameworks`."""
-    panels = {
-        "photos_per_second": "training photos/s (more is better)",
-        "first_step_seconds": "import to first step, s (less is better)",
-        "peak_mb": "peak memory, MB (less is better)",
-    }
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(10, 1.3 + 0.4 * len(table)), sharey=True)
-        for axis, (measure, label), colour in zip(axes, panels.items(), (BLUE, ORANGE, GREEN), strict=True):
-            bars = axis.barh(table["framework"], table[measure], color=colour)
-            axis.bar_label(bars, fmt="{:.3g}", padding=3, fontsize=9)
-            axis.margins(x=0.2)
-            axis.set_xlabel(label)
-        axes[0].invert_yaxis()
-        axes[0].set_title(title)
         return _finish(figure)
 
 

@@ -1,7 +1,7 @@
-"""Other training and validation sets from the same photos: smaller, resampled, split again, mislabelled, uncurated.
+"""Other training and validation sets from the same photos: smaller, resampled, split again.
 
-A sample is a list of hashes for `training_subset`. A new split is a table as `read_splits` returns it, for a study of
-its own (`derive_study`); the sealed photos take part in none of them.
+A sample is a list of hashes for `training_subset`, a new split a table as `read_splits` returns it; the sealed photos
+take part in none of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
 from carspotter.evidence.intervals import Interval
 from carspotter.evidence.learning_curves import nested_group_subsets
-from carspotter.paths import Study
 
 
 def group_folds(splits: pd.DataFrame, folds: int = 5, seed: int = 0, by_group: bool = True) -> list[pd.DataFrame]:
@@ -47,17 +46,6 @@ def resplits(splits: pd.DataFrame, count: int = 10, by_group: bool = True) -> li
     open_rows = splits["split"].isin(["train", "validation"])
     folds = max(2, round(open_rows.sum() / (splits["split"] == "validation").sum()))
     return [group_folds(splits, folds, seed, by_group)[0] for seed in range(count)]
-
-
-def out_of_bootstrap(splits: pd.DataFrame, seed: int = 0) -> tuple[pd.DataFrame, list[str]]:
-    """Return a split and its training sample: groups drawn with replacement to train on, the others for validation.
-
-    About 37 % of the groups are never drawn. Photos drawn twice are listed twice in the sample. Method: Bouthillier et
-    al. 2021, "Accounting for variance in machine learning benchmarks".
-    """
-    whole = splits[splits["split"].isin(["train", "validation"])].assign(split="train")
-    sample = bootstrap_sample(whole, seed)
-    return whole.assign(split=np.where(whole["sha256"].isin(sample), "train", "validation")), sample
 
 
 def over_splits(values: Sequence[float], validation_share: float, level: float = 0.95) -> Interval:
@@ -114,61 +102,6 @@ def bootstrap_sample(splits: pd.DataFrame, seed: int = 0, share: float = 1.0) ->
         for number in rng.integers(len(groups), size=max(1, round(share * len(groups)))):
             hashes += groups[number]
     return hashes
-
-
-def mislabel(splits: pd.DataFrame, share: float, seed: int = 0) -> pd.DataFrame:
-    """Return the split with about `share` (0 … 1) of the training photos under another class, group by group.
-
-    A wrong label comes with a whole listing, which claims to be what it is not. Groups are taken in a random order that
-    is the same for all shares, so that larger shares hold the smaller ones. Raises ValueError for one class.
-    """
-    training = _training(splits)
-    classes = sorted(training["label"].unique())
-    if len(classes) < 2:
-        raise ValueError(f"training has the class {', '.join(classes)} alone; there is no other name to give")
-    rng = np.random.default_rng(seed)
-    sizes = training.groupby("group", sort=True).size()
-    order = rng.permutation(len(sizes))
-    steps = rng.integers(1, len(classes), size=len(sizes))
-    before = sizes.to_numpy()[order].cumsum() - sizes.to_numpy()[order] / 2
-    wrong = {sizes.index[number]: steps[number] for number in order[before < share * len(training)]}
-    changed = splits.copy()
-    for row in training[training["group"].isin(wrong)].itertuples():
-        number = (classes.index(row.label) + wrong[row.group]) % len(classes)
-        changed.loc[row.Index, "label"] = classes[number]
-    return changed
-
-
-def mix_in(splits: pd.DataFrame, rejects: pd.DataFrame, share: float, seed: int = 0) -> pd.DataFrame:
-    """Return the split with `share` of the training photos replaced by rejected ones, under the names they came with.
-
-    `rejects`: sha256 and label (what the site claimed), of photos that curation threw out. The number of training
-    photos stays the same, so that curated and uncurated are compared at one size. Raises ValueError where there are
-    fewer rejects than asked for.
-    """
-    training = _training(splits)
-    usable = rejects[rejects["label"].isin(training["label"].unique()) & ~rejects["sha256"].isin(splits["sha256"])]
-    count = round(share * len(training))
-    if count > len(usable):
-        raise ValueError(
-            f"{count} rejects asked for, {len(usable)} are there; ask for {len(usable) / len(training):.1%} at most"
-        )
-    rng = np.random.default_rng(seed)
-    leave = training.index[rng.permutation(len(training))[:count]]
-    come = usable.sort_values("sha256").iloc[rng.permutation(len(usable))[:count]][["sha256", "label"]]
-    come = come.assign(group=come["sha256"].str[:12], split="train")
-    return pd.concat([splits.drop(index=leave), come], ignore_index=True)
-
-
-def derive_study(study: Study, name: str, splits: pd.DataFrame) -> Study:
-    """Write a study `<study>_<name>` with these training and validation photos, on the same data; no photo is sealed.
-
-    Its split is always the one given: runs of another split keep their own version and are not mixed up with its.
-    """
-    derived = Study(f"{study.name}_{name}", study.data, study.results)
-    derived.folder.mkdir(parents=True, exist_ok=True)
-    splits[splits["split"].isin(["train", "validation"])].sort_values("sha256").to_csv(derived.splits, index=False)
-    return derived
 
 
 def _training(splits: pd.DataFrame) -> pd.DataFrame:
