@@ -72,7 +72,7 @@ def test_results_are_ordered_by_hash_and_say_who_is_wrong_and_how_often(study):
     assert results.correct[1, [8, 9]].tolist() == [0, 0.8]
     best = results_of(study, runs, "best")
     assert best.predicted.shape == (2, 1, 40) and np.flatnonzero(best.correct[1] < 1).tolist() == [8]
-    assert results_of(study, runs, "all").predicted.shape == (2, 6, 40)
+    assert results_of(study, runs, 6).predicted.shape == (2, 6, 40)
     assert results.interval().estimate == pytest.approx(results.correct.mean())
 
 
