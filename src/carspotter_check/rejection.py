@@ -67,8 +67,9 @@ class Rejection:
         `probabilities` (N, classes), class numbers `labels` (N,), `groups` (N,); `answerable` bool (N,): photos that
         would not be answered whatever the confidence are False.
         """
-        from carspotter.evidence.resampling import halves  # a server needs their results alone
-        from carspotter.evidence.risk import certify_risk, fit_temperature
+        from carspotter.evidence.calibration import fit_temperature  # a server needs their results alone
+        from carspotter.evidence.resampling import halves
+        from carspotter.evidence.risk import certify_risk
 
         first = halves(groups)
         temperature = fit_temperature(labels[first], probabilities[first]) if first.any() else 1.0

@@ -96,13 +96,16 @@ def training_curves(
 ) -> Figure:
     """Draw accuracy and loss by epoch, training dashed and validation solid, one colour per run, one title for both.
 
-    `histories`: name -> table with epoch, train_accuracy, validation_accuracy, train_loss, validation_loss. The dot
-    marks the epoch with the best validation accuracy, which is the optimistic one. `overfits_from`: name -> the epoch
-    from which validation loss rises for good (`bias_variance.overfitting_start`), drawn as a dotted line on the loss.
+    `histories`: name -> table with epoch, train_accuracy, validation_accuracy, train_loss, validation_loss, or what
+    Keras' `fit` returns. The dot marks the epoch with the best validation accuracy, which is the optimistic one.
+    `overfits_from`: name -> the epoch from which validation loss rises for good (`bias_variance.overfitting_start`),
+    drawn as a dotted line on the loss.
     """
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
         for (name, history), colour in zip(histories.items(), itertools.cycle(COLOURS), strict=False):
+            if not isinstance(history, pd.DataFrame):
+                history = _history_table(history)
             epochs = history["epoch"]
             for axis, measure in ((left, "accuracy"), (right, "loss")):
                 axis.plot(epochs, history[f"train_{measure}"], "--", color=colour)
@@ -167,6 +170,25 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
         return _finish(figure)
 
 
+def reliability_diagram(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
+    """Draw accuracy against confidence, one colour per model; dots are bins, their area the share of photos.
+
+    `tables`: name -> table of `calibration.reliability`. On the diagonal a model is as sure as it is right.
+    """
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(4.8, 4.4))
+        axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
+        for (name, table), colour in zip(tables.items(), (BLUE, ORANGE, GREEN, PURPLE, RED), strict=False):
+            share = table["photos"] / table["photos"].sum()
+            axis.plot(table["confidence"], table["accuracy"], color=colour, linewidth=1, label=name)
+            axis.scatter(table["confidence"], table["accuracy"], 20 + 300 * share, color=colour, alpha=0.6)
+        lowest = min(float(table["low"].min()) for table in tables.values())
+        axis.set(xlim=(lowest - 0.02, 1.02), ylim=(-0.04, 1.04), title=title)
+        axis.set(xlabel="confidence (probability of the predicted class)", ylabel="share classified correctly")
+        axis.legend(fontsize=8, loc="upper left")
+        return _finish(figure)
+
+
 def decomposition_bars(decompositions: dict, title: str = "") -> Figure:
     """Draw the error of each recipe as bias and variance side by side: name -> `bias_variance.Decomposition`.
 
@@ -214,6 +236,12 @@ def forecast_chart(curves: dict, farthest: float, title: str = "", target: float
         axis.set_ylim(top=min(1.01, axis.get_ylim()[1]))
         axis.legend(fontsize=8, loc="lower right")
         return _finish(figure)
+
+
+def _history_table(fit) -> pd.DataFrame:
+    """Return Keras' History as a table with the names of recorded runs."""
+    table = pd.DataFrame(fit.history).rename(columns=lambda name: "train_" + name if name[:4] != "val_" else name)
+    return table.rename(columns=lambda name: name.replace("val_", "validation_")).assign(epoch=np.add(fit.epoch, 1))
 
 
 def _log_scale(axis: plt.Axes) -> None:

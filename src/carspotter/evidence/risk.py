@@ -1,4 +1,4 @@
-"""A risk that is kept: calibrated confidence, and the threshold above which answers are wrong at most so often.
+"""A risk that is kept: the confidence from which on answers are wrong at most so often, with a bound on being unlucky.
 
 A threshold that is chosen where few validation photos are wrong looks better on them than on any others. Here each
 threshold is a hypothesis, "answers above it are wrong more often than promised", that has to be rejected.
@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import stats
 
 from carspotter.evidence.intervals import clopper_pearson
 
-SMALLEST = 1e-30  # probabilities are raised to this before their logarithm is taken, as in `carspotter_check.rejection`
 COVERAGE = 0.6  # at least this share of photos is answered: the first threshold that is tested
 
 
@@ -39,33 +38,6 @@ class Certificate:
     @property
     def kept(self) -> bool:
         return self.risk <= self.asked
-
-
-def fit_temperature(labels, probabilities) -> float:
-    """Return the temperature that makes the probabilities fit best: above 1 the model was overconfident.
-
-    `labels`: int (N,); `probabilities`: float (N, classes), of photos that the model was not trained on. Between .05
-    and 20. A weak prior, ln T ~ N(0, 1), keeps it near 1 where the photos say nothing: without a mistake among them the
-    likelihood alone would sharpen without end. Raises ValueError for unequal lengths and sums other than 1.
-
-    Method: temperature scaling, Guo et al. 2017, with a maximum a posteriori estimate.
-    """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, float)
-    if len(labels) == 0 or probabilities.ndim != 2 or len(labels) != len(probabilities):
-        raise ValueError(
-            f"need a label and a row of probabilities per photo, found {labels.shape} and {probabilities.shape}"
-        )
-    if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
-        raise ValueError("probabilities of a photo must add up to 1; give one column per class, for two classes too")
-    logits = np.log(np.maximum(probabilities, SMALLEST))
-
-    def loss(log_temperature: float) -> float:
-        scaled = logits / np.exp(log_temperature)
-        misfit = special.logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels]
-        return float(misfit.sum() + log_temperature**2 / 2)
-
-    best = optimize.minimize_scalar(loss, bounds=np.log([0.05, 20]), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(best.x))
 
 
 def certify_risk(confidence, correct, groups, risk: float = 0.01, delta: float = 0.05, seed: int = 0) -> Certificate:
