@@ -68,8 +68,8 @@ class Rejection:
         would not be answered whatever the confidence are False.
         """
         from carspotter.evidence.calibration import fit_temperature  # a server needs their results alone
-        from carspotter.evidence.resampling import halves
         from carspotter.evidence.risk import certify_risk
+        from carspotter.models.history import halves
 
         first = halves(groups)
         temperature = fit_temperature(labels[first], probabilities[first]) if first.any() else 1.0

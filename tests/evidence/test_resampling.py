@@ -7,7 +7,6 @@ import pytest
 from carspotter.evidence.resampling import (
     bootstrap_sample,
     group_folds,
-    halves,
     log_spaced_sizes,
     nested_samples,
     over_splits,
@@ -121,10 +120,3 @@ def test_the_interval_over_splits_covers_what_a_plain_t_interval_does_not():
 def test_figures_of_two_splits_are_refused():
     with pytest.raises(ValueError, match="three or more splits"):
         over_splits([0.9, 0.8], 0.2)
-
-
-def test_halves_share_no_group():
-    groups = np.repeat([f"g{n}" for n in range(21)], 3)
-    first = halves(groups)
-    assert not set(groups[first]) & set(groups[~first]) and abs(int(first.sum()) - 31) <= 3
-    assert (halves(groups, seed=1) != first).any()

@@ -130,18 +130,23 @@ def group_means(values: np.ndarray, groups) -> tuple[np.ndarray, np.ndarray, np.
     ValueError on empty or unequal input and on missing groups. Method: linearised ratio, Cochran, "Sampling
     Techniques", 1977, ch. 6.
     """
-    groups = np.asarray(groups)
-    if values.ndim != 2 or values.size == 0 or groups.ndim != 1 or values.shape[1] != len(groups):
+    index = group_index(groups)
+    if values.ndim != 2 or values.size == 0 or values.shape[1] != len(index):
         raise ValueError(
-            f"need one value and one group per photo, found {values.shape} values and {groups.shape} groups"
+            f"need one value and one group per photo, found {values.shape} values and {index.shape} groups"
         )
-    if missing := int(pd.isna(groups).sum()):
-        raise ValueError(f"{missing} photos have no group; give each a group, of its own where nothing is known")
-    _, index = np.unique(groups.astype(str) if groups.dtype == object else groups, return_inverse=True)
     sizes = np.bincount(index).astype(float)
     sums = np.stack([np.bincount(index, row) for row in values])
     means = values.mean(axis=1)
-    return means, (sums - means[:, None] * sizes) / len(groups), sizes
+    return means, (sums - means[:, None] * sizes) / len(index), sizes
+
+
+def group_index(groups) -> np.ndarray:
+    """Return the number of each photo's group, int (N,), in the order of names; raises ValueError for missing ones."""
+    groups = np.asarray(groups)
+    if missing := int(pd.isna(groups).sum()):
+        raise ValueError(f"{missing} photos have no group; give each a group, of its own where nothing is known")
+    return np.unique(groups.astype(str) if groups.dtype == object else groups, return_inverse=True)[1].ravel()
 
 
 @dataclass(frozen=True)
@@ -185,9 +190,6 @@ def _variances(values: np.ndarray, groups) -> _Variances:
     """
     means, influences, sizes = group_means(values, groups)
     seeds, count = len(values), len(sizes)
-    index = np.unique(
-        np.asarray(groups).astype(str) if np.asarray(groups).dtype == object else groups, return_inverse=True
-    )[1]
     correction = count / max(1, count - 1)
     influence = influences.mean(axis=0)
     of_seeds = counted = 0.0
@@ -202,6 +204,6 @@ def _variances(values: np.ndarray, groups) -> _Variances:
         spread=float(means.std(ddof=1)) if seeds > 1 else None,
         count=count,
         sizes=sizes,
-        index=index,
+        index=group_index(groups),
         seeds=seeds,
     )

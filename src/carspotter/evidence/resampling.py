@@ -64,12 +64,6 @@ def over_splits(values: Sequence[float], validation_share: float, level: float =
     return Interval(mean, mean - half, mean + half, 0, 0, level, len(values), spread)
 
 
-def halves(groups, seed: int = 0) -> np.ndarray:
-    """Return which photos are in the first half of the groups, bool (N,): one half chooses, the other certifies."""
-    names, index = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    return (np.random.default_rng(seed).permutation(len(names)) < len(names) / 2)[index]
-
-
 def log_spaced_sizes(largest: int, count: int = 5, factor: float = 2.0) -> list[int]:
     """Return `count` training sizes, each `factor` times the one before, up to `largest`; at least 8 photos each."""
     sizes = (round(largest / factor**step) for step in reversed(range(count)))

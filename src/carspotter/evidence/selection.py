@@ -12,6 +12,7 @@ import pandas as pd
 
 from carspotter.evidence.intervals import group_means
 from carspotter.evidence.results import results_of
+from carspotter.models.history import halves
 from carspotter.models.store import Run, load_run, read_runs, subset_digest
 from carspotter.paths import Study
 
@@ -64,9 +65,10 @@ def find_subset_runs(study: Study, experiment: str, subset: Collection[str], **s
 def choose_run(study: Study, with_checkpoint: bool = False) -> tuple[Run, pd.DataFrame]:
     """Choose on validation, by the one-standard-error rule with parameters as the cost; return run and table.
 
-    The run returned is the chosen recipe's first seed, not its luckiest. `with_checkpoint`: only among runs whose
-    checkpoint is on this machine, and among quick ones where there are no others. The table is that of
-    `one_standard_error_rule`. Raises FileNotFoundError where nothing is recorded that could be chosen.
+    The run returned is the chosen recipe's first seed, not its luckiest. `with_checkpoint`, for the photo check: only
+    among runs whose checkpoint is on this machine, among quick ones where there are no others, and by the half of the
+    photos that does not certify (`models.history.halves`). The table is that of `one_standard_error_rule`. Raises
+    FileNotFoundError where nothing is recorded that could be chosen.
     """
     for quick in (False, True) if with_checkpoint else (False,):
         recipes = recorded_recipes(study, quick)
@@ -85,7 +87,8 @@ def choose_run(study: Study, with_checkpoint: bool = False) -> tuple[Run, pd.Dat
     for recipe, runs in sorted(recipes.items()):
         name = ", ".join(str(part) for part in recipe if part != "")
         found = results_of(study, runs)
-        correct[name], groups = found.correct, found.groups
+        asked = halves(found.groups) if with_checkpoint else np.full(len(found.groups), True)
+        correct[name], groups = found.correct[:, asked], found.groups[asked]
         costs[name], first[name] = float(runs[0].row["parameters"]), runs[0]
     chosen, table = one_standard_error_rule(correct, groups, costs)
     return first[chosen], table
