@@ -234,6 +234,13 @@ def study_of(options) -> Study:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from carspotter.models.experiments import SERIES, TRAINING_DTYPES
+    from carspotter.models.store import FRAMEWORKS
+
+    dtype = {
+        "choices": TRAINING_DTYPES,
+        "help": "default: the experiment's own; bfloat16 is quicker where the hardware has units for it (see `doctor`)",
+    }
     parser = Parser(
         prog="carspotter",
         usage="carspotter VERB …",
@@ -266,11 +273,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     curating.add_argument(
         "--train",
-        choices=_frameworks(),
+        choices=list(FRAMEWORKS),
         help="also train models on the photos themselves and ask each about those it has not seen: minutes; with "
         "--weights the backbone's last blocks (keras only): several minutes a thousand photos",
     )
-    _add_dtype(curating)
+    curating.add_argument("--dtype", **dtype)
 
     forgetting = add_verb(verbs, "forget", forget_photo, "delete a photo on request; its hash stays as a tombstone")
     forgetting.add_argument("sha256")
@@ -281,13 +288,13 @@ def _parser() -> argparse.ArgumentParser:
     splitting.add_argument("--verify", action="store_true", help="prove that no group or near-duplicate crosses")
 
     training = add_verb(verbs, "train", train_model, "train and record one run (or find it recorded)")
-    training.add_argument("experiment", choices=_series(), metavar="EXPERIMENT", help=", ".join(_series()))
-    training.add_argument("--framework", default="keras", choices=_frameworks())
+    training.add_argument("experiment", choices=list(SERIES), metavar="EXPERIMENT", help=", ".join(SERIES))
+    training.add_argument("--framework", default="keras", choices=list(FRAMEWORKS))
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--quick", action="store_true", help="48 photos, 64 px, 2 epochs: does it run?")
     training.add_argument("--epochs", type=positive, help="default: the experiment's own")
     training.add_argument("--image-size", type=positive, metavar="PIXELS", help="default: the experiment's own")
-    _add_dtype(training)
+    training.add_argument("--dtype", **dtype)
     training.add_argument(
         "--weights", metavar="FILE", help="of a backbone: imagenet (the default: downloads), a file or folder, or none"
     )
@@ -361,29 +368,6 @@ def add_verb(verbs, name: str, verb, text: str) -> argparse.ArgumentParser:
     parser.add_argument("--study", metavar="NAME", help="default: the one split last, else sample")
     parser.set_defaults(verb=verb)
     return parser
-
-
-def _add_dtype(parser: argparse.ArgumentParser) -> None:
-    from carspotter.models.experiments import TRAINING_DTYPES
-
-    parser.add_argument(
-        "--dtype",
-        choices=TRAINING_DTYPES,
-        help="default: the experiment's own; bfloat16 is quicker where the hardware has units for it (avx512_bf16 or "
-        "amx_bf16 among the flags of /proc/cpuinfo, GPUs since 2020)",
-    )
-
-
-def _frameworks() -> list[str]:
-    from carspotter.models.store import FRAMEWORKS
-
-    return list(FRAMEWORKS)
-
-
-def _series() -> list[str]:
-    from carspotter.models.experiments import SERIES
-
-    return list(SERIES)
 
 
 def positive(text: str) -> int:

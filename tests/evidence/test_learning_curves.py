@@ -7,7 +7,6 @@ from carspotter.evidence.learning_curves import (
     fit_learning_curve,
     judge_forms,
     mean_errors,
-    nested_group_subsets,
 )
 
 SIZES = np.array([100, 200, 400, 800, 1600])
@@ -136,54 +135,18 @@ def test_errors_share_the_chance_of_the_photos_and_have_seeds_of_their_own():
     np.testing.assert_allclose(of_seeds / scale, (pooled / scale).mean() * 9 / 7, rtol=0.01)  # 9 degrees of freedom
 
 
-@pytest.fixture(scope="module")
-def training_photos():
-    rng = np.random.default_rng(2)
-    sizes = rng.integers(1, 13, 150)
-    labels = np.where(np.arange(150) < 50, "swift", "wagonr")
-    return np.repeat(labels, sizes), np.repeat([f"listing {i}" for i in range(150)], sizes)
-
-
-def test_training_subsets_are_nested_hold_whole_groups_and_keep_the_shares_of_the_classes(training_photos):
-    labels, groups = training_photos
-    subsets = nested_group_subsets(labels, groups, (60, 120, 240, 480, len(labels)))
-    share = np.mean(labels == "swift")
-    smaller = np.array([], int)
-    for size, positions in subsets.items():
-        assert set(smaller) <= set(positions)
-        assert np.isin(groups, groups[positions]).sum() == len(positions)
-        assert abs(len(positions) - size) <= 6
-        assert np.mean(labels[positions] == "swift") == pytest.approx(share, abs=9 / size)
-        smaller = positions
-    assert len(smaller) == len(labels)
-
-
-def test_training_subsets_do_not_depend_on_the_order_of_rows_but_on_the_seed(training_photos):
-    labels, groups = training_photos
-    first = nested_group_subsets(labels, groups, (100, 300))
-    mixed = np.random.default_rng(3).permutation(len(labels))
-    again = nested_group_subsets(labels[mixed], groups[mixed], (100, 300))
-    for size in (100, 300):
-        assert set(groups[first[size]]) == set(groups[mixed][again[size]])
-    other = nested_group_subsets(labels, groups, (100,), seed=1)
-    assert set(groups[other[100]]) != set(groups[first[100]])
-
-
 def test_a_forecast_reads_as_an_accuracy_or_as_photos():
     assert str(Forecast(0.9512, 0.93, 0.97)) == "0.951 [0.930, 0.970]"
     assert str(Forecast(4_321, 1_950, np.inf)) == "4,300 [2,000, no number of] photos"
 
 
-def test_unusable_input_is_refused_with_what_was_found(training_photos):
-    labels, groups = training_photos
+def test_unusable_input_is_refused_with_what_was_found():
     with pytest.raises(ValueError, match="three or more sizes"):
         fit_learning_curve([1, 2], [0.2, 0.1], np.eye(2))
     with pytest.raises(ValueError, match="do not fall as learning curves do"):
         fit_learning_curve(SIZES, [0.1, 0.15, 0.2, 0.25, 0.3], np.eye(5) * 1e-5)
     with pytest.raises(ValueError, match="two or more seeds"):
         mean_errors(np.ones((3, 1, 10)), np.arange(10))
-    with pytest.raises(ValueError, match="sizes \\[0, 100000\\]"):
-        nested_group_subsets(labels, groups, (0, 50, 100_000))
 
 
 def test_curves_as_flat_as_chance_still_fit():

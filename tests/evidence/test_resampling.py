@@ -11,6 +11,7 @@ from carspotter.evidence.resampling import (
     nested_samples,
     over_splits,
     resplits,
+    score_resplits,
 )
 
 
@@ -40,14 +41,48 @@ def test_sizes_double_up_to_the_largest():
     assert log_spaced_sizes(20, 5) == [8, 10, 20]
 
 
-def test_nested_samples_are_training_photos_in_whole_groups(splits):
-    samples = nested_samples(splits, (20, 40, 80), seed=3)
-    training = set(splits.loc[splits["split"] == "train", "sha256"])
-    smaller = set()
-    for size, hashes in samples.items():
-        assert len(hashes) == size and set(hashes) <= training and smaller <= set(hashes)
-        assert groups_of(splits, hashes).value_counts().eq(5).all()
+@pytest.fixture(scope="module")
+def uneven():
+    """150 listings of 1 to 12 photos, a third of them of one class, and five sealed photos."""
+    sizes = np.random.default_rng(2).integers(1, 13, 150)
+    group = np.repeat(np.arange(150), sizes)
+    table = pd.DataFrame({"sha256": [f"{n * 7919 % 100_000:05}" for n in range(len(group))]})
+    table["label"], table["group"] = np.where(group < 50, "swift", "wagonr"), [f"listing {g}" for g in group]
+    table["split"] = np.where(np.arange(len(group)) < 5, "test", "train")
+    return table
+
+
+def test_nested_samples_hold_whole_training_groups_and_keep_the_shares_of_the_classes(uneven):
+    training = uneven[uneven["split"] == "train"].set_index("sha256")
+    share, smaller = (training["label"] == "swift").mean(), set()
+    for size, hashes in nested_samples(uneven, (60, 120, 240, 480, len(training)), seed=3).items():
+        assert smaller <= set(hashes) <= set(training.index)
+        drawn = training.loc[hashes]
+        assert training["group"].isin(drawn["group"]).sum() == len(drawn)
+        assert abs(len(drawn) - size) <= 6
+        assert (drawn["label"] == "swift").mean() == pytest.approx(share, abs=9 / size)
         smaller = set(hashes)
+    assert len(smaller) == len(training)
+
+
+def test_nested_samples_do_not_depend_on_the_order_of_rows_but_on_the_seed(uneven):
+    first = nested_samples(uneven, (100, 300))
+    assert nested_samples(uneven.sample(frac=1, random_state=3), (100, 300)) == first
+    assert nested_samples(uneven, (100,), seed=1)[100] != first[100]
+    with pytest.raises(ValueError, match="sizes \\[0, 100000\\]"):
+        nested_samples(uneven, (0, 50, 100_000))
+
+
+def test_frozen_features_are_scored_on_every_resplit_and_size(splits):
+    known = splits[splits["split"] != "test"]
+    features = pd.DataFrame({"it": (known["label"] == "swift") + 0.0, "noise": range(len(known))})
+    features.index = known["sha256"]
+    found = score_resplits(splits, features, (20, 100), count=4)
+    assert found.groupby("size")["split"].nunique().to_dict() == {20: 4, 100: 4}
+    of_few, of_many = found.groupby("size")["accuracy"].mean()
+    assert of_few < of_many and of_many > 0.99
+    features["it"] = 0.0
+    assert score_resplits(splits, features, (100,), count=4)["accuracy"].mean() < 0.75
 
 
 def test_a_bootstrap_sample_draws_whole_groups_of_each_class_with_replacement(splits):

@@ -8,7 +8,6 @@ measured. An interval from the best fit alone would be far too narrow.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -180,32 +179,6 @@ def judge_forms(sizes, errors, covariance, held_back: int = 2, seed: int = 0) ->
                 }
             )
     return pd.DataFrame(rows)
-
-
-def nested_group_subsets(labels, groups, sizes: Sequence[int], seed: int = 0) -> dict[int, np.ndarray]:
-    """Draw nested training subsets of whole groups, each with about the classes' shares of the whole.
-
-    `labels`, `groups`: (N,), one per training photo; `sizes`: numbers of photos, at most N. Returns size -> sorted
-    int64 positions; a subset holds as many whole groups as come nearest to its size. The order depends on the names of
-    groups and the seed alone, not on the order of rows, and every smaller subset is part of every larger one. A group
-    whose photos have several labels counts with its commonest. Raises ValueError for sizes below 1 or above N.
-    """
-    photos = pd.DataFrame({"label": np.asarray(labels), "group": np.asarray(groups)})
-    wrong = [size for size in sizes if not 1 <= size <= len(photos)]
-    if wrong:
-        raise ValueError(f"sizes {wrong} cannot be drawn from {len(photos)} photos; give sizes from 1 to {len(photos)}")
-    table = photos.groupby("group")["label"].agg(
-        label=lambda values: values.value_counts().sort_index().idxmax(), size="size"
-    )
-    table["draw"] = [hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in table.index]
-    table = table.sort_values("draw")
-    # how much of its class has been handed out when a group's turn is half over; sorting by it interleaves the classes
-    handed_out = table.groupby("label")["size"].cumsum() - table["size"] / 2
-    table["turn"] = handed_out / table.groupby("label")["size"].transform("sum")
-    table = table.sort_values(["turn", "draw"])
-    total = table["size"].cumsum().to_numpy()
-    rank = photos["group"].map(pd.Series(range(len(table)), table.index)).to_numpy()
-    return {size: np.flatnonzero(rank <= np.abs(total - size).argmin()) for size in sizes}
 
 
 def _g(form: str, size, shape):

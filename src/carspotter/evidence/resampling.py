@@ -6,15 +6,18 @@ take part in none of them.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from carspotter.evidence.intervals import Interval
-from carspotter.evidence.learning_curves import nested_group_subsets
 
 
 def group_folds(splits: pd.DataFrame, folds: int = 5, seed: int = 0, by_group: bool = True) -> list[pd.DataFrame]:
@@ -48,6 +51,28 @@ def resplits(splits: pd.DataFrame, count: int = 10, by_group: bool = True) -> li
     return [group_folds(splits, folds, seed, by_group)[0] for seed in range(count)]
 
 
+def score_resplits(
+    splits: pd.DataFrame, features: pd.DataFrame, sizes: Sequence[int], count: int = 10, by_group: bool = True
+) -> pd.DataFrame:
+    """Return the accuracies of frozen features on `count` resplits: one row per split and training size.
+
+    `features`: indexed by sha256, of the training and validation photos. On nested samples of `sizes` training photos
+    (all, where a split has fewer) a logistic regression is trained (C = .01, on standardised features, fixed
+    beforehand); columns: split, size, accuracy on the split's validation photos.
+    """
+    rows = []
+    for number, split in enumerate(resplits(splits, count, by_group)):
+        labels, held = split.set_index("sha256")["label"], split[split["split"] == "validation"]["sha256"]
+        most = int((split["split"] == "train").sum())
+        samples = nested_samples(split, [min(size, most) for size in sizes], number)
+        for size in sizes:
+            sample = samples[min(size, most)]
+            head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2_000))
+            head.fit(features.loc[sample], labels[sample])
+            rows.append({"split": number, "size": size, "accuracy": head.score(features.loc[held], labels[held])})
+    return pd.DataFrame(rows)
+
+
 def over_splits(values: Sequence[float], validation_share: float, level: float = 0.95) -> Interval:
     """Return the mean of one figure per split (an accuracy, or a paired difference), with its interval over splits.
 
@@ -71,13 +96,28 @@ def log_spaced_sizes(largest: int, count: int = 5, factor: float = 2.0) -> list[
 
 
 def nested_samples(splits: pd.DataFrame, sizes: Sequence[int], seed: int = 0) -> dict[int, list[str]]:
-    """Draw nested training samples of whole groups (`learning_curves.nested_group_subsets`): size asked for -> hashes.
+    """Draw nested training samples of whole groups, each with about the classes' shares: size asked for -> hashes.
 
-    `splits`: as `photos.splitting.read_splits` gives it; only its training photos are drawn from.
+    A sample has as many whole groups of training photos as come nearest to its size. The order depends on the names of
+    groups and the seed alone, and every smaller sample is part of every larger one. A group whose photos have several
+    labels counts with its commonest. Raises ValueError for sizes below 1 or above the number of training photos.
     """
     training = _training(splits)
-    subsets = nested_group_subsets(training["label"], training["group"], sizes, seed)
-    return {size: training["sha256"].iloc[positions].tolist() for size, positions in subsets.items()}
+    wrong = [size for size in sizes if not 1 <= size <= len(training)]
+    if wrong:
+        raise ValueError(f"sizes {wrong} cannot be drawn; there are {len(training)} training photos")
+    groups = training.groupby("group")["label"].agg(
+        label=lambda labels: labels.value_counts().sort_index().idxmax(), size="size"
+    )
+    groups["draw"] = [hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in groups.index]
+    groups = groups.sort_values("draw")
+    # how much of its class has been handed out when a group's turn is half over; sorting by it interleaves the classes
+    of_class = groups.groupby("label")["size"]
+    groups["turn"] = (of_class.cumsum() - groups["size"] / 2) / of_class.transform("sum")
+    groups = groups.sort_values(["turn", "draw"])
+    total = groups["size"].cumsum().to_numpy()
+    rank = training["group"].map(pd.Series(range(len(groups)), groups.index)).to_numpy()
+    return {size: training["sha256"][rank <= np.abs(total - size).argmin()].tolist() for size in sizes}
 
 
 def bootstrap_sample(splits: pd.DataFrame, seed: int = 0, share: float = 1.0) -> list[str]:
