@@ -296,10 +296,10 @@ def _take_over(study: Study, refused: pd.DataFrame, as_published: bool, show_pro
     # Within a cluster, the first of PARTS keeps its copies.
     rank = {part: number for number, part in enumerate(PARTS)}
     clusters = table[table["duplicate_cluster"] != ""].groupby("duplicate_cluster")["split"]
-    examined = table["duplicate_cluster"].map(clusters.agg(lambda parts: min(parts, key=rank.get)))
+    first = table["duplicate_cluster"].map(clusters.agg(lambda parts: min(parts, key=rank.get)))
     torn = table["duplicate_cluster"].map(clusters.nunique()).fillna(0) > 1
     if not as_published:
-        table.loc[torn & (table["split"] != examined), "split"] = "excluded"
+        table.loc[torn & (table["split"] != first), "split"] = "excluded"
     table["group"] = table["sha256"].str[:12]
 
     taken_over = not study.splits.exists()

@@ -157,7 +157,3 @@ class Study:
     @property
     def test_ledger(self) -> Path:
         return self.folder / "test_ledger.jsonl"
-
-    @property
-    def figures(self) -> Path:
-        return self.folder / "figures"

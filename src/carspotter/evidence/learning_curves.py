@@ -40,13 +40,12 @@ class Forecast:
 class LearningCurve:
     """What is known of a learning curve: draws of error(n) = a + b·g(n), as likely as the data make them.
 
-    `sizes`, `errors`: float (K,), what was measured. `weights`: form -> probability. `form`: int (draws,), index into
-    `FORMS`; `shape`, `a`, `b`: float (draws,), the parameters.
+    `sizes`, `errors`: float (K,), what was measured. `form`: int (draws,), index into `FORMS`; `shape`, `a`, `b`: float
+    (draws,), the parameters.
     """
 
     sizes: np.ndarray
     errors: np.ndarray
-    weights: dict[str, float]
     form: np.ndarray
     shape: np.ndarray
     a: np.ndarray
@@ -149,15 +148,14 @@ def fit_learning_curve(
     probability = np.where(possible, np.exp(evidence - evidence[cell[possible]].max())[cell], 0)
     kept = rng.choice(len(cell), draws, p=probability / probability.sum())
     shape = np.array([shape for _, shape in cells])[cell]
-    weights = {name: float((form[kept] == FORMS.index(name)).mean()) for name in forms}
-    return LearningCurve(sizes, errors, weights, form[kept], shape[kept], a[kept], b[kept])
+    return LearningCurve(sizes, errors, form[kept], shape[kept], a[kept], b[kept])
 
 
 def judge_forms(sizes, errors, covariance, held_back: int = 2, seed: int = 0) -> pd.DataFrame:
     """Fit each form, and all together, without the `held_back` largest sizes, and compare forecasts with what came.
 
-    Arguments as in `fit_learning_curve`. Gives one row per form and held-back size: form, size, forecast, low, high (of
-    the accuracy, at 95 %), measured, miss (forecast minus measured). The average over the forms comes last.
+    Arguments as in `fit_learning_curve`. Returns one row per form and held-back size: form, size, forecast, low, high
+    (accuracies, at 95 %), measured, miss (forecast minus measured). The average over the forms comes last.
     """
     sizes, errors, covariance = (np.asarray(x, float) for x in (sizes, errors, covariance))
     order = np.argsort(sizes)

@@ -128,6 +128,6 @@ def one_standard_error_rule(
 def pareto_front(costs, accuracies) -> np.ndarray:
     """Return which models are on the front, bool (N,): none costs no more and is no worse, unless it equals them."""
     costs, accuracies = np.asarray(costs, float), np.asarray(accuracies, float)
-    no_dearer, no_worse = costs[:, None] <= costs, accuracies[:, None] >= accuracies
+    cheap, good = costs[:, None] <= costs, accuracies[:, None] >= accuracies
     better = (costs[:, None] < costs) | (accuracies[:, None] > accuracies)
-    return ~(no_dearer & no_worse & better).any(axis=0)
+    return ~(cheap & good & better).any(axis=0)
