@@ -120,8 +120,8 @@ def training_curves(
         for axis in (left, right):
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.legend(fontsize=8)
-        if any(start is not None for start in (overfits_from or {}).values()):
-            right.legend(*_labelled(right, "overfits"), fontsize=8)
+        if starts := [line for line in right.lines if "overfits" in line.get_label()]:
+            right.legend(handles=starts, fontsize=8)
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         return _finish(figure)
@@ -250,12 +250,6 @@ def _log_scale(axis: plt.Axes) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:,g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _labelled(axis: plt.Axes, word: str) -> tuple[list, list[str]]:
-    """The handles and labels of an axis whose label holds `word`."""
-    pairs = [pair for pair in zip(*axis.get_legend_handles_labels(), strict=True) if word in pair[1]]
-    return [handle for handle, _ in pairs], [label for _, label in pairs]
 
 
 def _thumbnail(photo: Path | np.ndarray, side: int = 160) -> Image.Image:
