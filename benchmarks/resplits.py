@@ -18,14 +18,14 @@ import numpy as np
 import pandas as pd
 from machine import describe
 
-from carspotter.curation.appearance import SIDE, describe_images
+from carspotter.curation.appearance import describe_photos
 from carspotter.evidence.report import to_markdown
 from carspotter.evidence.resampling import log_spaced_sizes, over_splits, score_resplits
 from carspotter.models.experiments import VGG16_FEATURES
 from carspotter.models.store import import_framework
-from carspotter.models.transfer import extract_features, find_weights
+from carspotter.models.transfer import cached_features, find_weights, hash_file
 from carspotter.paths import Study
-from carspotter.photos.images import load_images
+from carspotter.photos.images import PREPROCESSING, load_images
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import read_photos
 
@@ -45,8 +45,7 @@ def main() -> None:
     sizes = log_spaced_sizes(int((splits["split"] == "train").sum()))
     found = []
     for kind, features in describe_kinds(study, photos, options.weights):
-        table = pd.DataFrame(features, index=photos["sha256"])
-        found.append(score_resplits(splits, table, sizes, COUNT).assign(features=kind))
+        found.append(score_resplits(splits, features, sizes, COUNT).assign(features=kind))
     found = pd.concat(found)[["features", "split", "size", "accuracy"]].round(6)
     found.to_csv(study.folder / "resplits.csv", index=False)
     print(summarise(found, (splits["split"] == "validation").sum() / len(photos)))
@@ -54,18 +53,26 @@ def main() -> None:
 
 def describe_kinds(study: Study, photos: pd.DataFrame, weights: Path):
     """Yield the name of each kind of features with the features, float32 (N, D)."""
-    yield "outlines and colours", describe_images(load_images(study.data, photos, SIDE), show_progress=False)
+    names = photos["sha256"]
+    mobilenet = next(weights.glob("mobilenet_v2_1.0_224*"))
+    yield "MobileNetV2", describe_photos(study, mobilenet, show_progress=False).loc[names]
+    vgg16 = find_weights(replace(VGG16_FEATURES, weights=str(weights)))
+    key = f"{PREPROCESSING} 224 mean and maximum maps {hash_file(vgg16)}"
+    table = cached_features(study.images, key, names, lambda: vgg16_features(study, photos, vgg16))
+    yield "VGG16", pd.DataFrame(table, index=names)
+
+
+def vgg16_features(study: Study, photos: pd.DataFrame, weights: Path) -> np.ndarray:
+    """Return the means and maxima of VGG16's last maps at 224 px: float32 (N, 1024)."""
     images = load_images(study.data, photos, 224)
-    yield "MobileNetV2", extract_features(images, next(weights.glob("mobilenet_v2_1.0_224*")), show_progress=False)
     keras = import_framework("keras").keras
-    path = find_weights(replace(VGG16_FEATURES, weights=str(weights)))
-    body = keras.applications.VGG16(include_top=False, weights=str(path), input_shape=(224, 224, 3))
+    body = keras.applications.VGG16(include_top=False, weights=str(weights), input_shape=images.shape[1:])
     pooled = []
     for start in range(0, len(images), 50):
-        batch = images[start : start + 50][..., ::-1].astype(np.float32) - (103.939, 116.779, 123.68)
-        maps = body.predict_on_batch(batch)
+        pixels = keras.applications.vgg16.preprocess_input(images[start : start + 50].astype(np.float32))
+        maps = body.predict_on_batch(pixels)
         pooled.append(np.concatenate([maps.mean(axis=(1, 2)), maps.max(axis=(1, 2))], axis=1))
-    yield "VGG16", np.concatenate(pooled)
+    return np.concatenate(pooled)
 
 
 def summarise(found: pd.DataFrame, share: float) -> str:
