@@ -164,6 +164,7 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
         axis.set_yticks(range(len(intervals)), list(intervals))
         axis.set_ylim(len(intervals) - 0.5, -0.5)
         axis.margins(x=0.35)
+        axis.xaxis.set_major_locator(MaxNLocator(6))
         levels = sorted({interval.level for interval in intervals.values()})
         words = ", ".join(f"{level * 100:.4g} %" for level in levels)
         axis.set(xlabel=f"{unit}, {words} interval", title=title)
