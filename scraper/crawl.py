@@ -12,10 +12,11 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from scraper.addresses import without_parameters
-from scraper.browser import PAST_THE_END, Browser, LoadedPage, PageFailed
+from scraper.browser import Browser
 from scraper.closing import Stats, kind_of
 from scraper.download import Downloader, Photo
 from scraper.journal import Journal, archive_page, store_photo
+from scraper.loading import PAST_THE_END, LoadedPage, PageFailed
 from scraper.pages import (
     SHARED_BY,
     Listing,
@@ -116,7 +117,7 @@ class Crawl:
                 raise
 
     def _crawl_start(self, start: Start, browser: Browser) -> None:
-        known: set = set()
+        known: dict[object, tuple[int, int]] = {}
         first: LoadedPage | None = None
         bare: str | None = None  # what to say of a page without listings if another with listings comes after it
         try:
@@ -128,11 +129,12 @@ class Crawl:
                     bare = self._nothing_on(page, "selectors.listing")
                     continue
                 fresh = [listing for listing in listings if _key(listing) not in known]
+                self._count_merged(listings, known)
                 if not fresh:  # past its last page a site shows nothing, or the last page once more
                     return
                 if bare:
                     raise NoListings(bare)
-                known.update(key for listing in fresh if (key := _key(listing)))
+                known.update((key, self._look_of(listing)) for listing in fresh if (key := _key(listing)))
                 self._count(fresh, page)
                 self._collect(fresh, page, start, browser)
             if number + 1 == self.site.paging.max_pages:
@@ -144,8 +146,8 @@ class Crawl:
         own_pages = [listing for listing in listings if self.site.detail and listing.link]
         here = [listing for listing in listings if not (self.site.detail and listing.link)]
 
-        def take_again() -> tuple[LoadedPage, list[Listing]]:
-            again = browser.open(page.asked, is_detail=False)
+        def take_again(hurry: bool) -> tuple[LoadedPage, list[Listing]]:
+            again = browser.open(page.asked, is_detail=False, hurry=hurry)
             self._archive(again, start)
             return again, extract_listings(again.html, again.url, self.site)
 
@@ -167,6 +169,17 @@ class Crawl:
         if page.stopped_by == "bound" and not self.limit:
             self._warn(f"{page.url}: stopped at a bound of [paging], there may be more", "stopped at a bound")
         self._note_odd(page)
+
+    def _count_merged(self, listings: list[Listing], known: dict[object, tuple[int, int]]) -> None:
+        """Count the listings that another page showed under the same id, and that are other cars to look at."""
+        for listing in listings:
+            link, photo = known.get(_key(listing), self._look_of(listing))
+            own_link, own_photo = self._look_of(listing)
+            self.stats.merged += link != own_link and (photo != own_photo or not listing.photos)
+
+    def _look_of(self, listing: Listing) -> tuple[int, int]:
+        """Return hashes of a listing's link and first photo."""
+        return hash(self._key_of(listing.link or "")), hash(self._key_of(next(iter(listing.photos), "")))
 
     def _note_odd(self, page: LoadedPage) -> None:
         if page.odd:
@@ -244,13 +257,13 @@ class Crawl:
                 self.stats.known_refused.update(collected.get("refused", {}))
             return
 
-        def take() -> tuple[LoadedPage, list[Listing]]:
-            own_page = browser.open(listing.link)
+        def take(hurry: bool = False) -> tuple[LoadedPage, list[Listing]]:
+            own_page = browser.open(listing.link, hurry=hurry)
             if own_page.http_status in PAST_THE_END and urlsplit(own_page.url).netloc not in self._answers_404:
                 raise Failed(f"status {own_page.http_status}: a page titled {title_of(own_page.html)!r}")
             self._archive(own_page, start, listing.link)
             full = extract_detail(own_page.html, own_page.url, self.site, replace(listing, photos=()))
-            if listing.photos and not full.photos:
+            if listing.photos and not full.photos and not hurry:
                 kind = "no detail.photos on a listing's own page, those of the search page were taken"
                 self._warn(f"{own_page.url}: {kind}", kind)
                 full = replace(full, photos=listing.photos)
@@ -289,11 +302,12 @@ class Crawl:
         listings: list[Listing],
         page: LoadedPage,
         start: Start,
-        take_again: Callable[[], tuple[LoadedPage, list[Listing]]],
+        take_again: Callable[[bool], tuple[LoadedPage, list[Listing]]],
     ) -> None:
         """Fetch the photos that a page shows; where addresses expired on the way, take new ones from it.
 
-        `take_again()` opens the page again, until that has twice in a row given no photo more.
+        `take_again(hurry)` opens the page again, until that has twice in a row given no photo more: first in a hurry,
+        for what expires within seconds, then with all that comes late.
         """
         with self._shared:
             for listing in listings:
@@ -304,7 +318,7 @@ class Crawl:
         in_vain = 0
         while expired and in_vain < 2:
             try:
-                again, listings = take_again()
+                again, listings = take_again(not in_vain)
             except (Refused, Failed, PageFailed) as error:
                 self._lose_page(page.asked, error)
                 break

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scraper.browser import Browser, LoadedPage, PageFailed
+from scraper.browser import Browser
+from scraper.loading import LoadedPage, PageFailed
 from scraper.pages import (
     Listing,
     count_matches,
