@@ -20,6 +20,7 @@ from scraper.loading import PAST_THE_END, LoadedPage, PageFailed
 from scraper.pages import (
     SHARED_BY,
     Listing,
+    count_unread,
     extract_detail,
     extract_listings,
     find_refusal,
@@ -128,8 +129,7 @@ class Crawl:
                 if not listings and not bare and number and not is_empty_search(page.html, self.site):
                     bare = self._nothing_on(page, "selectors.listing")
                     continue
-                fresh = [listing for listing in listings if _key(listing) not in known]
-                self._count_merged(listings, known)
+                fresh = [listing for listing in listings if not self._is_known(listing, known)]
                 if not fresh:  # past its last page a site shows nothing, or the last page once more
                     return
                 if bare:
@@ -168,22 +168,21 @@ class Crawl:
             self.report(self.stats, f"{page.url}: {len(listings)} listings ({page.stopped_by})")
         if page.stopped_by == "bound" and not self.limit:
             self._warn(f"{page.url}: stopped at a bound of [paging], there may be more", "stopped at a bound")
-        self._note_odd(page)
-
-    def _count_merged(self, listings: list[Listing], known: dict[object, tuple[int, int]]) -> None:
-        """Count the listings that another page showed under the same id, and that are other cars to look at."""
-        for listing in listings:
-            link, photo = known.get(_key(listing), self._look_of(listing))
-            own_link, own_photo = self._look_of(listing)
-            self.stats.merged += link != own_link and (photo != own_photo or not listing.photos)
-
-    def _look_of(self, listing: Listing) -> tuple[int, int]:
-        """Return hashes of a listing's link and first photo."""
-        return hash(self._key_of(listing.link or "")), hash(self._key_of(next(iter(listing.photos), "")))
-
-    def _note_odd(self, page: LoadedPage) -> None:
         if page.odd:
             self._warn(f"{page.url}: {page.odd}", page.odd)
+
+    def _is_known(self, listing: Listing, known: dict[object, tuple[int, int]]) -> bool:
+        """Tell whether a page before showed this listing; count another car that has the id of one."""
+        look = known.get(_key(listing))
+        link, photo = self._look_of(listing)
+        is_other = look is not None and link != look[0] and (photo != look[1] or not listing.photos)
+        self.stats.merged += is_other
+        return look is not None and not is_other
+
+    def _look_of(self, listing: Listing) -> tuple[int, int]:
+        """Return hashes of a listing's link and first photo; without photos the link's path must do."""
+        link = self._key_of(listing.link or "") if listing.photos else _path(listing.link or "")
+        return hash(link), hash(self._key_of(next(iter(listing.photos), "")))
 
     def _warn(self, text: str, kind: str) -> None:
         with self._shared:
@@ -263,10 +262,6 @@ class Crawl:
                 raise Failed(f"status {own_page.http_status}: a page titled {title_of(own_page.html)!r}")
             self._archive(own_page, start, listing.link)
             full = extract_detail(own_page.html, own_page.url, self.site, replace(listing, photos=()))
-            if listing.photos and not full.photos and not hurry:
-                kind = "no detail.photos on a listing's own page, those of the search page were taken"
-                self._warn(f"{own_page.url}: {kind}", kind)
-                full = replace(full, photos=listing.photos)
             return own_page, [full]
 
         try:
@@ -276,7 +271,14 @@ class Crawl:
         except (Refused, Failed, PageFailed) as error:
             self._lose_page(listing.link, error)
             return
-        self._note_odd(own_page)
+        odd = [own_page.odd] if own_page.odd else []
+        if count_unread(own_page.html, own_page.url, full.photos):
+            odd.append("a script on a listing's own page lists more photos than detail.photos finds")
+        if listing.photos and not full.photos:
+            odd.append("no detail.photos on a listing's own page, those of the search page were taken")
+            full = replace(full, photos=listing.photos)
+        for kind in odd:
+            self._warn(f"{own_page.url}: {kind}", kind)
         with self._shared:
             self.stats.pages += 1
             bare_pages = self._bare_pages_in_a_row = 0 if full.photos else self._bare_pages_in_a_row + 1
@@ -284,7 +286,7 @@ class Crawl:
             raise NoListings(self._nothing_on(own_page, "detail.photos"))
         self._fetch_all([full], own_page, start, take)
         outcomes = [self.journal.outcomes.get(self._key_of(url)) for url in full.photos]
-        if outcomes and all(outcome and outcome.is_final for outcome in outcomes):
+        if not odd and outcomes and all(outcome and outcome.is_final for outcome in outcomes):
             refused = [outcome for outcome in outcomes if outcome.status == "refused"]
             judged_by = {name: value for outcome in refused for name, value in (outcome.judged_by or {}).items()}
             line = {"refused": Counter(kind_of(outcome.reason) for outcome in refused), "judged_by": judged_by}
