@@ -93,6 +93,23 @@ SITES = {
         *("", OWN_PAGES.replace("[detail]", 'ignore_query = ["visit"]\n[detail]') + '"img"', 6, 6),
     ),
     "presigned": Reported("github.com/aws/aws-sdk-php/issues/1839", "", CARDS, 6, 6),
+    # 9: what a user says in the site file
+    "two-gates": Reported(
+        "github.com/huginn/huginn/issues/3048",
+        *("", CARDS, 6, 6),
+        more=LIVELY + 'click = ["#cookies button", "#ageagree"]',
+    ),
+    "widget": Reported(
+        "github.com/martinsbalodis/web-scraper-chrome-extension/issues/117",
+        *("", CARDS + '\nframe = "iframe.stock"', 6, 6),
+        more=LIVELY,
+    ),
+    "slotted": Reported("github.com/Epistates/MCPSafari/issues/57", "", CARDS, 4, 4, more=LIVELY),
+    "offset": Reported(
+        "github.com/fredericvergnaud/extractify/issues/10",
+        *("?from={page}", CARDS, 12, 12),
+        more=NUMBERED + 'first_page = 0\nstep = 5\nempty = ".none"',
+    ),
 }
 
 
@@ -342,3 +359,41 @@ def presigned(path: str, query: dict, count: int) -> str:
     signed = "X-Amz-Date={0}&X-Amz-Expires=60&X-Amz-Signature=s{0}"
     visit = signed.format(time.time())
     return "".join(card(n, f'<img src="/photos/{n}.jpg?size=large&{visit}">') for n in range(6))
+
+
+def two_gates(path: str, query: dict, count: int) -> str:
+    """Nothing is there before two dialogs, of which the second comes a moment after the first, are clicked away."""
+    return """<div id=cookies>We value your privacy <button>Accept</button></div><main></main><script>
+    document.querySelector("#cookies button").onclick = () => setTimeout(() => {
+      document.querySelector("#cookies").outerHTML = "<a href='javascript:void(0)'><button id=ageagree>I agree</a>";
+      ageagree.onclick = () => { ageagree.remove(); for (let n = 0; n < 6; n++)
+        document.querySelector("main").innerHTML += `<div class=car data-id=${n}><img src="/photos/${n}.jpg"></div>`; };
+    }, 200);
+    </script>"""
+
+
+def widget(path: str, query: dict, count: int) -> str:
+    """The listings are in a frame that a script adds, beside another."""
+    if path == "stock":
+        return "".join(card(n, photo(n)) for n in range(6))
+    return """<iframe srcdoc="<p>advertisement"></iframe><div id=here></div><script>
+    setTimeout(() => { here.innerHTML = "<iframe class=stock src=/reported/widget/stock>"; }, 300);
+    </script>"""
+
+
+def slotted(path: str, query: dict, count: int) -> str:
+    """Cards are in the shadow root of a list, their pictures in another one inside each."""
+    return """<car-list></car-list><script>
+    const root = document.querySelector("car-list").attachShadow({mode: "open"});
+    for (let n = 0; n < 4; n++) {
+      root.innerHTML += `<div class=car data-id=${n}><h2>Swift ${n}</h2><car-photo></car-photo></div>`;
+    }
+    root.querySelectorAll("car-photo").forEach((host, n) => {
+      host.attachShadow({mode: "open"}).innerHTML = `<img src="/photos/${n}.jpg">`; });
+    </script>"""
+
+
+def offset(path: str, query: dict, count: int) -> str:
+    """Pages are counted in cars: 0, 5, 10."""
+    first = int(query["from"])
+    return "".join(card(n, photo(n)) for n in range(first, min(first + 5, 12))) or "<p class=none>no cars</p>"
