@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -143,7 +144,12 @@ class Browser:
         if fragment and document == self._shown:
             self._driver.get("about:blank")
         self._shown = document
-        self._driver.get(url)
+        try:
+            self._driver.get(url)
+        except WebDriverException as error:
+            if found := re.search(r"net::ERR_(\w+)", str(error)):
+                raise PageBusy(f"no answer: {found[1].replace('_', ' ').lower()}", None) from error
+            raise
 
     def _read(self, url: str, most: int, is_detail: bool, hurry: bool) -> LoadedPage:
         """Walk through the page and take its HTML, whatever alert boxes come in between."""

@@ -220,7 +220,7 @@ def count_matches(html: str, page_url: str, site: Site, names: Collection[str]) 
         elif found:
             first = read(found[0][0], selector, "href" if name == "selectors.link" else None) or ""
         else:
-            first = nearest_selector(inside, css)
+            first = nearest_selector(inside, css) if name not in ("paging.end", "paging.empty") else ""
         if found and attribute and not first:
             first = f"no {attribute}; the first has {', '.join(found[0][1].attrs) or 'no attribute'}"
         result[name] = (len(found), addresses, first[:80])
