@@ -26,6 +26,7 @@ from scraper.traffic import Traffic
 
 POLL = 0.05  # seconds
 REDRAW = 0.35  # seconds in which a list redraws itself after it was scrolled
+LONGEST_FRAME = 2.0  # seconds; a page that nobody sees is not drawn at all
 MAX_STEPS = 5000  # of a walk through one page
 MAX_ROUNDS = 20  # walks after something came late
 PAST_THE_END = (404, 410)  # a page that was numbered too high, or a car that is sold
@@ -98,7 +99,7 @@ class OpenPage:
         self._token = ""
         self._again = False
         self._cards: dict[int, _Card] = {}
-        self._answer: dict = {"serials": [], "inView": [], "unseen": 0, "bare": 0, "alive": True, "ready": False}
+        self._answer: dict = {"serials": [], "inView": [], "alive": True, "ready": False}
         self._keys: set = set()  # all cards noticed so far
         self._noticed: set = set()  # (card, photo address) pairs
         self._given_up: set = set()  # cards that were waited for in vain
@@ -347,14 +348,15 @@ class OpenPage:
         return self.permit(self.url)
 
     def _redraw(self) -> None:
-        """Let the page notice that it was scrolled: a frame, or longer where the last known card is in view."""
-        changed_at = self._changed_at
+        """Wait until the page was drawn after it moved, and a moment longer where the last known card is in view."""
+        changed_at, began = self._changed_at, time.monotonic()
 
         def is_drawn() -> bool:
             self._survey()
-            return self._answer["unseen"] or self._changed_at != changed_at
+            more = self._answer["unseen"] or self._answer["bare"] or self._changed_at != changed_at
+            return self._answer["drawn"] and (more or time.monotonic() - began > REDRAW)
 
-        self._until(is_drawn, REDRAW)
+        self._until(is_drawn, LONGEST_FRAME)
 
     def _look(self) -> None:
         """Wait until each card in view is complete, or nothing has changed for a while; then keep what is there."""

@@ -121,6 +121,10 @@ function survey(selector, photos, move, again, background) {
     for (const scroller of scrollers()) scroller.scrollBy({top: -innerHeight, behavior: "instant"});
     clips.clear();
   }
+  if (move) {  // what watches for elements in view hears of it when the page is drawn
+    state.drawn = false;
+    requestAnimationFrame(() => requestAnimationFrame(() => { state.drawn = true; }));
+  }
   const serials = [], changed = [], inView = [];
   let unseen = 0, bare = 0;
   for (const element of found) {
@@ -156,5 +160,6 @@ function survey(selector, photos, move, again, background) {
   }
   const alive = [...document.scripts].some(s => !/json|template|html/.test(s.type));
   state.dirty.clear();
-  return {token: state.token, serials, changed, inView, unseen, bare, moved, alive, ready: document.readyState === "complete"};
+  const ready = document.readyState === "complete", drawn = state.drawn ?? true;
+  return {token: state.token, serials, changed, inView, unseen, bare, moved, drawn, alive, ready};
 }
