@@ -63,7 +63,7 @@ restart_browser_every = {restart_every}
 
 
 def write_site_file(folder: Path, url: str, kind: str = "none", **settings) -> Path:
-    defaults = {"photos": "img.photo", "empty": "#nothing", "max_pages": 30, "page_timeout": 60}
+    defaults = {"photos": "img.photo", "empty": "#nothing", "max_pages": 30, "page_timeout": 120}
     defaults |= {"restart_every": 50, "delay": 0, "more": ""}
     path = folder / "misbehaving.toml"
     path.write_text(SITE_FILE.format(url=url, kind=kind, **defaults | settings))
