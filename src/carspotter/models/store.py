@@ -26,6 +26,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from carspotter.models.experiments import Experiment
+from carspotter.models.metrics import softmax
 from carspotter.paths import Study, atomic_write
 
 # Raise this by hand when training changes meaning: runs recorded before are then no longer taken for the same.
@@ -90,6 +91,11 @@ class Run:
         return Experiment(**fields | changed)
 
     @property
+    def minutes(self) -> float:
+        """Return how long training took, in processor minutes; older runs recorded only minutes on the clock."""
+        return float(self.row["processor_seconds"] or self.row["seconds"]) / 60
+
+    @property
     def checkpoint(self) -> Path:
         """Return where the weights of the best epoch are kept, if they are."""
         return self.folder / f"checkpoint{suffix_of_weights(self.framework)}"
@@ -131,7 +137,7 @@ class Run:
                 f"{row['last_train_accuracy'] - row['last_validation_accuracy']:.3f}"
             ),
             "epochs": f"{len(self.history)}, best {row['best_epoch']}",
-            "minutes": f"{row['seconds'] / 60:.1f}",
+            "minutes": f"{self.minutes:.1f}",
             "device": row["device"],
             "commit": row["commit"],
         }
@@ -224,6 +230,13 @@ def import_builder(experiment: Experiment, framework: str) -> ModuleType:
     if experiment.backbone == "mobilenet_v2" and framework != "keras":
         raise ValueError(f"{experiment.name}: MobileNetV2 runs in Keras only, not in {framework}; use keras")
     return importlib.import_module(f"carspotter.models.{'torch' if framework == 'torch' else 'keras'}_transfer")
+
+
+def sibling_lines(framework: str) -> int:
+    """Return the lines of code in a framework's lesson file, without blank ones, comments and its docstring."""
+    text = Path(__file__).with_name(f"{FRAMEWORKS[framework]}.py").read_text(encoding="utf-8")
+    code = text.split('"""', 2)[2] if text.startswith('"""') else text
+    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in code.splitlines())
 
 
 @contextlib.contextmanager
@@ -326,8 +339,7 @@ def read_predictions(folder: Path) -> np.ndarray:
     if not path.exists():
         raise FileNotFoundError(f"{path}: this run kept no predictions of its epochs; train_run records it anew")
     with np.load(path) as file:
-        exponentials = np.exp(file["scores"].astype(np.float64))
-    return (exponentials / exponentials.sum(axis=2, keepdims=True)).astype(np.float32)
+        return softmax(file["scores"].astype(np.float64)).astype(np.float32)
 
 
 def _torch() -> ModuleType:
