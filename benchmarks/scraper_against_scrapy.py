@@ -24,10 +24,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.machine import describe
-from scraper.browser import LoadedPage
 from scraper.crawl import Crawl
 from scraper.download import Downloader
 from scraper.journal import Journal
+from scraper.loading import LoadedPage
 from scraper.site import parse_site
 
 ROOT = Path(__file__).parent.parent

@@ -18,10 +18,10 @@ import tempfile
 import threading
 from pathlib import Path
 
-from scraper.browser import LoadedPage
 from scraper.crawl import Crawl
 from scraper.download import Downloader
 from scraper.journal import Journal
+from scraper.loading import LoadedPage
 from scraper.site import parse_site
 from tests.scraper.misbehaving_site import MisbehavingSite
 

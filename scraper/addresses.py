@@ -84,5 +84,6 @@ def listing_ids(links: Sequence[str | None], page_url: str, ignored: Collection[
         if re.search(r"\d", SCRIPT.sub("", last)) and not SCRIPT.search(last):
             others = variants[base]
             query = {name: value for name, value in query.items() if any(o.get(name) != value for o in others)}
-        ids.append("?".join(filter(None, (base, "&".join(f"{name}={value}" for name, value in query.items())))) or None)
+        parameters = "&".join(f"{name}={value}" for name, value in sorted(query.items()))
+        ids.append("?".join(filter(None, (base, parameters))) or None)
     return ids

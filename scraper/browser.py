@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import dataclass
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 import urllib3
@@ -28,12 +27,10 @@ from selenium.common.exceptions import (
     WebDriverException,
 )
 from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.command import Command
 
-from scraper.loading import OpenPage
-from scraper.pages import is_challenge, title_of
-from scraper.politeness import BUSY, LONGEST_WAIT
+from scraper.loading import LoadedPage, OpenPage, PageBusy, PageFailed
+from scraper.politeness import LONGEST_WAIT
 from scraper.site import Site
 from scraper.traffic import Traffic
 
@@ -41,7 +38,6 @@ CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrom
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ATTEMPTS = 2  # a page that crashes two fresh browsers is left alone
 MAX_ALERTS = 5  # boxes that one page may open while it is read
-PAST_THE_END = (404, 410)  # a page that was numbered too high, or a car that is sold
 TAB_MEGABYTES = 512  # what a page's scripts may keep
 SOCKET = "/org.chromium.Chromium.XXXXXX/SingletonSocket"  # what Chromium puts into the temporary folder
 LONGEST_SOCKET_PATH = 107  # bytes: a limit of the kernel's
@@ -54,32 +50,9 @@ ANSWERED = (
     Command.W3C_EXECUTE_SCRIPT,
 )
 
-# what the browser was led to, and how that was answered; 0 where it does not tell
-ANSWER = """const entry = performance.getEntriesByType('navigation')[0];
-return [entry?.name ?? '', entry?.responseStatus ?? 0];"""
-LOCATION = "return location.href;"
-
 
 class BrowserError(Exception):
     """No browser can be started; the text says how to get one."""
-
-
-class PageFailed(Exception):
-    """A page could not be opened: it hung, crashed or did not answer."""
-
-
-@dataclass(frozen=True)
-class LoadedPage:
-    """A page as the browser shows it in the end, why loading stopped there, and the session's cookies."""
-
-    url: str
-    html: str
-    stopped_by: str  # "end marker" · "nothing new" · "bound" · "single page"
-    cookies: list[dict]
-    asked: str = ""  # the address that led there
-    http_status: int | None = None  # None where the browser does not tell
-    odd: str | None = None  # why something may be missing, though it looks well
-    following: str = ""  # the next page's address, with paging "next"
 
 
 class Browser:
@@ -137,11 +110,11 @@ class Browser:
             yield page
             url = page.following
 
-    def open(self, url: str, is_detail: bool = True) -> LoadedPage:
-        """Open one page: a listing's own, or one of a search. Raises PageFailed."""
-        return self._open(url, self.site.paging.max_listings, is_detail)
+    def open(self, url: str, is_detail: bool = True, hurry: bool = False) -> LoadedPage:
+        """Open one page: a listing's own, or one of a search; in a `hurry` as it first shows. Raises PageFailed."""
+        return self._open(url, self.site.paging.max_listings, is_detail, hurry)
 
-    def _open(self, url: str, most: int, is_detail: bool = False) -> LoadedPage:
+    def _open(self, url: str, most: int, is_detail: bool = False, hurry: bool = False) -> LoadedPage:
         crashes = 0
         for attempt in itertools.count():
             if self._driver is None or self._pages >= self.site.politeness.restart_browser_every:
@@ -151,8 +124,8 @@ class Browser:
             try:
                 with self.permit(url), suppress(UnexpectedAlertPresentException):
                     self._go(url)
-                return self._read(url, most, is_detail)
-            except _Busy as busy:
+                return self._read(url, most, is_detail, hurry)
+            except PageBusy as busy:
                 self.overloaded(url, attempt, busy.seconds)
                 if attempt + 1 >= self.site.politeness.attempts or (busy.seconds or 0) > LONGEST_WAIT:
                     raise PageFailed(str(busy)) from busy
@@ -171,56 +144,24 @@ class Browser:
         if fragment and document == self._shown:
             self._driver.get("about:blank")
         self._shown = document
-        self._driver.get(url)
+        try:
+            self._driver.get(url)
+        except WebDriverException as error:
+            if found := re.search(r"net::ERR_(\w+)", str(error)):
+                raise PageBusy(f"no answer: {found[1].replace('_', ' ').lower()}", None) from error
+            raise
 
-    def _read(self, url: str, most: int, is_detail: bool) -> LoadedPage:
+    def _read(self, url: str, most: int, is_detail: bool, hurry: bool) -> LoadedPage:
         """Walk through the page and take its HTML, whatever alert boxes come in between."""
-        page = OpenPage(self._driver, self.site, lambda: self.permit(url), self._traffic, is_detail)
+        page = OpenPage(self._driver, self.site, url, self.permit, self.overloaded, self._traffic, is_detail)
         for left in itertools.count(MAX_ALERTS, -1):
             try:
-                self._driver.switch_to.default_content()
-                status = self._check_answer(url)
-                led_to = self._driver.current_url
-                if self.site.selectors.frame and not is_detail and self._enter_frame():
-                    led_to = self._driver.execute_script(LOCATION)
-                stopped_by = page.gather(most)
-                following = page.following() if self.site.paging.kind == "next" and not is_detail else ""
-                found = led_to, page.html(), stopped_by, self._driver.get_cookies(), url, status, page.odd
-                return LoadedPage(*found, following if following != "#" else "")
+                return page.read(most, hurry)
             except UnexpectedAlertPresentException:
                 if not left:
                     raise
                 with suppress(NoAlertPresentException):  # the driver has dismissed it already, as a rule
                     self._driver.switch_to.alert.dismiss()
-
-    def _check_answer(self, url: str) -> int | None:
-        """Return the page's HTTP status. Raises _Busy where it asks us to come later, PageFailed where it refuses.
-
-        A page that checks the browser with a script, and leads on when it is content, gets the time for it.
-        """
-        end = time.monotonic() + self.site.paging.patience
-        while True:
-            address, status = self._driver.execute_script(ANSWER)
-            if status < 400 or status in PAST_THE_END:
-                return status or None
-            html = self._driver.page_source
-            if not is_challenge(html) or "<script" not in html or time.monotonic() > end:
-                break
-            time.sleep(0.2)
-        said = f"status {status}: the site answered with a page titled {title_of(html)!r}"
-        if status in BUSY:
-            raise _Busy(said, self._traffic.retry_after(address))
-        raise PageFailed(f"{said}; it may turn robots away, or ask for a log-in")
-
-    def _enter_frame(self) -> bool:
-        """Look into the frame that holds the listings; tell whether it came in time."""
-        end = time.monotonic() + self.site.paging.patience
-        while time.monotonic() < end:
-            if frames := self._driver.find_elements(By.CSS_SELECTOR, self.site.selectors.frame):
-                self._driver.switch_to.frame(frames[0])
-                return True
-            time.sleep(0.1)
-        return False
 
     def _start(self) -> None:
         self._pages = 0
@@ -320,14 +261,6 @@ class Browser:
         if guard is not None and guard.poll() is None:
             with suppress(ProcessLookupError):  # it ended in this moment
                 os.killpg(guard.pid, signal.SIGKILL)
-
-
-class _Busy(Exception):
-    """The site asked us to come later, in so many `seconds` if it said so."""
-
-    def __init__(self, reason: str, seconds: float | None):
-        super().__init__(reason)
-        self.seconds = seconds
 
 
 class _HearsAlerts:

@@ -30,6 +30,16 @@ ADVICE = {
     "status 404": "look at one address in the journal: `photos` or `replace` may make a wrong one",
     "forgotten": "",
 }
+# The same for pages from which something may be missing.
+PAGE_ADVICE = {
+    "stopped at": "raise max_pages or max_listings under [paging]",
+    "still changing": "raise page_timeout under [politeness]",
+    "cards kept coming": "the list may have no end: give `end`, or more exact selectors",
+    "a script's request": "run again, slower: raise delay under [politeness]",
+    "a script on": "read them there: photos = 'script' under [detail], with photos_path where that is too much",
+    "": "look at one of them in the archive",
+}
+MOST_WARNINGS = 10
 
 
 @dataclass
@@ -85,16 +95,21 @@ def gaps(stats: Stats) -> list[tuple[str, int, str]]:
             "give `id` (and id_pattern) what tells listings apart",
         ),
     ]
-    found += [
-        (f"pages: {reason}", count, "raise the bound, or look at the page") for reason, count in stats.odd_pages.items()
-    ]
+    found += [(f"pages: {reason}", count, _advice(PAGE_ADVICE, reason)) for reason, count in stats.odd_pages.items()]
     refused = stats.refused + stats.known_refused
     has_photos = stats.fetched + stats.known > stats.known_refused.total()
     for reason, count in refused.most_common():
         if not (reason in (ROBOTS_FORBID, "forgotten") and has_photos):
-            advice = next((text for start, text in ADVICE.items() if reason.startswith(start)), "")
-            found.append((f"refused: {reason}", count, advice or "see the journal"))
+            found.append((f"refused: {reason}", count, _advice(ADVICE, reason) or "see the journal"))
+    found += [
+        ("failed for now", stats.failed.total(), "run the same command again"),
+        ("pages not opened", stats.pages_lost.total(), "run again; pages.jsonl says why, page by page"),
+    ]
     return [gap for gap in found if gap[1]]
+
+
+def _advice(table: dict[str, str], reason: str) -> str:
+    return next((text for start, text in table.items() if reason.startswith(start)), "")
 
 
 def exit_code(stats: Stats) -> int:
@@ -120,7 +135,9 @@ def closing_table(stats: Stats, folder: object) -> str:
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {count:>8,}" for name, count in rows]
     lines.append(f"{stats.bytes / 1e6:,.1f} MB in {stats.seconds:,.0f} s, {rate:.1f} photos/s, in {folder}")
-    lines += [f"warning: {text}" for text in stats.warnings]
+    lines += [f"warning: {text}" for text in stats.warnings[:MOST_WARNINGS]]
+    if len(stats.warnings) > MOST_WARNINGS:
+        lines.append(f"and {len(stats.warnings) - MOST_WARNINGS:,} more warnings")
     if missing := gaps(stats):
         lines.append("something may be missing:")
         lines += [f"  {count:,} {what}: {advice}" for what, count, advice in missing]

@@ -6,7 +6,7 @@ import contextlib
 import socket
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import requests
@@ -73,18 +73,30 @@ class _DeadlineAdapter(HTTPAdapter):
                 _acknowledge_at_once(connection)
                 return response
 
-        class Http(Watched, HTTPConnection):
-            pass
+        def watched(pool: type, connection: type) -> type:
+            return type("Pool", (pool,), {"ConnectionCls": type("Connection", (Watched, connection), {})})
 
-        class Https(Watched, HTTPSConnection):
-            pass
+        self.poolmanager.pool_classes_by_scheme = {
+            "http": watched(urllib3.HTTPConnectionPool, HTTPConnection),
+            "https": watched(urllib3.HTTPSConnectionPool, HTTPSConnection),
+        }
 
-        http = type("HttpPool", (urllib3.HTTPConnectionPool,), {"ConnectionCls": Http})
-        https = type("HttpsPool", (urllib3.HTTPSConnectionPool,), {"ConnectionCls": Https})
-        self.poolmanager.pool_classes_by_scheme = {"http": http, "https": https}
+    @contextlib.contextmanager
+    def deadline(self, seconds: float) -> Iterator[threading.Event]:
+        """End all exchanges after `seconds`, unless the context ended before; the event yielded tells whether."""
+        passed = threading.Event()
 
-    def deadline(self, seconds: float) -> _Until:
-        return _Until(self.shut_down, seconds)
+        def end() -> None:
+            passed.set()
+            self.shut_down()
+
+        timer = threading.Timer(seconds, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield passed
+        finally:
+            timer.cancel()
 
     def shut_down(self) -> None:
         """Shut down the sockets of all connections."""
@@ -102,21 +114,3 @@ def _acknowledge_at_once(connection: socket.socket) -> None:
     """
     with contextlib.suppress(AttributeError, OSError):  # only Linux has it; the connection may be closed already
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
-
-
-class _Until:
-    def __init__(self, shut_down: Callable[[], None], seconds: float):
-        self.shut_down, self.passed = shut_down, False
-        self._timer = threading.Timer(seconds, self._pass)
-        self._timer.daemon = True
-
-    def _pass(self) -> None:
-        self.passed = True
-        self.shut_down()
-
-    def __enter__(self) -> _Until:
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._timer.cancel()

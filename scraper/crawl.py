@@ -12,13 +12,15 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from scraper.addresses import without_parameters
-from scraper.browser import PAST_THE_END, Browser, LoadedPage, PageFailed
+from scraper.browser import Browser
 from scraper.closing import Stats, kind_of
 from scraper.download import Downloader, Photo
 from scraper.journal import Journal, archive_page, store_photo
+from scraper.loading import PAST_THE_END, LoadedPage, PageFailed
 from scraper.pages import (
     SHARED_BY,
     Listing,
+    count_unread,
     extract_detail,
     extract_listings,
     find_refusal,
@@ -116,7 +118,7 @@ class Crawl:
                 raise
 
     def _crawl_start(self, start: Start, browser: Browser) -> None:
-        known: set = set()
+        known: dict[object, tuple[int, int]] = {}
         first: LoadedPage | None = None
         bare: str | None = None  # what to say of a page without listings if another with listings comes after it
         try:
@@ -127,12 +129,12 @@ class Crawl:
                 if not listings and not bare and number and not is_empty_search(page.html, self.site):
                     bare = self._nothing_on(page, "selectors.listing")
                     continue
-                fresh = [listing for listing in listings if _key(listing) not in known]
+                fresh = [listing for listing in listings if not self._is_known(listing, known)]
                 if not fresh:  # past its last page a site shows nothing, or the last page once more
                     return
                 if bare:
                     raise NoListings(bare)
-                known.update(key for listing in fresh if (key := _key(listing)))
+                known.update((key, self._look_of(listing)) for listing in fresh if (key := _key(listing)))
                 self._count(fresh, page)
                 self._collect(fresh, page, start, browser)
             if number + 1 == self.site.paging.max_pages:
@@ -144,8 +146,8 @@ class Crawl:
         own_pages = [listing for listing in listings if self.site.detail and listing.link]
         here = [listing for listing in listings if not (self.site.detail and listing.link)]
 
-        def take_again() -> tuple[LoadedPage, list[Listing]]:
-            again = browser.open(page.asked, is_detail=False)
+        def take_again(hurry: bool) -> tuple[LoadedPage, list[Listing]]:
+            again = browser.open(page.asked, is_detail=False, hurry=hurry)
             self._archive(again, start)
             return again, extract_listings(again.html, again.url, self.site)
 
@@ -166,11 +168,21 @@ class Crawl:
             self.report(self.stats, f"{page.url}: {len(listings)} listings ({page.stopped_by})")
         if page.stopped_by == "bound" and not self.limit:
             self._warn(f"{page.url}: stopped at a bound of [paging], there may be more", "stopped at a bound")
-        self._note_odd(page)
-
-    def _note_odd(self, page: LoadedPage) -> None:
         if page.odd:
             self._warn(f"{page.url}: {page.odd}", page.odd)
+
+    def _is_known(self, listing: Listing, known: dict[object, tuple[int, int]]) -> bool:
+        """Tell whether a page before showed this listing; count another car that has the id of one."""
+        look = known.get(_key(listing))
+        link, photo = self._look_of(listing)
+        is_other = look is not None and link != look[0] and (photo != look[1] or not listing.photos)
+        self.stats.merged += is_other
+        return look is not None and not is_other
+
+    def _look_of(self, listing: Listing) -> tuple[int, int]:
+        """Return hashes of a listing's link and first photo; without photos the link's path must do."""
+        link = self._key_of(listing.link or "") if listing.photos else _path(listing.link or "")
+        return hash(link), hash(self._key_of(next(iter(listing.photos), "")))
 
     def _warn(self, text: str, kind: str) -> None:
         with self._shared:
@@ -244,16 +256,12 @@ class Crawl:
                 self.stats.known_refused.update(collected.get("refused", {}))
             return
 
-        def take() -> tuple[LoadedPage, list[Listing]]:
-            own_page = browser.open(listing.link)
+        def take(hurry: bool = False) -> tuple[LoadedPage, list[Listing]]:
+            own_page = browser.open(listing.link, hurry=hurry)
             if own_page.http_status in PAST_THE_END and urlsplit(own_page.url).netloc not in self._answers_404:
                 raise Failed(f"status {own_page.http_status}: a page titled {title_of(own_page.html)!r}")
             self._archive(own_page, start, listing.link)
             full = extract_detail(own_page.html, own_page.url, self.site, replace(listing, photos=()))
-            if listing.photos and not full.photos:
-                kind = "no detail.photos on a listing's own page, those of the search page were taken"
-                self._warn(f"{own_page.url}: {kind}", kind)
-                full = replace(full, photos=listing.photos)
             return own_page, [full]
 
         try:
@@ -263,7 +271,14 @@ class Crawl:
         except (Refused, Failed, PageFailed) as error:
             self._lose_page(listing.link, error)
             return
-        self._note_odd(own_page)
+        odd = [own_page.odd] if own_page.odd else []
+        if count_unread(own_page.html, own_page.url, full.photos):
+            odd.append("a script on a listing's own page lists more photos than detail.photos finds")
+        if listing.photos and not full.photos:
+            odd.append("no detail.photos on a listing's own page, those of the search page were taken")
+            full = replace(full, photos=listing.photos)
+        for kind in odd:
+            self._warn(f"{own_page.url}: {kind}", kind)
         with self._shared:
             self.stats.pages += 1
             bare_pages = self._bare_pages_in_a_row = 0 if full.photos else self._bare_pages_in_a_row + 1
@@ -271,7 +286,7 @@ class Crawl:
             raise NoListings(self._nothing_on(own_page, "detail.photos"))
         self._fetch_all([full], own_page, start, take)
         outcomes = [self.journal.outcomes.get(self._key_of(url)) for url in full.photos]
-        if outcomes and all(outcome and outcome.is_final for outcome in outcomes):
+        if not odd and outcomes and all(outcome and outcome.is_final for outcome in outcomes):
             refused = [outcome for outcome in outcomes if outcome.status == "refused"]
             judged_by = {name: value for outcome in refused for name, value in (outcome.judged_by or {}).items()}
             line = {"refused": Counter(kind_of(outcome.reason) for outcome in refused), "judged_by": judged_by}
@@ -289,11 +304,12 @@ class Crawl:
         listings: list[Listing],
         page: LoadedPage,
         start: Start,
-        take_again: Callable[[], tuple[LoadedPage, list[Listing]]],
+        take_again: Callable[[bool], tuple[LoadedPage, list[Listing]]],
     ) -> None:
         """Fetch the photos that a page shows; where addresses expired on the way, take new ones from it.
 
-        `take_again()` opens the page again, until that has twice in a row given no photo more.
+        `take_again(hurry)` opens the page again, until that has twice in a row given no photo more: first in a hurry,
+        for what expires within seconds, then with all that comes late.
         """
         with self._shared:
             for listing in listings:
@@ -304,7 +320,7 @@ class Crawl:
         in_vain = 0
         while expired and in_vain < 2:
             try:
-                again, listings = take_again()
+                again, listings = take_again(not in_vain)
             except (Refused, Failed, PageFailed) as error:
                 self._lose_page(page.asked, error)
                 break

@@ -143,7 +143,7 @@ class Downloader:
         started = self.pacer.clock()
         try:
             with (
-                self._session.adapter.deadline(self.politeness.total_timeout) as deadline,
+                self._session.adapter.deadline(self.politeness.total_timeout) as passed,
                 self._session.get(
                     url,
                     headers=headers,
@@ -161,10 +161,10 @@ class Downloader:
                     raise _Transient(f"status {status}", url, after)
                 location = response.headers.get("Location", "") if response.is_redirect else ""
                 result = location if 300 <= status < 400 else read(url, response)
-            if deadline.passed:
+            if passed.is_set():
                 raise _Transient("deadline", url)
         except (Refused, _Transient) as error:
-            if deadline.passed:  # an answer without a length looks whole when its socket is shut down
+            if passed.is_set():  # an answer without a length looks whole when its socket is shut down
                 raise _Transient(f"took longer than {self.politeness.total_timeout:g} s", url) from error
             raise
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError) as error:
@@ -175,7 +175,7 @@ class Downloader:
             if self._is_nobody_home(error, url):
                 start = f"start it with: {self.site.serve}" if self.site.serve else "start it, then run this again"
                 raise Failed(f"nothing answers at {urlsplit(url).netloc}: {start}") from error
-            if deadline.passed:
+            if passed.is_set():
                 raise _Transient(f"took longer than {self.politeness.total_timeout:g} s", url) from error
             raise _Transient(_describe(error), url) from error
         except ValueError as error:  # requests reads the address of a redirect that it is told not to follow

@@ -20,6 +20,11 @@ const outer = element => roots.length === 1 ? element.outerHTML : flat(element).
 const above = element => element.parentElement ?? element.getRootNode().host ?? null;
 const shown = element => element.getClientRects().length > 0 && getComputedStyle(element).visibility !== "hidden";
 
+function answer() {  // what the browser was led to, and how that was answered; 0 where it does not tell
+  const entry = performance.getEntriesByType("navigation")[0];
+  return [entry?.name ?? "", entry?.responseStatus ?? 0];
+}
+
 function html() {  // of a page with shadow roots; the driver knows that of others
   return roots.length > 1 ? "<!DOCTYPE html>" + outer(document.documentElement) : "";
 }
@@ -40,11 +45,15 @@ function following(selector) {  // the address of the next page; "#" where a scr
   return isPage ? address.href : (found && found.localName !== "link" ? "#" : "");
 }
 
+const address = value => /[./]/.test(value) && !/^(data|blob|about):/.test(value);
+const isBare = picture => [picture, ...picture.querySelectorAll("img, source")].every(e =>  // it shows nothing yet
+  ![...e.attributes].some(a => /^(src|style$|href$|data-)|srcset$/.test(a.name) && address(a.value)));
+
 // Moves, then tells which cards there are, which are in view, and the HTML of those that changed.
 // `photos` selects the pictures in a card; null where the cards are pictures themselves.
 function survey(selector, photos, move, again, background) {
   const state = window.__scraper ??= {token: String(Math.random()), serials: new WeakMap(), next: 0, seen: new WeakSet(),
-    observed: new WeakSet(), plain: new WeakSet(), dirty: new Set()};
+    observed: new WeakSet(), plain: new WeakSet(), bare: new WeakMap(), dirty: new Set()};
   const note = records => {  // which cards changed; the others need not be serialised again
     for (const record of records)
       for (let e = record.target; e; e = e.parentElement ?? e.getRootNode().host)
@@ -73,11 +82,13 @@ function survey(selector, photos, move, again, background) {
     }
     return clips.get(element);
   };
-  const place = element => {  // 0: in view; 1: below or to the right; -1: above or to the left; null: has no box
-    const rect = element.getBoundingClientRect(), box = clip(above(element));
+  const place = element => {  // 0: in view, 0.5: in part, 1: below or to the right, -1: above or to the left
+    const rect = element.getBoundingClientRect(), box = clip(above(element));  // null: has no box
     if (!rect.width && !rect.height && !element.getClientRects().length) return null;
+    if (rect.bottom < box.top || rect.right < box.left) return -1;
     if (rect.top >= box.bottom || rect.left >= box.right) return 1;
-    return rect.bottom < box.top || rect.right < box.left ? -1 : 0;
+    const fits = rect.height <= box.bottom - box.top && rect.width <= box.right - box.left;
+    return fits && (rect.bottom > box.bottom + 1 || rect.right > box.right + 1) ? 0.5 : 0;
   };
   const scrollers = () => {
     const result = [];
@@ -89,11 +100,13 @@ function survey(selector, photos, move, again, background) {
   const show = element => {
     element.scrollIntoView({block: "start", inline: "center", behavior: "instant"});
     clips.clear();
-    if (place(element) !== 0) state.seen.add(element);  // it cannot be brought into view
+    state.seen.add(element);  // as far as it can be
   };
+  const targets = () => found.flatMap(e => [e, ...(state.bare.get(e) ?? [])]);
   let moved = "";
   if (move === "on" || move === "first") {
-    const target = found.find(e => !state.seen.has(e) && place(e) !== null && (move === "first" || place(e) === 1));
+    const isNext = where => where !== null && (move === "first" || where > 0);
+    const target = targets().find(e => !state.seen.has(e) && isNext(place(e)));
     if (target) { show(target); moved = "card"; }
     else if (move === "on") {
       moved = "end";
@@ -108,15 +121,20 @@ function survey(selector, photos, move, again, background) {
     for (const scroller of scrollers()) scroller.scrollBy({top: -innerHeight, behavior: "instant"});
     clips.clear();
   }
+  if (move) {  // what watches for elements in view hears of it when the page is drawn
+    state.drawn = false;
+    requestAnimationFrame(() => requestAnimationFrame(() => { state.drawn = true; }));
+  }
   const serials = [], changed = [], inView = [];
-  let unseen = 0;
+  let unseen = 0, bare = 0;
   for (const element of found) {
     if (!state.serials.has(element)) state.serials.set(element, state.next++);
     const serial = state.serials.get(element);
     serials.push(serial);
     const where = place(element);
-    if (where === 0) { state.seen.add(element); inView.push(serial); }
-    else if (where === 1 && !state.seen.has(element)) unseen++;
+    if (where === 0) state.seen.add(element);
+    if (where === 0 || where === 0.5) inView.push(serial);
+    if (where > 0 && !state.seen.has(element)) unseen++;
     const inside = () => photos === null ? [element] : photos ? element.querySelectorAll(photos) : [];
     const shows = state.plain.has(element) ? [] : inside();
     state.plain.add(element);
@@ -133,8 +151,15 @@ function survey(selector, photos, move, again, background) {
     for (let i = 0; i < html.length; i++) hash = (hash * 33 ^ html.charCodeAt(i)) | 0;
     hash = `${html.length}:${hash}`;
     if (state.hashes.get(element) !== hash) { state.hashes.set(element, hash); changed.push([serial, html]); }
+    if (photos !== null) state.bare.set(element, [...inside()].filter(isBare));
+  }
+  for (const element of found) for (const picture of state.bare.get(element) ?? []) {
+    const where = place(picture);
+    if (where === 0) state.seen.add(picture);
+    else if (where > 0 && !state.seen.has(picture)) bare++;
   }
   const alive = [...document.scripts].some(s => !/json|template|html/.test(s.type));
   state.dirty.clear();
-  return {token: state.token, serials, changed, inView, unseen, moved, alive, ready: document.readyState === "complete"};
+  const ready = document.readyState === "complete", drawn = state.drawn ?? true;
+  return {token: state.token, serials, changed, inView, unseen, bare, moved, drawn, alive, ready};
 }

@@ -12,13 +12,14 @@ import soupsieve
 from bs4 import BeautifulSoup, Tag
 
 from scraper.addresses import absolute, absolute_link, listing_ids
-from scraper.pictures import addresses_of
+from scraper.pictures import addresses_of, image_files, object_lists, read_json
 from scraper.politeness import AI_REFUSALS
 from scraper.site import Site, named_selectors, split_selector
 
 # At the end of a page's HTML, around what the page no longer showed when it was taken: see `loading`.
 KEPT = "scraper-kept"
 SHARED_BY = 3  # listings that show one address: no photo of any of them
+SIZES = {"width", "w", "size", "sizes", "format"}  # what tells one size of a photo from the next
 CHALLENGE = re.compile(
     "captcha|just a moment|are you (a |an? )?(human|robot)|not a robot|verify (that )?you are|checking your browser|"
     "access denied|attention required|unusual traffic|too many requests|rate limit|security check|pardon our|"
@@ -147,6 +148,22 @@ def hints(html: str) -> list[str]:
     return found
 
 
+def count_unread(html: str, page_url: str, photos: Collection[str]) -> int:
+    """Return how many photos a script of the page lists beside `photos`, which were found there by a selector.
+
+    What counts is a list that has each of them in an entry of its own. One photo alone may stand among its sizes.
+    """
+    soup = BeautifulSoup(html, "html.parser")
+    base, found = _base_url(soup, page_url), set(photos)
+    values = (value for script in soup.find_all("script") for value in read_json(script.get_text()))
+    for entries in (entries for value in values for entries in object_lists(value)):
+        shown = [{absolute(base, address) for address in image_files(entry)} for entry in entries]
+        is_one_photo = len(found) == 1 and any(SIZES.intersection(entry) for entry in entries)
+        if found and found <= set().union(*shown) and sum(map(bool, map(found.__and__, shown))) >= len(found):
+            return 0 if is_one_photo else sum(bool(of_entry) and not of_entry & found for of_entry in shown)
+    return 0
+
+
 def is_page(address: str | None) -> bool:
     return bool(address) and not address.startswith(("about:", "javascript:", "data:"))
 
@@ -203,7 +220,7 @@ def count_matches(html: str, page_url: str, site: Site, names: Collection[str]) 
         elif found:
             first = read(found[0][0], selector, "href" if name == "selectors.link" else None) or ""
         else:
-            first = nearest_selector(inside, css)
+            first = nearest_selector(inside, css) if name not in ("paging.end", "paging.empty") else ""
         if found and attribute and not first:
             first = f"no {attribute}; the first has {', '.join(found[0][1].attrs) or 'no attribute'}"
         result[name] = (len(found), addresses, first[:80])

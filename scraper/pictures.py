@@ -110,15 +110,18 @@ def is_for_desktop(media: str) -> bool:
 def _matches(query: str) -> bool:
     is_negated = query.strip().startswith("not ")
     result = not re.search(r"\bprint\b|prefers-color-scheme\s*:\s*dark|orientation\s*:\s*portrait", query)
-    for bound, side, number, unit in re.findall(r"\((min|max)-(?:device-)?(width|height)\s*:\s*([\d.]+)(\w*)", query):
+    bounds = [
+        (side, "<" if bound == "max" else ">", number, unit)
+        for bound, side, number, unit in re.findall(r"(min|max)-(?:device-)?(width|height)\s*:\s*([\d.]+)(\w*)", query)
+    ]
+    bounds += re.findall(r"(width|height)\s*([<>])=?\s*([\d.]+)(\w*)", query)
+    bounds += [
+        (side, "<" if sign == ">" else ">", number, unit)
+        for number, unit, sign, side in re.findall(r"([\d.]+)(px|em|rem)\s*([<>])=?\s*(width|height)", query)
+    ]
+    for side, sign, number, unit in bounds:
         pixels = float(number) * (16 if unit in ("em", "rem") else 1)
-        result &= DESKTOP[side] >= pixels if bound == "min" else DESKTOP[side] <= pixels
-    for side, sign, number, unit in re.findall(r"(width|height)\s*([<>])=?\s*([\d.]+)(\w*)", query):
-        pixels = float(number) * (16 if unit in ("em", "rem") else 1)
-        result &= DESKTOP[side] > pixels if sign == ">" else DESKTOP[side] < pixels
-    for number, unit, sign, side in re.findall(r"([\d.]+)(px|em|rem)\s*([<>])=?\s*(width|height)", query):
-        pixels = float(number) * (16 if unit in ("em", "rem") else 1)
-        result &= pixels < DESKTOP[side] if sign == "<" else pixels > DESKTOP[side]
+        result &= DESKTOP[side] >= pixels if sign == ">" else DESKTOP[side] <= pixels
     return result != is_negated
 
 
@@ -167,7 +170,7 @@ def _in_script(text: str, path: str | None, is_linked_data: bool) -> list[str]:
         found = (list(_follow(value, parts)) for value in values)
         return next(filter(None, found), [])
     is_linked_data |= any(isinstance(value, dict) and "@context" in value for value in values)
-    addresses = [a for value in values for a in (_linked_images(value) if is_linked_data else _image_files(value))]
+    addresses = [a for value in values for a in (_linked_images(value) if is_linked_data else image_files(value))]
     if not addresses and is_linked_data:  # broken beyond reading as a whole
         for piece in re.findall(r"[\"'](?:image|photo|contentUrl)[\"']\s*:\s*(\[[^\]]*\]|\"[^\"]*\"|\{[^}]*\})", text):
             addresses += re.findall(r"[\"']((?:https?:)?/[^\"'\s]+)[\"']", piece.replace("\\/", "/"))
@@ -178,6 +181,7 @@ def read_json(text: str) -> Iterator[dict | list]:
     """Yield the JSON values in the text of a script, whatever stands around them: `window.state = {…};`, CDATA.
 
     Raw line breaks in strings, commas before a closing bracket and HTML entities instead of quotes are understood.
+    JSON within the texts of a value, as Next.js writes it, follows that value.
     """
     decoder, position, failures = json.JSONDecoder(strict=False), 0, 0
     text = unescape(text) if "&quot;" in text else text
@@ -190,6 +194,25 @@ def read_json(text: str) -> Iterator[dict | list]:
             continue
         if value:
             yield value
+            for nested in filter(re.compile(r'[{\[]"').search, _texts(value)):
+                yield from read_json(nested)
+
+
+def _texts(node: object) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, list | dict):
+        for part in node.values() if isinstance(node, dict) else node:
+            yield from _texts(part)
+
+
+def object_lists(node: object) -> Iterator[list[dict]]:
+    """Yield every list of objects in a JSON value."""
+    if isinstance(node, list) and node and all(isinstance(part, dict) for part in node):
+        yield node
+    if isinstance(node, list | dict):
+        for part in node.values() if isinstance(node, dict) else node:
+            yield from object_lists(part)
 
 
 def _follow(node: object, parts: list[str]) -> Iterator[str]:
@@ -211,13 +234,9 @@ def _follow(node: object, parts: list[str]) -> Iterator[str]:
                 yield from _follow(part, parts[1:])
 
 
-def _image_files(node: object) -> Iterator[str]:
-    """Yield every text that ends like an image file's address."""
-    if isinstance(node, str) and IMAGE_FILE.fullmatch(node.strip()):
-        yield node
-    elif isinstance(node, list | dict):
-        for part in node.values() if isinstance(node, dict) else node:
-            yield from _image_files(part)
+def image_files(node: object) -> list[str]:
+    """Return every text of a JSON value that ends like an image file's address."""
+    return [text for text in _texts(node) if IMAGE_FILE.fullmatch(text.strip())]
 
 
 def _linked_images(node: object, is_image: bool = False) -> Iterator[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scraper.browser import Browser, LoadedPage, PageFailed
+from scraper.browser import Browser
+from scraper.loading import LoadedPage, PageFailed
 from scraper.pages import (
     Listing,
     count_matches,
@@ -92,7 +93,8 @@ def _table(page: LoadedPage, site: Site, names: list[str]) -> list[str]:
     selectors, width = named_selectors(site), max(map(len, names), default=0)
     lines = []
     for name, (count, addresses, first) in count_matches(page.html, page.url, site, names).items():
-        mark = "✓" if count and (addresses or not name.endswith("photos")) else "✗"
+        is_found = count and (addresses or not name.endswith("photos"))
+        mark = "✓" if is_found else "–" if name in ("paging.end", "paging.empty") else "✗"
         found = f"{count:>4} × {selectors[name]!r}" + (f", {addresses} addresses" if name.endswith("photos") else "")
         lines.append(f"  {mark} {name:<{width}}  {found}  {first}".rstrip())
     return lines

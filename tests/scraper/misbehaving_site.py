@@ -214,6 +214,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             body = b"<!doctype html><title>Go away</title><article class=listing></article>"
             self.send(body, "text/html", int(query["status"]), Retry_After="1")
             return
+        if self.site.counts[self.path] <= int(query.get("reset", 0)):
+            self.reset()
+            return
         if "session" in query and page >= int(query["session"]):
             self.redirect("/login")
             return

@@ -1,4 +1,4 @@
-"""Small used-car sites made after public reports by people who collect photos: two of each kind of trouble.
+"""Small used-car sites made after public reports by people who collect photos: two or more of each kind of trouble.
 
 Each is a function of the path below its own, the query and how often this was asked; it returns the HTML of a page,
 or (status, headers, HTML). `SITES` says what a user writes for it, and what a crawl must bring.
@@ -44,7 +44,15 @@ SITES = {
         "github.com/freelawproject/juriscraper/issues/1377",
         *("?page={page}", CARDS, 5, 5, 1, "page titled 'Are you a robot\\?'", NUMBERED),
     ),
+    "script-429": Reported(
+        "github.com/datawhores/OF-Scraper/issues/62",
+        *("", CARDS, 15, 15),
+        more='[paging]\nkind = "scroll"\npatience = 2.0\nsettle = 0.4',
+    ),
+    "script-503": Reported("github.com/oxidecomputer/oxide.rs/issues/69", "?page={page}", CARDS, 15, 15, more=NUMBERED),
     # 3: a page is walked through
+    "whole-in-view": Reported("github.com/ApoorvSaxena/lozad.js/issues/72", "", CARDS, 12, 12, more=LIVELY),
+    "slides-in-cards": Reported("github.com/whcmark/angular-slick-carousel/issues/73", "", CARDS, 16, 4, more=LIVELY),
     "rows-at-rest": Reported("github.com/bvaughn/react-virtualized/issues/1059", "", CARDS, 40, 40, more=LIVELY),
     "carousel": Reported("github.com/dkern/jquery.lazy/issues/223", "", OWN_PAGES + '".slide img"', 16, 2, more=LIVELY),
     # 4: a page is taken when it has settled
@@ -71,12 +79,37 @@ SITES = {
         more='photos_path = "albums.*.images.*.src"\n',
     ),
     "jpeg-xl": Reported("github.com/mdn/content/pull/45252", "", CARDS, 4, 4),
+    "flight-data": Reported("github.com/DIYgod/RSSHub/issues/23140", "", OWN_PAGES + '"script"', 8, 2),
+    "arrow": Reported(
+        "github.com/kenwheeler/slick/issues/1049", "", OWN_PAGES + '"img"', 2, 2, 5, "lists more photos than detail"
+    ),
     # 7: which listing, which photo
+    "same-path": Reported(
+        "github.com/adobe/spacecat-audit-worker/pull/2586",
+        *("?page={page}", 'listing = "div.car"\nlink = "a"\nphotos = "img"', 3, 1, 5, "2 cards merged", NUMBERED),
+    ),
     "session-in-address": Reported(
         "github.com/ArchiveTeam/wpull/issues/203",
         *("", OWN_PAGES.replace("[detail]", 'ignore_query = ["visit"]\n[detail]') + '"img"', 6, 6),
     ),
     "presigned": Reported("github.com/aws/aws-sdk-php/issues/1839", "", CARDS, 6, 6),
+    # 9: what a user says in the site file
+    "two-gates": Reported(
+        "github.com/huginn/huginn/issues/3048",
+        *("", CARDS, 6, 6),
+        more=LIVELY + 'click = ["#cookies button", "#ageagree"]',
+    ),
+    "widget": Reported(
+        "github.com/martinsbalodis/web-scraper-chrome-extension/issues/117",
+        *("", CARDS + '\nframe = "iframe.stock"', 6, 6),
+        more=LIVELY,
+    ),
+    "slotted": Reported("github.com/Epistates/MCPSafari/issues/57", "", CARDS, 4, 4, more=LIVELY),
+    "offset": Reported(
+        "github.com/fredericvergnaud/extractify/issues/10",
+        *("?from={page}", CARDS, 12, 12),
+        more=NUMBERED + 'first_page = 0\nstep = 5\nempty = ".none"',
+    ),
 }
 
 
@@ -123,6 +156,68 @@ def captcha(path: str, query: dict, count: int) -> str:
     if query["page"] == "2":
         return "<title>Are you a robot?</title><p>Please type the letters: <input>"
     return numbered(query)
+
+
+def script_429(path: str, query: dict, count: int) -> str | tuple[int, dict[str, str], str]:
+    """The script of an endless list is told to wait, once; it asks again when the page is scrolled again."""
+    if path == "cards-2" and count == 1:
+        return 429, {"Retry-After": "1"}, "slow down"
+    first = numbered({"page": str(int(path[6:] or 0) + 1)})
+    return (
+        first
+        if path
+        else f"""<main>{first}</main><style>.car {{height: 400px}}</style><script>
+    let next = 1, busy = false;
+    async function more() {{
+      if (busy || next > 2) return;
+      busy = true;
+      const answer = await fetch("/reported/script-429/cards-" + next);
+      if (answer.ok) {{
+        next++;
+        document.querySelector("main").insertAdjacentHTML("beforeend", await answer.text());
+      }}
+      busy = false;
+    }}
+    addEventListener("scroll", () => {{ if (innerHeight + scrollY > document.body.scrollHeight - 50) more(); }});
+    </script>"""
+    )
+
+
+def script_503(path: str, query: dict, count: int) -> str | tuple[int, dict[str, str], str]:
+    """The cards of each page come by a script, whose request for the second page fails at first."""
+    if path:
+        return (503, {}, "out of order") if path == "cards-2" and count == 1 else numbered({"page": path[6:]})
+    return f"""<main></main><script>
+    fetch("/reported/script-503/cards-{query["page"]}").then(async answer => {{
+      if (answer.ok) document.querySelector("main").innerHTML = await answer.text();
+    }});
+    </script>"""
+
+
+def whole_in_view(path: str, query: dict, count: int) -> str:
+    """A picture gets its address when all of it is in view."""
+    cards = "".join(card(n, f'<img src="{BLANK}" width=600 height=480>') for n in range(12))
+    return f"""{cards}<script>
+    const pictures = [...document.querySelectorAll("img")];
+    const seen = new IntersectionObserver(entries => entries.forEach(entry => {{
+      if (entry.intersectionRatio === 1) entry.target.src = `/photos/${{pictures.indexOf(entry.target)}}.jpg`;
+    }}), {{threshold: 1}});
+    pictures.forEach(picture => seen.observe(picture));
+    </script>"""
+
+
+def slides_in_cards(path: str, query: dict, count: int) -> str:
+    """Each card is a strip of slides, of which the first is in view; the others have no address before they are."""
+    slides = f"<div class=strip>{f'<img src={BLANK} width=500 height=300>' * 4}</div>"
+    cards = "".join(card(n, slides) for n in range(4))
+    return f"""<style>.strip {{display: flex; overflow-x: auto; width: 510px}} img {{flex: 0 0 500px}}</style>
+    {cards}<script>
+    const pictures = [...document.querySelectorAll("img")];
+    const seen = new IntersectionObserver(entries => entries.forEach(entry => {{
+      if (entry.isIntersecting) entry.target.src = `/photos/${{pictures.indexOf(entry.target)}}.jpg`;
+    }}));
+    pictures.forEach(picture => seen.observe(picture));
+    </script>"""
 
 
 def rows_at_rest(path: str, query: dict, count: int) -> str:
@@ -226,6 +321,30 @@ def jpeg_xl(path: str, query: dict, count: int) -> str:
     return "".join(card(n, f'<picture>{sources.format(n)}<img src="/photos/s-{n}.jpg"></picture>') for n in range(4))
 
 
+def flight_data(path: str, query: dict, count: int) -> str:
+    """A listing's own page has its photos in JSON, in a text, in an array that a script pushes."""
+    if not path:
+        return "".join(card(n, f'<a href="/reported/flight-data/car-{n}">more</a>') for n in range(2))
+    images = [{"url": f"/photos/{path}-{k}.jpg", "width": 1600} for k in range(4)]
+    flight = "3:" + json.dumps(["$", "div", None, {"gallery": {"images": images}}]) + "\n"
+    return f"<h1>Swift</h1><script>self.__next_f = []; self.__next_f.push({json.dumps([1, flight])})</script>"
+
+
+def arrow(path: str, query: dict, count: int) -> str:
+    """The gallery shows one picture; the others are in a script's data, for an arrow to show."""
+    if not path:
+        return "".join(card(n, f'<a href="/reported/arrow/car-{n}">more</a>') for n in range(2))
+    images = [{"order": k, "url": f"/photos/{path}-{k}.jpg"} for k in range(4)]
+    return f"<h1>Swift</h1>{photo(path + '-0')}<button>›</button><script>const slides = {json.dumps(images)};</script>"
+
+
+def same_path(path: str, query: dict, count: int) -> str:
+    """One card a page, whose address differs in a parameter alone, on a path that looks as if it were one car's."""
+    number = int(query["page"])
+    link = f'<a href="/reported/same-path/swift-2015?ad={number}">more</a>'
+    return card(number, link + photo(number)) if number < 4 else "<p>no cars</p>"
+
+
 def session_in_address(path: str, query: dict, count: int) -> str:
     """Every link carries a session of this visit, in parameters known and unknown."""
     if path:
@@ -240,3 +359,41 @@ def presigned(path: str, query: dict, count: int) -> str:
     signed = "X-Amz-Date={0}&X-Amz-Expires=60&X-Amz-Signature=s{0}"
     visit = signed.format(time.time())
     return "".join(card(n, f'<img src="/photos/{n}.jpg?size=large&{visit}">') for n in range(6))
+
+
+def two_gates(path: str, query: dict, count: int) -> str:
+    """Nothing is there before two dialogs, of which the second comes a moment after the first, are clicked away."""
+    return """<div id=cookies>We value your privacy <button>Accept</button></div><main></main><script>
+    document.querySelector("#cookies button").onclick = () => setTimeout(() => {
+      document.querySelector("#cookies").outerHTML = "<a href='javascript:void(0)'><button id=ageagree>I agree</a>";
+      ageagree.onclick = () => { ageagree.remove(); for (let n = 0; n < 6; n++)
+        document.querySelector("main").innerHTML += `<div class=car data-id=${n}><img src="/photos/${n}.jpg"></div>`; };
+    }, 200);
+    </script>"""
+
+
+def widget(path: str, query: dict, count: int) -> str:
+    """The listings are in a frame that a script adds, beside another."""
+    if path == "stock":
+        return "".join(card(n, photo(n)) for n in range(6))
+    return """<iframe srcdoc="<p>advertisement"></iframe><div id=here></div><script>
+    setTimeout(() => { here.innerHTML = "<iframe class=stock src=/reported/widget/stock>"; }, 300);
+    </script>"""
+
+
+def slotted(path: str, query: dict, count: int) -> str:
+    """Cards are in the shadow root of a list, their pictures in another one inside each."""
+    return """<car-list></car-list><script>
+    const root = document.querySelector("car-list").attachShadow({mode: "open"});
+    for (let n = 0; n < 4; n++) {
+      root.innerHTML += `<div class=car data-id=${n}><h2>Swift ${n}</h2><car-photo></car-photo></div>`;
+    }
+    root.querySelectorAll("car-photo").forEach((host, n) => {
+      host.attachShadow({mode: "open"}).innerHTML = `<img src="/photos/${n}.jpg">`; });
+    </script>"""
+
+
+def offset(path: str, query: dict, count: int) -> str:
+    """Pages are counted in cars: 0, 5, 10."""
+    first = int(query["from"])
+    return "".join(card(n, photo(n)) for n in range(first, min(first + 5, 12))) or "<p class=none>no cars</p>"

@@ -16,7 +16,7 @@ import pytest
 from selenium.webdriver.remote.command import Command
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from scraper.browser import ANSWERED, CHROMIUM_NAMES
+from scraper.browser import ANSWERED, CHROMIUM_NAMES, Browser
 from scraper.cli import main
 from tests.scraper.misbehaving_site import MisbehavingSite
 from tests.scraper.test_scraper_download import table_rows
@@ -63,7 +63,7 @@ restart_browser_every = {restart_every}
 
 
 def write_site_file(folder: Path, url: str, kind: str = "none", **settings) -> Path:
-    defaults = {"photos": "img.photo", "empty": "#nothing", "max_pages": 30, "page_timeout": 60}
+    defaults = {"photos": "img.photo", "empty": "#nothing", "max_pages": 30, "page_timeout": 120}
     defaults |= {"restart_every": 50, "delay": 0, "more": ""}
     path = folder / "misbehaving.toml"
     path.write_text(SITE_FILE.format(url=url, kind=kind, **defaults | settings))
@@ -96,6 +96,7 @@ PAGE_FAULTS = {
     "detail-bare": ("listings=5&kind=none", {"more": '[detail]\nphotos = "#renamed img"', "photos": "img.renamed"}),
     "forbidden": ("status=403", {}),
     "busy": ("status=429", {}),
+    "reset": ("reset=2", {}),
     "alert": ("alert=1", {}),
     "cookie": ("cookie=1", {}),
     "hindi": ("hindi=1", {}),
@@ -104,7 +105,7 @@ PAGE_FAULTS = {
     "blank": ("blank=1", {}),
     "changed-layout": ("changed=1", {}),
     "no-photos": ("listings=5", {"photos": "img.renamed"}),
-    "hang": ("hang=1", {"page_timeout": 30}),  # a browser on a busy machine needs seconds to ask at all
+    "hang": ("hang=1", {"page_timeout": 10}),
     "leak": ("leak=1", {"page_timeout": 240}),
     "crash-once": ("listings=5", {}),
     "tab-crash-once": ("listings=5", {}),
@@ -125,6 +126,8 @@ def test_page_fault_ends_as_the_table_says(row, tmp_path, short_path, capsys, mo
         kind = re.search(r"kind=(\w+)|$", query).group(1) or "none"
         file = write_site_file(tmp_path, f"{site.base_url}/search?{query}", kind, **settings)
         monkeypatch.setattr("tempfile.tempdir", str(short_path))  # the browser's profile, by which it is found
+        start, starts = Browser._start, []
+        monkeypatch.setattr(Browser, "_start", lambda browser: (starts.append(browser), start(browser)))
         result = main([str(file), "--out", str(tmp_path / "raw"), "--json"])
     output = capsys.readouterr()
     stats = json.loads(output.out)
@@ -133,7 +136,7 @@ def test_page_fault_ends_as_the_table_says(row, tmp_path, short_path, capsys, mo
     assert re.search(said, output.err + json.dumps(pages, ensure_ascii=False)), output.err
     assert_no_browser_left(short_path)
     if "crash" in name or name == "hang":
-        assert site.counts["/search"] == 2, "a second browser tries"
+        assert len(starts) == 2, "a second browser tries"
     if name.startswith("robots"):
         assert "/search" not in {path.partition("?")[0] for path in site.log}
     asked = site.photo_requests()
@@ -189,7 +192,7 @@ def kill_browser(folder: Path, kind: str) -> None:
             os.kill(process, signal.SIGKILL)
 
 
-def wait_until(condition, seconds: float = 20.0) -> bool:
+def wait_until(condition, seconds: float = 100.0) -> bool:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -240,12 +243,12 @@ def test_sigkill_and_restart_give_the_same_set(moment, short_path):
                 killed.wait()
 
         site.on_request = kill_at
-        _, text = killed.communicate(timeout=60)
+        _, text = killed.communicate(timeout=300)
         assert killed.returncode == -signal.SIGKILL, text
         before = len(stored(short_path))
         assert_no_browser_left(short_path)
         again = start_scraper(file, short_path)
-        _, text = again.communicate(timeout=60)
+        _, text = again.communicate(timeout=300)
         assert again.returncode == 0, text
         asked = site.photo_requests()
     assert before == {"at a photo's request": 7, "while the page scrolls": 0}[moment]
@@ -261,7 +264,7 @@ def test_interrupted_it_says_how_far_it_came(name, short_path):
         file = write_site_file(short_path, f"{site.base_url}/search?listings=5")
         process = start_scraper(file, short_path)
         site.on_request = lambda path: process.send_signal(signal.Signals[name]) if path.endswith("-3.jpg") else None
-        _, text = process.communicate(timeout=60)
+        _, text = process.communicate(timeout=300)
     assert process.returncode == 130, text
     assert "the same command goes on where it stopped" in text and re.search(r"photos found +[45]\n", text)
     assert_no_browser_left(short_path)
@@ -351,7 +354,7 @@ def test_check_shows_what_each_selector_finds(tmp_path, capsys):
         file = write_site_file(tmp_path, f"{site.base_url}/search?listings=5")
         assert main(["check", str(file)]) == 0
         text = capsys.readouterr().out
-        assert re.search(r"✓ selectors.listing +5 × 'article.listing'", text) and "✗ paging.end" in text
+        assert re.search(r"✓ selectors.listing +5 × 'article.listing'", text) and "– paging.end" in text
         assert "status 200, title 'Swift VXi 0" in text and re.search("✓ selectors.photos .* 5 addresses", text)
         assert "5 listings, 5 photos on this page" in text and "title: Swift VXi 0" in text
         assert main(["check", str(write_site_file(tmp_path, f"{site.base_url}/search?changed=1"))]) == 1

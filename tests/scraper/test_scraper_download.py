@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from PIL import features
 
-from scraper.browser import LoadedPage
 from scraper.closing import Stats, closing_table, exit_code
 from scraper.crawl import Crawl, CrawlStopped, NoListings
 from scraper.download import Downloader, verify_photo
 from scraper.journal import Journal
+from scraper.loading import LoadedPage
 from scraper.politeness import ROBOTS_FORBID, Failed, Pacer, Refused
 from scraper.site import Politeness, Request, parse_site
 from tests.scraper.misbehaving_site import MisbehavingSite, _Handler, jpeg, png_claiming
@@ -362,7 +362,7 @@ class Renewing(OnePage):
         super().__init__(url, "/expiring.jpg?Expires=1")
         self.again, self.opened = OnePage(url, renewed).page, 0
 
-    def open(self, url: str, is_detail: bool = True) -> LoadedPage:
+    def open(self, url: str, is_detail: bool = True, hurry: bool = False) -> LoadedPage:
         self.opened += 1
         return self.again
 

@@ -4,10 +4,10 @@ import gc
 import hashlib
 import tracemalloc
 
-from scraper.browser import LoadedPage
 from scraper.crawl import Crawl
 from scraper.download import Photo
 from scraper.journal import Journal
+from scraper.loading import LoadedPage
 from tests.scraper.test_scraper_download import Clock, downloader
 
 PER_PAGE = 25

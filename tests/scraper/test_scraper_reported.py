@@ -26,7 +26,8 @@ def write_site_file(folder: Path, base_url: str, name: str) -> Path:
     path = folder / "reported.toml"
     path.write_text(
         f'contact = "test@example.org"\n[[start]]\nlabel = "swift"\nurl = "{base_url}/reported/{name}{site.url}"\n'
-        f'[selectors]\n{site.selectors}\n{site.more}\n[politeness]\ndelay = 0\nallow_private = ["127.0.0.1"]\n'
+        f"[selectors]\n{site.selectors}\n{site.more}\n"
+        '[politeness]\ndelay = 0\npage_timeout = 120\nallow_private = ["127.0.0.1"]\n'
     )
     return path
 
