@@ -9,6 +9,7 @@ LOG.md says what else was tried.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -93,8 +94,9 @@ class Known:
         Returns the share of good photos that are less unlike, 0 … 1, and the kind of the nearest photos that are not
         of that class, None where the class is still likelier or these are of another class.
         """
-        share = float(np.interp(self._score(features, number)[0], self.good[number], QUANTILES))
-        if self._measure(features, number)[1][0] <= 0:
+        distance, verified = self._measure(features, number)
+        share = float(np.interp(self._add(distance, verified, number)[0], self.good[number], QUANTILES))
+        if verified[0] <= 0:
             return share, None
         others = np.flatnonzero(self.kinds != str(number))
         near = similarity(unit_rows(features), self.photos[others])[0]
@@ -136,16 +138,22 @@ class Known:
             raise ValueError(f"{path} holds what is no number; export the run again")
         return known
 
+    @cached_property
+    def _of_class(self) -> list[np.ndarray]:
+        return [self.photos[self.kinds == str(number)] for number in range(len(self.weights))]
+
     def _score(self, features: np.ndarray, number: int) -> np.ndarray:
-        distance, verified = self._measure(features, number)
+        return self._add(*self._measure(features, number), number)
+
+    def _add(self, distance: np.ndarray, verified: np.ndarray, number: int) -> np.ndarray:
         mean, deviation, mean_verified, deviation_verified = self.scales[number]
         return (distance - mean) / deviation + (verified - mean_verified) / deviation_verified
 
     def _measure(self, features: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the distance to the nearest known photos of a class, and how far verification speaks against it."""
         rows = unit_rows(features)
-        own = similarity(rows, self.photos[self.kinds == str(number)])
-        nearest = -np.sort(-own, axis=1)[:, :NEIGHBOURS]
+        own = similarity(rows, self._of_class[number])
+        nearest = own if own.shape[1] <= NEIGHBOURS else np.partition(own, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS:]
         against = -(rows @ self.weights[number, :-1] + self.weights[number, -1])
         return np.sqrt(np.maximum(2 - 2 * nearest, 0)).mean(axis=1), against
 
