@@ -117,7 +117,8 @@ def load_onnx(path: Path, threads: int = 0, classes: list[str] | None = None, im
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         inputs = {one.name: (one.type, one.shape) for one in session.get_inputs()}
         widths = {one.name: one.shape[-1] for one in session.get_outputs()}
-        about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
+        written = session.get_modelmeta().custom_metadata_map  # int8 graphs have entries of ONNX Runtime's own
+        about = {key: json.loads(written[key]) for key in ("classes", "mirrored") if key in written}
     except Exception as error:  # ONNX Runtime has its own exception for every way in which a file is no model
         raise ValueError(f"{path} is not a model that ONNX Runtime can load: {str(error).splitlines()[0]}") from error
     kind, shape = inputs.get("image", (None, ()))

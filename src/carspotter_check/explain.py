@@ -107,7 +107,7 @@ def _keras_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.nd
     if not pools:
         raise ValueError(f"{model.name} has no convolution blocks of its own to look into; use occlusion_map")
     pool = pools[-1]
-    both = keras.Model(model.input, [pool.input, model.output])
+    both = keras.Model(model.inputs[0], [pool.input, model.outputs[0]])
     batch = image[np.newaxis].astype(np.float32)
     backend = keras.backend.backend()
     if backend == "tensorflow":

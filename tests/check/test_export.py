@@ -167,7 +167,8 @@ LOADERS = {
     "onnx": "import onnxruntime\nrun = lambda x: onnxruntime.InferenceSession(path).run(['logits'], {'image': x})[0]",
     "keras": "import keras\nrun = lambda x: keras.saving.load_model(path).predict(x.astype('float32'), verbose=0)",
     "savedmodel": """import tensorflow as tf
-run = lambda x: tf.saved_model.load(path).serve(tf.constant(x, tf.float32)).numpy()""",
+model = tf.saved_model.load(path)
+run = lambda x: model.serve(tf.constant(x, tf.float32)).numpy()""",
     "litert": """import tensorflow as tf
 def run(x):
     model = tf.lite.Interpreter(path)
@@ -341,11 +342,11 @@ def alike():
     return {name: SimpleNamespace(framework=name, experiment=experiment, model=model) for name, model in models.items()}
 
 
-@pytest.mark.parametrize("label", [0, 1])
-def test_grad_cam_is_the_same_map_in_all_three_frameworks(alike, label):
+def test_grad_cam_is_the_same_map_in_all_three_frameworks(alike):
     image = draw("lying", 3, SIZE)
-    maps = {framework: explain.grad_cam(run, image, label) for framework, run in alike.items()}
-    assert maps["keras"].shape == (17, 17) and maps["keras"].max() > 0 and maps["keras"].min() >= 0
+    maps = {name: np.stack([explain.grad_cam(run, image, label) for label in (0, 1)]) for name, run in alike.items()}
+    # Of one label alone a fresh network may have nothing that speaks for it.
+    assert maps["keras"].shape == (2, 17, 17) and maps["keras"].max() > 0 and maps["keras"].min() >= 0
     for framework in ("torch", "tensorflow"):
         np.testing.assert_allclose(maps[framework], maps["keras"], atol=1e-4 * maps["keras"].max())
 
@@ -356,6 +357,8 @@ def test_grad_cam_of_a_model_that_averages_mirror_images_takes_both_in(framework
     experiment = replace(experiments.FAST_RECIPE, conv_channels=(4, 8), image_size=SIZE, dtype="float32")
     model = store.import_framework(framework).build_model(experiment, 2)
     run, image = SimpleNamespace(framework=framework, experiment=experiment, model=model), draw("lying", 3, SIZE)
-    heat = explain.grad_cam(run, image, 1)
-    assert heat.shape == (SIZE // 2, SIZE // 2) and heat.max() > 0
-    np.testing.assert_allclose(explain.grad_cam(run, image[:, ::-1], 1)[:, ::-1], heat, atol=1e-4 * heat.max())
+    heats, mirrored = (
+        np.stack([explain.grad_cam(run, view, label) for label in (0, 1)]) for view in (image, image[:, ::-1])
+    )
+    assert heats.shape == (2, SIZE // 2, SIZE // 2) and heats.max() > 0
+    np.testing.assert_allclose(mirrored[:, :, ::-1], heats, atol=1e-4 * heats.max())
