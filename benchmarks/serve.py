@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +32,7 @@ from carspotter_check import bundle
 from carspotter_check.onnx_graph import build_graph
 from carspotter_check.open_world import Known
 from carspotter_check.photo_check import PhotoCheck
-from carspotter_check.rejection import Rejection
+from carspotter_check.rejection import ListingRule, Rejection
 from carspotter_check.workers import usable_cores
 
 SIZE = 150
@@ -84,14 +85,12 @@ def measure(server: Server, made: Path, photo: bytes, options: argparse.Namespac
     explain = as_request(photo, "/v1/explain")
     alone = np.median(asyncio.run(one_by_one(port, message, 30)))
     beside, explained = asyncio.run(while_busy(port, message, [explain] * 2))
-    print(
-        f"What decided?  {max(explained):7.1f} s for two; a check beside them {1000 * np.median(beside):.0f} ms", end=""
-    )
-    print(f", the slowest {1000 * max(beside):.0f} ms; alone {1000 * alone:.0f} ms")
+    print(f"What decided?  {max(explained):7.1f} s for two at once (a photo alone {1000 * alone:.0f} ms)")
+    print(f"checks beside  {1000 * np.median(beside):7.0f} ms, the slowest {1000 * max(beside):.0f} ms")
     bombs = [as_request(make_bomb())] * BOMBS
     good, chewed = asyncio.run(while_busy(port, message, bombs))
     print(
-        f"{BOMBS} bombs       {max(chewed):7.1f} s; the slowest of {len(good)} photos beside {max(good):.2f} s (goal 2)"
+        f"{BOMBS} bombs       {max(chewed):7.1f} s; {len(good)} photos beside, the slowest {max(good):.2f} s (goal 2)"
     )
 
     tenth, clients = options.checks // 10, options.clients
@@ -135,7 +134,8 @@ def write_bundle(folder: Path) -> Path:
     known, labels = rng.normal(0, 1, (4_800, width)), np.arange(4_800) % 2
     Known.fit(known, labels, known[:800], labels[:800], known[:0], np.array([])).save(folder / bundle.KNOWN)
     manifest = {"format": "onnx", "preprocessing": PREPROCESSING, "run": "random", "classes": classes}
-    bundle.write_manifest(folder, manifest | {"image_size": SIZE, "rejection": Rejection().as_dict()})
+    manifest |= {"image_size": SIZE, "rejection": asdict(Rejection()), "listing": asdict(ListingRule())}
+    bundle.write_manifest(folder, manifest)
     return folder
 
 
@@ -191,7 +191,7 @@ async def ask(reader, writer, message: bytes) -> None:
     writer.write(message)
     head = await reader.readuntil(b"\r\n\r\n")
     await reader.readexactly(int(re.search(rb"content-length: (\d+)", head)[1]))
-    if b" 200 " not in head[:20]:
+    if b" 200 " not in head[:20] and len(message) > 60_000:  # a bomb may be told to come back
         raise RuntimeError(f"the server answered {head[:60]!r}")
 
 

@@ -69,21 +69,10 @@ def grad_cam(run: Run, image: np.ndarray, label: int) -> np.ndarray:
     return np.maximum(np.sum(heats, axis=0), 0).astype(np.float32)
 
 
-def overlay_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Dim an image uint8 (S, S, 3) where a heat map (h, w) is cold: uint8 (S, S, 3); the bright parts decided.
-
-    Values below 0, where the class gains, count as cold. Where nothing is hot the whole image is dimmed.
-    """
-    places = np.arange(len(image)) * np.array(heat.shape)[:, None] // len(image)
-    hot = np.maximum(heat, 0)[places[0][:, None], places[1][None, :]]
-    share = hot / hot.max() if hot.max() > 0 else hot
-    return (image * (0.25 + 0.75 * share[..., None])).round().astype(np.uint8)
-
-
 def deletion_check(
     predict: Probabilities, image: np.ndarray, heat: np.ndarray, label: int, share: float = 0.2, seed: int = 0
 ) -> tuple[float, float]:
-    """Cover the hottest `share` of the image; give the drop of class `label`, and the mean drop of 20 random covers.
+    """Return how much class `label` drops when the hottest `share` is covered, and the mean drop of 20 random covers.
 
     `heat` (h, w) of any size. A random cover is the same shape moved elsewhere (it wraps around the border). A map that
     shows what decides gives a clearly larger first number. After Petsiuk et al. 2018.

@@ -11,7 +11,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from carspotter_check.bundle import KNOWN, MANIFEST, ONNX_MODEL, Predict, load_o
 from carspotter_check.model_card import write_card
 from carspotter_check.onnx_graph import build_graph
 from carspotter_check.open_world import OTHER_MODEL, Known, measure_kinds
-from carspotter_check.rejection import RISK, Rejection, read_groups
+from carspotter_check.rejection import RISK, ListingRule, Rejection, read_groups
 
 # What each framework can write by itself; ONNX is written layer by layer, and so from all three.
 FORMATS = {
@@ -107,7 +107,9 @@ def export_run(
             features, guesses = in_batches(predict, images)[1], plain.argmax(axis=1)
             unlike = [known.compare(features[[n]], guess)[0] for n, guess in enumerate(guesses)]
             answerable = np.array([not known.is_unlike(*pair) for pair in zip(unlike, guesses, strict=True)])
-        rejection = Rejection.fit(plain, labels, read_groups(study, photos), risk, answerable)
+        groups = read_groups(study, photos)
+        rejection = Rejection.fit(plain, labels, groups, risk, answerable)
+        listing = ListingRule.fit(plain, labels, groups, rejection, answerable)
         rejection = rejection.with_limits_of(images, _smallest_side(study, run))
         views = "; a prediction is the mean of the photo's and its mirror image's" * experiment.average_mirror_images
         manifest = {
@@ -121,7 +123,8 @@ def export_run(
             "input": f"images (N, {run.image_size}, {run.image_size}, 3), RGB, 0 … 255",
             "output": f"logits: (N, 1) for two classes, the second's; else (N, classes){views}. Divide by temperature",
             "split_version": run.spec["split_version"],
-            "rejection": rejection.as_dict(),
+            "rejection": asdict(rejection),
+            "listing": asdict(listing),
             "versions": f"carspotter {__version__}, {run.row['versions']}",
             "exported_time": datetime.now(UTC).isoformat(timespec="seconds"),
             **facts,

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from carspotter_check.photo_check import Answer, PhotoCheck, photos_in
-
-# Photos of one car share its colour, yard and camera, and so their errors: the correlation of two photos' log odds,
-# which makes n photos worth n / (1 + (n - 1) CORRELATION) independent ones, two at the very most.
-CORRELATION = 0.5
+from carspotter_check.rejection import pool
 
 
 @dataclass(frozen=True)
@@ -36,16 +32,13 @@ class ListingAnswer:
     def __str__(self) -> str:
         return f"{self.verdict}: {self.reason}"
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = None) -> ListingAnswer:
     """Combine the answers to photos of one car into one.
 
-    Photos that show nothing, or nothing that the model knows, do not count: interiors and close-ups tell no model. Of
-    those that do, the log odds are averaged and multiplied by how many independent photos they are worth. If more
-    photos are unlike the known cars than like them, the car is another model, or cannot be told.
+    Photos that show nothing, or nothing that the model knows, do not count: interiors and close-ups tell no model. The
+    others are pooled by the model's `ListingRule`. If more photos are unlike the known cars than like them, the car is
+    another model, or cannot be told.
     """
     unusable = [answer.photo for answer in answers if answer.verdict == "unusable"]
     seen = [answer for answer in answers if answer.verdict != "unusable" and answer.probabilities]
@@ -63,17 +56,14 @@ def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = No
         reason = f"{len(unlike)} of {len(seen)} photos are unlike the cars it knows: another model, or no car ({few})"
         return ListingAnswer(verdict, None, None, decided, unusable, reason, [*answers])
     shares = np.array([list(answer.probabilities.values()) for answer in like])
-    logs = np.log(np.maximum(shares, 1e-6))
-    worth = len(like) / (1 + (len(like) - 1) * CORRELATION)
-    pooled = np.exp(worth * (logs.mean(axis=0) - logs.mean(axis=0).max()))
-    pooled /= pooled.sum()
+    pooled = pool(shares, check.listing.correlation)
     best = int(pooled.argmax())
     label = check.class_names[best]
-    order = np.argsort(-logs[:, best] if len(like) > 1 else logs[:, best], kind="stable")
+    order = np.argsort(-shares[:, best], kind="stable")
     decided = [like[number].photo for number in order if shares[number].argmax() == best]
     probability = float(pooled[check.class_names.index(claim)] if claim else pooled[best])
     words = f"{len(decided)} of {len(seen)} photos look like {label} (together p = {pooled[best]:.2f}; {few})"
-    if pooled[best] < check.rejection.confidence:
+    if pooled[best] < check.listing.confidence:
         return ListingAnswer("not_sure", None, probability, decided, unusable, f"not sure enough: {words}", [*answers])
     verdict = "named" if claim is None else "match" if claim == label else "other_model"
     claimed = f"claimed {claim}, but " if verdict == "other_model" else ""

@@ -25,7 +25,7 @@ def write_card(path: Path, study: Study, run: Run, manifest: dict[str, Any]) -> 
 
 
 def _lines(study: Study, run: Run, manifest: dict[str, Any]) -> list[str]:
-    row, rejection = run.row, manifest["rejection"]
+    row, rejection, listing = run.row, manifest["rejection"], manifest["listing"]
     names = run.class_names
     photos = run.validation.merge(read_splits(study)[["sha256", "group"]], on="sha256", how="left")
     # A photo that a later split no longer has stands alone.
@@ -63,13 +63,15 @@ def _lines(study: Study, run: Run, manifest: dict[str, Any]) -> list[str]:
         f"- confidence of {rejection['confidence']:.3f} or more, certified on the other half, on {rejection['photos']} "
         f"photos, one of each group (asked for: at most {rejection['risk']:.1%} of the answers wrong): "
         f"{rejection['reason']}",
+        f"- of all photos of one car together from {listing['confidence']:.3f}, certified on {listing['listings']} "
+        f"listings of one half of validation (correlation of two photos {listing['correlation']:.2f}, fitted on the "
+        f"other half): {listing['reason']}",
         f"- photos whose shorter side has at least {rejection['limits']['shorter_side']} pixels, as in training",
         *_kinds_lines(manifest.get("kinds")),
         "",
         "## Limits",
         "",
-        "- It knows no other models: one that resembles neither class is turned away at best, and named wrongly at "
-        "worst.",
+        "- It knows no other models: one that resembles neither class is turned away at best, and misnamed at worst.",
         "- Its thresholds hold for photos like those of the study; another site, country or camera needs new ones.",
         "- The best epoch was chosen on all validation photos, also on those that certify the risk: a small optimism.",
         "- It looks at cars, not at people or plates; do not use it to find or follow anybody.",

@@ -13,7 +13,7 @@ from carspotter.paths import Study
 from carspotter.photos.decoding import PREPROCESSING, UnreadablePhoto, decode
 from carspotter_check.bundle import KNOWN, ONNX_MODEL, Predict, load_onnx, read_manifest
 from carspotter_check.open_world import OTHER_MODEL, Known
-from carspotter_check.rejection import Rejection, calibrate, quality_fault, read_groups
+from carspotter_check.rejection import ListingRule, Rejection, calibrate, quality_fault, read_groups, read_rule
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,6 @@ class Answer:
     def __str__(self) -> str:
         return f"{self.photo}: {self.verdict}: {self.reason}"
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 class PhotoCheck:
     """A model with its thresholds, ready to answer; `PhotoCheck.load` finds one."""
@@ -55,9 +52,11 @@ class PhotoCheck:
         predict: Predict,
         rejection: Rejection,
         known: Known | None = None,
+        listing: ListingRule | None = None,
     ):
         self.run_id, self.version, self.class_names, self.image_size = run_id, version, class_names, image_size
         self.predict, self.rejection, self.known = predict, rejection, known
+        self.listing = listing or ListingRule(confidence=rejection.confidence)
 
     @classmethod
     def load(cls, source: Study | Path | str, run_id: str | None = None, threads: int = 0) -> PhotoCheck:
@@ -143,7 +142,8 @@ class PhotoCheck:
             "version": self.version,
             "classes": self.class_names,
             "image_size": self.image_size,
-            "rejection": self.rejection.as_dict(),
+            "rejection": asdict(self.rejection),
+            "listing": asdict(self.listing),
             "known_photos": len(self.known.photos) if self.known else 0,
         }
 
@@ -196,8 +196,9 @@ def _from_bundle(cls, bundle: Path, threads: int) -> PhotoCheck:
         classes,
         size,
         load_onnx(bundle / ONNX_MODEL, threads, classes, size),
-        Rejection.from_dict(manifest["rejection"]),
+        read_rule(Rejection, manifest["rejection"]),
         Known.load(bundle / KNOWN, len(classes)) if KNOWN in manifest["files"] else None,
+        read_rule(ListingRule, manifest["listing"]),
     )
     _try(check, bundle)
     return check
@@ -222,6 +223,10 @@ def _from_run(cls, study: Study, run_id: str | None) -> PhotoCheck:
     run = load_run(study, run_id) if run_id is not None else choose_run(study, with_checkpoint=True)[0]
     names = run.class_names
     labels = run.validation["label"].map({name: number for number, name in enumerate(names)}).to_numpy()
-    rejection = Rejection.fit(run.validation[names].to_numpy(), labels, read_groups(study, run.validation))
+    fitted = run.validation[names].to_numpy(), labels, read_groups(study, run.validation)
+    rejection = Rejection.fit(*fitted)
     version = f"split {run.spec['split_version']}, recipe {run.spec['recipe_version']}"
-    return cls(run.id, version, names, run.image_size, lambda images: (run.predict(images), None), rejection)
+    listing = ListingRule.fit(*fitted, rejection)
+    return cls(
+        run.id, version, names, run.image_size, lambda images: (run.predict(images), None), rejection, None, listing
+    )

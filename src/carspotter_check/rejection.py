@@ -7,7 +7,7 @@ sure? Each has a threshold that comes from validation photos and a stated risk.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,17 +88,6 @@ class Rejection:
             certificate.reason,
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Rejection:
-        """Return the thresholds that `as_dict` wrote; raises ValueError for an unknown one."""
-        for known, given in ((cls, values), (Limits, values["limits"])):
-            if unknown := set(given) - {field.name for field in fields(known)}:
-                raise ValueError(f"unknown {', '.join(sorted(unknown))} among the thresholds; export the run again")
-        return cls(**values | {"limits": Limits(**values["limits"])})
-
     def with_limits_of(self, images: np.ndarray, smallest: int) -> Rejection:
         """Fit the quality limits on good images uint8 (N, S, S, 3): half of what 199 of 200 of them have.
 
@@ -107,6 +96,78 @@ class Rejection:
         measured = np.array([list(quality(image).values()) for image in images])
         brightness, contrast, sharpness = np.percentile(measured, 0.5, axis=0) / 2
         return replace(self, limits=Limits(float(brightness), float(contrast), float(sharpness), smallest))
+
+
+@dataclass(frozen=True)
+class ListingRule:
+    """How the answers to photos of one car are combined, and from which confidence on the verdict counts.
+
+    Photos of one car share its colour, yard and camera, and so their errors: `correlation` is that of two photos' log
+    odds, which makes n photos worth n / (1 + (n − 1) correlation) independent ones. The rest is as in `Rejection`, but
+    counted in `listings`.
+    """
+
+    correlation: float = 0.5
+    confidence: float = 0.0
+    certified: float | None = None
+    coverage: float | None = None
+    listings: int = 0
+    wrong: int = 0
+    reason: str = "no validation listing has two photos: nothing was fitted"
+
+    @classmethod
+    def fit(
+        cls,
+        probabilities: np.ndarray,
+        labels: np.ndarray,
+        groups: np.ndarray,
+        rejection: Rejection,
+        answerable: np.ndarray | None = None,
+    ) -> ListingRule:
+        """Fit on validation: the correlation on one half of the groups, the confidence certified on the other.
+
+        Arguments as of `Rejection.fit`, whose result is `rejection`. A listing is a group's photos of one class.
+        """
+        from carspotter.evidence.resampling import halves
+        from carspotter.evidence.risk import certify_risk
+
+        calibrated = calibrate(probabilities, rejection.temperature)
+        first, answerable = halves(groups), np.ones(len(labels), bool) if answerable is None else answerable
+        _, listing = np.unique(np.c_[groups.astype(str), labels.astype(str)], axis=0, return_inverse=True)
+        sides: dict[bool, list[tuple[int, np.ndarray]]] = {True: [], False: []}  # label and photos of each listing
+        for number in range(listing.max() + 1):
+            of_it = listing == number
+            if 2 * (of_it & answerable).sum() >= of_it.sum():  # else the car is called unlike
+                sides[bool(first[of_it][0])].append((labels[of_it][0], calibrated[of_it & answerable]))
+        if not any(len(photos) > 1 for _, photos in sides[True]) or not sides[False]:
+            return cls(confidence=rejection.confidence)
+
+        def loss(correlation: float) -> float:
+            return -float(np.mean([np.log(pool(photos, correlation)[label]) for label, photos in sides[True]]))
+
+        correlation = float(min(np.linspace(0, 1, 21), key=loss))
+        pooled = np.array([pool(photos, correlation) for _, photos in sides[False]])
+        correct = pooled.argmax(axis=1) == [label for label, _ in sides[False]]
+        found = certify_risk(pooled.max(axis=1), correct, np.arange(len(pooled)), rejection.risk)
+        confidence, count = max(0.0, found.threshold - TOLERANCE), len(np.unique(listing[~first]))
+        reason = found.reason.replace(" photos of as many groups", " listings").replace("photos", "listings")
+        answered = found.answered / count
+        return cls(correlation, confidence, found.risk, answered, count, found.wrong, reason)
+
+
+def read_rule(kind: type, values: dict[str, Any]):
+    """Return the `Rejection` or `ListingRule` of a manifest; raises ValueError for an unknown threshold."""
+    if unknown := set(values) - {field.name for field in fields(kind)}:
+        raise ValueError(f"unknown {', '.join(sorted(unknown))} among the thresholds; export the run again")
+    return kind(**values | ({"limits": read_rule(Limits, values["limits"])} if "limits" in values else {}))
+
+
+def pool(probabilities: np.ndarray, correlation: float) -> np.ndarray:
+    """Combine calibrated probabilities (N, classes) of photos of one car to those of the car, (classes,)."""
+    logs = np.log(np.maximum(probabilities, 1e-6)).mean(axis=0)
+    worth = len(probabilities) / (1 + (len(probabilities) - 1) * correlation)
+    shares = np.exp(worth * (logs - logs.max()))
+    return shares / shares.sum()
 
 
 def read_groups(study: Study, photos: pd.DataFrame) -> np.ndarray:

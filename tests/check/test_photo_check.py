@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,7 +13,16 @@ from carspotter_check import cli, explain
 from carspotter_check.listing import combine, read_listings
 from carspotter_check.open_world import OTHER_MODEL, Known, measure_kinds
 from carspotter_check.photo_check import PhotoCheck, photos_in
-from carspotter_check.rejection import Limits, Rejection, calibrate, coverage_risk, quality_fault
+from carspotter_check.rejection import (
+    Limits,
+    ListingRule,
+    Rejection,
+    calibrate,
+    coverage_risk,
+    pool,
+    quality_fault,
+    read_rule,
+)
 from tests.check.toy import write_colour_bundle
 
 SIZE = 32
@@ -74,7 +84,7 @@ def test_a_verdict_follows_from_confidence_and_claim(probabilities, claim, verdi
 def test_a_photo_that_shows_nothing_is_unusable_and_says_why(photo, words):
     answer = make_check(rejection=Rejection(limits=Limits(sharpness=6))).check(photo, "swift")
     assert answer.verdict == "unusable" and words in answer.reason and answer.probabilities == {}
-    assert json.loads(json.dumps(answer.as_dict()))["verdict"] == "unusable"
+    assert json.loads(json.dumps(asdict(answer)))["verdict"] == "unusable"
 
 
 def test_a_claim_that_the_model_does_not_know_is_an_error_that_names_the_known_ones():
@@ -186,6 +196,35 @@ def test_photos_of_one_car_are_worth_more_than_one_and_less_than_their_number():
     assert combine(unsure, answers[:1], "wagonr").verdict == "not_sure"
 
 
+@pytest.mark.parametrize(("shared", "low", "high"), [(0.0, 0.0, 0.1), (1.0, 0.8, 1.0)])
+def test_the_correlation_of_photos_of_one_car_is_found_and_the_certificate_counts_listings(shared, low, high):
+    # The error of a photo's log odds is its car's to the share `shared`, else its own; they are calibrated alone.
+    rng = np.random.default_rng(0)
+    labels, groups = np.repeat(rng.integers(0, 2, 800), 5), np.repeat(np.arange(800), 5)
+    error = np.repeat(rng.normal(0, 2, 800), 5) if shared else rng.normal(0, 2, 4000)
+    odds = np.where(labels, 2.0, -2.0) + error
+    probabilities = np.column_stack([1 / (1 + np.exp(odds)), 1 / (1 + np.exp(-odds))])
+    rule = ListingRule.fit(probabilities, labels, groups, Rejection(risk=0.15))
+    assert low <= rule.correlation <= high and rule.listings == 400 and "400 listings" in rule.reason
+    assert rule.certified == 0.15 and rule.coverage > (0.6 if shared else 0.95)
+
+
+def test_the_rule_for_listings_survives_a_file_and_needs_cars_with_several_photos():
+    rng = np.random.default_rng(1)
+    labels, groups = rng.integers(0, 2, 600), np.arange(600) // 3
+    labels = labels[groups]
+    probabilities = np.where(labels[:, None] == [0, 1], 0.8, 0.2)
+    rule = ListingRule.fit(probabilities, labels, groups, Rejection(risk=0.1))
+    assert read_rule(ListingRule, json.loads(json.dumps(asdict(rule)))) == rule
+    alone = ListingRule.fit(probabilities, labels, np.arange(600), Rejection(confidence=0.7))
+    assert alone == ListingRule(confidence=0.7)
+
+
+def test_pooled_photos_of_no_shared_error_multiply_and_of_one_error_count_once():
+    photos = np.array([[0.2, 0.8], [0.2, 0.8]])
+    assert pool(photos, 0.0)[1] == pytest.approx(16 / 17) and pool(photos, 1.0)[1] == pytest.approx(0.8)
+
+
 def test_a_listing_whose_photos_are_mostly_unlike_known_cars_is_another_model():
     known = fit_known()
     here, there = (make_check((0.1, 0.9), cloud(axis, 1, 5)[0], known=known) for axis in (1, 6))
@@ -239,7 +278,7 @@ def test_a_certified_risk_survives_a_file_and_says_what_it_rests_on():
     assert rejection.certified == 0.05 and rejection.photos == 1500 and 0.5 < rejection.coverage < 1
     answered = calibrate(probabilities, rejection.temperature).max(axis=1) >= rejection.confidence
     assert (probabilities.argmax(axis=1) != labels)[answered].mean() < 0.05
-    assert Rejection.from_dict(json.loads(json.dumps(rejection.as_dict()))) == rejection
+    assert read_rule(Rejection, json.loads(json.dumps(asdict(rejection)))) == rejection
     few = Rejection.fit(probabilities[:80], labels[:80], np.arange(80), risk=0.01)
     assert few.certified > 0.01 and "cannot be certified with 40 photos" in few.reason
 
@@ -321,6 +360,9 @@ FAULTS = {
     "limit NaN": (put("rejection", "limits", "sharpness", value=float("nan")), "sharpness is nan"),
     "unknown threshold": (put("rejection", "x", value=1), "unknown x"),
     "unknown limit": (put("rejection", "limits", "x", value=1), "unknown x"),
+    "no rule for listings": (remove("listing"), "listing, the rule"),
+    "correlation 2": (put("listing", "correlation", value=2), "correlation is 2"),
+    "correlation NaN": (put("listing", "correlation", value=float("nan")), "correlation is nan"),
     "files as a list": (put("files", value=["model.onnx"]), "files is no table"),
     "another file": (put("files", "model.onnx", value="0" * 64), "SHA-256 differs"),
     "outside": (put("files", "../secret", value="0" * 64), "outside the bundle"),
@@ -380,14 +422,6 @@ def test_the_occlusion_map_marks_what_the_model_looks_at():
     # quarter.
     assert heat[3, 3] / heat[1, 1] == pytest.approx(9 / 16, abs=1e-3)
     np.testing.assert_allclose(explain.occlusion_map(bright_corner, image, 0), -heat, atol=1e-6)
-
-
-def test_the_overlay_keeps_what_is_hot_and_dims_the_rest():
-    image = np.full((8, 8, 3), 200, np.uint8)
-    shown = explain.overlay_heat(image, np.array([[1.0, 0.0], [0.5, -1.0]]))
-    assert (shown[:4, :4] == 200).all() and (shown[:4, 4:] == 50).all()
-    assert (shown[4:, :4] == 125).all() and (shown[4:, 4:] == 50).all()
-    assert (explain.overlay_heat(image, np.zeros((2, 2))) == 50).all()
 
 
 def test_the_deletion_check_tells_a_true_map_from_a_wrong_one():
