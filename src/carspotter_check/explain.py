@@ -98,22 +98,14 @@ def _keras_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.nd
     pool = pools[-1]
     both = keras.Model(model.inputs[0], [pool.input, model.outputs[0]])
     batch = image[np.newaxis].astype(np.float32)
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(f"Grad-CAM needs Keras on TensorFlow, this is {keras.backend.backend()}; set KERAS_BACKEND")
+    import tensorflow as tf
 
-        with tf.GradientTape() as tape:
-            activations, logits = both(batch)
-            score = _score(logits, label)
-        gradients = tape.gradient(score, activations)
-    elif backend == "torch":
-        import torch
-
-        activations, logits = both(torch.from_numpy(batch))
-        (gradients,) = torch.autograd.grad(_score(logits, label), activations)
-    else:
-        raise ValueError(f"Grad-CAM needs Keras on tensorflow or torch, this is {backend}; set KERAS_BACKEND")
-    return tuple(keras.ops.convert_to_numpy(maps).astype(np.float32) for maps in (activations, gradients))
+    with tf.GradientTape() as tape:
+        activations, logits = both(batch)
+        score = _score(logits, label)
+    return tuple(maps.numpy().astype(np.float32) for maps in (activations, tape.gradient(score, activations)))
 
 
 def _torch_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +128,7 @@ def _torch_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.nd
 
 
 def _score(logits, label: int):
-    """The class's logit; with two classes there is one, which speaks for the second and, negated, for the first."""
+    """Return the class's logit; of two classes one logit speaks for the second and, negated, for the first."""
     if logits.shape[1] == 1:
         return logits[0, 0] if label else -logits[0, 0]
     return logits[0, label]

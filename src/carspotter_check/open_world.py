@@ -115,7 +115,7 @@ class Known:
 
     @classmethod
     def load(cls, path: Path, classes: int) -> Known:
-        """Read what `save` wrote, for a model of so many classes; raises ValueError for anything else.
+        """Read what `save` wrote, for a model of `classes` classes; raises ValueError for anything else.
 
         Nothing in the file is ever executed.
         """

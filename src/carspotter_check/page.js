@@ -44,7 +44,7 @@ async function start() {
       $("span", label).textContent = name;
       $("#claims").append(label);
     }
-    $("#model").textContent = `Model ${model.run}, version ${model.version}`;
+    $("#model").textContent = `Model ${model.run}, version ${model.version}. ${model.rejection.reason}.`;
   } catch {
     $("#model").textContent = "The server does not answer; load the page again.";
   }

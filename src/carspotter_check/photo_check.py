@@ -149,6 +149,7 @@ class PhotoCheck:
 
     def _answer(self, title: str, verdict: str, label: str | None, probabilities, unlike, reason: str) -> Answer:
         shares = [] if probabilities is None else [round(float(p), 6) for p in probabilities]
+        title = "".join(letter if letter.isprintable() else "?" for letter in title)  # it could forge a line of output
         named = dict(zip(self.class_names, shares, strict=False))
         unlike = None if unlike is None else round(unlike, 4)
         return Answer(title, verdict, label, named, reason, self.run_id, self.version, unlike)
@@ -171,7 +172,7 @@ def photos_in(paths: list[Path]) -> Iterator[Path]:
     """
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist; give photos or folders of photos")
+            raise FileNotFoundError(f"{path} does not exist; name photos or folders of photos")
     for path in paths:
         if path.is_dir():
             below = (file for file in sorted(path.rglob("*")) if file.is_file())

@@ -85,7 +85,7 @@ class Session:
         )
 
     def _drawn(self, curated: pd.DataFrame | None) -> pd.DataFrame:
-        """Give the photos of this session in their order, each under the label that is in question."""
+        """Return the photos of this session in their order, each under the label that is in question."""
         if self.mode == "review":
             return curated.assign(label=curated["claim"])
         if self.mode == "quiz":
@@ -127,7 +127,7 @@ class Session:
         return self.photos[self.row[sha256]] if sha256 in self.row else None
 
     def list_photos(self, show: str = "left", kind: str | None = None, label: str | None = None) -> list[int]:
-        """Give the numbers of the photos that pass the filters, worst first.
+        """Return the numbers of the photos that pass the filters, worst first.
 
         `show`: left, decided, all, or machine: what the machine rejected by itself, which nobody is asked about.
         """
@@ -141,7 +141,7 @@ class Session:
         ]
 
     def describe(self, number: int) -> dict:
-        """Give all that the page shows about one photo."""
+        """Return all that the page shows about one photo."""
         photo = self.photos[number]
         about = {"number": number, "sha256": photo["sha256"], "decision": self.decided.get(photo["sha256"])}
         if self.mode == "quiz":
@@ -203,7 +203,7 @@ class Session:
             return {"decision": self.decided.get(line["sha256"]), "state": self.state()}
 
     def summarize(self) -> dict:
-        """Give figures (pairs of text) and sections of photos for the summary page."""
+        """Return figures (pairs of text) and sections of photos for the summary page."""
         if self.mode == "quiz":
             answers = read_quiz(self.study, self.reviewer)
             answers = answers[answers["seed"] == self.seed]
@@ -279,7 +279,7 @@ class _Neighbours:
             }
 
     def of(self, sha256: str) -> list[dict]:
-        """Give rows of photos, each with a title, the most telling first."""
+        """Return rows of photos, each with a title, the most telling first."""
         number = self.row[sha256]
         photo = self.photos[number]
         rows = [

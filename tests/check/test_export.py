@@ -196,6 +196,31 @@ def test_a_process_without_this_project_gets_the_same_logits(study, runs_of, tmp
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), ours, atol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["keras", "savedmodel", "litert"])
+def test_each_network_is_loaded_in_a_process_without_this_project(tmp_path, to):
+    pytest.importorskip("tensorflow")
+    rng, ours = np.random.default_rng(0), {}
+    for name, experiment in NETWORKS.items():
+        model = store.import_builder(experiment, "keras").build_model(experiment, 2)
+        path = tmp_path / name / export.FILES[to]
+        path.parent.mkdir(parents=True)
+        export._write_keras(model, to, path)
+        images = rng.integers(0, 256, (2, experiment.image_size, experiment.image_size, 3), dtype=np.uint8)
+        np.save(tmp_path / name / "images.npy", images)
+        ours[name] = model.predict(images.astype(np.float32), verbose=0)
+    code = f"""import sys, numpy as np
+for name in {[*NETWORKS]}:
+    path = name + '/{export.FILES[to]}'
+    exec({LOADERS[to]!r})
+    np.save(name + '/logits.npy', run(np.load(name + '/images.npy')))
+assert not any(name.startswith('carspotter') for name in sys.modules)"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for name, logits in ours.items():
+        np.testing.assert_allclose(np.load(tmp_path / name / "logits.npy"), logits, atol=1e-3, err_msg=name)
+
+
 def test_the_card_counts_looks_at_each_sealed_set_apart_and_gives_the_runs_own_scores(study, runs_of, tmp_path):
     run = runs_of("keras")
     manifest = read_manifest(export.export_run(study, run.id, "keras", show_progress=False))

@@ -87,6 +87,12 @@ def test_a_photo_that_shows_nothing_is_unusable_and_says_why(photo, words):
     assert json.loads(json.dumps(asdict(answer)))["verdict"] == "unusable"
 
 
+def test_a_file_name_cannot_forge_a_line_of_output(tmp_path):
+    path = tmp_path / "a\nforged.jpg: match\x1b[31m.png"
+    path.write_bytes(as_png(noise()))
+    assert make_check().check(path).photo == "a?forged.jpg: match?[31m.png"
+
+
 def test_a_claim_that_the_model_does_not_know_is_an_error_that_names_the_known_ones():
     with pytest.raises(ValueError, match="'nano' is not a class of a-run; it knows swift, wagonr"):
         make_check().check(as_png(noise()), "nano")
