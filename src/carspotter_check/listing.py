@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,25 +70,28 @@ def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = No
 
 
 def read_listings(source: Path) -> list[tuple[str, list[Path], str | None]]:
-    """Return name, photos and claim (None where none is made) of each car in a folder, or in a CSV file.
+    """Return name, photos and claim (None where none is made) of each car in a folder, or in a table.
 
-    A folder with photos is one car; of a folder with folders each is one. A CSV file has the columns `listing`, `photo`
-    (paths relative to it) and, if claims are made, `claim`. Raises FileNotFoundError and ValueError, naming the line.
+    A folder with photos is one car; of a folder with folders each is one. A table, as any spreadsheet saves it as CSV,
+    has the columns `listing`, `photo` (paths relative to it) and, if claims are made, `claim`. Raises
+    FileNotFoundError and ValueError, naming the row.
     """
+    from carspotter.photos.folders import is_system_name, read_rows  # with them comes pandas, which no server needs
+
     if source.is_dir():
-        folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
+        folders = sorted(path for path in source.iterdir() if path.is_dir() and not is_system_name(path.name))
         cars = [(folder.name, list(photos_in([folder])), None) for folder in folders or [source]]
         return [car for car in cars if car[1]]
     cars: dict[str, tuple[list[Path], str | None]] = {}
-    with source.open(newline="", encoding="utf-8-sig") as stream:
-        for line, row in enumerate(csv.DictReader(stream), 2):
-            if not row.get("listing") or not row.get("photo"):
-                raise ValueError(f"{source}, line {line}: the columns listing and photo must be filled")
-            photo, claim = source.parent / row["photo"], row.get("claim") or None
-            if not photo.is_file():
-                raise FileNotFoundError(f"{source}, line {line}: {photo} does not exist")
-            photos, claimed = cars.setdefault(row["listing"], ([], claim))
-            if claim != claimed:
-                raise ValueError(f"{source}, line {line}: listing {row['listing']} claims both {claimed} and {claim}")
-            photos.append(photo)
+    for row in read_rows(source, ("listing", "photo"), ("claim",)):
+        listing, photo, claim = row.values()
+        if not listing or not photo:
+            raise ValueError(f"{source}: a row has listing {listing!r} and photo {photo!r}; fill in both")
+        path = source.parent / photo
+        if not path.is_file():
+            raise FileNotFoundError(f"{source}: {path} of listing {listing} does not exist; correct its row")
+        photos, claimed = cars.setdefault(listing, ([], claim))
+        if claim != claimed:
+            raise ValueError(f"{source}: listing {listing} claims both {claimed} and {claim}; keep one")
+        photos.append(path)
     return [(name, *car) for name, car in cars.items()]

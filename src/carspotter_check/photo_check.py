@@ -168,15 +168,17 @@ def _unlike_words(unlike: float, kind: str | None, label: str, class_names: list
 def photos_in(paths: list[Path]) -> Iterator[Path]:
     """Yield the files among `paths` and below its folders, sorted by folder; raises FileNotFoundError for a wrong path.
 
-    Hidden files and anything below hidden folders are left out: they are a system's, not a photographer's.
+    Hidden and system files and folders are left out, as in an import.
     """
+    from carspotter.photos.folders import is_system_name  # with it comes pandas, which no server needs
+
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist; name photos or folders of photos")
     for path in paths:
         if path.is_dir():
             below = (file for file in sorted(path.rglob("*")) if file.is_file())
-            yield from (file for file in below if not any(p.startswith(".") for p in file.relative_to(path).parts))
+            yield from (file for file in below if not any(map(is_system_name, file.relative_to(path).parts)))
         else:
             yield path
 

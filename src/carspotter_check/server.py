@@ -119,9 +119,10 @@ def create_app(
         """Return the photos of a form, (bytes, name) each, and its text field; Refused for anything else in it."""
         if request.query_params:
             raise Refused(422, f"{next(iter(request.query_params))!r} in the address: send {field} as a form field")
-        form = read_form(request.scope)
         if len(request.scope["body"]) > 2**18:  # a body made for it costs the parser seconds
             (form,) = await workers.run([lambda: read_form(request.scope)], limits.answer_seconds)
+        else:
+            form = read_form(request.scope)
         found, text = [], []
         for part in form:
             if part.name == photos:

@@ -255,8 +255,13 @@ def test_listings_come_from_folders_or_a_table(tmp_path):
     assert [(name, len(photos), claim) for name, photos, claim in read_listings(table)] == [
         ("x", 2, "swift"), ("y", 1, None)
     ]  # fmt: skip
+    table.write_text("\ufeffListing;Photo;City\nx;one/a.jpg;Goa\n", encoding="utf-8")  # a spreadsheet's
+    assert [(name, len(photos), claim) for name, photos, claim in read_listings(table)] == [("x", 1, None)]
     table.write_text("listing,photo\nx,gone.jpg\n")
-    with pytest.raises(FileNotFoundError, match="line 2: .*gone.jpg does not exist"):
+    with pytest.raises(FileNotFoundError, match="gone.jpg of listing x does not exist"):
+        read_listings(table)
+    table.write_text("listing,photo,claim\nx,one/a.jpg,swift\nx,one/b.jpg,wagonr\n")
+    with pytest.raises(ValueError, match="listing x claims both swift and wagonr"):
         read_listings(table)
 
 
