@@ -98,10 +98,9 @@ class Known:
         share = float(np.interp(self._add(distance, verified, number)[0], self.good[number], QUANTILES))
         if verified[0] <= 0:
             return share, None
-        others = np.flatnonzero(self.kinds != str(number))
-        near = similarity(unit_rows(features), self.photos[others])[0]
-        nearest = self.kinds[others][np.argsort(-near)[: 2 * NEIGHBOURS - 1]]
-        names, counts = np.unique(nearest, return_counts=True)
+        near = np.where(self._numbers == number, -2, similarity(unit_rows(features), self.photos)[0])
+        nearest = np.argsort(-near)[: 2 * NEIGHBOURS - 1]
+        names, counts = np.unique(self.kinds[nearest[near[nearest] > -2]], return_counts=True)
         kind = str(names[counts.argmax()])
         return share, None if kind in map(str, range(len(self.weights))) else kind
 
@@ -139,8 +138,13 @@ class Known:
         return known
 
     @cached_property
+    def _numbers(self) -> np.ndarray:
+        """Return the class number of each photo, −1 where it is of none."""
+        return np.array([int(kind) if kind.isdecimal() else -1 for kind in self.kinds])
+
+    @cached_property
     def _of_class(self) -> list[np.ndarray]:
-        return [self.photos[self.kinds == str(number)] for number in range(len(self.weights))]
+        return [self.photos[self._numbers == number] for number in range(len(self.weights))]
 
     def _score(self, features: np.ndarray, number: int) -> np.ndarray:
         return self._add(*self._measure(features, number), number)
