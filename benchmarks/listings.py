@@ -78,7 +78,7 @@ def report(check: PhotoCheck, cars: list) -> None:
     print(f"{len(cars)} listings, {counts.sum()} photos, {(counts > 1).sum()} listings with two photos or more")
     kept = []
     for label, group, answers in cars:
-        seen = [one for one in answers if one.probabilities and not check.turns_away(one)]
+        seen = [one for one in answers if one.probabilities and one.decided_by == "confidence"]
         if seen:
             kept.append((label, group, np.array([list(one.probabilities.values()) for one in seen])))
     labels, groups = np.array([label for label, _, _ in kept]), np.array([group for _, group, _ in kept])

@@ -41,7 +41,7 @@ def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = No
     """
     unusable = [answer.photo for answer in answers if answer.verdict == "unusable"]
     seen = [answer for answer in answers if answer.verdict != "unusable" and answer.probabilities]
-    like = [answer for answer in seen if not check.turns_away(answer)]
+    like = [answer for answer in seen if answer.decided_by != "likeness"]
     unlike = [answer for answer in seen if answer not in like]
     few = f"{len(unusable)} of {len(answers)} photos unusable"
     if not seen:
@@ -60,7 +60,7 @@ def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = No
     label = check.class_names[best]
     order = np.argsort(-shares[:, best], kind="stable")
     decided = [like[number].photo for number in order if shares[number].argmax() == best]
-    probability = float(pooled[check.class_names.index(claim)] if claim else pooled[best])
+    probability = round(float(pooled[check.class_names.index(claim)] if claim else pooled[best]), 6)
     words = f"{len(decided)} of {len(seen)} photos look like {label} (together p = {pooled[best]:.2f}; {few})"
     if pooled[best] < check.listing.confidence:
         return ListingAnswer("not_sure", None, probability, decided, unusable, f"not sure enough: {words}", [*answers])

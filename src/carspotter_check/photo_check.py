@@ -22,6 +22,7 @@ class Answer:
 
     `verdict`: "match" or "other_model" when a model was claimed, "named" when none was, "unusable" when there is
     nothing to see (unreadable, too dark, like photos that people rejected), "not_sure" when the model cannot tell.
+    `decided_by`: what settled it, "quality" (of the file or the picture), "likeness" to the known cars or "confidence".
     `probabilities` are calibrated, and suppose that it is one of the classes; empty when the photo never reached the
     model. `unlike`: the share of good photos that are less unlike the known ones, 0 … 1; None where it is unmeasured.
     `run` and `version` name the model.
@@ -32,6 +33,7 @@ class Answer:
     label: str | None
     probabilities: dict[str, float]
     reason: str
+    decided_by: str
     run: str
     version: str
     unlike: float | None = None
@@ -111,7 +113,7 @@ class PhotoCheck:
             unlike, kind = self.known.compare(features, best)
             if self.known.is_unlike(unlike, best):
                 verdict, words = _unlike_words(unlike, kind, label, self.class_names)
-                return self._answer(title, verdict, None, probabilities, unlike, words)
+                return self._answer(title, verdict, None, probabilities, unlike, words, "likeness")
         if probabilities[best] < self.rejection.confidence:
             asked = self.rejection.confidence
             why = "no confidence is enough with this model" if asked > 1 else f"an answer asks for {asked:.2f}"
@@ -125,15 +127,9 @@ class PhotoCheck:
         named = None if verdict == "not_sure" else label
         return self._answer(title, verdict, named, probabilities, unlike, reason)
 
-    def turns_away(self, answer: Answer) -> bool:
-        """Say whether an answer turned its photo away as unlike the known ones."""
-        if self.known is None or answer.unlike is None:
-            return False
-        return self.known.is_unlike(answer.unlike, int(np.argmax([*answer.probabilities.values()])))
-
     def unusable(self, reason: str, title: str = "photo") -> Answer:
         """Return the answer for a photo that never reached the model."""
-        return self._answer(title, "unusable", None, None, None, reason)
+        return self._answer(title, "unusable", None, None, None, reason, "quality")
 
     def describe(self) -> dict[str, Any]:
         """Return what this check is and when it answers, for `/v1/model`."""
@@ -147,12 +143,14 @@ class PhotoCheck:
             "known_photos": len(self.known.photos) if self.known else 0,
         }
 
-    def _answer(self, title: str, verdict: str, label: str | None, probabilities, unlike, reason: str) -> Answer:
+    def _answer(
+        self, title: str, verdict: str, label: str | None, probabilities, unlike, reason: str, by: str = "confidence"
+    ) -> Answer:
         shares = [] if probabilities is None else [round(float(p), 6) for p in probabilities]
         title = "".join(letter if letter.isprintable() else "?" for letter in title)  # it could forge a line of output
         named = dict(zip(self.class_names, shares, strict=False))
         unlike = None if unlike is None else round(unlike, 4)
-        return Answer(title, verdict, label, named, reason, self.run_id, self.version, unlike)
+        return Answer(title, verdict, label, named, reason, by, self.run_id, self.version, unlike)
 
 
 def _unlike_words(unlike: float, kind: str | None, label: str, class_names: list[str]) -> tuple[str, str]:

@@ -238,7 +238,7 @@ def create_app(
         finally:
             explaining.remove(request)
         heat = occlusion_heat(np.concatenate(drops))
-        return JSONResponse({"label": check.class_names[number], "heat": heat.round(4).tolist()})
+        return JSONResponse({"label": check.class_names[number], "heat": heat.astype(float).round(4).tolist()})
 
     @app.get("/v1/model", summary="The model and its thresholds")
     async def model() -> dict:
@@ -287,7 +287,7 @@ def describe_routes(schema: dict) -> str:
             fields = "".join(f" -F {name}={'@car.jpg' if name.startswith('photo') else 'NAME'}" for name in names)
             answers = ", ".join(about["responses"])
             rows.append(
-                f"<h2>{method.upper()} {html.escape(route)}</h2><p>{html.escape(about['summary'])}. Answers: {answers}."
+                f"<h2>{method.upper()} {html.escape(route)}</h2><p>{html.escape(about['summary'])} ({answers})"
                 f"</p><pre>curl{fields} http://SERVER{html.escape(route)}</pre>"
             )
     return (
