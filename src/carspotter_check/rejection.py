@@ -152,7 +152,7 @@ class ListingRule:
         confidence, count = max(0.0, found.threshold - TOLERANCE), len(np.unique(listing[~first]))
         reason = found.reason.replace(" photos of as many groups", " listings").replace("photos", "listings")
         answered = found.answered / count
-        return cls(correlation, confidence, found.risk, answered, count, found.wrong, reason)
+        return cls(correlation, confidence, found.risk, answered, found.photos, found.wrong, reason)
 
 
 def read_rule(kind: type, values: dict[str, Any]):
