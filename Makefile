@@ -13,7 +13,7 @@ EPOCHS ?=
 DATA ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-light browser demo study test test-fast lint lab book clean
+.PHONY: help setup setup-light browser demo study test test-fast lint lab book licences clean
 
 help:  ## say what can be made
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -79,6 +79,9 @@ book: $(BOOK)/.installed  ## build the web edition of the notebooks -> build/boo
 	cd results && cp --parents README.md */figures/* ../build/book/results/
 	$(BOOK)/bin/jupyter-book build --quiet build/book
 	@echo "Open this page in a browser: build/book/_build/html/index.html"
+
+licences: $(INSTALLED) $(BOOK)/.installed  ## list the licence of every installed package
+	$(BOOK)/bin/pip-licenses --python=$(PYTHON) --order=license
 
 $(BOOK)/.installed: book/requirements.txt
 	$(SYSTEM_PYTHON) -m venv $(BOOK)

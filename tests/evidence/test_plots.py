@@ -1,5 +1,7 @@
 """Figures: what they are told to show can be read off them."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 
 from carspotter.evidence.intervals import Interval
@@ -17,3 +19,10 @@ def test_training_curves_end_at_one():
     history = pd.DataFrame({"epoch": [1, 2]} | {column: [0.9, 1.0] for column in columns})
     left, right = training_curves({"cnn": history}, overfits_from={"cnn": 2}).axes
     assert left.get_ylim()[1] <= 1.01 and "cnn overfits from epoch 2" in right.get_legend_handles_labels()[1]
+
+
+def test_training_curves_take_what_fit_returns():
+    measures = {name: [0.5, 0.75] for name in ("accuracy", "val_accuracy", "loss", "val_loss")}
+    left, _ = training_curves({"cnn": SimpleNamespace(history=measures, epoch=[0, 1])}).axes
+    training, validation = left.get_lines()[:2]
+    assert list(training.get_xdata()) == [1, 2] and list(validation.get_ydata()) == [0.5, 0.75]

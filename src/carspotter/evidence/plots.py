@@ -96,13 +96,16 @@ def training_curves(
 ) -> Figure:
     """Draw accuracy and loss by epoch, training dashed and validation solid, one colour per run, one title for both.
 
-    `histories`: name -> table with epoch, train_accuracy, validation_accuracy, train_loss, validation_loss. The dot
-    marks the epoch with the best validation accuracy, which is the optimistic one. `overfits_from`: name -> the epoch
-    from which validation loss rises for good (`bias_variance.overfitting_start`), drawn as a dotted line on the loss.
+    `histories`: name -> table with epoch, train_accuracy, validation_accuracy, train_loss, validation_loss, or what
+    Keras' `fit` returns. The dot marks the epoch with the best validation accuracy, which is the optimistic one.
+    `overfits_from`: name -> the epoch from which validation loss rises for good (`bias_variance.overfitting_start`),
+    drawn as a dotted line on the loss.
     """
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
         for (name, history), colour in zip(histories.items(), itertools.cycle(COLOURS), strict=False):
+            if not isinstance(history, pd.DataFrame):
+                history = _history_table(history)
             epochs = history["epoch"]
             for axis, measure in ((left, "accuracy"), (right, "loss")):
                 axis.plot(epochs, history[f"train_{measure}"], "--", color=colour)
@@ -161,6 +164,7 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
         axis.set_yticks(range(len(intervals)), list(intervals))
         axis.set_ylim(len(intervals) - 0.5, -0.5)
         axis.margins(x=0.35)
+        axis.xaxis.set_major_locator(MaxNLocator(6))
         levels = sorted({interval.level for interval in intervals.values()})
         words = ", ".join(f"{level * 100:.4g} %" for level in levels)
         axis.set(xlabel=f"{unit}, {words} interval", title=title)
@@ -296,6 +300,12 @@ def framework_bars(table: pd.DataFrame, title: str = "") -> Figure:
         axes[0].invert_yaxis()
         axes[0].set_title(title)
         return _finish(figure)
+
+
+def _history_table(fit) -> pd.DataFrame:
+    """Return Keras' History as a table with the names of recorded runs."""
+    table = pd.DataFrame(fit.history).rename(columns=lambda name: "train_" + name if name[:4] != "val_" else name)
+    return table.rename(columns=lambda name: name.replace("val_", "validation_")).assign(epoch=np.add(fit.epoch, 1))
 
 
 def _log_scale(axis: plt.Axes) -> None:
