@@ -11,9 +11,17 @@ import numpy as np
 
 from carspotter.paths import Study
 from carspotter.photos.decoding import PREPROCESSING, UnreadablePhoto, decode
-from carspotter_check.bundle import KNOWN, ONNX_MODEL, Predict, load_onnx, read_manifest
+from carspotter_check.bundle import KNOWN, MANIFEST, ONNX_MODEL, Predict, load_onnx, read_manifest
 from carspotter_check.open_world import OTHER_MODEL, Known
-from carspotter_check.rejection import ListingRule, Rejection, calibrate, quality_fault, read_groups, read_rule
+from carspotter_check.rejection import (
+    ListingRule,
+    Rejection,
+    calibrate,
+    in_digits,
+    quality_fault,
+    read_groups,
+    read_rule,
+)
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ class PhotoCheck:
             return self._answer(title, "not_sure", None, None, None, "the model computed no number for this photo")
         probabilities = calibrate(plain, self.rejection.temperature)[0]
         best = int(probabilities.argmax())
-        label, share, unlike = self.class_names[best], f"p = {probabilities[best]:.2f}", None
+        label, share, unlike = self.class_names[best], f"p = {in_digits(probabilities[best])}", None
         if self.known is not None and features is not None:
             unlike, kind = self.known.compare(features, best)
             if self.known.is_unlike(unlike, best):
@@ -116,7 +124,7 @@ class PhotoCheck:
                 return self._answer(title, verdict, None, probabilities, unlike, words, "likeness")
         if probabilities[best] < self.rejection.confidence:
             asked = self.rejection.confidence
-            why = "no confidence is enough with this model" if asked > 1 else f"an answer asks for {asked:.2f}"
+            why = "no confidence is enough with this model" if asked > 1 else f"an answer asks for {in_digits(asked)}"
             verdict, reason = "not_sure", f"could be {label} ({share}), but {why}"
         elif claim is None:
             verdict, reason = "named", f"looks like {label} ({share})"
@@ -191,15 +199,20 @@ def _from_bundle(cls, bundle: Path, threads: int) -> PhotoCheck:
             "export the run again"
         )
     classes, size = manifest["classes"], manifest["image_size"]
+    try:
+        rejection = read_rule(Rejection, manifest["rejection"])
+        listing = read_rule(ListingRule, manifest["listing"])
+    except ValueError as error:
+        raise ValueError(f"{bundle / MANIFEST} cannot be used: {error}; export the run again") from error
     check = cls(
         manifest["run"],
         manifest["files"][ONNX_MODEL][:12],
         classes,
         size,
         load_onnx(bundle / ONNX_MODEL, threads, classes, size),
-        read_rule(Rejection, manifest["rejection"]),
+        rejection,
         Known.load(bundle / KNOWN, len(classes)) if KNOWN in manifest["files"] else None,
-        read_rule(ListingRule, manifest["listing"]),
+        listing,
     )
     _try(check, bundle)
     return check

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RISK = 0.01  # at most this share of the answers is wrong
 TOLERANCE = 1e-6
+LISTINGS_NEEDED = 20  # with two photos or more, to fit their correlation; from fewer, chance decides
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class ListingRule:
     coverage: float | None = None
     listings: int = 0
     wrong: int = 0
-    reason: str = "no validation listing has two photos: nothing was fitted"
+    reason: str = "too few validation listings have two photos: nothing was fitted"
 
     @classmethod
     def fit(
@@ -139,7 +140,7 @@ class ListingRule:
             of_it = listing == number
             if 2 * (of_it & answerable).sum() >= of_it.sum():  # else the car is called unlike
                 sides[bool(first[of_it][0])].append((labels[of_it][0], calibrated[of_it & answerable]))
-        if not any(len(photos) > 1 for _, photos in sides[True]) or not sides[False]:
+        if sum(len(photos) > 1 for _, photos in sides[True]) < LISTINGS_NEEDED:
             return cls(confidence=rejection.confidence)
 
         def loss(correlation: float) -> float:
@@ -155,10 +156,15 @@ class ListingRule:
         return cls(correlation, confidence, found.risk, answered, found.photos, found.wrong, reason)
 
 
+def in_digits(probability: float) -> str:
+    """Return a probability with two digits, near 1 with up to five: no answer is certain."""
+    return f"{probability:.2f}" if probability < 0.995 else f"{min(probability, 0.99999):.5f}".rstrip("0")
+
+
 def read_rule(kind: type, values: dict[str, Any]):
     """Return the `Rejection` or `ListingRule` of a manifest; raises ValueError for an unknown threshold."""
     if unknown := set(values) - {field.name for field in fields(kind)}:
-        raise ValueError(f"unknown {', '.join(sorted(unknown))} among the thresholds; export the run again")
+        raise ValueError(f"unknown {', '.join(sorted(unknown))} among the thresholds")
     return kind(**values | ({"limits": read_rule(Limits, values["limits"])} if "limits" in values else {}))
 
 

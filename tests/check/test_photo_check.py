@@ -369,7 +369,7 @@ FAULTS = {
     "confidence NaN": (put("rejection", "confidence", value=float("nan")), "confidence is nan"),
     "confidence -1": (put("rejection", "confidence", value=-1), "confidence is -1"),
     "limit NaN": (put("rejection", "limits", "sharpness", value=float("nan")), "sharpness is nan"),
-    "unknown threshold": (put("rejection", "x", value=1), "unknown x"),
+    "unknown threshold": (put("rejection", "x", value=1), "manifest.json cannot be used: unknown x"),
     "unknown limit": (put("rejection", "limits", "x", value=1), "unknown x"),
     "no rule for listings": (remove("listing"), "listing, the rule"),
     "correlation 2": (put("listing", "correlation", value=2), "correlation is 2"),
