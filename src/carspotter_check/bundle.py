@@ -80,7 +80,7 @@ def check_manifest(manifest: dict[str, Any]) -> None:
         _require_number(f"rejection.{key}", rejection.get(key), low, high)
     listing = manifest.get("listing")
     _require(isinstance(listing, dict), "listing, the rule for the photos of one car, is missing")
-    for key, high in {"correlation": 1, "confidence": 2}.items():
+    for key, high in {"correlation": 1, "unlike": 1, "confidence": 2}.items():
         _require_number(f"listing.{key}", listing.get(key), 0, high)
     limits = rejection.get("limits")
     _require(isinstance(limits, dict), "rejection.limits, the table of the smallest brightness and so on, is missing")

@@ -36,23 +36,26 @@ def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = No
     """Combine the answers to photos of one car into one.
 
     Photos that show nothing, or nothing that the model knows, do not count: interiors and close-ups tell no model. The
-    others are pooled by the model's `ListingRule`. If more photos are unlike the known cars than like them, the car is
+    others are pooled by the model's `ListingRule`. If in the mean they are too unlike the known cars, the car is
     another model, or cannot be told.
     """
     unusable = [answer.photo for answer in answers if answer.verdict == "unusable"]
     seen = [answer for answer in answers if answer.verdict != "unusable" and answer.probabilities]
     like = [answer for answer in seen if answer.decided_by != "likeness"]
-    unlike = [answer for answer in seen if answer not in like]
     few = f"{len(unusable)} of {len(answers)} photos unusable"
     if not seen:
         return ListingAnswer(
             "unusable", None, None, [], unusable, f"no photo shows a car from outside ({few})", [*answers]
         )
-    if len(unlike) > len(like):
-        others = sum(answer.verdict == "other_model" for answer in unlike)
-        verdict = "other_model" if 2 * others > len(unlike) else "not_sure"
-        decided = [answer.photo for answer in sorted(unlike, key=lambda answer: -answer.unlike)]
-        reason = f"{len(unlike)} of {len(seen)} photos are unlike the cars it knows: another model, or no car ({few})"
+    mean = float(np.mean([answer.unlike or 0.0 for answer in seen]))
+    if mean > check.listing.unlike or not like:
+        others = sum(answer.verdict == "other_model" for answer in seen)
+        verdict = "other_model" if 2 * others > len(seen) else "not_sure"
+        decided = [answer.photo for answer in sorted(seen, key=lambda answer: -(answer.unlike or 0.0))]
+        reason = (
+            f"together unlike the cars it knows (in the mean less like them than {mean:.0%} of good photos, "
+            f"{check.listing.unlike:.0%} may be): another model, or no car ({few})"
+        )
         return ListingAnswer(verdict, None, None, decided, unusable, reason, [*answers])
     shares = np.array([list(answer.probabilities.values()) for answer in like])
     pooled = pool(shares, check.listing.correlation)

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from carspotter_check.rejection import careful_share
+
 OTHER_MODEL = "other model"  # the kind of photos that show a car, but none of the classes
 NEIGHBOURS = 3
-FLAGGED = 0.05  # of good photos, at most this share is called unlike; with few of them more, see `fit`
-UNLUCKY = 0.05  # chance that even so more are
 REJECTS_NEEDED = 10  # fewer of a kind teach nothing that holds on the next photo
 QUANTILES = np.linspace(0, 1, 201)
 STRENGTH = 1e-2  # of the verification's weights, scikit-learn's C
@@ -53,9 +53,8 @@ class Known:
         """Fit on features (N, D) of training photos, of good photos that were not trained on, and of all `others`.
 
         `labels` are class numbers; `kinds` say what each of `others`, of which there may be none, shows. The threshold
-        is a lower bound (1 - UNLUCKY) of the quantile 1 - FLAGGED: fewer photos make the check more careful.
+        is a `careful_share`: fewer photos make the check more careful.
         """
-        from scipy.stats import binom
         from sklearn.linear_model import LogisticRegression
 
         training = unit_rows(training)
@@ -84,8 +83,7 @@ class Known:
             scales.append([distance.mean(), distance.std() or 1.0, verified.mean(), verified.std() or 1.0])
             score = replace(unscaled, scales=np.tile(scales[-1], (len(classes), 1)))._score(rows, number)
             good.append(np.quantile(score, QUANTILES))
-            # The share of these photos that pass; of all good photos at most FLAGGED do not, unless we are UNLUCKY.
-            shares.append(max(1.0, binom.ppf(UNLUCKY, len(rows), 1 - FLAGGED)) / len(rows))
+            shares.append(careful_share(len(rows)))
         return replace(unscaled, scales=np.array(scales), good=np.array(good), shares=np.array(shares))
 
     def compare(self, features: np.ndarray, number: int) -> tuple[float, str | None]:
@@ -172,16 +170,14 @@ def measure_kinds(
 ) -> dict[str, dict[str, float]]:
     """Measure how many photos of each kind are called unlike: {kind: {"photos", "seen", "unseen"}}, shares.
 
-    Arguments as of `Known.fit`, but that `others` (2 M, D) are photos and then their mirror images, `kinds` (M,).
-    "seen": half of a kind's photos are known, the other half is judged, and the other way round; "unseen": no photo of
-    that kind is known. A photo is judged for the class that it is likest.
+    Arguments as of `Known.fit`. "seen": half of a kind's photos are known, the other half is judged, and the other way
+    round; "unseen": no photo of that kind is known. A photo is judged for the class that it is likest.
     """
     kinds, half = np.asarray(kinds, dtype=str), np.arange(len(kinds)) % 2
 
     def flagged(examples: np.ndarray, judged: np.ndarray) -> float:
-        twice = np.tile(examples, 2)
-        known = Known.fit(training, labels, validation, validation_labels, others[twice], np.tile(kinds, 2)[twice])
-        rows = others[: len(kinds)][judged]
+        known = Known.fit(training, labels, validation, validation_labels, others[examples], kinds[examples])
+        rows = others[judged]
         passed = [
             known._score(rows, n) <= np.interp(known.shares[n], QUANTILES, known.good[n]) for n in np.unique(labels)
         ]

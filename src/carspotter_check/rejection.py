@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 RISK = 0.01  # at most this share of the answers is wrong
 TOLERANCE = 1e-6
+FLAGGED = 0.05  # of good photos, and of good listings, at most this share is called unlike; with few of them more
+UNLUCKY = 0.05  # chance that even so more are
 LISTINGS_NEEDED = 20  # with two photos or more, to fit their correlation; from fewer, chance decides
 
 
@@ -104,11 +106,12 @@ class ListingRule:
     """How the answers to photos of one car are combined, and from which confidence on the verdict counts.
 
     Photos of one car share its colour, yard and camera, and so their errors: `correlation` is that of two photos' log
-    odds, which makes n photos worth n / (1 + (n − 1) correlation) independent ones. The rest is as in `Rejection`, but
-    counted in `listings`.
+    odds, which makes n photos worth n / (1 + (n − 1) correlation) independent ones. A car whose photos are in the mean
+    more unlike the known ones than `unlike` is turned away. The rest is as in `Rejection`, but counted in `listings`.
     """
 
     correlation: float = 0.5
+    unlike: float = 0.8
     confidence: float = 0.0
     certified: float | None = None
     coverage: float | None = None
@@ -124,10 +127,12 @@ class ListingRule:
         groups: np.ndarray,
         rejection: Rejection,
         answerable: np.ndarray | None = None,
+        unlike: np.ndarray | None = None,
     ) -> ListingRule:
-        """Fit on validation: the correlation on one half of the groups, the confidence certified on the other.
+        """Fit on validation: correlation and `unlike` on one half of the groups, the confidence certified on the other.
 
-        Arguments as of `Rejection.fit`, whose result is `rejection`. A listing is a group's photos of one class.
+        Arguments as of `Rejection.fit`, whose result is `rejection`; `unlike` (N,): the share of good photos that are
+        less unlike each photo's class. A listing is a group's photos of one class.
         """
         from carspotter.evidence.resampling import halves
         from carspotter.evidence.risk import certify_risk
@@ -135,13 +140,15 @@ class ListingRule:
         calibrated = calibrate(probabilities, rejection.temperature)
         first, answerable = halves(groups), np.ones(len(labels), bool) if answerable is None else answerable
         _, listing = np.unique(np.c_[groups.astype(str), labels.astype(str)], axis=0, return_inverse=True)
-        sides: dict[bool, list[tuple[int, np.ndarray]]] = {True: [], False: []}  # label and photos of each listing
-        for number in range(listing.max() + 1):
-            of_it = listing == number
-            if 2 * (of_it & answerable).sum() >= of_it.sum():  # else the car is called unlike
-                sides[bool(first[of_it][0])].append((labels[of_it][0], calibrated[of_it & answerable]))
-        if sum(len(photos) > 1 for _, photos in sides[True]) < LISTINGS_NEEDED:
+        cars = [listing == number for number in range(listing.max() + 1)]
+        if sum(car.sum() > 1 for car in cars if first[car][0]) < LISTINGS_NEEDED:
             return cls(confidence=rejection.confidence)
+        means = np.zeros(len(cars)) if unlike is None else np.array([unlike[car].mean() for car in cars])
+        limit = careful_quantile(means[[first[car][0] for car in cars]])
+        sides: dict[bool, list[tuple[int, np.ndarray]]] = {True: [], False: []}  # label and photos of each listing
+        for car, mean in zip(cars, means, strict=True):
+            if mean <= limit and (car & answerable).any():
+                sides[bool(first[car][0])].append((labels[car][0], calibrated[car & answerable]))
 
         def loss(correlation: float) -> float:
             return -float(np.mean([np.log(pool(photos, correlation)[label]) for label, photos in sides[True]]))
@@ -153,7 +160,19 @@ class ListingRule:
         confidence, count = max(0.0, found.threshold - TOLERANCE), len(np.unique(listing[~first]))
         reason = found.reason.replace(" photos of as many groups", " listings").replace("photos", "listings")
         answered = found.answered / count
-        return cls(correlation, confidence, found.risk, answered, found.photos, found.wrong, reason)
+        return cls(correlation, limit, confidence, found.risk, answered, found.photos, found.wrong, reason)
+
+
+def careful_quantile(good: np.ndarray) -> float:
+    """Return what at most FLAGGED of good photos or listings exceed, unless we are UNLUCKY: the fewer, the lower."""
+    return float(np.quantile(good, careful_share(len(good))))
+
+
+def careful_share(count: int) -> float:
+    """Return which share of `count` good ones has to pass, so that of all good ones at most FLAGGED do not."""
+    from scipy.stats import binom
+
+    return float(max(1.0, binom.ppf(UNLUCKY, count, 1 - FLAGGED)) / count)
 
 
 def in_digits(probability: float) -> str:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -182,7 +182,7 @@ def test_kinds_are_measured_on_photos_that_were_no_examples():
     training, labels = np.concatenate([cloud(0, 60, 1), cloud(1, 60, 2)]), np.repeat([0, 1], 60)
     validation = np.concatenate([cloud(0, 60, 6), cloud(1, 60, 7)])
     kinds = np.array(["interior"] * 20 + ["close-up"] * 20)
-    measured = measure_kinds(training, labels, validation, labels, np.concatenate([others, others]), kinds)
+    measured = measure_kinds(training, labels, validation, labels, others, kinds)
     assert measured["interior"]["seen"] == measured["interior"]["unseen"] == 1
     assert measured["close-up"]["seen"] < 0.6 and measured["close-up"]["photos"] == 20
 
@@ -200,6 +200,20 @@ def test_photos_of_one_car_are_worth_more_than_one_and_less_than_their_number():
     assert together.verdict == "match" and 0.7 < together.probability < 0.7**6 / (0.7**6 + 0.3**6)
     assert combine(unsure, answers, "swift").verdict == "other_model"
     assert combine(unsure, answers[:1], "wagonr").verdict == "not_sure"
+
+
+def test_photos_that_are_each_a_little_unlike_turn_their_car_away_together():
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 2, 400)[groups := np.arange(2000) // 5]
+    probabilities, unlike = np.where(labels[:, None] == [0, 1], 0.95, 0.05), rng.random(2000)
+    rule = ListingRule.fit(probabilities, labels, groups, Rejection(risk=0.1), unlike=unlike)
+    assert 0.65 < rule.unlike < 0.75 and 0.85 < rule.coverage < 0.99  # the mean of five is below .71 in 95 % of cars
+    check = make_check(rejection=Rejection(confidence=0.6))
+    check.listing = replace(rule, confidence=0.6)
+    answer = check.check(as_png(noise()), "wagonr")
+    for each, verdict in ((0.5, "match"), (0.9, "not_sure")):
+        photos = [replace(answer, unlike=each)] * 5
+        assert {photo.verdict for photo in photos} == {"match"} and combine(check, photos, "wagonr").verdict == verdict
 
 
 @pytest.mark.parametrize(("shared", "low", "high"), [(0.0, 0.0, 0.1), (1.0, 0.8, 1.0)])
@@ -237,7 +251,7 @@ def test_a_listing_whose_photos_are_mostly_unlike_known_cars_is_another_model():
     own, other = here.check(as_png(noise()), "wagonr"), there.check(as_png(noise()), "wagonr")
     nothing = here.check(b"", "wagonr")
     assert combine(here, [own, own, other, nothing], "wagonr").verdict == "match"
-    assert combine(here, [own, other, other, nothing], "wagonr").verdict == "other_model"
+    assert combine(here, [own, *[other] * 4, nothing], "wagonr").verdict == "other_model"
     empty = combine(here, [nothing], "wagonr")
     assert empty.verdict == "unusable" and empty.unusable == ["photo"] and empty.decided == []
 
