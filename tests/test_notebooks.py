@@ -2,17 +2,13 @@
 
 import re
 import shutil
-from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
 from generated_photos import noise_study
+from notebook_cells import BOOTSTRAP, NOTEBOOKS, bootstraps
 
-from carspotter.kaggle_push import BOOTSTRAP
-
-ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 BY_NAME = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 LESSONS = [path for path in NOTEBOOKS if 4 <= int(path.stem[:2]) <= 11]
 # Remove a name here when the notebook is committed executed: the test then fails until that is done.
@@ -67,8 +63,7 @@ def test_keeps_to_the_form_of_the_series(path):
     assert code[0].metadata.tags == ["parameters"]
     names = re.findall(r"^([A-Z_]+) = ", code[0].source, re.MULTILINE)
     assert {"QUICK", "STUDY"} <= set(names) and len(names) <= 6
-    bootstraps = [cell.source for cell in code if "bootstrap" in cell.metadata.get("tags", [])]
-    assert bootstraps == [BOOTSTRAP]
+    assert bootstraps(path) == [BOOTSTRAP], "the set-up cell is the same in all notebooks"
     (answer,) = [cell for cell in code if "answer" in cell.metadata.get("tags", [])]
     assert answer in code[:4], "the answer is not on the first screen"
     assert len(notebook.cells) <= 32

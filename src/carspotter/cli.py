@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one verb; give the exit code: 0 done, 1 the verb's own "no", 2 bad input, 130 interrupted, 141 unread."""
+    """Run one verb; return the exit code: 0 done, 1 the verb's own "no", 2 bad input, 130 interrupted, 141 unread."""
     options = _parser().parse_args(arguments)
     try:
         code = options.verb(options) or 0
@@ -203,19 +203,6 @@ def kaggle_push(options) -> int:
     return 0
 
 
-def kaggle_publish(options) -> int:
-    from carspotter.kaggle_push import RIGHTS, publish
-
-    print(RIGHTS)
-    if not (options.rights_cleared or options.dry_run):
-        print("If all that is settled, say so with --rights-cleared; --dry-run only writes what would be sent.")
-        return 1
-    choices = {"public": options.public, "dry_run": options.dry_run, "out": options.out}
-    folder = publish(study_of(options), options.name, options.licence, options.user, **choices)
-    print(f"{'Would publish' if options.dry_run else 'Published'} {folder}")
-    return 0
-
-
 def examine_machine(options) -> int:
     from carspotter.doctor import examine
 
@@ -247,6 +234,13 @@ def study_of(options) -> Study:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from carspotter.models.experiments import SERIES, TRAINING_DTYPES
+    from carspotter.models.store import FRAMEWORKS
+
+    dtype = {
+        "choices": TRAINING_DTYPES,
+        "help": "default: the experiment's own; bfloat16 is quicker where the hardware has units for it (see `doctor`)",
+    }
     parser = Parser(
         prog="carspotter",
         usage="carspotter VERB …",
@@ -279,11 +273,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     curating.add_argument(
         "--train",
-        choices=_frameworks(),
+        choices=list(FRAMEWORKS),
         help="also train models on the photos themselves and ask each about those it has not seen: minutes; with "
         "--weights the backbone's last blocks (keras only): several minutes a thousand photos",
     )
-    _add_dtype(curating)
+    curating.add_argument("--dtype", **dtype)
 
     forgetting = add_verb(verbs, "forget", forget_photo, "delete a photo on request; its hash stays as a tombstone")
     forgetting.add_argument("sha256")
@@ -294,13 +288,13 @@ def _parser() -> argparse.ArgumentParser:
     splitting.add_argument("--verify", action="store_true", help="prove that no group or near-duplicate crosses")
 
     training = add_verb(verbs, "train", train_model, "train and record one run (or find it recorded)")
-    training.add_argument("experiment", choices=_series(), metavar="EXPERIMENT", help=", ".join(_series()))
-    training.add_argument("--framework", default="keras", choices=_frameworks())
+    training.add_argument("experiment", choices=list(SERIES), metavar="EXPERIMENT", help=", ".join(SERIES))
+    training.add_argument("--framework", default="keras", choices=list(FRAMEWORKS))
     training.add_argument("--seed", type=int, default=0)
     training.add_argument("--quick", action="store_true", help="48 photos, 64 px, 2 epochs: does it run?")
     training.add_argument("--epochs", type=positive, help="default: the experiment's own")
     training.add_argument("--image-size", type=positive, metavar="PIXELS", help="default: the experiment's own")
-    _add_dtype(training)
+    training.add_argument("--dtype", **dtype)
     training.add_argument(
         "--weights", metavar="FILE", help="of a backbone: imagenet (the default: downloads), a file or folder, or none"
     )
@@ -325,8 +319,8 @@ def _parser() -> argparse.ArgumentParser:
     unsealing.add_argument("--reason", required=True, help="why the test set is opened; goes into the ledger")
     unsealing.add_argument("--again", metavar="WHY", help="why another model than the first is evaluated")
 
-    kaggle = verbs.add_parser("kaggle", help="fetch the data set; push notebooks; publish your own photos")
-    errands = kaggle.add_subparsers(required=True, metavar="fetch|push|publish")
+    kaggle = verbs.add_parser("kaggle", help="fetch the data set, or push the notebooks")
+    errands = kaggle.add_subparsers(required=True, metavar="fetch|push")
     fetching = add_verb(errands, "fetch", kaggle_fetch, "a data set with its train / validation / test -> a study")
     fetching.add_argument("--dataset", default="ajaykgp12/cars-wagonr-swift", metavar="OWNER/NAME", help="%(default)s")
     fetching.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="an unzipped folder, or the zip")
@@ -336,16 +330,10 @@ def _parser() -> argparse.ArgumentParser:
     pushing = errands.add_parser("push", help="the wheel as your private data set, and notebooks that use it")
     pushing.add_argument("--notebook", nargs="+", metavar="NN", help="their numbers (default: all)")
     pushing.add_argument("--internet", action="store_true", help="let them reach the net; off unless asked for")
+    pushing.add_argument("--user", metavar="NAME", help="your name on Kaggle (default: that of your credentials)")
+    pushing.add_argument("--dry-run", action="store_true", help="write what would be sent, send nothing")
+    pushing.add_argument("--out", type=Path, metavar="DIR", help="default: below data/kaggle")
     pushing.set_defaults(verb=kaggle_push)
-    publishing = add_verb(errands, "publish", kaggle_publish, "your own curated photos and their split as a data set")
-    publishing.add_argument("name", metavar="NAME", help="as in my-cars")
-    publishing.add_argument("--licence", required=True, help="as Kaggle spells it: CC0-1.0, CC-BY-SA-4.0, other …")
-    publishing.add_argument("--public", action="store_true", help="for everybody; private unless asked for")
-    publishing.add_argument("--rights-cleared", action="store_true", help="you have read the word on rights")
-    for errand in (pushing, publishing):
-        errand.add_argument("--user", metavar="NAME", help="your name on Kaggle (default: that of your credentials)")
-        errand.add_argument("--dry-run", action="store_true", help="write what would be sent, send nothing")
-        errand.add_argument("--out", type=Path, metavar="DIR", help="default: below data/kaggle")
 
     doctor = verbs.add_parser("doctor", help="what works on this machine, and what to install")
     doctor.set_defaults(verb=examine_machine)
@@ -380,29 +368,6 @@ def add_verb(verbs, name: str, verb, text: str) -> argparse.ArgumentParser:
     parser.add_argument("--study", metavar="NAME", help="default: the one split last, else sample")
     parser.set_defaults(verb=verb)
     return parser
-
-
-def _add_dtype(parser: argparse.ArgumentParser) -> None:
-    from carspotter.models.experiments import TRAINING_DTYPES
-
-    parser.add_argument(
-        "--dtype",
-        choices=TRAINING_DTYPES,
-        help="default: the experiment's own; bfloat16 is quicker where the hardware has units for it (avx512_bf16 or "
-        "amx_bf16 among the flags of /proc/cpuinfo, GPUs since 2020)",
-    )
-
-
-def _frameworks() -> list[str]:
-    from carspotter.models.store import FRAMEWORKS
-
-    return list(FRAMEWORKS)
-
-
-def _series() -> list[str]:
-    from carspotter.models.experiments import SERIES
-
-    return list(SERIES)
 
 
 def positive(text: str) -> int:

@@ -31,14 +31,13 @@ from carspotter.progress import progress_bar
 
 DATASET = "ajaykgp12/cars-wagonr-swift"
 STUDY = "swift_wagonr"
-# The names that data sets use for the three parts, the most examined one first: a photo in two parts counts there.
+# The names that data sets use for the three parts, the test first: a photo in two parts counts for the first of them.
 PARTS = {
     "test": ("test", "testing"),
     "validation": ("validation", "valid", "val"),
     "train": ("train", "training"),
 }
 SITE = "kaggle-{}"
-HUB = "import sys, kagglehub; print(kagglehub.dataset_download(sys.argv[1]))"
 STALLED_AFTER = 180  # seconds without a new byte
 PAUSES = (5, 30)  # seconds before the second and the third try, when the service is busy or the line was cut
 
@@ -98,7 +97,7 @@ def fetch(
 
     Its photos come from `source` (a folder or a zip file), else from where Kaggle mounts it, else over the net within
     `minutes`; killed and called again, it goes on. Copies of a shot in two parts would let the model meet a car again
-    in the examination: only those in the most examined part stay (test, then validation), unless `as_published`.
+    in the test: only those in the part that is asked most stay (test, then validation), unless `as_published`.
     Raises KaggleRefused when the service does, ValueError for another layout or photos of these classes from elsewhere,
     FileNotFoundError for a missing source.
     """
@@ -138,13 +137,12 @@ def open_study(name: str) -> Study:
 
 
 def download(data: Path, dataset: str, minutes: float, pauses: Sequence[float], show_progress: bool) -> Path:
-    """Download a data set; give its zip file, or the folder that kagglehub keeps it in.
+    """Download a data set and return its zip file; goes on with what was cut off, and asks nothing twice.
 
-    Goes on with what was cut off; what is here already is not asked for again.
+    Raises KaggleRefused when the service does, or without its client.
     """
-    hub = importlib.util.find_spec("kaggle") is None
-    if hub and importlib.util.find_spec("kagglehub") is None:
-        raise KaggleRefused(f"neither kaggle nor kagglehub is installed: pip install kaggle. {_by_hand(dataset)}")
+    if importlib.util.find_spec("kaggle") is None:
+        raise KaggleRefused(f"Kaggle's client is missing: pip install 'carspotter[kaggle]'. {_by_hand(dataset)}")
     folder = Path(data) / "kaggle"
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / f"{dataset.split('/')[1]}.zip"
@@ -154,8 +152,6 @@ def download(data: Path, dataset: str, minutes: float, pauses: Sequence[float], 
     end = time.monotonic() + 60 * minutes
     for pause in (*pauses, None):
         try:
-            if hub:
-                return Path(_run([sys.executable, "-c", HUB, dataset], dataset, end).strip().splitlines()[-1])
             run_client(("datasets", "download", dataset, "--path", str(folder)), dataset, end, archive, show_progress)
             return archive
         except KaggleRefused as refusal:
@@ -169,15 +165,12 @@ def download(data: Path, dataset: str, minutes: float, pauses: Sequence[float], 
 def run_client(
     arguments: Iterable[str], about: str, end: float, growing: Path | None = None, show_progress: bool = False
 ) -> str:
-    """Run Kaggle's client until `end` (monotonic seconds) at the latest; give what it printed.
+    """Run Kaggle's client until `end` (monotonic seconds) at the latest; return what it printed.
 
     `about`: the data set or notebook in question. `growing`: a file that must grow while the client works. Raises
     KaggleRefused, in words that help, when the client fails or says that it failed.
     """
-    return _run([sys.executable, "-m", "kaggle", *arguments], about, end, growing, show_progress)
-
-
-def _run(command: list[str], about: str, end: float, growing: Path | None = None, show_progress: bool = False) -> str:
+    command = [sys.executable, "-m", "kaggle", *arguments]
     with (
         tempfile.TemporaryFile("w+") as said,
         progress_bar(None, "fetch", "MB", show_progress and growing is not None) as progress,
@@ -255,7 +248,7 @@ def _unzip(archive: Path, folder: Path) -> Path:
 
 
 def _find_parts(folder: Path) -> dict[str, Path]:
-    """Give the folders of the three parts, wherever below `folder` they lie side by side."""
+    """Return the folders of the three parts, wherever below `folder` they lie side by side."""
     for inner in (folder, *sorted(path for path in folder.glob("*") if path.is_dir()), *sorted(folder.glob("*/*/"))):
         there = {path.name.lower(): path for path in inner.iterdir() if path.is_dir()} if inner.is_dir() else {}
         parts = {part: there[name] for part, names in PARTS.items() for name in names if name in there}
@@ -300,13 +293,13 @@ def _take_over(study: Study, refused: pd.DataFrame, as_published: bool, show_pro
     table["split"] = table["published"].str.split().str[0]
     counts = pd.crosstab(table["label"], table["published"])
 
-    # Within a cluster, the most examined part keeps its copies.
+    # Within a cluster, the first of PARTS keeps its copies.
     rank = {part: number for number, part in enumerate(PARTS)}
     clusters = table[table["duplicate_cluster"] != ""].groupby("duplicate_cluster")["split"]
-    examined = table["duplicate_cluster"].map(clusters.agg(lambda parts: min(parts, key=rank.get)))
+    first = table["duplicate_cluster"].map(clusters.agg(lambda parts: min(parts, key=rank.get)))
     torn = table["duplicate_cluster"].map(clusters.nunique()).fillna(0) > 1
     if not as_published:
-        table.loc[torn & (table["split"] != examined), "split"] = "excluded"
+        table.loc[torn & (table["split"] != first), "split"] = "excluded"
     table["group"] = table["sha256"].str[:12]
 
     taken_over = not study.splits.exists()

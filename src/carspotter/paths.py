@@ -12,7 +12,7 @@ KAGGLE = Path("/kaggle")  # /kaggle/input/ is read-only; a notebook starts in /k
 
 
 def home() -> Path:
-    """Give the folder that holds `data/` and `results/`.
+    """Return the folder that holds `data/` and `results/`.
 
     `CARSPOTTER_HOME` when set; else the nearest folder, from the working folder upwards, that is a Carspotter
     checkout; else Kaggle's working folder in a Kaggle notebook; else the working folder. A notebook in `notebooks/`
@@ -28,7 +28,7 @@ def home() -> Path:
 
 
 def kaggle() -> Path | None:
-    """Give the folder that holds Kaggle's `input/` and `working/`, or None outside a Kaggle notebook."""
+    """Return the folder that holds Kaggle's `input/` and `working/`, or None outside a Kaggle notebook."""
     if "KAGGLE_KERNEL_RUN_TYPE" not in os.environ:
         return None
     here = Path.cwd()
@@ -37,7 +37,7 @@ def kaggle() -> Path | None:
 
 
 def checkout() -> Path:
-    """Give the repository's folder, which holds the notebooks and the scraper.
+    """Return the repository's folder, which holds the notebooks and the scraper.
 
     Raises FileNotFoundError when the package is installed without one, as from a wheel.
     """
@@ -62,13 +62,13 @@ def find_archive(data: Path) -> Path | None:
 
 
 def real_photos() -> Path | None:
-    """Give the folder of real photos named by `CARSPOTTER_REAL_PHOTOS`, or None when there is none."""
+    """Return the folder of real photos named by `CARSPOTTER_REAL_PHOTOS`, or None when there is none."""
     folder = os.environ.get("CARSPOTTER_REAL_PHOTOS")
     return Path(folder) if folder and Path(folder).is_dir() else None
 
 
 def find_kaggle_dataset(owner: str, slug: str) -> Path | None:
-    """Give the folder where Kaggle mounted the data set `owner/slug`, or None; all three layouts are looked at."""
+    """Return the folder where Kaggle mounted the data set `owner/slug`, or None; all three layouts are looked at."""
     if not (mount := kaggle()):
         return None
     candidates = (slug, f"datasets/{owner}/{slug}", f"{owner}/{slug}")
@@ -157,7 +157,3 @@ class Study:
     @property
     def test_ledger(self) -> Path:
         return self.folder / "test_ledger.jsonl"
-
-    @property
-    def figures(self) -> Path:
-        return self.folder / "figures"

@@ -10,7 +10,7 @@ SECONDS_BETWEEN_LINES = 15
 
 
 def progress_bar(total: int, what: str, unit: str, shown: bool = True, done: int = 0) -> tqdm:
-    """Give a bar to be used in `with`, and moved on by its `update(count)`.
+    """Return a bar to be used in `with`, and moved on by its `update(count)`.
 
     `total` and `done`: how many units there are, and how many of them an earlier, interrupted run has finished.
     """
@@ -22,7 +22,7 @@ def progress_bar(total: int, what: str, unit: str, shown: bool = True, done: int
         file=_Lines(),
         mininterval=SECONDS_BETWEEN_LINES,
         maxinterval=SECONDS_BETWEEN_LINES,
-        bar_format="{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed} gone, {remaining} left",
+        bar_format="{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed} so far, {remaining} left",
     )
 
 

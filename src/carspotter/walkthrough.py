@@ -152,7 +152,7 @@ def page_body(study: Study, run: Run, checked: Sequence[Checked], names: dict[st
         "photos collected": f"{len(table):,}",
         "copies and junk put aside": f"{(table['verdict'] == 'reject').sum():,}",
         "photos to learn from": f"{int(run.row['train_photos']):,}",
-        "named rightly, of photos of other cars": f"{accuracy.estimate:.1%}",
+        "classified correctly, of photos of other cars": f"{accuracy.estimate:.1%}",
         f"to train, on {run.row['device']}": f"{run.row['seconds'] / 60:.1f} min",
     }
     figures = "".join(f"<div><dt>{name}</dt><dd>{figure}</dd></div>" for name, figure in numbers.items())

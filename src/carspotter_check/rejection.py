@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from carspotter.models.metrics import softmax
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -69,8 +71,8 @@ class Rejection:
         would not be answered whatever the confidence are False.
         """
         from carspotter.evidence.calibration import fit_temperature  # a server needs their results alone
-        from carspotter.evidence.resampling import halves
         from carspotter.evidence.risk import certify_risk
+        from carspotter.models.history import halves
 
         first = halves(groups)
         temperature = fit_temperature(labels[first], probabilities[first]) if first.any() else 1.0
@@ -233,12 +235,9 @@ def quality_fault(image: np.ndarray, limits: Limits) -> str | None:
 def calibrate(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Divide the logits behind probabilities (N, classes) by a temperature: float64 (N, classes), rows sum to 1.
 
-    Guo et al. 2017. Logarithms of probabilities are logits up to a constant for each photo, which cancels. In numpy
-    alone, unlike `evidence.bias_variance.apply_temperature`: a server starts without SciPy.
+    Guo et al. 2017. Logarithms of probabilities are logits up to a constant for each photo, which cancels.
     """
-    logits = np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-30)) / temperature
-    shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shares / shares.sum(axis=1, keepdims=True)
+    return softmax(np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-30)) / temperature)
 
 
 def coverage_risk(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -357,7 +357,7 @@ def alike():
     """One model with the same weights in all three frameworks."""
     for framework in store.FRAMEWORKS:
         pytest.importorskip(framework)
-    from carspotter.models.parity import copy_weights
+    from sibling_weights import copy_weights
 
     experiment = replace(TINY, dropout_rate=0.5)
     models = {name: store.import_framework(name).build_model(experiment, 2) for name in store.FRAMEWORKS}

@@ -18,7 +18,7 @@ from carspotter.evidence.report import (
     write_report,
 )
 from carspotter.evidence.results import compare_runs, correct_by_photo, results_of, training_accuracy
-from carspotter.evidence.selection import best_epoch_optimism, choose_run
+from carspotter.evidence.selection import choose_run
 from carspotter.models.store import COLUMNS, load_run
 from carspotter.paths import Study
 
@@ -72,7 +72,7 @@ def test_results_are_ordered_by_hash_and_say_who_is_wrong_and_how_often(study):
     assert results.correct[1, [8, 9]].tolist() == [0, 0.8]
     best = results_of(study, runs, "best")
     assert best.predicted.shape == (2, 1, 40) and np.flatnonzero(best.correct[1] < 1).tolist() == [8]
-    assert results_of(study, runs, "all").predicted.shape == (2, 6, 40)
+    assert results_of(study, runs, 6).predicted.shape == (2, 6, 40)
     assert results.interval().estimate == pytest.approx(results.correct.mean())
 
 
@@ -80,12 +80,6 @@ def test_runs_on_other_photos_are_refused(study):
     runs = [record(study, "torch", 0), record(study, "torch", 1, photos=range(39))]
     with pytest.raises(ValueError, match="cnn-torch-s1 and cnn-torch-s0 were validated on different photos"):
         results_of(study, runs)
-
-
-def test_the_optimism_of_a_run_is_that_of_its_epochs(study):
-    run = record(study, "torch", 0, photos=range(39, -1, -1), wrong=range(10), earlier=[1])
-    best = best_epoch_optimism(study, run)
-    assert best.epoch == 5 and best.accuracy == pytest.approx(39 / 40) and best.optimism < 0.03
 
 
 def test_training_accuracy_is_that_of_the_last_epoch_at_inference_where_it_was_recorded(study):

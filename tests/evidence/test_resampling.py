@@ -6,19 +6,13 @@ import pytest
 
 from carspotter.evidence.resampling import (
     bootstrap_sample,
-    derive_study,
     group_folds,
-    halves,
     log_spaced_sizes,
-    mislabel,
-    mix_in,
     nested_samples,
-    out_of_bootstrap,
     over_splits,
     resplits,
+    score_resplits,
 )
-from carspotter.paths import Study
-from carspotter.photos.splitting import read_splits, split_version
 
 
 @pytest.fixture
@@ -47,14 +41,48 @@ def test_sizes_double_up_to_the_largest():
     assert log_spaced_sizes(20, 5) == [8, 10, 20]
 
 
-def test_nested_samples_are_training_photos_in_whole_groups(splits):
-    samples = nested_samples(splits, (20, 40, 80), seed=3)
-    training = set(splits.loc[splits["split"] == "train", "sha256"])
-    smaller = set()
-    for size, hashes in samples.items():
-        assert len(hashes) == size and set(hashes) <= training and smaller <= set(hashes)
-        assert groups_of(splits, hashes).value_counts().eq(5).all()
+@pytest.fixture(scope="module")
+def uneven():
+    """150 listings of 1 to 12 photos, a third of them of one class, and five sealed photos."""
+    sizes = np.random.default_rng(2).integers(1, 13, 150)
+    group = np.repeat(np.arange(150), sizes)
+    table = pd.DataFrame({"sha256": [f"{n * 7919 % 100_000:05}" for n in range(len(group))]})
+    table["label"], table["group"] = np.where(group < 50, "swift", "wagonr"), [f"listing {g}" for g in group]
+    table["split"] = np.where(np.arange(len(group)) < 5, "test", "train")
+    return table
+
+
+def test_nested_samples_hold_whole_training_groups_and_keep_the_shares_of_the_classes(uneven):
+    training = uneven[uneven["split"] == "train"].set_index("sha256")
+    share, smaller = (training["label"] == "swift").mean(), set()
+    for size, hashes in nested_samples(uneven, (60, 120, 240, 480, len(training)), seed=3).items():
+        assert smaller <= set(hashes) <= set(training.index)
+        drawn = training.loc[hashes]
+        assert training["group"].isin(drawn["group"]).sum() == len(drawn)
+        assert abs(len(drawn) - size) <= 6
+        assert (drawn["label"] == "swift").mean() == pytest.approx(share, abs=9 / size)
         smaller = set(hashes)
+    assert len(smaller) == len(training)
+
+
+def test_nested_samples_do_not_depend_on_the_order_of_rows_but_on_the_seed(uneven):
+    first = nested_samples(uneven, (100, 300))
+    assert nested_samples(uneven.sample(frac=1, random_state=3), (100, 300)) == first
+    assert nested_samples(uneven, (100,), seed=1)[100] != first[100]
+    with pytest.raises(ValueError, match="sizes \\[0, 100000\\]"):
+        nested_samples(uneven, (0, 50, 100_000))
+
+
+def test_frozen_features_are_scored_on_every_resplit_and_size(splits):
+    known = splits[splits["split"] != "test"]
+    features = pd.DataFrame({"it": (known["label"] == "swift") + 0.0, "noise": range(len(known))})
+    features.index = known["sha256"]
+    found = score_resplits(splits, features, (20, 100), count=4)
+    assert found.groupby("size")["split"].nunique().to_dict() == {20: 4, 100: 4}
+    of_few, of_many = found.groupby("size")["accuracy"].mean()
+    assert of_few < of_many and of_many > 0.99
+    features["it"] = 0.0
+    assert score_resplits(splits, features, (100,), count=4)["accuracy"].mean() < 0.75
 
 
 def test_a_bootstrap_sample_draws_whole_groups_of_each_class_with_replacement(splits):
@@ -75,49 +103,6 @@ def test_a_bootstrap_sample_of_a_smaller_collection_draws_fewer_groups(splits):
     assert 0.2 < len(quarter) / len(bootstrap_sample(splits, seed=1)) < 0.3
     with pytest.raises(ValueError, match="share is 0"):
         bootstrap_sample(splits, share=0)
-
-
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 1.0])
-def test_wrong_labels_come_by_whole_training_groups(splits, share):
-    changed = mislabel(splits, share, seed=5)
-    wrong = changed["label"] != splits["label"]
-    training = splits["split"] == "train"
-    assert not wrong[~training].any()
-    assert wrong[training].mean() == pytest.approx(share, abs=2.5 / training.sum() * 2)
-    assert wrong[training].groupby(splits["group"]).nunique().eq(1).all()
-    assert set(changed.loc[training, "label"]) == {"swift", "wagonr"}
-    more = mislabel(splits, min(1.0, share + 0.2), seed=5)["label"] != splits["label"]
-    assert more[wrong].all(), "a larger share does not hold the smaller one"
-
-
-def test_rejects_take_the_place_of_training_photos(splits):
-    rejects = pd.DataFrame({"sha256": [f"r{n}" for n in range(30)], "label": ["swift", "wagonr", "alto"] * 10})
-    mixed = mix_in(splits, rejects, 0.1, seed=2)
-    before, after = (table[table["split"] == "train"] for table in (splits, mixed))
-    assert len(after) == len(before)
-    come = after[after["sha256"].str.startswith("r")]
-    assert len(come) == round(0.1 * len(before)) and set(come["label"]) == {"swift", "wagonr"}
-    assert (come.set_index("sha256")["label"] == rejects.set_index("sha256")["label"].loc[come["sha256"]]).all()
-    others = splits["split"] != "train"
-    assert set(splits.loc[others, "sha256"]) <= set(mixed["sha256"])
-    with pytest.raises(ValueError, match=r"20 are there; ask for 1\d\.\d% at most"):
-        mix_in(splits, rejects, 0.5)
-
-
-def test_a_derived_study_has_a_version_of_its_own_and_nothing_sealed(splits, tmp_path):
-    study = Study("sample", tmp_path / "data", tmp_path / "results")
-    study.folder.mkdir(parents=True)
-    splits.to_csv(study.splits, index=False)
-    derived = derive_study(study, "noisy", mislabel(splits, 0.2))
-    assert derived.name == "sample_noisy" and derived.data == study.data
-    assert set(read_splits(derived)["split"]) == {"train", "validation"}
-    assert split_version(derived) != split_version(study)
-    assert not derived.sealed.exists()
-
-
-def test_one_class_cannot_be_mislabelled(splits):
-    with pytest.raises(ValueError, match="class swift alone"):
-        mislabel(splits[splits["label"] == "swift"], 0.1)
 
 
 def sides_of(splits):
@@ -147,14 +132,6 @@ def test_a_leaky_split_tears_groups_apart_and_a_grouped_one_does_not(splits):
             assert 40 <= len(sides_of(one)["validation"]) <= 56
 
 
-def test_out_of_bootstrap_validation_has_no_group_of_the_training_sample(splits):
-    split, sample = out_of_bootstrap(splits, seed=4)
-    sides = sides_of(split)
-    assert set(sample) == sides["train"] and len(sample) > len(set(sample))
-    assert not set(groups_of(splits, sample)) & set(groups_of(splits, sorted(sides["validation"])))
-    assert 0.2 < len(sides["validation"]) / 192 < 0.55
-
-
 @pytest.mark.slow
 def test_the_interval_over_splits_covers_what_a_plain_t_interval_does_not():
     rng, covered, plain = np.random.default_rng(0), 0, 0
@@ -178,10 +155,3 @@ def test_the_interval_over_splits_covers_what_a_plain_t_interval_does_not():
 def test_figures_of_two_splits_are_refused():
     with pytest.raises(ValueError, match="three or more splits"):
         over_splits([0.9, 0.8], 0.2)
-
-
-def test_halves_share_no_group():
-    groups = np.repeat([f"g{n}" for n in range(21)], 3)
-    first = halves(groups)
-    assert not set(groups[first]) & set(groups[~first]) and abs(int(first.sum()) - 31) <= 3
-    assert (halves(groups, seed=1) != first).any()

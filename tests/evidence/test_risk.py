@@ -5,6 +5,7 @@ import pytest
 
 from carspotter.evidence.intervals import clopper_pearson
 from carspotter.evidence.risk import certify_risk
+from carspotter.models.history import halves
 
 POPULATION = np.linspace(0.5, 1, 20_001)
 
@@ -43,6 +44,20 @@ def test_the_true_risk_exceeds_what_is_certified_in_at_most_one_study_of_twenty(
         broken += np.interp(found.threshold, thresholds[:-1:20], risks) > found.risk + 1e-4
     # 5 % of 600 are 30; a share of .05 gives 43 or fewer in 99 of 100 repetitions
     assert broken <= 43
+
+
+def test_photos_that_chose_the_epoch_break_the_promise_and_others_keep_it():
+    rng, studies = np.random.default_rng(7), 200
+    broken = {"the same photos": 0, "the other half": 0}
+    for study in range(studies):
+        # forty epochs that are all wrong with 6 %: whichever is chosen, at most 5 % is a false promise
+        correct, groups = rng.random((40, 200)) < 0.94, np.repeat(np.arange(100), 2)
+        held = ~halves(groups, study)
+        for name, choosing in (("the same photos", held), ("the other half", ~held)):
+            epoch = correct[:, choosing].mean(axis=1).argmax()
+            found = certify_risk(rng.random(held.sum()), correct[epoch, held], np.arange(held.sum()), risk=0.05)
+            broken[name] += found.risk < 0.06
+    assert broken["the other half"] <= 18 < 60 < broken["the same photos"]  # 10 expected at most
 
 
 def test_196_photos_cannot_certify_one_percent():

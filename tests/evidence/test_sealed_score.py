@@ -79,7 +79,7 @@ def study(world, tmp_path, monkeypatch):
 
 
 def record(study, splits, experiment, seed, parameters, wrong, quick=False):
-    """Write a recorded run that names all validation photos rightly but the first `wrong` ones."""
+    """Write a recorded run that classifies all validation photos correctly but the first `wrong` ones."""
     run = f"{experiment}-s{seed}"
     folder = study.runs / run
     folder.mkdir(parents=True)

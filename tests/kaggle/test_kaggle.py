@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from generated_photos import encode, published_photos, scene
 from kaggle_stub import KaggleStub
+from notebook_cells import BOOTSTRAP
 
 from carspotter import kaggle, kaggle_push
 from carspotter.curation import curate as curation
@@ -242,7 +243,7 @@ def test_a_push_sends_the_wheel_and_a_notebook_that_the_client_finds_no_fault_wi
     assert sent["machineShape"] == "NvidiaTeslaT4"
     assert sent["datasetDataSources"] == ["ajaykgp12/cars-wagonr-swift", "tester/carspotter-wheel"]
     cells = json.loads(sent["text"])["cells"]
-    assert [cell["source"] for cell in cells if cell["cell_type"] == "code"][1] == kaggle_push.BOOTSTRAP
+    assert [cell["source"] for cell in cells if cell["cell_type"] == "code"][1] == BOOTSTRAP
     assert "carspotter-04-baseline-cnn" in capsys.readouterr().out
 
     kaggle_push.push(["04"], out=tmp_path / "push", internet=True)
@@ -292,33 +293,3 @@ def test_a_notebook_whose_data_set_is_not_there_is_no_success(stub, tmp_path, mo
     sign_in(monkeypatch)
     with pytest.raises(kaggle.KaggleRefused, match="not valid dataset sources.*nobody/nothing"):
         kaggle_push.push(["04"], out=tmp_path / "push", dataset="nobody/nothing")
-
-
-def test_what_is_published_can_be_fetched_again_with_its_groups(stub, study, files, tmp_path, monkeypatch):
-    sign_in(monkeypatch)
-    fetch(study, source=lay_out(files, tmp_path / "unzipped"))
-    folder = kaggle_push.publish(study, "my-cars", "CC0-1.0")
-    (created,) = stub.datasets["tester/my-cars"]
-    assert created["isPrivate"] and created["licenseName"] == "CC0-1.0"
-    assert "| swift | 3 | 8 | 3 |" in created["description"]
-    (sent,) = stub.uploads.values()
-    (tmp_path / "sent.zip").write_bytes(sent)
-    other = Study("again", tmp_path / "other", tmp_path / "results")
-    fetch(other, source=tmp_path / "sent.zip")
-    was, now = (splitting.read_splits(one)[["sha256", "label", "split"]] for one in (study, other))
-    pd.testing.assert_frame_equal(was, now)
-    assert folder.is_dir()
-    listings = read_photos(other.data)["listings"]
-    assert all(len(found) == 1 for found in listings), "the groups travel in the files' names"
-
-
-def test_publishing_deletes_nothing_but_an_earlier_upload(study, files, tmp_path):
-    fetch(study, source=lay_out(files, tmp_path / "unzipped"))
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="holds something else"):
-        kaggle_push.publish(study, "my-cars", "CC0-1.0", user="tester", dry_run=True, out=mine)
-    assert (mine / "thesis.txt").read_text() == "years of work"
-    for _ in range(2):
-        kaggle_push.publish(study, "my-cars", "CC0-1.0", user="tester", dry_run=True, out=tmp_path / "upload")

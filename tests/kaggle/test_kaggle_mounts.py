@@ -12,12 +12,12 @@ from pathlib import Path
 import nbformat
 import pytest
 from generated_photos import published_photos
+from notebook_cells import BOOTSTRAP, NOTEBOOKS
 
 from carspotter import paths
 from carspotter.kaggle import open_study
-from carspotter.kaggle_push import BOOTSTRAP, build_wheel, write_notebook
+from carspotter.kaggle_push import build_wheel, write_notebook
 
-NOTEBOOKS = sorted((Path(__file__).resolve().parents[2] / "notebooks").glob("[0-9]*.ipynb"))
 LAYOUTS = ["cars-wagonr-swift", "datasets/ajaykgp12/cars-wagonr-swift", "ajaykgp12/cars-wagonr-swift"]
 BY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS, ids=["by name", "datasets/owner", "owner"])
 PER_CLASS = {"train": 20, "validation": 8, "test": 8}

@@ -28,7 +28,9 @@ keras = pytest.importorskip("keras")
 torch = pytest.importorskip("torch")
 tf = pytest.importorskip("tensorflow")
 
-from carspotter.models.parity import copy_weights, definition_differences, keras_to_torch  # noqa: E402
+from sibling_weights import copy_weights, keras_to_torch  # noqa: E402
+
+from carspotter.models.parity import definition_differences  # noqa: E402
 
 pytestmark = pytest.mark.slow
 FRAMEWORKS = ("keras", "torch", "tensorflow")

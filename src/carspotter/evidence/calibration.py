@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special
 
+from carspotter.models.metrics import softmax
+
 SMALLEST = 1e-30  # probabilities are raised to this before their logarithm is taken, in fitting and in applying
 
 
@@ -60,7 +62,7 @@ def fit_temperature(labels, probabilities) -> float:
 
 def apply_temperature(probabilities, temperature: float) -> np.ndarray:
     """Soften (above 1) or sharpen (below 1) probabilities, float (N, classes); the predicted class stays the same."""
-    return special.softmax(np.log(np.maximum(np.asarray(probabilities, float), SMALLEST)) / temperature, axis=1)
+    return softmax(np.log(np.maximum(np.asarray(probabilities, float), SMALLEST)) / temperature)
 
 
 def _checked(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:

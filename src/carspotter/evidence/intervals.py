@@ -63,11 +63,11 @@ def accuracy_interval(correct, groups, level: float = 0.95) -> Interval:
     """
     values = as_shares(correct, "correct")
     parts = _variances(values, groups)
-    estimate, photos = float(values.mean()), values.shape[1]
-    binomial = estimate * (1 - estimate) / photos
-    seen = (parts.of_photos / binomial if binomial > 0 else 0.0) * parts.informative(values)
-    effect = max(1.0, (seen + ASSUMED_GROUPS * parts.assumed_effect) / (parts.informative(values) + ASSUMED_GROUPS))
-    effective, of_seeds = photos / effect, parts.of_seeds
+    estimate = float(values.mean())
+    binomial = estimate * (1 - estimate) / parts.photos
+    seen = (parts.of_photos / binomial if binomial > 0 else 0.0) * parts.informative
+    effect = max(1.0, (seen + ASSUMED_GROUPS * parts.assumed_effect) / (parts.informative + ASSUMED_GROUPS))
+    effective, of_seeds = parts.photos / effect, parts.of_seeds
     if binomial > 0:
         variance = binomial * effect + of_seeds
         freedom = variance**2 / ((binomial * effect) ** 2 / max(1, parts.count - 1) + parts.seed_term)
@@ -92,14 +92,14 @@ def paired_difference(correct_a, correct_b, groups, level: float = 0.95) -> tupl
         raise ValueError(f"a paired comparison needs the same photos and as many seeds: {a.shape} against {b.shape}")
     values = b - a
     parts = _variances(values, groups)
-    estimate, photos = float(values.mean()), values.shape[1]
-    parts = replace(parts, of_photos=parts.of_photos + 2 * parts.assumed_effect / photos**2)
+    estimate, alike = float(values.mean()), np.isclose(parts.of_photos, 0, atol=1e-12)
+    parts = replace(parts, of_photos=parts.of_photos + 2 * parts.assumed_effect / parts.photos**2)
     variance = parts.of_photos + parts.of_seeds
     freedom = max(1.0, variance**2 / (parts.of_photos**2 / max(1, parts.count - 1) + parts.seed_term))
     half = stats.t.ppf(0.5 + level / 2, freedom) * np.sqrt(variance)
     low, high = max(-1.0, estimate - half), min(1.0, estimate + half)
     p = 2 * float(stats.t.sf(abs(estimate) / np.sqrt(variance), freedom))
-    if estimate and parts.alike:
+    if estimate and alike:
         share = clopper_pearson(parts.count, parts.count, level)[0]
         near = abs(estimate) * (2 * share - 1)
         low, high = (min(low, near), high) if estimate > 0 else (low, max(high, -near))
@@ -130,18 +130,23 @@ def group_means(values: np.ndarray, groups) -> tuple[np.ndarray, np.ndarray, np.
     ValueError on empty or unequal input and on missing groups. Method: linearised ratio, Cochran, "Sampling
     Techniques", 1977, ch. 6.
     """
-    groups = np.asarray(groups)
-    if values.ndim != 2 or values.size == 0 or groups.ndim != 1 or values.shape[1] != len(groups):
+    index = group_index(groups)
+    if values.ndim != 2 or values.size == 0 or values.shape[1] != len(index):
         raise ValueError(
-            f"need one value and one group per photo, found {values.shape} values and {groups.shape} groups"
+            f"need one value and one group per photo, found {values.shape} values and {index.shape} groups"
         )
-    if missing := int(pd.isna(groups).sum()):
-        raise ValueError(f"{missing} photos have no group; give each a group, of its own where nothing is known")
-    _, index = np.unique(groups.astype(str) if groups.dtype == object else groups, return_inverse=True)
     sizes = np.bincount(index).astype(float)
     sums = np.stack([np.bincount(index, row) for row in values])
     means = values.mean(axis=1)
-    return means, (sums - means[:, None] * sizes) / len(groups), sizes
+    return means, (sums - means[:, None] * sizes) / len(index), sizes
+
+
+def group_index(groups) -> np.ndarray:
+    """Return the number of each photo's group, int (N,), in the order of names; raises ValueError for missing ones."""
+    groups = np.asarray(groups)
+    if missing := int(pd.isna(groups).sum()):
+        raise ValueError(f"{missing} photos have no group; give each a group, of its own where nothing is known")
+    return np.unique(groups.astype(str) if groups.dtype == object else groups, return_inverse=True)[1].ravel()
 
 
 @dataclass(frozen=True)
@@ -152,30 +157,17 @@ class _Variances:
     of_seeds: float
     seed_term: float  # what the seeds put into Satterthwaite's denominator
     spread: float | None
-    count: int
-    sizes: np.ndarray
-    index: np.ndarray
     seeds: int
-
-    @property
-    def assumed_effect(self) -> float:
-        """The design effect of the assumed correlation: how many times the variance of independent photos."""
-        return 1 + ASSUMED_CORRELATION * ((self.sizes**2).sum() / self.sizes.sum() - 1)
-
-    @property
-    def alike(self) -> bool:
-        return np.isclose(self.of_photos - 2 * self.assumed_effect / self.sizes.sum() ** 2, 0, atol=1e-12)
-
-    def informative(self, values: np.ndarray) -> int:
-        """Count the groups with a mistake, or those with a hit where these are fewer."""
-        means = np.bincount(self.index, values.mean(axis=0)) / self.sizes
-        return int(min((means < 1).sum(), (means > 0).sum()))
+    count: int
+    photos: int
+    assumed_effect: float  # the design effect of the assumed correlation
+    informative: int  # groups with a mistake, or those with a hit where these are fewer
 
     def interval(self, estimate: float, low: float, high: float, level: float) -> Interval:
         total = self.of_photos + self.of_seeds
         share = self.of_seeds / total if total > 0 else 0.0
-        photos = int(self.sizes.sum())
-        return Interval(estimate, float(low), float(high), photos, self.count, level, self.seeds, self.spread, share)
+        ends = float(low), float(high)
+        return Interval(estimate, *ends, self.photos, self.count, level, self.seeds, self.spread, share)
 
 
 def _variances(values: np.ndarray, groups) -> _Variances:
@@ -185,11 +177,9 @@ def _variances(values: np.ndarray, groups) -> _Variances:
     """
     means, influences, sizes = group_means(values, groups)
     seeds, count = len(values), len(sizes)
-    index = np.unique(
-        np.asarray(groups).astype(str) if np.asarray(groups).dtype == object else groups, return_inverse=True
-    )[1]
     correction = count / max(1, count - 1)
     influence = influences.mean(axis=0)
+    of_groups = np.bincount(group_index(groups), values.mean(axis=0)) / sizes
     of_seeds = counted = 0.0
     if seeds > 1:
         counted = float(means.var(ddof=1)) / seeds
@@ -200,8 +190,9 @@ def _variances(values: np.ndarray, groups) -> _Variances:
         of_seeds=float(of_seeds),
         seed_term=counted**2 / max(1, seeds - 1),
         spread=float(means.std(ddof=1)) if seeds > 1 else None,
-        count=count,
-        sizes=sizes,
-        index=index,
         seeds=seeds,
+        count=count,
+        photos=values.shape[1],
+        assumed_effect=1 + ASSUMED_CORRELATION * ((sizes**2).sum() / sizes.sum() - 1),
+        informative=int(min((of_groups < 1).sum(), (of_groups > 0).sum())),
     )

@@ -8,7 +8,6 @@ measured. An interval from the best fit alone would be far too narrow.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,13 +40,12 @@ class Forecast:
 class LearningCurve:
     """What is known of a learning curve: draws of error(n) = a + b·g(n), as likely as the data make them.
 
-    `sizes`, `errors`: float (K,), what was measured. `weights`: form -> probability. `form`: int (draws,), index into
-    `FORMS`; `shape`, `a`, `b`: float (draws,), the parameters.
+    `sizes`, `errors`: float (K,), what was measured. `form`: int (draws,), index into `FORMS`; `shape`, `a`, `b`: float
+    (draws,), the parameters.
     """
 
     sizes: np.ndarray
     errors: np.ndarray
-    weights: dict[str, float]
     form: np.ndarray
     shape: np.ndarray
     a: np.ndarray
@@ -76,17 +74,6 @@ class LearningCurve:
         sizes = np.select([self.form == i for i in range(len(FORMS))], inverse)
         sizes = np.where(out_of_reach, np.inf, np.maximum(sizes, 0))
         return _forecast(sizes, level), float(np.isfinite(sizes).mean())
-
-    def catches_up(self, other: LearningCurve, level: float = 0.95) -> tuple[Forecast, float]:
-        """Forecast from how many photos on this curve is at least as accurate as `other`, and the probability of ever.
-
-        Sizes are tried from the smallest measured one to a thousand times the largest. Draws of the two curves are
-        paired at random, although both were measured on the same photos: the interval errs on the wide side.
-        """
-        sizes = np.geomspace(min(self.sizes.min(), other.sizes.min()), 1_000 * self.sizes.max(), 200)
-        ahead = np.array([self.accuracies(size) >= other.accuracies(size) for size in sizes])
-        first = np.where(ahead.any(axis=0), sizes[ahead.argmax(axis=0)], np.inf)
-        return _forecast(first, level), float(np.isfinite(first).mean())
 
 
 def mean_errors(correct, groups) -> tuple[np.ndarray, np.ndarray]:
@@ -161,15 +148,14 @@ def fit_learning_curve(
     probability = np.where(possible, np.exp(evidence - evidence[cell[possible]].max())[cell], 0)
     kept = rng.choice(len(cell), draws, p=probability / probability.sum())
     shape = np.array([shape for _, shape in cells])[cell]
-    weights = {name: float((form[kept] == FORMS.index(name)).mean()) for name in forms}
-    return LearningCurve(sizes, errors, weights, form[kept], shape[kept], a[kept], b[kept])
+    return LearningCurve(sizes, errors, form[kept], shape[kept], a[kept], b[kept])
 
 
 def judge_forms(sizes, errors, covariance, held_back: int = 2, seed: int = 0) -> pd.DataFrame:
     """Fit each form, and all together, without the `held_back` largest sizes, and compare forecasts with what came.
 
-    Arguments as in `fit_learning_curve`. Gives one row per form and held-back size: form, size, forecast, low, high (of
-    the accuracy, at 95 %), measured, miss (forecast minus measured). The average over the forms comes last.
+    Arguments as in `fit_learning_curve`. Returns one row per form and held-back size: form, size, forecast, low, high
+    (accuracies, at 95 %), measured, miss (forecast minus measured). The average over the forms comes last.
     """
     sizes, errors, covariance = (np.asarray(x, float) for x in (sizes, errors, covariance))
     order = np.argsort(sizes)
@@ -191,32 +177,6 @@ def judge_forms(sizes, errors, covariance, held_back: int = 2, seed: int = 0) ->
                 }
             )
     return pd.DataFrame(rows)
-
-
-def nested_group_subsets(labels, groups, sizes: Sequence[int], seed: int = 0) -> dict[int, np.ndarray]:
-    """Draw nested training subsets of whole groups, each with about the classes' shares of the whole.
-
-    `labels`, `groups`: (N,), one per training photo; `sizes`: numbers of photos, at most N. Returns size -> sorted
-    int64 positions; a subset holds as many whole groups as come nearest to its size. The order depends on the names of
-    groups and the seed alone, not on the order of rows, and every smaller subset is part of every larger one. A group
-    whose photos have several labels counts with its commonest. Raises ValueError for sizes below 1 or above N.
-    """
-    photos = pd.DataFrame({"label": np.asarray(labels), "group": np.asarray(groups)})
-    wrong = [size for size in sizes if not 1 <= size <= len(photos)]
-    if wrong:
-        raise ValueError(f"sizes {wrong} cannot be drawn from {len(photos)} photos; give sizes from 1 to {len(photos)}")
-    table = photos.groupby("group")["label"].agg(
-        label=lambda values: values.value_counts().sort_index().idxmax(), size="size"
-    )
-    table["draw"] = [hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in table.index]
-    table = table.sort_values("draw")
-    # how much of its class has been handed out when a group's turn is half over; sorting by it interleaves the classes
-    handed_out = table.groupby("label")["size"].cumsum() - table["size"] / 2
-    table["turn"] = handed_out / table.groupby("label")["size"].transform("sum")
-    table = table.sort_values(["turn", "draw"])
-    total = table["size"].cumsum().to_numpy()
-    rank = photos["group"].map(pd.Series(range(len(table)), table.index)).to_numpy()
-    return {size: np.flatnonzero(rank <= np.abs(total - size).argmin()) for size in sizes}
 
 
 def _g(form: str, size, shape):

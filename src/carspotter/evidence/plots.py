@@ -120,8 +120,8 @@ def training_curves(
         for axis in (left, right):
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         left.legend(fontsize=8)
-        if any(start is not None for start in (overfits_from or {}).values()):
-            right.legend(*_labelled(right, "overfits"), fontsize=8)
+        if starts := [line for line in right.lines if "overfits" in line.get_label()]:
+            right.legend(handles=starts, fontsize=8)
         if title:
             figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
         return _finish(figure)
@@ -168,26 +168,6 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
         levels = sorted({interval.level for interval in intervals.values()})
         words = ", ".join(f"{level * 100:.4g} %" for level in levels)
         axis.set(xlabel=f"{unit}, {words} interval", title=title)
-        return _finish(figure)
-
-
-def coverage_risk_curve(
-    coverage: np.ndarray, risk: np.ndarray, asked: float, chosen: float | None = None, title: str = ""
-) -> Figure:
-    """Draw the share of wrong answers against the share of photos answered, surest first (`check.rejection`).
-
-    `coverage`, `risk`: (N,), shares; `asked`: the risk that was asked for, a dashed line; `chosen`: the coverage that
-    meets it, a dot, or None where none does.
-    """
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(6.5, 3.2))
-        axis.plot(coverage, risk, color=BLUE, drawstyle="steps-pre", label="validation photos")
-        axis.axhline(asked, color=ORANGE, linestyle="--", linewidth=1.2, label=f"risk asked for: {asked:.0%}")
-        if chosen:
-            axis.plot(chosen, np.interp(chosen, coverage, risk), "o", color=ORANGE, label=f"answers {chosen:.0%}")
-        axis.set(xlim=(0, 1.02), ylim=(0, max(0.05, 1.1 * float(risk.max()))), title=title)
-        axis.set(xlabel="share of photos answered, surest first", ylabel="share wrong of the answered")
-        axis.legend(frameon=False)
         return _finish(figure)
 
 
@@ -259,49 +239,6 @@ def forecast_chart(curves: dict, farthest: float, title: str = "", target: float
         return _finish(figure)
 
 
-def pareto_chart(table: pd.DataFrame, title: str = "", cost: str = "training_seconds", unit: str = "s") -> Figure:
-    """Draw accuracy with its 95 % interval against a cost (log scale); recipes that nothing beats are joined.
-
-    `table`: as `costs.cost_table` gives it; its column `front` belongs to training_seconds.
-    """
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7.5, 4))
-        for row in table.itertuples():
-            colour = BLUE if row.front else GREY
-            spent = getattr(row, cost)
-            axis.plot([spent, spent], [row.low, row.high], color=colour, linewidth=1.5)
-            axis.plot(spent, row.accuracy, "o" if row.front else "s", color=colour)
-            axis.annotate(row.recipe, (spent, row.accuracy), (7, 4), textcoords="offset points", fontsize=8)
-        front = table[table["front"]].sort_values(cost)
-        axis.plot(front[cost], front["accuracy"], color=BLUE, linewidth=1, label="no other is cheaper and better")
-        _log_scale(axis)
-        axis.margins(x=0.2)
-        axis.set(xlabel=f"{cost.replace('_', ' ')} ({unit}, log scale)", title=title)
-        axis.set_ylabel("validation accuracy, 95 % interval")
-        axis.set_ylim(top=min(1.01, axis.get_ylim()[1]))
-        axis.legend(fontsize=8, loc="lower right")
-        return _finish(figure)
-
-
-def framework_bars(table: pd.DataFrame, title: str = "") -> Figure:
-    """Draw what each framework costs, one panel a measure; `table`: of `frameworks.compare_frameworks`."""
-    panels = {
-        "photos_per_second": "training photos/s (more is better)",
-        "first_step_seconds": "import to first step, s (less is better)",
-        "peak_mb": "peak memory, MB (less is better)",
-    }
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(panels), figsize=(10, 1.3 + 0.4 * len(table)), sharey=True)
-        for axis, (measure, label), colour in zip(axes, panels.items(), (BLUE, ORANGE, GREEN), strict=True):
-            bars = axis.barh(table["framework"], table[measure], color=colour)
-            axis.bar_label(bars, fmt="{:.3g}", padding=3, fontsize=9)
-            axis.margins(x=0.2)
-            axis.set_xlabel(label)
-        axes[0].invert_yaxis()
-        axes[0].set_title(title)
-        return _finish(figure)
-
-
 def _history_table(fit) -> pd.DataFrame:
     """Return Keras' History as a table with the names of recorded runs."""
     table = pd.DataFrame(fit.history).rename(columns=lambda name: "train_" + name if name[:4] != "val_" else name)
@@ -314,12 +251,6 @@ def _log_scale(axis: plt.Axes) -> None:
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:,g}")
     axis.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _labelled(axis: plt.Axes, word: str) -> tuple[list, list[str]]:
-    """The handles and labels of an axis whose label holds `word`."""
-    pairs = [pair for pair in zip(*axis.get_legend_handles_labels(), strict=True) if word in pair[1]]
-    return [handle for handle, _ in pairs], [label for _, label in pairs]
 
 
 def _thumbnail(photo: Path | np.ndarray, side: int = 160) -> Image.Image:

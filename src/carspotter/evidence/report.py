@@ -10,7 +10,7 @@ import pandas as pd
 
 from carspotter.evidence.comparison import comparison_table
 from carspotter.evidence.results import compare_runs, results_of, training_accuracy
-from carspotter.evidence.selection import best_epoch_optimism, full_runs, recorded_recipes
+from carspotter.evidence.selection import full_runs, recorded_recipes
 from carspotter.models.experiments import SERIES
 from carspotter.models.store import Run, load_run, read_runs
 from carspotter.paths import Study
@@ -35,8 +35,7 @@ def runs_report(study: Study) -> pd.DataFrame:
     """Return one row per recorded run: accuracies with interval, gap, best and last epoch, minutes, device, commit.
 
     Runs on a part of the training photos, as for learning curves, are left out. Training accuracy and gap belong to the
-    last epochs, as the figure compared does; the best epoch is chosen on validation and optimistic, by about what
-    stands beside it. Raises FileNotFoundError when nothing has been recorded.
+    last epochs, as the figure compared does. Raises FileNotFoundError when nothing has been recorded.
     """
     recorded = read_runs(study)
     recorded = recorded[recorded["train_on"] == ""]
@@ -45,11 +44,7 @@ def runs_report(study: Study) -> pd.DataFrame:
     rows = []
     for row in recorded.sort_values(["experiment", "framework", "seed"], kind="stable").itertuples():
         run = load_run(study, row.run)
-        trained, found, best = (
-            training_accuracy(run),
-            results_of(study, [run]).interval(),
-            best_epoch_optimism(study, run),
-        )
+        trained, found = training_accuracy(run), results_of(study, [run]).interval()
         rows.append(
             {
                 "experiment": row.experiment,
@@ -59,7 +54,7 @@ def runs_report(study: Study) -> pd.DataFrame:
                 "training": f"{trained:.3f}",
                 "validation, mean of the last five [95 %]": str(found),
                 "gap": f"{trained - found.estimate:+.3f}",
-                "best epoch (optimism)": f"{best.accuracy:.3f} ({best.optimism:.3f})",
+                "best epoch (optimistic)": f"{results_of(study, [run], 'best').correct.mean():.3f}",
                 "best / last epoch": f"{row.best_epoch} / {int(run.history['epoch'].iloc[-1])}",
                 "minutes": f"{row.seconds / 60:.1f}",
                 "device": row.device,

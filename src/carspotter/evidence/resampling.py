@@ -1,21 +1,24 @@
-"""Other training and validation sets from the same photos: smaller, resampled, split again, mislabelled, uncurated.
+"""Other training and validation sets from the same photos: smaller, resampled, split again.
 
-A sample is a list of hashes for `training_subset`. A new split is a table as `read_splits` returns it, for a study of
-its own (`derive_study`); the sealed photos take part in none of them.
+A sample is a list of hashes for `training_subset`, a new split a table as `read_splits` returns it; the sealed photos
+take part in none of them.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from carspotter.evidence.intervals import Interval
-from carspotter.evidence.learning_curves import nested_group_subsets
-from carspotter.paths import Study
+from carspotter.models.history import halves as halves  # training chooses its epoch by it; here with the other samples
 
 
 def group_folds(splits: pd.DataFrame, folds: int = 5, seed: int = 0, by_group: bool = True) -> list[pd.DataFrame]:
@@ -49,15 +52,26 @@ def resplits(splits: pd.DataFrame, count: int = 10, by_group: bool = True) -> li
     return [group_folds(splits, folds, seed, by_group)[0] for seed in range(count)]
 
 
-def out_of_bootstrap(splits: pd.DataFrame, seed: int = 0) -> tuple[pd.DataFrame, list[str]]:
-    """Return a split and its training sample: groups drawn with replacement to train on, the others for validation.
+def score_resplits(
+    splits: pd.DataFrame, features: pd.DataFrame, sizes: Sequence[int], count: int = 10, by_group: bool = True
+) -> pd.DataFrame:
+    """Return the accuracies of frozen features on `count` resplits: one row per split and training size.
 
-    About 37 % of the groups are never drawn. Photos drawn twice are listed twice in the sample. Method: Bouthillier et
-    al. 2021, "Accounting for variance in machine learning benchmarks".
+    `features`: indexed by sha256, of the training and validation photos. On nested samples of `sizes` training photos
+    (all, where a split has fewer) a logistic regression is trained (C = .01, on standardised features, fixed
+    beforehand); columns: split, size, accuracy on the split's validation photos.
     """
-    whole = splits[splits["split"].isin(["train", "validation"])].assign(split="train")
-    sample = bootstrap_sample(whole, seed)
-    return whole.assign(split=np.where(whole["sha256"].isin(sample), "train", "validation")), sample
+    rows = []
+    for number, split in enumerate(resplits(splits, count, by_group)):
+        labels, held = split.set_index("sha256")["label"], split[split["split"] == "validation"]["sha256"]
+        most = int((split["split"] == "train").sum())
+        samples = nested_samples(split, [min(size, most) for size in sizes], number)
+        for size in sizes:
+            sample = samples[min(size, most)]
+            head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2_000))
+            head.fit(features.loc[sample], labels[sample])
+            rows.append({"split": number, "size": size, "accuracy": head.score(features.loc[held], labels[held])})
+    return pd.DataFrame(rows)
 
 
 def over_splits(values: Sequence[float], validation_share: float, level: float = 0.95) -> Interval:
@@ -76,12 +90,6 @@ def over_splits(values: Sequence[float], validation_share: float, level: float =
     return Interval(mean, mean - half, mean + half, 0, 0, level, len(values), spread)
 
 
-def halves(groups, seed: int = 0) -> np.ndarray:
-    """Return which photos are in the first half of the groups, bool (N,): one half chooses, the other certifies."""
-    names, index = np.unique(np.asarray(groups).astype(str), return_inverse=True)
-    return (np.random.default_rng(seed).permutation(len(names)) < len(names) / 2)[index]
-
-
 def log_spaced_sizes(largest: int, count: int = 5, factor: float = 2.0) -> list[int]:
     """Return `count` training sizes, each `factor` times the one before, up to `largest`; at least 8 photos each."""
     sizes = (round(largest / factor**step) for step in reversed(range(count)))
@@ -89,13 +97,28 @@ def log_spaced_sizes(largest: int, count: int = 5, factor: float = 2.0) -> list[
 
 
 def nested_samples(splits: pd.DataFrame, sizes: Sequence[int], seed: int = 0) -> dict[int, list[str]]:
-    """Draw nested training samples of whole groups (`learning_curves.nested_group_subsets`): size asked for -> hashes.
+    """Draw nested training samples of whole groups, each with about the classes' shares: size asked for -> hashes.
 
-    `splits`: as `photos.splitting.read_splits` gives it; only its training photos are drawn from.
+    A sample has as many whole groups of training photos as come nearest to its size. The order depends on the names of
+    groups and the seed alone, and every smaller sample is part of every larger one. A group whose photos have several
+    labels counts with its commonest. Raises ValueError for sizes below 1 or above the number of training photos.
     """
     training = _training(splits)
-    subsets = nested_group_subsets(training["label"], training["group"], sizes, seed)
-    return {size: training["sha256"].iloc[positions].tolist() for size, positions in subsets.items()}
+    wrong = [size for size in sizes if not 1 <= size <= len(training)]
+    if wrong:
+        raise ValueError(f"sizes {wrong} cannot be drawn; there are {len(training)} training photos")
+    groups = training.groupby("group")["label"].agg(
+        label=lambda labels: labels.value_counts().sort_index().idxmax(), size="size"
+    )
+    groups["draw"] = [hashlib.sha256(f"{seed}:{name}".encode()).hexdigest() for name in groups.index]
+    groups = groups.sort_values("draw")
+    # how much of its class has been handed out when a group's turn is half over; sorting by it interleaves the classes
+    of_class = groups.groupby("label")["size"]
+    groups["turn"] = (of_class.cumsum() - groups["size"] / 2) / of_class.transform("sum")
+    groups = groups.sort_values(["turn", "draw"])
+    total = groups["size"].cumsum().to_numpy()
+    rank = training["group"].map(pd.Series(range(len(groups)), groups.index)).to_numpy()
+    return {size: training["sha256"][rank <= np.abs(total - size).argmin()].tolist() for size in sizes}
 
 
 def bootstrap_sample(splits: pd.DataFrame, seed: int = 0, share: float = 1.0) -> list[str]:
@@ -114,61 +137,6 @@ def bootstrap_sample(splits: pd.DataFrame, seed: int = 0, share: float = 1.0) ->
         for number in rng.integers(len(groups), size=max(1, round(share * len(groups)))):
             hashes += groups[number]
     return hashes
-
-
-def mislabel(splits: pd.DataFrame, share: float, seed: int = 0) -> pd.DataFrame:
-    """Return the split with about `share` (0 … 1) of the training photos under another class, group by group.
-
-    A wrong label comes with a whole listing, which claims to be what it is not. Groups are taken in a random order that
-    is the same for all shares, so that larger shares hold the smaller ones. Raises ValueError for one class.
-    """
-    training = _training(splits)
-    classes = sorted(training["label"].unique())
-    if len(classes) < 2:
-        raise ValueError(f"training has the class {', '.join(classes)} alone; there is no other name to give")
-    rng = np.random.default_rng(seed)
-    sizes = training.groupby("group", sort=True).size()
-    order = rng.permutation(len(sizes))
-    steps = rng.integers(1, len(classes), size=len(sizes))
-    before = sizes.to_numpy()[order].cumsum() - sizes.to_numpy()[order] / 2
-    wrong = {sizes.index[number]: steps[number] for number in order[before < share * len(training)]}
-    changed = splits.copy()
-    for row in training[training["group"].isin(wrong)].itertuples():
-        number = (classes.index(row.label) + wrong[row.group]) % len(classes)
-        changed.loc[row.Index, "label"] = classes[number]
-    return changed
-
-
-def mix_in(splits: pd.DataFrame, rejects: pd.DataFrame, share: float, seed: int = 0) -> pd.DataFrame:
-    """Return the split with `share` of the training photos replaced by rejected ones, under the names they came with.
-
-    `rejects`: sha256 and label (what the site claimed), of photos that curation threw out. The number of training
-    photos stays the same, so that curated and uncurated are compared at one size. Raises ValueError where there are
-    fewer rejects than asked for.
-    """
-    training = _training(splits)
-    usable = rejects[rejects["label"].isin(training["label"].unique()) & ~rejects["sha256"].isin(splits["sha256"])]
-    count = round(share * len(training))
-    if count > len(usable):
-        raise ValueError(
-            f"{count} rejects asked for, {len(usable)} are there; ask for {len(usable) / len(training):.1%} at most"
-        )
-    rng = np.random.default_rng(seed)
-    leave = training.index[rng.permutation(len(training))[:count]]
-    come = usable.sort_values("sha256").iloc[rng.permutation(len(usable))[:count]][["sha256", "label"]]
-    come = come.assign(group=come["sha256"].str[:12], split="train")
-    return pd.concat([splits.drop(index=leave), come], ignore_index=True)
-
-
-def derive_study(study: Study, name: str, splits: pd.DataFrame) -> Study:
-    """Write a study `<study>_<name>` with these training and validation photos, on the same data; no photo is sealed.
-
-    Its split is always the one given: runs of another split keep their own version and are not mixed up with its.
-    """
-    derived = Study(f"{study.name}_{name}", study.data, study.results)
-    derived.folder.mkdir(parents=True, exist_ok=True)
-    splits[splits["split"].isin(["train", "validation"])].sort_values("sha256").to_csv(derived.splits, index=False)
-    return derived
 
 
 def _training(splits: pd.DataFrame) -> pd.DataFrame:

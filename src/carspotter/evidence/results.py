@@ -40,7 +40,7 @@ class Results:
 
 
 def results_of(study: Study, runs: Sequence[Run], epochs: str | int = LAST_EPOCHS) -> Results:
-    """Return the validation predictions of runs side by side: of their last `epochs`, or of the "best" or "all".
+    """Return the validation predictions of runs side by side: of their last `epochs`, or of the "best" one.
 
     Raises ValueError where their photos are not the same, FileNotFoundError for runs that kept no epochs' predictions.
     """
@@ -51,10 +51,8 @@ def results_of(study: Study, runs: Sequence[Run], epochs: str | int = LAST_EPOCH
     if epochs == "best":
         predicted = [table["predicted"].to_numpy(str)[np.newaxis] for table in tables]
     else:
-        kept = slice(None) if epochs == "all" else slice(-int(epochs), None)
-        predicted = [
-            np.array(run.class_names)[run.epoch_probabilities[kept].argmax(axis=2)][:, _order(run)] for run in runs
-        ]
+        classes = [run.epoch_probabilities[-int(epochs) :].argmax(axis=2)[:, _order(run)] for run in runs]
+        predicted = [np.array(run.class_names)[numbers] for run, numbers in zip(runs, classes, strict=True)]
     return Results(tables[0]["label"].to_numpy(str), tables[0]["group"].to_numpy(str), np.stack(predicted))
 
 

@@ -45,7 +45,7 @@ def certify_risk(confidence, correct, groups, risk: float = 0.01, delta: float =
 
     `confidence`: float (N,); `correct`: bool (N,); `groups`: (N,), one photo of each is drawn with `seed`, since photos
     of one car are no independent evidence. The photos must have chosen neither epoch, recipe nor temperature: see
-    `resampling.halves`. The promise is broken in at most a share `delta` of studies, whichever answer is given.
+    `models.history.halves`. The promise is broken in at most a share `delta` of studies, whichever answer is given.
     Raises ValueError for unequal or missing input and for shares outside 0 … 1.
 
     Method: Learn-then-Test, Angelopoulos et al. 2021, by fixed sequence: thresholds are tested by exact binomial tests,

@@ -1,4 +1,4 @@
-"""Choosing on validation without fooling oneself: which recorded runs count, which of them is chosen, and its optimism.
+"""Choosing on validation: which recorded runs count, and which of them is chosen.
 
 This is the one rule by which a run is chosen: for the sealed test, for export and for the photo check.
 """
@@ -6,26 +6,17 @@ This is the one rule by which a run is chosen: for the sealed test, for export a
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from carspotter.evidence.intervals import group_means
 from carspotter.evidence.results import results_of
+from carspotter.models.history import halves
 from carspotter.models.store import Run, load_run, read_runs, subset_digest
 from carspotter.paths import Study
 
 RECIPE = ["experiment", "framework", "epochs", "image_size", "dtype", "weights"]  # all that seeds have in common
-
-
-@dataclass(frozen=True)
-class BestEpoch:
-    """The epoch with the best validation accuracy, and how much of that accuracy is due to having been chosen."""
-
-    epoch: int
-    accuracy: float
-    optimism: float
 
 
 def full_runs(study: Study, quick: bool = False) -> pd.DataFrame:
@@ -74,9 +65,10 @@ def find_subset_runs(study: Study, experiment: str, subset: Collection[str], **s
 def choose_run(study: Study, with_checkpoint: bool = False) -> tuple[Run, pd.DataFrame]:
     """Choose on validation, by the one-standard-error rule with parameters as the cost; return run and table.
 
-    The run returned is the chosen recipe's first seed, not its luckiest. `with_checkpoint`: only among runs whose
-    checkpoint is on this machine, and among quick ones where there are no others. The table is that of
-    `one_standard_error_rule`. Raises FileNotFoundError where nothing is recorded that could be chosen.
+    The run returned is the chosen recipe's first seed, not its luckiest. `with_checkpoint`, for the photo check: only
+    among runs whose checkpoint is on this machine, among quick ones where there are no others, and by the half of the
+    photos that does not certify (`models.history.halves`). The table is that of `one_standard_error_rule`. Raises
+    FileNotFoundError where nothing is recorded that could be chosen.
     """
     for quick in (False, True) if with_checkpoint else (False,):
         recipes = recorded_recipes(study, quick)
@@ -95,7 +87,8 @@ def choose_run(study: Study, with_checkpoint: bool = False) -> tuple[Run, pd.Dat
     for recipe, runs in sorted(recipes.items()):
         name = ", ".join(str(part) for part in recipe if part != "")
         found = results_of(study, runs)
-        correct[name], groups = found.correct, found.groups
+        asked = halves(found.groups) if with_checkpoint else np.full(len(found.groups), True)
+        correct[name], groups = found.correct[:, asked], found.groups[asked]
         costs[name], first[name] = float(runs[0].row["parameters"]), runs[0]
     chosen, table = one_standard_error_rule(correct, groups, costs)
     return first[chosen], table
@@ -132,30 +125,9 @@ def one_standard_error_rule(
     return str(cheapest["model"]), table
 
 
-def best_epoch_optimism(study: Study, run: Run, resamples: int = 300, seed: int = 0) -> BestEpoch:
-    """Estimate how much too good the best epoch's validation accuracy is, for having been chosen on these photos.
-
-    In each resample of groups the best epoch is chosen anew; the optimism is how much better it looks there than on the
-    photos as they are. Epochs count from 1, the first of equals is chosen. Raises as `results_of` does.
-
-    Method: bootstrap estimate of optimism, Efron 1983, "Estimating the error rate of a prediction rule".
-    """
-    found = results_of(study, [run], "all")
-    return optimism_of_best((found.predicted[0] == found.labels).astype(float), found.groups, resamples, seed)
-
-
-def optimism_of_best(correct, groups, resamples: int = 300, seed: int = 0) -> BestEpoch:
-    """Estimate what `best_epoch_optimism` says from results bool (epochs, N) and groups (N,)."""
-    correct = np.asarray(correct, float)
-    means, influences, sizes = group_means(correct, groups)
-    count = len(sizes)
-    sums = influences * correct.shape[1] + means[:, None] * sizes
-    rng = np.random.default_rng(seed)
-    optimism = 0.0
-    for _ in range(resamples):
-        times = np.bincount(rng.integers(count, size=count), minlength=count)
-        resampled = (sums @ times) / (sizes @ times)
-        chosen = int(resampled.argmax())
-        optimism += (resampled[chosen] - means[chosen]) / resamples
-    best = int(means.argmax())
-    return BestEpoch(best + 1, float(means[best]), float(max(0.0, optimism)))
+def pareto_front(costs, accuracies) -> np.ndarray:
+    """Return which models are on the front, bool (N,): none costs no more and is no worse, unless it equals them."""
+    costs, accuracies = np.asarray(costs, float), np.asarray(accuracies, float)
+    cheap, good = costs[:, None] <= costs, accuracies[:, None] >= accuracies
+    better = (costs[:, None] < costs) | (accuracies[:, None] > accuracies)
+    return ~(cheap & good & better).any(axis=0)

@@ -29,7 +29,7 @@ from carspotter.paths import atomic_write
 from carspotter.progress import progress_bar
 
 HISTORY = ["epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds"]
-HISTORY += ["processor_seconds"]
+HISTORY += ["processor_seconds", "choosing_loss", "choosing_accuracy"]  # the last two on the half that chooses
 GPU = Path("/dev/nvidia0")  # there wherever a driver has found one
 
 
@@ -41,8 +41,8 @@ class Recorder:
     """A callback of the lesson files: validates after each epoch, records it, keeps the best weights and the state.
 
     `model` is the one whose weights are kept; it may hold more than what is trained, a frozen backbone. `labels` are
-    the class numbers of the validation photos, `predict()` returns their probabilities now. Used in `with`, for the
-    sake of its progress bar.
+    the class numbers of the validation photos, `groups` what belongs together among them, `predict()` returns their
+    probabilities now. Used in `with`, which ends its progress bar.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Recorder:
         framework: str,
         model: Any,
         labels: np.ndarray,
+        groups: np.ndarray,
         predict: Callable[[], np.ndarray],
         epochs: int,
         photos: int,
@@ -58,6 +59,7 @@ class Recorder:
     ):
         self.folder, self.framework, self.model = folder, framework, model
         self.labels, self.predict, self.epochs, self.photos = labels, predict, epochs, photos
+        self.choosing = halves(groups)
         self.show_progress, self.finished = show_progress, finished_epochs(folder)
         self.path = folder / "history.csv"
         self.history = pd.DataFrame(columns=HISTORY)
@@ -113,6 +115,8 @@ class Recorder:
         now = time.perf_counter(), time.process_time()
         row = [*figures, log_loss(self.labels, probabilities), accuracy(self.labels, probabilities)]
         row += [round(after - before, 3) for before, after in zip(self.started, now, strict=True)]
+        chosen_by = self.labels[self.choosing], probabilities[self.choosing]
+        row += [log_loss(*chosen_by), accuracy(*chosen_by)]
         # As the file has them: a resumed run, which reads them there, must come to the same best epoch.
         row = [row[0], *(float(f"{value:.7g}") for value in row[1:])]
         new = pd.DataFrame([row], columns=HISTORY)
@@ -154,8 +158,17 @@ class StateKeeper:
 
 
 def best_epoch(history: pd.DataFrame) -> pd.Series:
-    """Return the best epoch's row of a history: highest validation accuracy, then lowest loss."""
-    return history.sort_values(["validation_accuracy", "validation_loss"], ascending=[False, True]).iloc[0]
+    """Return the best epoch's row of a history: highest accuracy on the half of `halves`, then lowest loss there."""
+    return history.sort_values(["choosing_accuracy", "choosing_loss"], ascending=[False, True]).iloc[0]
+
+
+def halves(groups, seed: int = 0) -> np.ndarray:
+    """Return which validation photos are in the first half of the groups, bool (N,), of `groups` (N,).
+
+    The first half chooses (epoch, recipe, temperature), the other certifies what the photo check promises.
+    """
+    names, index = np.unique(np.asarray(groups).astype(str), return_inverse=True)
+    return (np.random.default_rng(seed).permutation(len(names)) < len(names) / 2)[index]
 
 
 def as_callback(framework: str, model: Any, recorder: Recorder | StateKeeper) -> Any:

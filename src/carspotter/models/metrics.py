@@ -8,22 +8,17 @@ from __future__ import annotations
 import numpy as np
 
 
-def predicted_classes(probabilities: np.ndarray) -> np.ndarray:
-    """Return the most probable class of each photo, int64 (N,); a tie goes to the lower number."""
-    return np.argmax(probabilities, axis=1)
-
-
 def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the share of photos, 0 … 1, whose most probable class is their label; raises ValueError without photos."""
     labels, probabilities = _checked(labels, probabilities)
-    return float(np.mean(predicted_classes(probabilities) == labels))
+    return float(np.mean(probabilities.argmax(axis=1) == labels))
 
 
 def confusion(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Count photos by class: int64 (classes, classes), rows are labels, columns are predictions."""
     labels, probabilities = _checked(labels, probabilities)
     counts = np.zeros((probabilities.shape[1],) * 2, dtype=np.int64)
-    np.add.at(counts, (labels, predicted_classes(probabilities)), 1)
+    np.add.at(counts, (labels, probabilities.argmax(axis=1)), 1)
     return counts
 
 
@@ -45,8 +40,13 @@ def probabilities_from_logits(logits: np.ndarray) -> np.ndarray:
     logits = np.asarray(logits, dtype=np.float64)
     if logits.shape[1] == 1:
         logits = np.concatenate([np.zeros_like(logits), logits], axis=1)
-    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+    return softmax(logits).astype(np.float32)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return the softmax over the last axis, float64; SciPy's would make a server load SciPy."""
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -131,8 +131,8 @@ def train_run(
             if show_progress:
                 _say_what_begins(study, spec["run"], experiment, framework, len(chosen), model_facts["device"])
             recorder = Recorder(
-                folder, framework, model, asked_labels, lambda: learner.predict(seen),
-                experiment.epochs, len(chosen), show_progress,
+                folder, framework, model, asked_labels, validation["group"].to_numpy(),
+                lambda: learner.predict(seen), experiment.epochs, len(chosen), show_progress,
             )  # fmt: skip
             with recorder:
                 callbacks = [as_callback(framework, learner.trained, recorder)]
@@ -217,7 +217,7 @@ def starting_experiment(experiment: Experiment) -> Experiment | None:
 
 
 def read_training_photos(study: Study, experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the training and the validation photos (sha256, label, path), ordered by hash.
+    """Return the training and the validation photos (sha256, label, group, path), ordered by hash.
 
     All training photos, whatever the subset: they are decoded once for all subsets. Where the experiment limits the
     photos, as many of each class. Raises ValueError for a subset of other photos, FileNotFoundError for missing ones.
@@ -246,7 +246,7 @@ def read_training_photos(study: Study, experiment: Experiment) -> tuple[pd.DataF
         if experiment.photo_limit:
             each = max(1, int(experiment.photo_limit * share / part["label"].nunique()))
             part = part.groupby("label", group_keys=False).head(each)
-        parts.append(part[["sha256", "label", "path"]].reset_index(drop=True))
+        parts.append(part[["sha256", "label", "group", "path"]].reset_index(drop=True))
     return parts[0], parts[1]
 
 

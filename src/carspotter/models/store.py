@@ -26,6 +26,7 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from carspotter.models.experiments import Experiment
+from carspotter.models.metrics import softmax
 from carspotter.paths import Study, atomic_write
 
 # Raise this by hand when training changes meaning: runs recorded before are then no longer taken for the same.
@@ -226,6 +227,13 @@ def import_builder(experiment: Experiment, framework: str) -> ModuleType:
     return importlib.import_module(f"carspotter.models.{'torch' if framework == 'torch' else 'keras'}_transfer")
 
 
+def sibling_lines(framework: str) -> int:
+    """Return the lines of code in a framework's lesson file, without blank ones, comments and its docstring."""
+    text = Path(__file__).with_name(f"{FRAMEWORKS[framework]}.py").read_text(encoding="utf-8")
+    code = text.split('"""', 2)[2] if text.startswith('"""') else text
+    return sum(bool(line.strip()) and not line.strip().startswith("#") for line in code.splitlines())
+
+
 @contextlib.contextmanager
 def without_banner() -> Iterator[None]:
     """Keep TensorFlow's banner out of terminals and notebooks: it is written before its log level is looked at."""
@@ -326,8 +334,7 @@ def read_predictions(folder: Path) -> np.ndarray:
     if not path.exists():
         raise FileNotFoundError(f"{path}: this run kept no predictions of its epochs; train_run records it anew")
     with np.load(path) as file:
-        exponentials = np.exp(file["scores"].astype(np.float64))
-    return (exponentials / exponentials.sum(axis=2, keepdims=True)).astype(np.float32)
+        return softmax(file["scores"].astype(np.float64)).astype(np.float32)
 
 
 def _torch() -> ModuleType:

@@ -1,0 +1,96 @@
+"""How much does the split matter? Frozen features on ten splits of the training and validation photos, by group.
+
+    python benchmarks/resplits.py civic_altima_2 --weights FOLDER
+
+A logistic regression on each kind of features, trained on nested samples of each split's training photos and scored on
+its validation photos; the sealed photos take part in nothing. Writes `results/<study>/resplits.csv`, one row per kind,
+split and size, and prints means with intervals over splits, and the differences between kinds on the same splits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from machine import describe
+
+from carspotter.curation.appearance import describe_photos
+from carspotter.evidence.report import to_markdown
+from carspotter.evidence.resampling import log_spaced_sizes, over_splits, score_resplits
+from carspotter.models.experiments import VGG16_FEATURES
+from carspotter.models.store import import_framework
+from carspotter.models.transfer import cached_features, find_weights, hash_file
+from carspotter.paths import Study
+from carspotter.photos.images import PREPROCESSING, load_images
+from carspotter.photos.splitting import read_splits
+from carspotter.photos.table import read_photos
+
+COUNT = 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("study")
+    parser.add_argument("--weights", type=Path, required=True, help="a folder with MobileNetV2's and VGG16's files")
+    parser.add_argument("--data", type=Path, help="photos and tables (default: the study's own)")
+    options = parser.parse_args()
+    study = Study.open(options.study, options.data)
+    print(describe("scikit-learn", "keras", "tensorflow"))
+    splits = read_splits(study)
+    photos = splits[splits["split"].isin(["train", "validation"])].merge(read_photos(study.data)[["sha256", "path"]])
+    sizes = log_spaced_sizes(int((splits["split"] == "train").sum()))
+    found = []
+    for kind, features in describe_kinds(study, photos, options.weights):
+        found.append(score_resplits(splits, features, sizes, COUNT).assign(features=kind))
+    found = pd.concat(found)[["features", "split", "size", "accuracy"]].round(6)
+    found.to_csv(study.folder / "resplits.csv", index=False)
+    print(summarise(found, (splits["split"] == "validation").sum() / len(photos)))
+
+
+def describe_kinds(study: Study, photos: pd.DataFrame, weights: Path):
+    """Yield the name of each kind of features with the features, float32 (N, D)."""
+    names = photos["sha256"]
+    mobilenet = next(weights.glob("mobilenet_v2_1.0_224*"))
+    yield "MobileNetV2", describe_photos(study, mobilenet, show_progress=False).loc[names]
+    vgg16 = find_weights(replace(VGG16_FEATURES, weights=str(weights)))
+    key = f"{PREPROCESSING} 224 mean and maximum maps {hash_file(vgg16)}"
+    table = cached_features(study.images, key, names, lambda: vgg16_features(study, photos, vgg16))
+    yield "VGG16", pd.DataFrame(table, index=names)
+
+
+def vgg16_features(study: Study, photos: pd.DataFrame, weights: Path) -> np.ndarray:
+    """Return the means and maxima of VGG16's last maps at 224 px: float32 (N, 1024)."""
+    images = load_images(study.data, photos, 224)
+    keras = import_framework("keras").keras
+    body = keras.applications.VGG16(include_top=False, weights=str(weights), input_shape=images.shape[1:])
+    pooled = []
+    for start in range(0, len(images), 50):
+        pixels = keras.applications.vgg16.preprocess_input(images[start : start + 50].astype(np.float32))
+        maps = body.predict_on_batch(pixels)
+        pooled.append(np.concatenate([maps.mean(axis=(1, 2)), maps.max(axis=(1, 2))], axis=1))
+    return np.concatenate(pooled)
+
+
+def summarise(found: pd.DataFrame, share: float) -> str:
+    """Return Markdown: accuracy by kind and size, and differences between kinds at the largest size."""
+    rows = []
+    for (kind, size), one in found.groupby(["features", "size"], sort=False):
+        interval = over_splits(one["accuracy"], share)
+        row = {"features": kind, "training photos": size, "splits": len(one), "accuracy [95 %]": str(interval)}
+        rows.append(row | {"± between splits": f"{interval.seed_spread:.3f}", "lowest": one["accuracy"].min().round(3)})
+    largest = found[found["size"] == found["size"].max()].pivot(index="split", columns="features", values="accuracy")
+    pairs = list(itertools.combinations(largest.columns, 2))
+    differences = []
+    for a, b in pairs:
+        points = over_splits(100 * (largest[b] - largest[a]), share, 1 - 0.05 / len(pairs))
+        ends = f"{points.estimate:+.1f} [{points.low:+.1f}, {points.high:+.1f}]"
+        differences.append({"difference": f"{b} − {a}", f"points [{points.level:.2%}]": ends})
+    return to_markdown(pd.DataFrame(rows)) + "\n" + to_markdown(pd.DataFrame(differences))
+
+
+if __name__ == "__main__":
+    main()
