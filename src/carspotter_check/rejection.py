@@ -193,8 +193,7 @@ def pool(probabilities: np.ndarray, correlation: float) -> np.ndarray:
     """Combine calibrated probabilities (N, classes) of photos of one car to those of the car, (classes,)."""
     logs = np.log(np.maximum(probabilities, 1e-6)).mean(axis=0)
     worth = len(probabilities) / (1 + (len(probabilities) - 1) * correlation)
-    shares = np.exp(worth * (logs - logs.max()))
-    return shares / shares.sum()
+    return softmax(worth * logs)
 
 
 def read_groups(study: Study, photos: pd.DataFrame) -> np.ndarray:
