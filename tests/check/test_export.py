@@ -308,13 +308,13 @@ def test_a_folder_that_is_no_bundle_is_not_overwritten_and_a_bundle_is(study, ru
 
 def test_other_photos_are_turned_away_by_their_kind(study, runs_of, tmp_path, monkeypatch):
     rng = np.random.default_rng(5)
-    junk = {f"{900 + n:064x}": rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for n in range(24)}
+    junk = {f"{900 + n:064x}": rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for n in range(32)}
     for sha256, pixels in junk.items():
         Image.fromarray(np.kron(pixels[:8, :8], np.ones((8, 8, 1), np.uint8))).save(tmp_path / f"{sha256}.png")
     others = pd.DataFrame(
         {"sha256": list(junk), "path": [str(tmp_path / f"{s}.png") for s in junk], "kind": "interior"}
     )
-    monkeypatch.setattr(export, "other_photos", lambda study, names: others.head(16))
+    monkeypatch.setattr(export, "other_photos", lambda study, names: others.head(24))
     bundle = export.export_run(study, runs_of("torch").id, out=tmp_path / "bundle", show_progress=False)
     check = PhotoCheck.load(bundle)
     answers = [check.check(tmp_path / f"{sha256}.png", "lying") for sha256 in others["sha256"].tail(8)]
@@ -322,7 +322,7 @@ def test_other_photos_are_turned_away_by_their_kind(study, runs_of, tmp_path, mo
     assert any("interior" in answer.reason for answer in answers), [a.reason for a in answers]
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert manifest["kinds"]["interior"]["seen"] > 0.5
-    assert "| interior | 16 |" in (bundle / "model_card.md").read_text()
+    assert "| interior | 24 |" in (bundle / "model_card.md").read_text()
 
 
 def test_a_photo_smaller_than_training_ever_saw_is_unusable(study, bundle, tmp_path):
