@@ -58,6 +58,7 @@ def test_a_run_is_recorded_and_its_checkpoint_gives_the_recorded_probabilities(t
     first = history.halves(groups)
     assert run.history["choosing_accuracy"].max() == pytest.approx((recorded.argmax(axis=1) == labels)[first].mean())
     assert run.row["processor_seconds"] == pytest.approx(run.history["processor_seconds"].sum(), abs=0.1)
+    assert run.minutes == pytest.approx(run.row["processor_seconds"] / 60)
     files = {path.name for path in run.folder.iterdir() if path.name != ".lock"}
     checkpoint = "checkpoint.pt" if framework == "torch" else "checkpoint.weights.h5"
     assert files == {"spec.json", "history.csv", "validation.csv", "validation_epochs.npz", checkpoint}

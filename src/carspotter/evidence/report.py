@@ -96,7 +96,7 @@ def recipes_report(study: Study) -> pd.DataFrame:
                 "training": f"{np.mean([training_accuracy(run) for run in runs]):.3f}",
                 "validation, mean of the last five [95 %]": f"{interval}{spread}",
                 "best epochs": f"{results_of(study, runs, 'best').correct.mean():.3f}",
-                "minutes a run": f"{np.mean([float(run.row['seconds']) for run in runs]) / 60:.1f}",
+                "minutes a run": f"{np.mean([run.minutes for run in runs]):.1f}",
             }
         )
     return pd.DataFrame(found)

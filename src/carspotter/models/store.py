@@ -91,6 +91,11 @@ class Run:
         return Experiment(**fields | changed)
 
     @property
+    def minutes(self) -> float:
+        """Return how long training took, in processor minutes; older runs recorded only minutes on the clock."""
+        return float(self.row["processor_seconds"] or self.row["seconds"]) / 60
+
+    @property
     def checkpoint(self) -> Path:
         """Return where the weights of the best epoch are kept, if they are."""
         return self.folder / f"checkpoint{suffix_of_weights(self.framework)}"
@@ -132,7 +137,7 @@ class Run:
                 f"{row['last_train_accuracy'] - row['last_validation_accuracy']:.3f}"
             ),
             "epochs": f"{len(self.history)}, best {row['best_epoch']}",
-            "minutes": f"{row['seconds'] / 60:.1f}",
+            "minutes": f"{self.minutes:.1f}",
             "device": row["device"],
             "commit": row["commit"],
         }
