@@ -15,7 +15,7 @@ import numpy as np
 from carspotter.models.metrics import probabilities_from_logits
 
 MANIFEST, ONNX_MODEL, KNOWN = "manifest.json", "model.onnx", "known.npz"
-MANIFEST_VERSION = 2
+MANIFEST_VERSION = 3
 LARGEST_MANIFEST = 2**20  # bytes
 LARGEST_IMAGE = 1_024  # pixels on a side
 
@@ -78,6 +78,10 @@ def check_manifest(manifest: dict[str, Any]) -> None:
     ranges = {"temperature": (1e-3, 1e3), "confidence": (0, 2), "risk": (1e-6, 1)}
     for key, (low, high) in ranges.items():
         _require_number(f"rejection.{key}", rejection.get(key), low, high)
+    listing = manifest.get("listing")
+    _require(isinstance(listing, dict), "listing, the rule for the photos of one car, is missing")
+    for key, high in {"correlation": 1, "unlike": 1, "confidence": 2}.items():
+        _require_number(f"listing.{key}", listing.get(key), 0, high)
     limits = rejection.get("limits")
     _require(isinstance(limits, dict), "rejection.limits, the table of the smallest brightness and so on, is missing")
     for key, value in limits.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from carspotter.cli import add_verb, positive, study_of
@@ -89,7 +90,7 @@ def check_photos(options) -> int:
                 yield {"listing": name}, combine(check, judge(photos, claim), claim)
 
         for number, (name, answer) in enumerate(judge_all()):
-            facts = name | answer.as_dict()
+            facts = name | asdict(answer)
             if options.json:
                 print(json.dumps(facts), flush=True)
             elif rows:

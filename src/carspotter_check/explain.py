@@ -69,21 +69,10 @@ def grad_cam(run: Run, image: np.ndarray, label: int) -> np.ndarray:
     return np.maximum(np.sum(heats, axis=0), 0).astype(np.float32)
 
 
-def overlay_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Dim an image uint8 (S, S, 3) where a heat map (h, w) is cold: uint8 (S, S, 3); the bright parts decided.
-
-    Values below 0, where the class gains, count as cold. Where nothing is hot the whole image is dimmed.
-    """
-    places = np.arange(len(image)) * np.array(heat.shape)[:, None] // len(image)
-    hot = np.maximum(heat, 0)[places[0][:, None], places[1][None, :]]
-    share = hot / hot.max() if hot.max() > 0 else hot
-    return (image * (0.25 + 0.75 * share[..., None])).round().astype(np.uint8)
-
-
 def deletion_check(
     predict: Probabilities, image: np.ndarray, heat: np.ndarray, label: int, share: float = 0.2, seed: int = 0
 ) -> tuple[float, float]:
-    """Cover the hottest `share` of the image; give the drop of class `label`, and the mean drop of 20 random covers.
+    """Return how much class `label` drops when the hottest `share` is covered, and the mean drop of 20 random covers.
 
     `heat` (h, w) of any size. A random cover is the same shape moved elsewhere (it wraps around the border). A map that
     shows what decides gives a clearly larger first number. After Petsiuk et al. 2018.
@@ -109,22 +98,14 @@ def _keras_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.nd
     pool = pools[-1]
     both = keras.Model(model.inputs[0], [pool.input, model.outputs[0]])
     batch = image[np.newaxis].astype(np.float32)
-    backend = keras.backend.backend()
-    if backend == "tensorflow":
-        import tensorflow as tf
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(f"Grad-CAM needs Keras on TensorFlow, this is {keras.backend.backend()}; set KERAS_BACKEND")
+    import tensorflow as tf
 
-        with tf.GradientTape() as tape:
-            activations, logits = both(batch)
-            score = _score(logits, label)
-        gradients = tape.gradient(score, activations)
-    elif backend == "torch":
-        import torch
-
-        activations, logits = both(torch.from_numpy(batch))
-        (gradients,) = torch.autograd.grad(_score(logits, label), activations)
-    else:
-        raise ValueError(f"Grad-CAM needs Keras on tensorflow or torch, this is {backend}; set KERAS_BACKEND")
-    return tuple(keras.ops.convert_to_numpy(maps).astype(np.float32) for maps in (activations, gradients))
+    with tf.GradientTape() as tape:
+        activations, logits = both(batch)
+        score = _score(logits, label)
+    return tuple(maps.numpy().astype(np.float32) for maps in (activations, tape.gradient(score, activations)))
 
 
 def _torch_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.ndarray]:
@@ -147,7 +128,7 @@ def _torch_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.nd
 
 
 def _score(logits, label: int):
-    """The class's logit; with two classes there is one, which speaks for the second and, negated, for the first."""
+    """Return the class's logit; of two classes one logit speaks for the second and, negated, for the first."""
     if logits.shape[1] == 1:
         return logits[0, 0] if label else -logits[0, 0]
     return logits[0, label]

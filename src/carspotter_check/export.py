@@ -11,7 +11,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from carspotter_check.bundle import KNOWN, MANIFEST, ONNX_MODEL, Predict, load_o
 from carspotter_check.model_card import write_card
 from carspotter_check.onnx_graph import build_graph
 from carspotter_check.open_world import OTHER_MODEL, Known, measure_kinds
-from carspotter_check.rejection import RISK, Rejection, read_groups
+from carspotter_check.rejection import RISK, ListingRule, Rejection, read_groups
 
 # What each framework can write by itself; ONNX is written layer by layer, and so from all three.
 FORMATS = {
@@ -43,7 +43,7 @@ FILES = {"onnx": ONNX_MODEL, "keras": "model.keras", "savedmodel": "savedmodel/1
 PARITY_PHOTOS = 200
 INT8_LOSS = 0.01  # of validation accuracy, at most
 PARITY = 1e-3  # largest difference of a probability, and how near to the threshold a label may flip
-KNOWN_PHOTOS = 2_500  # of each sort, and their mirror images: enough neighbours, and a search of a few milliseconds
+KNOWN_PHOTOS = 2_500  # of each sort: enough neighbours, and a search of a few milliseconds
 NOT_EXAMPLES = {"duplicate", "unreadable", "label conflict"}  # rejected, but not for what they show
 
 
@@ -100,14 +100,16 @@ def export_run(
             exported = in_batches(predict, images)[0]
             facts["int8"] = check_int8(labels, plain, exported)
             plain = exported  # its thresholds are its own
-        answerable = np.ones(len(images), bool)
+        answerable, unlike = np.ones(len(images), bool), None
         if to == "onnx":
             known, facts["kinds"] = _fit_known(study, run, predict, images, labels, show_progress)
             known.save(bundle / KNOWN)
             features, guesses = in_batches(predict, images)[1], plain.argmax(axis=1)
-            unlike = [known.compare(features[[n]], guess)[0] for n, guess in enumerate(guesses)]
+            unlike = np.array([known.compare(features[[n]], guess)[0] for n, guess in enumerate(guesses)])
             answerable = np.array([not known.is_unlike(*pair) for pair in zip(unlike, guesses, strict=True)])
-        rejection = Rejection.fit(plain, labels, read_groups(study, photos), risk, answerable)
+        groups = read_groups(study, photos)
+        rejection = Rejection.fit(plain, labels, groups, risk, answerable)
+        listing = ListingRule.fit(plain, labels, groups, rejection, answerable, unlike)
         rejection = rejection.with_limits_of(images, _smallest_side(study, run))
         views = "; a prediction is the mean of the photo's and its mirror image's" * experiment.average_mirror_images
         manifest = {
@@ -121,7 +123,8 @@ def export_run(
             "input": f"images (N, {run.image_size}, {run.image_size}, 3), RGB, 0 … 255",
             "output": f"logits: (N, 1) for two classes, the second's; else (N, classes){views}. Divide by temperature",
             "split_version": run.spec["split_version"],
-            "rejection": rejection.as_dict(),
+            "rejection": asdict(rejection),
+            "listing": asdict(listing),
             "versions": f"carspotter {__version__}, {run.row['versions']}",
             "exported_time": datetime.now(UTC).isoformat(timespec="seconds"),
             **facts,
@@ -303,17 +306,15 @@ def _fit_known(
     study: Study, run: store.Run, predict: Predict, images: np.ndarray, labels: np.ndarray, show_progress: bool
 ) -> tuple[Known, dict]:
     def features_of(photos: pd.DataFrame) -> np.ndarray:
-        """Return the features of the photos, then of their mirror images."""
         if photos.empty:
             return np.zeros((0, 0), np.float32)
-        found = load_images(study.data, photos, run.image_size, show_progress)
-        return np.concatenate([in_batches(predict, view)[1] for view in (found, found[:, :, ::-1])])
+        return in_batches(predict, load_images(study.data, photos, run.image_size, show_progress))[1]
 
     training = _training_photos(study, run).sample(frac=1, random_state=0).head(KNOWN_PHOTOS)
     others = other_photos(study, run.class_names).sample(frac=1, random_state=0).head(KNOWN_PHOTOS)
     numbers = training["label"].map({name: number for number, name in enumerate(run.class_names)}).to_numpy()
     features, validation = features_of(training), in_batches(predict, images)[1]
     elsewhere, kinds = features_of(others), others["kind"].to_numpy(dtype=str)
-    known = (features, np.tile(numbers, 2), validation, labels)
+    known = (features, numbers, validation, labels)
     measured = measure_kinds(*known, elsewhere, kinds) if len(others) else {}
-    return Known.fit(*known, elsewhere, np.tile(kinds, 2)), measured
+    return Known.fit(*known, elsewhere, kinds), measured

@@ -287,7 +287,7 @@ def bounded_protocol(limits: Limits) -> type[Protocol]:
 
 
 class OnceAMinute(logging.Filter):
-    """Let the same complaint through once a minute: thousands of connections can give it thousands of times."""
+    """Let the same complaint through once a minute: each of thousands of connections may cause it."""
 
     def __init__(self):
         super().__init__()

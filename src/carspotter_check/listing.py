@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from carspotter_check.photo_check import Answer, PhotoCheck, photos_in
-
-# Photos of one car share its colour, yard and camera, and so their errors: the correlation of two photos' log odds,
-# which makes n photos worth n / (1 + (n - 1) CORRELATION) independent ones, two at the very most.
-CORRELATION = 0.5
+from carspotter_check.rejection import in_digits, pool
 
 
 @dataclass(frozen=True)
@@ -36,44 +31,41 @@ class ListingAnswer:
     def __str__(self) -> str:
         return f"{self.verdict}: {self.reason}"
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = None) -> ListingAnswer:
     """Combine the answers to photos of one car into one.
 
-    Photos that show nothing, or nothing that the model knows, do not count: interiors and close-ups tell no model. Of
-    those that do, the log odds are averaged and multiplied by how many independent photos they are worth. If more
-    photos are unlike the known cars than like them, the car is another model, or cannot be told.
+    Photos that show nothing, or nothing that the model knows, do not count: interiors and close-ups tell no model. The
+    others are pooled by the model's `ListingRule`. If in the mean they are too unlike the known cars, the car is
+    another model, or cannot be told.
     """
     unusable = [answer.photo for answer in answers if answer.verdict == "unusable"]
     seen = [answer for answer in answers if answer.verdict != "unusable" and answer.probabilities]
-    like = [answer for answer in seen if not check.turns_away(answer)]
-    unlike = [answer for answer in seen if answer not in like]
+    like = [answer for answer in seen if answer.decided_by != "likeness"]
     few = f"{len(unusable)} of {len(answers)} photos unusable"
     if not seen:
         return ListingAnswer(
             "unusable", None, None, [], unusable, f"no photo shows a car from outside ({few})", [*answers]
         )
-    if len(unlike) > len(like):
-        others = sum(answer.verdict == "other_model" for answer in unlike)
-        verdict = "other_model" if 2 * others > len(unlike) else "not_sure"
-        decided = [answer.photo for answer in sorted(unlike, key=lambda answer: -answer.unlike)]
-        reason = f"{len(unlike)} of {len(seen)} photos are unlike the cars it knows: another model, or no car ({few})"
+    mean = float(np.mean([answer.unlike or 0.0 for answer in seen]))
+    if mean > check.listing.unlike or not like:
+        others = sum(answer.verdict == "other_model" for answer in seen)
+        verdict = "other_model" if 2 * others > len(seen) else "not_sure"
+        decided = [answer.photo for answer in sorted(seen, key=lambda answer: -(answer.unlike or 0.0))]
+        reason = (
+            f"together unlike the cars it knows (in the mean less like them than {mean:.0%} of good photos, "
+            f"{check.listing.unlike:.0%} may be): another model, or no car ({few})"
+        )
         return ListingAnswer(verdict, None, None, decided, unusable, reason, [*answers])
     shares = np.array([list(answer.probabilities.values()) for answer in like])
-    logs = np.log(np.maximum(shares, 1e-6))
-    worth = len(like) / (1 + (len(like) - 1) * CORRELATION)
-    pooled = np.exp(worth * (logs.mean(axis=0) - logs.mean(axis=0).max()))
-    pooled /= pooled.sum()
+    pooled = pool(shares, check.listing.correlation)
     best = int(pooled.argmax())
     label = check.class_names[best]
-    order = np.argsort(-logs[:, best] if len(like) > 1 else logs[:, best], kind="stable")
+    order = np.argsort(-shares[:, best], kind="stable")
     decided = [like[number].photo for number in order if shares[number].argmax() == best]
-    probability = float(pooled[check.class_names.index(claim)] if claim else pooled[best])
-    words = f"{len(decided)} of {len(seen)} photos look like {label} (together p = {pooled[best]:.2f}; {few})"
-    if pooled[best] < check.rejection.confidence:
+    probability = round(float(pooled[check.class_names.index(claim)] if claim else pooled[best]), 6)
+    words = f"{len(decided)} of {len(seen)} photos look like {label} (together p = {in_digits(pooled[best])}; {few})"
+    if pooled[best] < check.listing.confidence:
         return ListingAnswer("not_sure", None, probability, decided, unusable, f"not sure enough: {words}", [*answers])
     verdict = "named" if claim is None else "match" if claim == label else "other_model"
     claimed = f"claimed {claim}, but " if verdict == "other_model" else ""
@@ -81,25 +73,28 @@ def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = No
 
 
 def read_listings(source: Path) -> list[tuple[str, list[Path], str | None]]:
-    """Return name, photos and claim (None where none is made) of each car in a folder, or in a CSV file.
+    """Return name, photos and claim (None where none is made) of each car in a folder, or in a table.
 
-    A folder with photos is one car; of a folder with folders each is one. A CSV file has the columns `listing`, `photo`
-    (paths relative to it) and, if claims are made, `claim`. Raises FileNotFoundError and ValueError, naming the line.
+    A folder with photos is one car; of a folder with folders each is one. A table, as any spreadsheet saves it as CSV,
+    has the columns `listing`, `photo` (paths relative to it) and, if claims are made, `claim`. Raises
+    FileNotFoundError and ValueError, naming the row.
     """
+    from carspotter.photos.folders import is_system_name, read_rows  # with them comes pandas, which no server needs
+
     if source.is_dir():
-        folders = sorted(path for path in source.iterdir() if path.is_dir() and not path.name.startswith("."))
+        folders = sorted(path for path in source.iterdir() if path.is_dir() and not is_system_name(path.name))
         cars = [(folder.name, list(photos_in([folder])), None) for folder in folders or [source]]
         return [car for car in cars if car[1]]
     cars: dict[str, tuple[list[Path], str | None]] = {}
-    with source.open(newline="", encoding="utf-8-sig") as stream:
-        for line, row in enumerate(csv.DictReader(stream), 2):
-            if not row.get("listing") or not row.get("photo"):
-                raise ValueError(f"{source}, line {line}: the columns listing and photo must be filled")
-            photo, claim = source.parent / row["photo"], row.get("claim") or None
-            if not photo.is_file():
-                raise FileNotFoundError(f"{source}, line {line}: {photo} does not exist")
-            photos, claimed = cars.setdefault(row["listing"], ([], claim))
-            if claim != claimed:
-                raise ValueError(f"{source}, line {line}: listing {row['listing']} claims both {claimed} and {claim}")
-            photos.append(photo)
+    for row in read_rows(source, ("listing", "photo"), ("claim",)):
+        listing, photo, claim = row.values()
+        if not listing or not photo:
+            raise ValueError(f"{source}: a row has listing {listing!r} and photo {photo!r}; fill in both")
+        path = source.parent / photo
+        if not path.is_file():
+            raise FileNotFoundError(f"{source}: {path} of listing {listing} does not exist; correct its row")
+        photos, claimed = cars.setdefault(listing, ([], claim))
+        if claim != claimed:
+            raise ValueError(f"{source}: listing {listing} claims both {claimed} and {claim}; keep one")
+        photos.append(path)
     return [(name, *car) for name, car in cars.items()]

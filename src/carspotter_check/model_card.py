@@ -17,6 +17,7 @@ from carspotter.models.store import Run
 from carspotter.paths import Study
 from carspotter.photos.sealed_test import read_ledger
 from carspotter.photos.splitting import read_splits
+from carspotter_check.rejection import in_digits
 
 
 def write_card(path: Path, study: Study, run: Run, manifest: dict[str, Any]) -> None:
@@ -25,7 +26,7 @@ def write_card(path: Path, study: Study, run: Run, manifest: dict[str, Any]) -> 
 
 
 def _lines(study: Study, run: Run, manifest: dict[str, Any]) -> list[str]:
-    row, rejection = run.row, manifest["rejection"]
+    row, rejection, listing = run.row, manifest["rejection"], manifest["listing"]
     names = run.class_names
     photos = run.validation.merge(read_splits(study)[["sha256", "group"]], on="sha256", how="left")
     # A photo that a later split no longer has stands alone.
@@ -61,16 +62,18 @@ def _lines(study: Study, run: Run, manifest: dict[str, Any]) -> list[str]:
         "## When it answers",
         "",
         f"- temperature {rejection['temperature']:.3f}, fitted on one half of the validation groups",
-        f"- confidence of {rejection['confidence']:.3f} or more, certified on the other half, on {rejection['photos']} "
-        f"photos, one of each group (asked for: at most {rejection['risk']:.1%} of the answers wrong): "
-        f"{rejection['reason']}",
+        f"- one photo: confidence of {in_digits(rejection['confidence'])} or more, certified on the other half, on "
+        f"{rejection['photos']} photos, one of each group (asked for: at most {rejection['risk']:.1%} of the answers "
+        f"wrong): {rejection['reason']}",
+        f"- all photos of one car: confidence of {in_digits(listing['confidence'])} or more, certified on "
+        f"{listing['listings']} listings of the other half (correlation of two photos {listing['correlation']:.2f}, "
+        f"fitted on the first): {listing['reason']}",
         f"- photos whose shorter side has at least {rejection['limits']['shorter_side']} pixels, as in training",
         *_kinds_lines(manifest.get("kinds")),
         "",
         "## Limits",
         "",
-        "- It knows no other models: one that resembles neither class is turned away at best, and named wrongly at "
-        "worst.",
+        "- It knows no other models: one that resembles neither class is turned away at best, and misnamed at worst.",
         "- Its thresholds hold for photos like those of the study; another site, country or camera needs new ones.",
         "- The best epoch was chosen on one half of the validation photos; the other half certifies the risk."
         if halved

@@ -9,14 +9,15 @@ LOG.md says what else was tried.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from carspotter_check.rejection import careful_share
+
 OTHER_MODEL = "other model"  # the kind of photos that show a car, but none of the classes
 NEIGHBOURS = 3
-FLAGGED = 0.05  # of good photos, at most this share is called unlike; with few of them more, see `fit`
-UNLUCKY = 0.05  # chance that even so more are
 REJECTS_NEEDED = 10  # fewer of a kind teach nothing that holds on the next photo
 QUANTILES = np.linspace(0, 1, 201)
 STRENGTH = 1e-2  # of the verification's weights, scikit-learn's C
@@ -52,9 +53,8 @@ class Known:
         """Fit on features (N, D) of training photos, of good photos that were not trained on, and of all `others`.
 
         `labels` are class numbers; `kinds` say what each of `others`, of which there may be none, shows. The threshold
-        is a lower bound (1 - UNLUCKY) of the quantile 1 - FLAGGED: fewer photos make the check more careful.
+        is a `careful_share`: fewer photos make the check more careful.
         """
-        from scipy.stats import binom
         from sklearn.linear_model import LogisticRegression
 
         training = unit_rows(training)
@@ -83,8 +83,7 @@ class Known:
             scales.append([distance.mean(), distance.std() or 1.0, verified.mean(), verified.std() or 1.0])
             score = replace(unscaled, scales=np.tile(scales[-1], (len(classes), 1)))._score(rows, number)
             good.append(np.quantile(score, QUANTILES))
-            # The share of these photos that pass; of all good photos at most FLAGGED do not, unless we are UNLUCKY.
-            shares.append(max(1.0, binom.ppf(UNLUCKY, len(rows), 1 - FLAGGED)) / len(rows))
+            shares.append(careful_share(len(rows)))
         return replace(unscaled, scales=np.array(scales), good=np.array(good), shares=np.array(shares))
 
     def compare(self, features: np.ndarray, number: int) -> tuple[float, str | None]:
@@ -93,13 +92,13 @@ class Known:
         Returns the share of good photos that are less unlike, 0 … 1, and the kind of the nearest photos that are not
         of that class, None where the class is still likelier or these are of another class.
         """
-        share = float(np.interp(self._score(features, number)[0], self.good[number], QUANTILES))
-        if self._measure(features, number)[1][0] <= 0:
+        distance, verified = self._measure(features, number)
+        share = float(np.interp(self._add(distance, verified, number)[0], self.good[number], QUANTILES))
+        if verified[0] <= 0:
             return share, None
-        others = np.flatnonzero(self.kinds != str(number))
-        near = similarity(unit_rows(features), self.photos[others])[0]
-        nearest = self.kinds[others][np.argsort(-near)[: 2 * NEIGHBOURS - 1]]
-        names, counts = np.unique(nearest, return_counts=True)
+        near = np.where(self._numbers == number, -2, similarity(unit_rows(features), self.photos)[0])
+        nearest = np.argsort(-near)[: 2 * NEIGHBOURS - 1]
+        names, counts = np.unique(self.kinds[nearest[near[nearest] > -2]], return_counts=True)
         kind = str(names[counts.argmax()])
         return share, None if kind in map(str, range(len(self.weights))) else kind
 
@@ -113,7 +112,7 @@ class Known:
 
     @classmethod
     def load(cls, path: Path, classes: int) -> Known:
-        """Read what `save` wrote, for a model of so many classes; raises ValueError for anything else.
+        """Read what `save` wrote, for a model of `classes` classes; raises ValueError for anything else.
 
         Nothing in the file is ever executed.
         """
@@ -136,16 +135,27 @@ class Known:
             raise ValueError(f"{path} holds what is no number; export the run again")
         return known
 
+    @cached_property
+    def _numbers(self) -> np.ndarray:
+        """Return the class number of each photo, −1 where it is of none."""
+        return np.array([int(kind) if kind.isdecimal() else -1 for kind in self.kinds])
+
+    @cached_property
+    def _of_class(self) -> list[np.ndarray]:
+        return [self.photos[self._numbers == number] for number in range(len(self.weights))]
+
     def _score(self, features: np.ndarray, number: int) -> np.ndarray:
-        distance, verified = self._measure(features, number)
+        return self._add(*self._measure(features, number), number)
+
+    def _add(self, distance: np.ndarray, verified: np.ndarray, number: int) -> np.ndarray:
         mean, deviation, mean_verified, deviation_verified = self.scales[number]
         return (distance - mean) / deviation + (verified - mean_verified) / deviation_verified
 
     def _measure(self, features: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the distance to the nearest known photos of a class, and how far verification speaks against it."""
         rows = unit_rows(features)
-        own = similarity(rows, self.photos[self.kinds == str(number)])
-        nearest = -np.sort(-own, axis=1)[:, :NEIGHBOURS]
+        own = similarity(rows, self._of_class[number])
+        nearest = own if own.shape[1] <= NEIGHBOURS else np.partition(own, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS:]
         against = -(rows @ self.weights[number, :-1] + self.weights[number, -1])
         return np.sqrt(np.maximum(2 - 2 * nearest, 0)).mean(axis=1), against
 
@@ -160,16 +170,14 @@ def measure_kinds(
 ) -> dict[str, dict[str, float]]:
     """Measure how many photos of each kind are called unlike: {kind: {"photos", "seen", "unseen"}}, shares.
 
-    Arguments as of `Known.fit`, but that `others` (2 M, D) are photos and then their mirror images, `kinds` (M,).
-    "seen": half of a kind's photos are known, the other half is judged, and the other way round; "unseen": no photo of
-    that kind is known. A photo is judged for the class that it is likest.
+    Arguments as of `Known.fit`. "seen": half of a kind's photos are known, the other half is judged, and the other way
+    round; "unseen": no photo of that kind is known. A photo is judged for the class that it is likest.
     """
     kinds, half = np.asarray(kinds, dtype=str), np.arange(len(kinds)) % 2
 
     def flagged(examples: np.ndarray, judged: np.ndarray) -> float:
-        twice = np.tile(examples, 2)
-        known = Known.fit(training, labels, validation, validation_labels, others[twice], np.tile(kinds, 2)[twice])
-        rows = others[: len(kinds)][judged]
+        known = Known.fit(training, labels, validation, validation_labels, others[examples], kinds[examples])
+        rows = others[judged]
         passed = [
             known._score(rows, n) <= np.interp(known.shares[n], QUANTILES, known.good[n]) for n in np.unique(labels)
         ]

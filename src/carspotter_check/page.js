@@ -11,7 +11,8 @@ const WORDS = {
 };
 const AT_ONCE = 2;
 const LARGE = 2_000_000; // bytes; a larger photo is made smaller before it travels
-const LONGEST = 2048; // pixels, far more than any model looks at
+const ALL = 8_000_000; // bytes of all photos of a listing together; the server takes 10 MB
+const LONGEST = 1600; // pixels, far more than any model looks at
 const TRIES = 6;
 const waiting = [];
 let running = 0;
@@ -44,7 +45,7 @@ async function start() {
       $("span", label).textContent = name;
       $("#claims").append(label);
     }
-    $("#model").textContent = `Model ${model.run}, version ${model.version}`;
+    $("#model").textContent = `Model ${model.run}, version ${model.version}. ${model.rejection.reason}.`;
   } catch {
     $("#model").textContent = "The server does not answer; load the page again.";
   }
@@ -52,12 +53,15 @@ async function start() {
 
 function take(files) {
   const claim = $("input[name=claim]:checked").value;
+  const claimed = claim ? `, claimed ${claim}` : "";
+  const cards = [...files].map((file) => card(file, file.name + claimed));
   if ($("#together").checked && files.length > 1) {
-    const listing = card(files[0], `${files.length} photos of one car${claim ? `, claimed ${claim}` : ""}`);
-    waiting.push({ files: [...files], claim, card: listing });
-  }
-  for (const file of files) {
-    waiting.push({ file, claim, card: card(file, file.name + (claim ? `, claimed ${claim}` : "")) });
+    const listing = card(files[0], `${files.length} photos of one car${claimed}`);
+    waiting.push({ files: [...files], claim, cards, listing });
+    $("#results").prepend(listing, ...cards);
+  } else {
+    cards.forEach((one, place) => waiting.push({ files: [files[place]], claim, cards: [one] }));
+    $("#results").prepend(...cards);
   }
   next();
 }
@@ -69,7 +73,6 @@ function card(file, title) {
   img.src = URL.createObjectURL(file);
   img.alt = title;
   img.onerror = () => { $(".picture", card).hidden = true; };
-  $("#results").prepend(card);
   return card;
 }
 
@@ -80,28 +83,32 @@ function next() {
   }
 }
 
-async function check({ file, files, claim, card }) {
-  const fields = claim ? { claim } : {};
-  const { status, body } = await (files ? send("v1/listing", "photos", files, fields) : send("v1/check", "photo", [file], fields));
+async function check({ files, claim, cards, listing }) {
+  const [path, name] = listing ? ["v1/listing", "photos"] : ["v1/check", "photo"];
+  const { status, body } = await send(path, name, files, claim ? { claim } : {});
   if (status !== 200) {
     const unusable = (body.error || "").startsWith("unusable: ");
-    show(card, unusable ? "unusable" : "failed", (body.error || "The server did not answer.").replace("unusable: ", ""));
+    const sentence = (body.error || "The server did not answer.").replace("unusable: ", "");
+    for (const one of listing ? [listing, ...cards] : cards) show(one, unusable ? "unusable" : "failed", sentence);
     return;
   }
-  show(card, body.verdict, body.reason);
-  if (files) {
-    $(".scale", card).hidden = body.decided.length === 0;
-    $(".scale", card).textContent = `Decided by ${body.decided.join(", ")}.`;
-    return;
+  if (listing) {
+    show(listing, body.verdict, body.reason);
+    $(".scale", listing).hidden = body.decided.length === 0;
+    $(".scale", listing).textContent = `Decided by ${body.decided.join(", ")}.`;
   }
-  const decided = body.label !== null;
-  if (body.unlike !== null && !decided && body.unlike > 0.8) {
-    bar(card, "unlike known cars", body.unlike); // what decided; a share of each class would say the contrary
+  (listing ? body.answers : [body]).forEach((answer, place) => fill(cards[place], files[place], answer));
+}
+
+function fill(card, file, answer) {
+  show(card, answer.verdict, answer.reason);
+  if (answer.decided_by === "likeness") {
+    bar(card, "unlike known cars", answer.unlike); // a share of each class would say the contrary
   } else {
-    for (const [name, share] of Object.entries(body.probabilities)) bar(card, name, share);
+    for (const [name, share] of Object.entries(answer.probabilities)) bar(card, name, share);
   }
   const button = $(".explain", card);
-  button.hidden = Object.keys(body.probabilities).length === 0;
+  button.hidden = Object.keys(answer.probabilities).length === 0;
   button.addEventListener("click", () => explain(file, card, button));
 }
 
@@ -156,8 +163,8 @@ function draw(canvas, heat) {
 }
 
 // A photo of a phone has 12 to 48 megapixels; the browser shrinks what it can read, all else goes as it is.
-async function shrunk(file) {
-  if (file.size < LARGE) return file;
+async function shrunk(file, most) {
+  if (file.size < most) return file;
   try {
     const image = await createImageBitmap(file);
     const factor = Math.min(1, LONGEST / Math.max(image.width, image.height));
@@ -173,7 +180,8 @@ async function shrunk(file) {
 
 async function send(path, name, files, fields) {
   const form = new FormData();
-  for (const file of files) form.append(name, await shrunk(file), file.name);
+  const most = Math.min(LARGE, ALL / files.length);
+  for (const file of files) form.append(name, await shrunk(file, most), file.name);
   for (const [field, value] of Object.entries(fields)) form.append(field, value);
   for (let attempt = 1; ; attempt += 1) {
     try {

@@ -11,9 +11,17 @@ import numpy as np
 
 from carspotter.paths import Study
 from carspotter.photos.decoding import PREPROCESSING, UnreadablePhoto, decode
-from carspotter_check.bundle import KNOWN, ONNX_MODEL, Predict, load_onnx, read_manifest
+from carspotter_check.bundle import KNOWN, MANIFEST, ONNX_MODEL, Predict, load_onnx, read_manifest
 from carspotter_check.open_world import OTHER_MODEL, Known
-from carspotter_check.rejection import Rejection, calibrate, quality_fault, read_groups
+from carspotter_check.rejection import (
+    ListingRule,
+    Rejection,
+    calibrate,
+    in_digits,
+    quality_fault,
+    read_groups,
+    read_rule,
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,7 @@ class Answer:
 
     `verdict`: "match" or "other_model" when a model was claimed, "named" when none was, "unusable" when there is
     nothing to see (unreadable, too dark, like photos that people rejected), "not_sure" when the model cannot tell.
+    `decided_by`: what settled it, "quality" (of the file or the picture), "likeness" to the known cars or "confidence".
     `probabilities` are calibrated, and suppose that it is one of the classes; empty when the photo never reached the
     model. `unlike`: the share of good photos that are less unlike the known ones, 0 … 1; None where it is unmeasured.
     `run` and `version` name the model.
@@ -32,15 +41,13 @@ class Answer:
     label: str | None
     probabilities: dict[str, float]
     reason: str
+    decided_by: str
     run: str
     version: str
     unlike: float | None = None
 
     def __str__(self) -> str:
         return f"{self.photo}: {self.verdict}: {self.reason}"
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 class PhotoCheck:
@@ -55,9 +62,11 @@ class PhotoCheck:
         predict: Predict,
         rejection: Rejection,
         known: Known | None = None,
+        listing: ListingRule | None = None,
     ):
         self.run_id, self.version, self.class_names, self.image_size = run_id, version, class_names, image_size
         self.predict, self.rejection, self.known = predict, rejection, known
+        self.listing = listing or ListingRule(confidence=rejection.confidence)
 
     @classmethod
     def load(cls, source: Study | Path | str, run_id: str | None = None, threads: int = 0) -> PhotoCheck:
@@ -107,15 +116,15 @@ class PhotoCheck:
             return self._answer(title, "not_sure", None, None, None, "the model computed no number for this photo")
         probabilities = calibrate(plain, self.rejection.temperature)[0]
         best = int(probabilities.argmax())
-        label, share, unlike = self.class_names[best], f"p = {probabilities[best]:.2f}", None
+        label, share, unlike = self.class_names[best], f"p = {in_digits(probabilities[best])}", None
         if self.known is not None and features is not None:
             unlike, kind = self.known.compare(features, best)
             if self.known.is_unlike(unlike, best):
                 verdict, words = _unlike_words(unlike, kind, label, self.class_names)
-                return self._answer(title, verdict, None, probabilities, unlike, words)
+                return self._answer(title, verdict, None, probabilities, unlike, words, "likeness")
         if probabilities[best] < self.rejection.confidence:
             asked = self.rejection.confidence
-            why = "no confidence is enough with this model" if asked > 1 else f"an answer asks for {asked:.2f}"
+            why = "no confidence is enough with this model" if asked > 1 else f"an answer asks for {in_digits(asked)}"
             verdict, reason = "not_sure", f"could be {label} ({share}), but {why}"
         elif claim is None:
             verdict, reason = "named", f"looks like {label} ({share})"
@@ -126,15 +135,9 @@ class PhotoCheck:
         named = None if verdict == "not_sure" else label
         return self._answer(title, verdict, named, probabilities, unlike, reason)
 
-    def turns_away(self, answer: Answer) -> bool:
-        """Say whether an answer turned its photo away as unlike the known ones."""
-        if self.known is None or answer.unlike is None:
-            return False
-        return self.known.is_unlike(answer.unlike, int(np.argmax([*answer.probabilities.values()])))
-
     def unusable(self, reason: str, title: str = "photo") -> Answer:
         """Return the answer for a photo that never reached the model."""
-        return self._answer(title, "unusable", None, None, None, reason)
+        return self._answer(title, "unusable", None, None, None, reason, "quality")
 
     def describe(self) -> dict[str, Any]:
         """Return what this check is and when it answers, for `/v1/model`."""
@@ -143,15 +146,19 @@ class PhotoCheck:
             "version": self.version,
             "classes": self.class_names,
             "image_size": self.image_size,
-            "rejection": self.rejection.as_dict(),
+            "rejection": asdict(self.rejection),
+            "listing": asdict(self.listing),
             "known_photos": len(self.known.photos) if self.known else 0,
         }
 
-    def _answer(self, title: str, verdict: str, label: str | None, probabilities, unlike, reason: str) -> Answer:
+    def _answer(
+        self, title: str, verdict: str, label: str | None, probabilities, unlike, reason: str, by: str = "confidence"
+    ) -> Answer:
         shares = [] if probabilities is None else [round(float(p), 6) for p in probabilities]
+        title = "".join(letter if letter.isprintable() else "?" for letter in title)  # it could forge a line of output
         named = dict(zip(self.class_names, shares, strict=False))
         unlike = None if unlike is None else round(unlike, 4)
-        return Answer(title, verdict, label, named, reason, self.run_id, self.version, unlike)
+        return Answer(title, verdict, label, named, reason, by, self.run_id, self.version, unlike)
 
 
 def _unlike_words(unlike: float, kind: str | None, label: str, class_names: list[str]) -> tuple[str, str]:
@@ -167,15 +174,17 @@ def _unlike_words(unlike: float, kind: str | None, label: str, class_names: list
 def photos_in(paths: list[Path]) -> Iterator[Path]:
     """Yield the files among `paths` and below its folders, sorted by folder; raises FileNotFoundError for a wrong path.
 
-    Hidden files and anything below hidden folders are left out: they are a system's, not a photographer's.
+    Hidden and system files and folders are left out, as in an import.
     """
+    from carspotter.photos.folders import is_system_name  # with it comes pandas, which no server needs
+
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist; give photos or folders of photos")
+            raise FileNotFoundError(f"{path} does not exist; name photos or folders of photos")
     for path in paths:
         if path.is_dir():
             below = (file for file in sorted(path.rglob("*")) if file.is_file())
-            yield from (file for file in below if not any(p.startswith(".") for p in file.relative_to(path).parts))
+            yield from (file for file in below if not any(map(is_system_name, file.relative_to(path).parts)))
         else:
             yield path
 
@@ -190,14 +199,20 @@ def _from_bundle(cls, bundle: Path, threads: int) -> PhotoCheck:
             "export the run again"
         )
     classes, size = manifest["classes"], manifest["image_size"]
+    try:
+        rejection = read_rule(Rejection, manifest["rejection"])
+        listing = read_rule(ListingRule, manifest["listing"])
+    except ValueError as error:
+        raise ValueError(f"{bundle / MANIFEST} cannot be used: {error}; export the run again") from error
     check = cls(
         manifest["run"],
         manifest["files"][ONNX_MODEL][:12],
         classes,
         size,
         load_onnx(bundle / ONNX_MODEL, threads, classes, size),
-        Rejection.from_dict(manifest["rejection"]),
+        rejection,
         Known.load(bundle / KNOWN, len(classes)) if KNOWN in manifest["files"] else None,
+        listing,
     )
     _try(check, bundle)
     return check
@@ -222,6 +237,10 @@ def _from_run(cls, study: Study, run_id: str | None) -> PhotoCheck:
     run = load_run(study, run_id) if run_id is not None else choose_run(study, with_checkpoint=True)[0]
     names = run.class_names
     labels = run.validation["label"].map({name: number for number, name in enumerate(names)}).to_numpy()
-    rejection = Rejection.fit(run.validation[names].to_numpy(), labels, read_groups(study, run.validation))
+    fitted = run.validation[names].to_numpy(), labels, read_groups(study, run.validation)
+    rejection = Rejection.fit(*fitted)
     version = f"split {run.spec['split_version']}, recipe {run.spec['recipe_version']}"
-    return cls(run.id, version, names, run.image_size, lambda images: (run.predict(images), None), rejection)
+    listing = ListingRule.fit(*fitted, rejection)
+    return cls(
+        run.id, version, names, run.image_size, lambda images: (run.predict(images), None), rejection, None, listing
+    )

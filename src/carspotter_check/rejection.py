@@ -7,7 +7,7 @@ sure? Each has a threshold that comes from validation photos and a stated risk.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 RISK = 0.01  # at most this share of the answers is wrong
 TOLERANCE = 1e-6
+FLAGGED = 0.05  # of good photos, and of good listings, at most this share is called unlike; with few of them more
+UNLUCKY = 0.05  # chance that even so more are
+LISTINGS_NEEDED = 20  # with two photos or more, to fit their correlation; from fewer, chance decides
 
 
 @dataclass(frozen=True)
@@ -90,17 +93,6 @@ class Rejection:
             certificate.reason,
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Rejection:
-        """Return the thresholds that `as_dict` wrote; raises ValueError for an unknown one."""
-        for known, given in ((cls, values), (Limits, values["limits"])):
-            if unknown := set(given) - {field.name for field in fields(known)}:
-                raise ValueError(f"unknown {', '.join(sorted(unknown))} among the thresholds; export the run again")
-        return cls(**values | {"limits": Limits(**values["limits"])})
-
     def with_limits_of(self, images: np.ndarray, smallest: int) -> Rejection:
         """Fit the quality limits on good images uint8 (N, S, S, 3): half of what 199 of 200 of them have.
 
@@ -109,6 +101,99 @@ class Rejection:
         measured = np.array([list(quality(image).values()) for image in images])
         brightness, contrast, sharpness = np.percentile(measured, 0.5, axis=0) / 2
         return replace(self, limits=Limits(float(brightness), float(contrast), float(sharpness), smallest))
+
+
+@dataclass(frozen=True)
+class ListingRule:
+    """How the answers to photos of one car are combined, and from which confidence on the verdict counts.
+
+    Photos of one car share its colour, yard and camera, and so their errors: `correlation` is that of two photos' log
+    odds, which makes n photos worth n / (1 + (n − 1) correlation) independent ones. A car whose photos are in the mean
+    more unlike the known ones than `unlike` is turned away. The rest is as in `Rejection`, but counted in `listings`.
+    """
+
+    correlation: float = 0.5
+    unlike: float = 0.8
+    confidence: float = 0.0
+    certified: float | None = None
+    coverage: float | None = None
+    listings: int = 0
+    wrong: int = 0
+    reason: str = "too few validation listings have two photos: nothing was fitted"
+
+    @classmethod
+    def fit(
+        cls,
+        probabilities: np.ndarray,
+        labels: np.ndarray,
+        groups: np.ndarray,
+        rejection: Rejection,
+        answerable: np.ndarray | None = None,
+        unlike: np.ndarray | None = None,
+    ) -> ListingRule:
+        """Fit on validation: correlation and `unlike` on one half of the groups, the confidence certified on the other.
+
+        Arguments as of `Rejection.fit`, whose result is `rejection`; `unlike` (N,): the share of good photos that are
+        less unlike each photo's class. A listing is a group's photos of one class.
+        """
+        from carspotter.evidence.resampling import halves
+        from carspotter.evidence.risk import certify_risk
+
+        calibrated = calibrate(probabilities, rejection.temperature)
+        first, answerable = halves(groups), np.ones(len(labels), bool) if answerable is None else answerable
+        _, listing = np.unique(np.c_[groups.astype(str), labels.astype(str)], axis=0, return_inverse=True)
+        cars = [listing == number for number in range(listing.max() + 1)]
+        if sum(car.sum() > 1 for car in cars if first[car][0]) < LISTINGS_NEEDED:
+            return cls(confidence=rejection.confidence)
+        means = np.zeros(len(cars)) if unlike is None else np.array([unlike[car].mean() for car in cars])
+        limit = careful_quantile(means[[first[car][0] for car in cars]])
+        sides: dict[bool, list[tuple[int, np.ndarray]]] = {True: [], False: []}  # label and photos of each listing
+        for car, mean in zip(cars, means, strict=True):
+            if mean <= limit and (car & answerable).any():
+                sides[bool(first[car][0])].append((labels[car][0], calibrated[car & answerable]))
+
+        def loss(correlation: float) -> float:
+            return -float(np.mean([np.log(pool(photos, correlation)[label]) for label, photos in sides[True]]))
+
+        correlation = float(min(np.linspace(0, 1, 21), key=loss))
+        pooled = np.array([pool(photos, correlation) for _, photos in sides[False]])
+        correct = pooled.argmax(axis=1) == [label for label, _ in sides[False]]
+        found = certify_risk(pooled.max(axis=1), correct, np.arange(len(pooled)), rejection.risk)
+        confidence, count = max(0.0, found.threshold - TOLERANCE), len(np.unique(listing[~first]))
+        reason = found.reason.replace(" photos of as many groups", " listings").replace("photos", "listings")
+        answered = found.answered / count
+        return cls(correlation, limit, confidence, found.risk, answered, found.photos, found.wrong, reason)
+
+
+def careful_quantile(good: np.ndarray) -> float:
+    """Return what at most FLAGGED of good photos or listings exceed, unless we are UNLUCKY: the fewer, the lower."""
+    return float(np.quantile(good, careful_share(len(good))))
+
+
+def careful_share(count: int) -> float:
+    """Return which share of `count` good ones has to pass, so that of all good ones at most FLAGGED do not."""
+    from scipy.stats import binom
+
+    return float(max(1.0, binom.ppf(UNLUCKY, count, 1 - FLAGGED)) / count)
+
+
+def in_digits(probability: float) -> str:
+    """Return a probability with two digits, near 1 with up to five: no answer is certain."""
+    return f"{probability:.2f}" if probability < 0.995 else f"{min(probability, 0.99999):.5f}".rstrip("0")
+
+
+def read_rule(kind: type, values: dict[str, Any]):
+    """Return the `Rejection` or `ListingRule` of a manifest; raises ValueError for an unknown threshold."""
+    if unknown := set(values) - {field.name for field in fields(kind)}:
+        raise ValueError(f"unknown {', '.join(sorted(unknown))} among the thresholds")
+    return kind(**values | ({"limits": read_rule(Limits, values["limits"])} if "limits" in values else {}))
+
+
+def pool(probabilities: np.ndarray, correlation: float) -> np.ndarray:
+    """Combine calibrated probabilities (N, classes) of photos of one car to those of the car, (classes,)."""
+    logs = np.log(np.maximum(probabilities, 1e-6)).mean(axis=0)
+    worth = len(probabilities) / (1 + (len(probabilities) - 1) * correlation)
+    return softmax(worth * logs)
 
 
 def read_groups(study: Study, photos: pd.DataFrame) -> np.ndarray:

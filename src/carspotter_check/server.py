@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
@@ -32,7 +32,7 @@ from carspotter import __version__
 from carspotter.photos.decoding import UnreadablePhoto, is_plain
 from carspotter_check.explain import occlusion_covers, occlusion_heat
 from carspotter_check.gate import Gate, Limits, OnceAMinute, bounded_protocol, rare, read_form
-from carspotter_check.listing import combine
+from carspotter_check.listing import ListingAnswer, combine
 from carspotter_check.photo_check import Answer, PhotoCheck
 from carspotter_check.workers import Refused, Workers, usable_cores
 
@@ -48,45 +48,23 @@ print(answer.json()["verdict"], answer.json()["reason"])"""
 UNREADABLE = {"large": 413, "format": 415, "library": 415}  # status by kind; all else is 422
 
 
-class AnswerBody(BaseModel):
-    """What the check says of one photo: see `carspotter_check.photo_check.Answer`."""
-
-    photo: str
-    verdict: str
-    label: str | None
-    probabilities: dict[str, float]
-    reason: str
-    run: str
-    version: str
-    unlike: float | None
-
-
-class BatchBody(BaseModel):
+@dataclass
+class BatchBody:
     """Answers in the order of the photos; an unreadable photo is "unusable" here, not an error."""
 
-    answers: list[AnswerBody]
+    answers: list[Answer]
 
 
-class ListingBody(BaseModel):
-    """One verdict on all photos of one car, with the answers that it rests on, in the order of the photos."""
-
-    verdict: str
-    label: str | None
-    probability: float | None
-    decided: list[str]
-    unusable: list[str]
-    reason: str
-    answers: list[AnswerBody]
-
-
-class ExplainBody(BaseModel):
+@dataclass
+class ExplainBody:
     """The class that is explained, and how much its probability drops when a cell of the photo is covered."""
 
     label: str
     heat: list[list[float]]
 
 
-class ErrorBody(BaseModel):
+@dataclass
+class ErrorBody:
     """Why there is no answer, in a sentence."""
 
     error: str
@@ -141,9 +119,10 @@ def create_app(
         """Return the photos of a form, (bytes, name) each, and its text field; Refused for anything else in it."""
         if request.query_params:
             raise Refused(422, f"{next(iter(request.query_params))!r} in the address: send {field} as a form field")
-        form = read_form(request.scope)
         if len(request.scope["body"]) > 2**18:  # a body made for it costs the parser seconds
             (form,) = await workers.run([lambda: read_form(request.scope)], limits.answer_seconds)
+        else:
+            form = read_form(request.scope)
         found, text = [], []
         for part in form:
             if part.name == photos:
@@ -210,7 +189,7 @@ def create_app(
                     answers[place] = unusable(refusal, name)
         return answers
 
-    def post(route: str, body: type[BaseModel], photos: str, field: str, summary: str):
+    def post(route: str, body: type, photos: str, field: str, summary: str):
         many = photos == "photos"
         file = {"type": "string", "format": "binary"}
         fields = {photos: {"type": "array", "items": file} if many else file, field: {"type": "string"}}
@@ -218,26 +197,26 @@ def create_app(
         extra = {"requestBody": {"required": True, "content": {"multipart/form-data": form}}}
         return app.post(route, response_model=body, summary=summary, openapi_extra=extra, responses=errors)
 
-    @post("/v1/check", AnswerBody, "photo", "claim", "Check one photo")
+    @post("/v1/check", Answer, "photo", "claim", "Check one photo")
     async def check_one(request: Request):
         photos, claim = await take(request, "photo", 1, "claim")
         (answer,) = await judge(photos, claim, strict=True)
         request.scope["facts"]["verdict"] = answer.verdict
-        return JSONResponse(answer.as_dict())
+        return JSONResponse(asdict(answer))
 
     @post("/v1/check-batch", BatchBody, "photos", "claim", f"Check up to {limits.batch} photos, one by one")
     async def check_batch(request: Request):
         photos, claim = await take(request, "photos", limits.batch, "claim")
         answers = await judge(photos, claim, strict=False)
         request.scope["facts"]["verdict"] = ",".join(answer.verdict for answer in answers)
-        return JSONResponse({"answers": [answer.as_dict() for answer in answers]})
+        return JSONResponse({"answers": [*map(asdict, answers)]})
 
-    @post("/v1/listing", ListingBody, "photos", "claim", f"One verdict on up to {limits.batch} photos of one car")
+    @post("/v1/listing", ListingAnswer, "photos", "claim", f"One verdict on up to {limits.batch} photos of one car")
     async def check_listing(request: Request):
         photos, claim = await take(request, "photos", limits.batch, "claim")
         verdict = combine(check, await judge(photos, claim, strict=False), claim)
         request.scope["facts"]["verdict"] = verdict.verdict
-        return JSONResponse(verdict.as_dict())
+        return JSONResponse(asdict(verdict))
 
     @post("/v1/explain", ExplainBody, "photo", "label", "Show which parts of a photo decide")
     async def explain(request: Request):
@@ -259,7 +238,7 @@ def create_app(
         finally:
             explaining.remove(request)
         heat = occlusion_heat(np.concatenate(drops))
-        return JSONResponse({"label": check.class_names[number], "heat": heat.round(4).tolist()})
+        return JSONResponse({"label": check.class_names[number], "heat": heat.astype(float).round(4).tolist()})
 
     @app.get("/v1/model", summary="The model and its thresholds")
     async def model() -> dict:
@@ -308,7 +287,7 @@ def describe_routes(schema: dict) -> str:
             fields = "".join(f" -F {name}={'@car.jpg' if name.startswith('photo') else 'NAME'}" for name in names)
             answers = ", ".join(about["responses"])
             rows.append(
-                f"<h2>{method.upper()} {html.escape(route)}</h2><p>{html.escape(about['summary'])}. Answers: {answers}."
+                f"<h2>{method.upper()} {html.escape(route)}</h2><p>{html.escape(about['summary'])} ({answers})"
                 f"</p><pre>curl{fields} http://SERVER{html.escape(route)}</pre>"
             )
     return (

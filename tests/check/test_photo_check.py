@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,16 @@ from carspotter_check import cli, explain
 from carspotter_check.listing import combine, read_listings
 from carspotter_check.open_world import OTHER_MODEL, Known, measure_kinds
 from carspotter_check.photo_check import PhotoCheck, photos_in
-from carspotter_check.rejection import Limits, Rejection, calibrate, coverage_risk, quality_fault
+from carspotter_check.rejection import (
+    Limits,
+    ListingRule,
+    Rejection,
+    calibrate,
+    coverage_risk,
+    pool,
+    quality_fault,
+    read_rule,
+)
 from tests.check.toy import write_colour_bundle
 
 SIZE = 32
@@ -74,7 +84,13 @@ def test_a_verdict_follows_from_confidence_and_claim(probabilities, claim, verdi
 def test_a_photo_that_shows_nothing_is_unusable_and_says_why(photo, words):
     answer = make_check(rejection=Rejection(limits=Limits(sharpness=6))).check(photo, "swift")
     assert answer.verdict == "unusable" and words in answer.reason and answer.probabilities == {}
-    assert json.loads(json.dumps(answer.as_dict()))["verdict"] == "unusable"
+    assert json.loads(json.dumps(asdict(answer)))["verdict"] == "unusable"
+
+
+def test_a_file_name_cannot_forge_a_line_of_output(tmp_path):
+    path = tmp_path / "a\nforged.jpg: match\x1b[31m.png"
+    path.write_bytes(as_png(noise()))
+    assert make_check().check(path).photo == "a?forged.jpg: match?[31m.png"
 
 
 def test_a_claim_that_the_model_does_not_know_is_an_error_that_names_the_known_ones():
@@ -166,7 +182,7 @@ def test_kinds_are_measured_on_photos_that_were_no_examples():
     training, labels = np.concatenate([cloud(0, 60, 1), cloud(1, 60, 2)]), np.repeat([0, 1], 60)
     validation = np.concatenate([cloud(0, 60, 6), cloud(1, 60, 7)])
     kinds = np.array(["interior"] * 20 + ["close-up"] * 20)
-    measured = measure_kinds(training, labels, validation, labels, np.concatenate([others, others]), kinds)
+    measured = measure_kinds(training, labels, validation, labels, others, kinds)
     assert measured["interior"]["seen"] == measured["interior"]["unseen"] == 1
     assert measured["close-up"]["seen"] < 0.6 and measured["close-up"]["photos"] == 20
 
@@ -186,13 +202,56 @@ def test_photos_of_one_car_are_worth_more_than_one_and_less_than_their_number():
     assert combine(unsure, answers[:1], "wagonr").verdict == "not_sure"
 
 
+def test_photos_that_are_each_a_little_unlike_turn_their_car_away_together():
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 2, 400)[groups := np.arange(2000) // 5]
+    probabilities, unlike = np.where(labels[:, None] == [0, 1], 0.95, 0.05), rng.random(2000)
+    rule = ListingRule.fit(probabilities, labels, groups, Rejection(risk=0.1), unlike=unlike)
+    assert 0.65 < rule.unlike < 0.75 and 0.85 < rule.coverage < 0.99  # the mean of five is below .71 in 95 % of cars
+    check = make_check(rejection=Rejection(confidence=0.6))
+    check.listing = replace(rule, confidence=0.6)
+    answer = check.check(as_png(noise()), "wagonr")
+    for each, verdict in ((0.5, "match"), (0.9, "not_sure")):
+        photos = [replace(answer, unlike=each)] * 5
+        assert {photo.verdict for photo in photos} == {"match"} and combine(check, photos, "wagonr").verdict == verdict
+
+
+@pytest.mark.parametrize(("shared", "low", "high"), [(0.0, 0.0, 0.1), (1.0, 0.8, 1.0)])
+def test_the_correlation_of_photos_of_one_car_is_found_and_the_certificate_counts_listings(shared, low, high):
+    # The error of a photo's log odds is its car's to the share `shared`, else its own; they are calibrated alone.
+    rng = np.random.default_rng(0)
+    labels, groups = np.repeat(rng.integers(0, 2, 800), 5), np.repeat(np.arange(800), 5)
+    error = np.repeat(rng.normal(0, 2, 800), 5) if shared else rng.normal(0, 2, 4000)
+    odds = np.where(labels, 2.0, -2.0) + error
+    probabilities = np.column_stack([1 / (1 + np.exp(odds)), 1 / (1 + np.exp(-odds))])
+    rule = ListingRule.fit(probabilities, labels, groups, Rejection(risk=0.15))
+    assert low <= rule.correlation <= high and rule.listings == 400 and "400 listings" in rule.reason
+    assert rule.certified == 0.15 and rule.coverage > (0.6 if shared else 0.95)
+
+
+def test_the_rule_for_listings_survives_a_file_and_needs_cars_with_several_photos():
+    rng = np.random.default_rng(1)
+    labels, groups = rng.integers(0, 2, 600), np.arange(600) // 3
+    labels = labels[groups]
+    probabilities = np.where(labels[:, None] == [0, 1], 0.8, 0.2)
+    rule = ListingRule.fit(probabilities, labels, groups, Rejection(risk=0.1))
+    assert read_rule(ListingRule, json.loads(json.dumps(asdict(rule)))) == rule
+    alone = ListingRule.fit(probabilities, labels, np.arange(600), Rejection(confidence=0.7))
+    assert alone == ListingRule(confidence=0.7)
+
+
+def test_pooled_photos_of_no_shared_error_multiply_and_of_one_error_count_once():
+    photos = np.array([[0.2, 0.8], [0.2, 0.8]])
+    assert pool(photos, 0.0)[1] == pytest.approx(16 / 17) and pool(photos, 1.0)[1] == pytest.approx(0.8)
+
+
 def test_a_listing_whose_photos_are_mostly_unlike_known_cars_is_another_model():
     known = fit_known()
     here, there = (make_check((0.1, 0.9), cloud(axis, 1, 5)[0], known=known) for axis in (1, 6))
     own, other = here.check(as_png(noise()), "wagonr"), there.check(as_png(noise()), "wagonr")
     nothing = here.check(b"", "wagonr")
     assert combine(here, [own, own, other, nothing], "wagonr").verdict == "match"
-    assert combine(here, [own, other, other, nothing], "wagonr").verdict == "other_model"
+    assert combine(here, [own, *[other] * 4, nothing], "wagonr").verdict == "other_model"
     empty = combine(here, [nothing], "wagonr")
     assert empty.verdict == "unusable" and empty.unusable == ["photo"] and empty.decided == []
 
@@ -210,8 +269,13 @@ def test_listings_come_from_folders_or_a_table(tmp_path):
     assert [(name, len(photos), claim) for name, photos, claim in read_listings(table)] == [
         ("x", 2, "swift"), ("y", 1, None)
     ]  # fmt: skip
+    table.write_text("\ufeffListing;Photo;City\nx;one/a.jpg;Goa\n", encoding="utf-8")  # a spreadsheet's
+    assert [(name, len(photos), claim) for name, photos, claim in read_listings(table)] == [("x", 1, None)]
     table.write_text("listing,photo\nx,gone.jpg\n")
-    with pytest.raises(FileNotFoundError, match="line 2: .*gone.jpg does not exist"):
+    with pytest.raises(FileNotFoundError, match="gone.jpg of listing x does not exist"):
+        read_listings(table)
+    table.write_text("listing,photo,claim\nx,one/a.jpg,swift\nx,one/b.jpg,wagonr\n")
+    with pytest.raises(ValueError, match="listing x claims both swift and wagonr"):
         read_listings(table)
 
 
@@ -239,7 +303,7 @@ def test_a_certified_risk_survives_a_file_and_says_what_it_rests_on():
     assert rejection.certified == 0.05 and rejection.photos == 1500 and 0.5 < rejection.coverage < 1
     answered = calibrate(probabilities, rejection.temperature).max(axis=1) >= rejection.confidence
     assert (probabilities.argmax(axis=1) != labels)[answered].mean() < 0.05
-    assert Rejection.from_dict(json.loads(json.dumps(rejection.as_dict()))) == rejection
+    assert read_rule(Rejection, json.loads(json.dumps(asdict(rejection)))) == rejection
     few = Rejection.fit(probabilities[:80], labels[:80], np.arange(80), risk=0.01)
     assert few.certified > 0.01 and "cannot be certified with 40 photos" in few.reason
 
@@ -319,8 +383,11 @@ FAULTS = {
     "confidence NaN": (put("rejection", "confidence", value=float("nan")), "confidence is nan"),
     "confidence -1": (put("rejection", "confidence", value=-1), "confidence is -1"),
     "limit NaN": (put("rejection", "limits", "sharpness", value=float("nan")), "sharpness is nan"),
-    "unknown threshold": (put("rejection", "x", value=1), "unknown x"),
+    "unknown threshold": (put("rejection", "x", value=1), "manifest.json cannot be used: unknown x"),
     "unknown limit": (put("rejection", "limits", "x", value=1), "unknown x"),
+    "no rule for listings": (remove("listing"), "listing, the rule"),
+    "correlation 2": (put("listing", "correlation", value=2), "correlation is 2"),
+    "correlation NaN": (put("listing", "correlation", value=float("nan")), "correlation is nan"),
     "files as a list": (put("files", value=["model.onnx"]), "files is no table"),
     "another file": (put("files", "model.onnx", value="0" * 64), "SHA-256 differs"),
     "outside": (put("files", "../secret", value="0" * 64), "outside the bundle"),
@@ -380,14 +447,6 @@ def test_the_occlusion_map_marks_what_the_model_looks_at():
     # quarter.
     assert heat[3, 3] / heat[1, 1] == pytest.approx(9 / 16, abs=1e-3)
     np.testing.assert_allclose(explain.occlusion_map(bright_corner, image, 0), -heat, atol=1e-6)
-
-
-def test_the_overlay_keeps_what_is_hot_and_dims_the_rest():
-    image = np.full((8, 8, 3), 200, np.uint8)
-    shown = explain.overlay_heat(image, np.array([[1.0, 0.0], [0.5, -1.0]]))
-    assert (shown[:4, :4] == 200).all() and (shown[:4, 4:] == 50).all()
-    assert (shown[4:, :4] == 125).all() and (shown[4:, 4:] == 50).all()
-    assert (explain.overlay_heat(image, np.zeros((2, 2))) == 50).all()
 
 
 def test_the_deletion_check_tells_a_true_map_from_a_wrong_one():

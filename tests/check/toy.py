@@ -1,12 +1,14 @@
 """A bundle whose model looks at a photo's mean colour, written by hand."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from carspotter.photos.decoding import PREPROCESSING
 from carspotter_check.bundle import write_manifest
+from carspotter_check.rejection import ListingRule
 
 
 def write_colour_bundle(folder, size, weight, rejection, classes=("swift", "wagonr"), run="colours-by-hand"):
@@ -35,6 +37,7 @@ def write_colour_bundle(folder, size, weight, rejection, classes=("swift", "wago
     helper.set_model_props(model, {"classes": json.dumps(classes)})
     folder.mkdir(exist_ok=True)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
+    listing = ListingRule(confidence=rejection.confidence)
     manifest = {"preprocessing": PREPROCESSING, "run": run, "classes": list(classes), "image_size": size}
-    write_manifest(folder, manifest | {"format": "onnx", "rejection": rejection.as_dict()})
+    write_manifest(folder, manifest | {"format": "onnx", "rejection": asdict(rejection), "listing": asdict(listing)})
     return folder
