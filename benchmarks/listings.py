@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from carspotter.evidence.resampling import halves
+from carspotter.models.history import halves
 from carspotter.paths import Study
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import read_photos

@@ -136,8 +136,10 @@ def export_model(options) -> int:
 
 
 def serve_check(options) -> int:
-    from carspotter_check.server import serve
-
+    try:
+        from carspotter_check.server import serve
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error}; install it with: pip install 'carspotter[serve]'") from error
     serve(
         options.bundle, host=options.host, port=options.port, threads=options.threads, root_path=options.root_path,
         allow_origins=options.allow_origin,

@@ -136,7 +136,7 @@ class ListingRule:
         Arguments as of `Rejection.fit`, whose result is `rejection`; `unlike` (N,): the share of good photos that are
         less unlike each photo's class. A listing is a group's photos of one class.
         """
-        from carspotter.evidence.resampling import halves
+        from carspotter.models.history import halves
         from carspotter.evidence.risk import certify_risk
 
         calibrated = calibrate(probabilities, rejection.temperature)

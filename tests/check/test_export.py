@@ -111,7 +111,7 @@ def test_the_onnx_graph_answers_as_each_framework_does(framework, network, tmp_p
     pytest.importorskip(framework)
     experiment = NETWORKS[network]
     if experiment.backbone == "mobilenet_v2" and framework != "keras":
-        pytest.skip("MobileNetV2 is there in Keras only")
+        pytest.skip("MobileNetV2 runs in Keras only")
     for classes in (["a", "b"], ["a", "b", "c"]):
         model = store.import_builder(experiment, framework).build_model(experiment, len(classes))
         shake_norms(framework, model)

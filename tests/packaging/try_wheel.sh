@@ -28,6 +28,9 @@ for verb in "train baseline_cnn --study toy" "train baseline_cnn --framework tor
   code=0
   said=$("$carspotter" $verb 2>&1) || code=$?
   echo "$verb -> $code: $said"
-  [ "$code" = 2 ] && [[ "$said" == *"pip install"*carspotter* ]] && [ "$(wc -l <<<"$said")" = 1 ]
+  if [ "$code" != 2 ] || [[ "$said" != *"pip install 'carspotter["* ]] || [ "$(wc -l <<<"$said")" != 1 ]; then
+    echo "wanted status 2 and one line that names the extra"
+    exit 1
+  fi
 done
 echo "The wheel works on its own."

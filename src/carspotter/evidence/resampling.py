@@ -18,7 +18,6 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from carspotter.evidence.intervals import Interval
-from carspotter.models.history import halves as halves  # training chooses its epoch by it; here with the other samples
 
 
 def group_folds(splits: pd.DataFrame, folds: int = 5, seed: int = 0, by_group: bool = True) -> list[pd.DataFrame]:

@@ -1,7 +1,7 @@
 """VGG16 in PyTorch: thirteen convolutions, written out, with the head of the series.
 
 What to see here: a network is a list of stages. Cut it before the first stage that learns, and the two halves are
-networks too. MobileNetV2 is there in Keras only.
+networks too. MobileNetV2 runs in Keras only.
 """
 
 from __future__ import annotations
