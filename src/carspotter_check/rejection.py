@@ -136,8 +136,8 @@ class ListingRule:
         Arguments as of `Rejection.fit`, whose result is `rejection`; `unlike` (N,): the share of good photos that are
         less unlike each photo's class. A listing is a group's photos of one class.
         """
-        from carspotter.models.history import halves
         from carspotter.evidence.risk import certify_risk
+        from carspotter.models.history import halves
 
         calibrated = calibrate(probabilities, rejection.temperature)
         first, answerable = halves(groups), np.ones(len(labels), bool) if answerable is None else answerable
