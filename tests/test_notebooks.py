@@ -11,8 +11,6 @@ from notebook_cells import BOOTSTRAP, NOTEBOOKS, bootstraps
 
 BY_NAME = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 LESSONS = [path for path in NOTEBOOKS if 4 <= int(path.stem[:2]) <= 11]
-# Remove a name here when the notebook is committed executed: the test then fails until that is done.
-NOT_EXECUTED_YET = {"08_vgg16_transfer"}
 # What is true of one study only, and so may not be typed.
 OF_ONE_STUDY = r"rendered photos|hundred epochs|thirty epochs|2,4\d\d|civic|altima"
 
@@ -43,9 +41,7 @@ def test_runs_alone_in_quick_mode(path, toy, tmp_path, monkeypatch):
 
 
 @BY_NAME
-def test_is_committed_executed_and_fit_to_be_read(path, request):
-    if path.stem in NOT_EXECUTED_YET:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="not executed in full since it was rewritten"))
+def test_is_committed_executed_and_fit_to_be_read(path):
     code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell.outputs]
