@@ -105,7 +105,8 @@ def test_the_two_parts_of_a_cut_model_are_the_model(builder, experiment):
     model = builder.build_model(experiment, 3)
     frozen, learning = builder.split_model(model, experiment)
     maps = builder.compute_maps(frozen, images)
-    assert maps.shape == {0: (4, 1, 1, 512), 1: (4, 2, 2, 512)}[experiment.tuned_blocks]
+    # frozen: the mean and the maximum of each of the 512 maps
+    assert maps.shape == {0: (4, 1, 1, 1024), 1: (4, 2, 2, 512)}[experiment.tuned_blocks]
     lesson = runs.import_framework("torch" if "torch" in builder.__name__ else "keras")
     plain = replace(experiment, average_mirror_images=False)
     whole, parts = lesson.predict(model, images, plain), lesson.predict(learning, maps, plain)
@@ -128,7 +129,8 @@ def test_vgg16_is_the_same_network_in_both(tmp_path):
         builder.load_backbone(model, path, experiment)
         maps[framework] = builder.compute_maps(builder.split_model(model, experiment)[0], images)
         count = sum(np.prod(weight.shape) for weight in getattr(model, "weights", None) or model.parameters())
-        assert count == 14_714_688 + 512 * 256 + 256 + 256 + 1
+        running = 2 * 1024 if framework == "keras" else 0  # of batch norm; in PyTorch they are no parameters
+        assert count == 14_714_688 + 1024 + 1 + running
     np.testing.assert_allclose(maps["torch"], maps["keras"], rtol=1e-3, atol=1e-3 * np.abs(maps["keras"]).max())
     (tmp_path / "other.h5").write_text("no weights")
     for framework in ("keras", "torch"):
@@ -163,13 +165,15 @@ def test_maps_are_computed_once_and_the_checkpoint_holds_all(toy_study, framewor
 @pytest.mark.slow
 def test_fine_tuning_goes_on_from_the_trained_head(toy_study):
     pytest.importorskip("torch")
-    tuned = replace(VGG16_FINE_TUNE, **SMALL, learning_rate=1e-7)
+    tuned = replace(VGG16_FINE_TUNE, **SMALL, learning_rate=1e-7, augmentation="none", cached_copies=0)
     run = runs.load_or_train(toy_study, tuned, "torch", show_progress=False)
     table = runs.read_runs(toy_study).set_index("experiment")
     assert list(table.index) == ["vgg16_features", "vgg16_fine_tune"]
-    # At a rate this low the first epoch is still where the head had come to.
+    # At a rate this low the first epoch is still about where the head had come to: only the running averages of its
+    # batch norm go on. A fresh head would start near log 2 = .69.
     before = table.loc["vgg16_features", "best_validation_loss"]
-    assert run.history["validation_loss"].iloc[0] == pytest.approx(before, rel=0.05)
+    assert before < 0.5
+    assert run.history["validation_loss"].iloc[0] == pytest.approx(before, rel=0.2)
     with pytest.raises(ValueError, match="use as many or more"):
         runs.starting_experiment(replace(VGG16_FEATURES, starts_from="vgg16_fine_tune"))
 

@@ -30,7 +30,7 @@ class Stub:
 
     def check(self, photo: bytes, claim: str) -> Answer:
         self.asked.append((photo, claim))
-        return Answer("photo", "match", claim, {}, "", "run", "version")
+        return Answer("photo", "match", claim, {}, "", decided_by="confidence", run="run", version="version")
 
 
 def test_the_four_questions_are_about_photos_of_ads_that_the_demo_has_not_collected():
