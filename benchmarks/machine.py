@@ -53,7 +53,7 @@ def run_contestant(script: str, *arguments: object) -> dict:
 
 
 def matrix_rates(seconds: float = 3.0, side: int = 2048) -> dict[str, float]:
-    """Give the GFLOP/s of PyTorch's matrix product on all cores, by dtype: the best of the repetitions."""
+    """Return the GFLOP/s of PyTorch's matrix product on all cores, by dtype: the best of the repetitions."""
     import torch  # noqa: PLC0415 - not every benchmark needs it
 
     rates = {}

@@ -56,7 +56,7 @@ def main() -> None:
 def cars_of(
     folder: Path, name: str, listings: int, seed: int, models: tuple[str, ...], cities: tuple[str, ...]
 ) -> pd.DataFrame:
-    """Give the photos of cars, with the columns that `load_images` wants; they are drawn where they are missing."""
+    """Return the photos of cars, with the columns that `load_images` wants; they are drawn where they are missing."""
     if not (folder / name).exists():
         write_photos(folder / name, listings, seed, models, cities=cities)
     truth = pd.read_csv(folder / name / "truth.csv", keep_default_na=False)

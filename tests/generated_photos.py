@@ -34,7 +34,7 @@ def scene(seed: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
 
 
 def encode(image: Image.Image, image_format: str = "JPEG", **options) -> bytes:
-    """Give the bytes of a picture in a file format."""
+    """Return the bytes of a picture in a file format."""
     stream = io.BytesIO()
     image.save(stream, image_format, **options)
     return stream.getvalue()
@@ -63,7 +63,7 @@ def noise_study(folder: Path, count: int = 40, size: tuple[int, int] = (90, 70))
 
 
 def published_photos(per_class: dict[str, int]) -> dict[str, bytes]:
-    """Give file name -> bytes of a small data set in Kaggle's published layout; every photo shows something else.
+    """Return file name -> bytes of a small data set in Kaggle's published layout; every photo shows something else.
 
     `per_class`: part (train, validation, test) -> photos of each class.
     """

@@ -84,7 +84,7 @@ def _outline(shape: Shape, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 
 
 def _heights(shape: Shape, count: int) -> np.ndarray:
-    """Give `count` slice heights, dense where the outline runs flat (bonnet, roof)."""
+    """Return `count` slice heights, dense where the outline runs flat (bonnet, roof)."""
     fine = np.linspace(shape.half_width[0][0], shape.height, 2000)
     x_front, x_rear, half = _outline(shape, fine)
     cost = np.hypot(

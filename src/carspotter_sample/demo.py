@@ -70,7 +70,7 @@ def run_demo(folder: Path, listings: int, epochs: int = EPOCHS) -> Path:
 
 
 def review(study: Study) -> None:
-    """Reject the junk among the collected photos in a reviewer's stead: the renderer knows what it drew."""
+    """Reject the junk among the collected photos, as a reviewer would: the renderer knows what it drew."""
     stored = {path.stem for path in study.raw.glob("*/*/*.webp")}
     lines = (zipfile.Path(ARCHIVE) / "reviews.jsonl").read_text(encoding="utf-8").splitlines()
     mine = [line for line in lines if json.loads(line)["sha256"] in stored]

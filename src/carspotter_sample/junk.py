@@ -19,7 +19,7 @@ def _lit(image: Image.Image, rng: np.random.Generator, strength: float = 0.5) ->
 
 
 def _seen(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Look at a drawn picture as somebody with a phone: nearer or farther, off its middle, aslant.
+    """Look at a drawn picture as somebody with a phone: nearer or farther, off centre, tilted.
 
     Without it two cabins would be drawn so alike that they are near-duplicates.
     """

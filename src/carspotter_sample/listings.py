@@ -378,7 +378,7 @@ def write_photos(
     processes: int | None = None,
     show_progress: bool = True,
 ) -> Path:
-    """Write photos as `<claim>/<listing>__<NN>.jpg`, with truth.csv and listings.csv; give the folder.
+    """Write photos as `<claim>/<listing>__<NN>.jpg`, with truth.csv and listings.csv; return the folder.
 
     `longest_side` caps the photos' size in pixels: small photos are quick to draw. Without `cars` the cars on sale are
     left out, for the test that places and phones do not give the model away.

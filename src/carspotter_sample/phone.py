@@ -59,7 +59,7 @@ def draw_phone(rng: np.random.Generator, shifted: bool) -> Phone:
 
 @lru_cache(maxsize=1)
 def _grain() -> np.ndarray:
-    """Give grain with the faint colour blotches of a small sensor: (1400, 2000, 3) int8, deviation 32."""
+    """Return grain with the faint colour blotches of a small sensor: (1400, 2000, 3) int8, deviation 32."""
     rng = np.random.default_rng(77)
     grain = rng.normal(0, 24, (1400, 2000, 1)) + rng.normal(0, 14, (1400, 2000, 3))
     blotches = np.asarray(
@@ -75,7 +75,7 @@ def _corners() -> Image.Image:
 
 
 def rendered_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Give the size to render for a photo of `size`."""
+    """Return the size to render for a photo of `size`."""
     scale = min(1.0, RENDERED / max(size))
     return round(size[0] * scale), round(size[1] * scale)
 
@@ -131,7 +131,7 @@ def develop(
 
 
 def encode(image: Image.Image, quality: int, orientation: int = 1) -> bytes:
-    """Give JPEG bytes; with an `orientation` other than 1 the pixels are stored turned and EXIF says how."""
+    """Return JPEG bytes; with an `orientation` other than 1 the pixels are stored turned and EXIF says how."""
     options = {}
     if orientation != 1:
         image = image.transpose(ORIENTATIONS[orientation])
@@ -144,5 +144,5 @@ def encode(image: Image.Image, quality: int, orientation: int = 1) -> bytes:
 
 
 def decode(photo: bytes) -> Image.Image:
-    """Give the upright RGB picture of JPEG bytes."""
+    """Return the upright RGB picture of JPEG bytes."""
     return ImageOps.exif_transpose(Image.open(io.BytesIO(photo), formats=["JPEG"])).convert("RGB")

@@ -56,13 +56,13 @@ class Camera:
         return cls(position, np.stack([right, down, forward]), focal, (size[0] / 2, size[1] / 2), size)
 
     def seen_from(self, offset: tuple[float, float], turn: float) -> Camera:
-        """Give the same camera in the coordinates of something that stands at `offset`, turned by `turn` radians."""
+        """Return the same camera in the coordinates of something that stands at `offset`, turned by `turn` radians."""
         c, s = np.cos(turn), np.sin(turn)
         back = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
         return replace(self, position=back @ (self.position - (*offset, 0)), axes=self.axes @ back.T)
 
     def project(self, points: np.ndarray) -> np.ndarray:
-        """Give (…, 3): pixel x, pixel y and depth in metres of points (…, 3)."""
+        """Return (…, 3): pixel x, pixel y and depth in metres of points (…, 3)."""
         local = (points - self.position) @ self.axes.T
         depth = np.maximum(local[..., 2:], 0.05)
         return np.concatenate([local[..., :2] / depth * self.focal + self.centre, local[..., 2:]], -1)
@@ -107,7 +107,7 @@ def _fill(corners: np.ndarray, order: np.ndarray, size: tuple[int, int]) -> np.n
 
 
 def _pack(corners: np.ndarray, depth: np.ndarray, uv: np.ndarray) -> np.ndarray:
-    """Give for each triangle what its pixels need: corner, edges / determinant, u/w v/w 1/w, steps (15, M)."""
+    """Return what the pixels of each triangle need: corner, edges / determinant, u/w v/w 1/w, steps (15, M)."""
     p0, e1, e2 = corners[:, 0], corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]
     determinant = e1[:, 0] * e2[:, 1] - e2[:, 0] * e1[:, 1]
     determinant = np.where(np.abs(determinant) > 0.01, determinant, 1)[:, None]  # those are not drawn
@@ -119,7 +119,7 @@ def _pack(corners: np.ndarray, depth: np.ndarray, uv: np.ndarray) -> np.ndarray:
 
 
 def _texels(packed: np.ndarray, faces, pixel_x, pixel_y, tile) -> tuple[np.ndarray, np.ndarray]:
-    """Give texel and inverse depth of pixels of the triangles `faces`; perspective-correct."""
+    """Return texel and inverse depth of pixels of the triangles `faces`; perspective-correct."""
     row = [column.take(faces) for column in packed]  # columns one by one stay contiguous: three times as fast
     x, y = pixel_x.astype(np.float32) + np.float32(0.5) - row[0], pixel_y.astype(np.float32) + np.float32(0.5) - row[1]
     b1 = np.clip(x * row[5] - y * row[4], 0, 1)

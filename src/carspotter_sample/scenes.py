@@ -124,7 +124,7 @@ def _plate_glyphs() -> dict[str, np.ndarray]:
 
 
 def plate_ink(rng: np.random.Generator) -> np.ndarray:
-    """Give an invented number plate as bool (36, 160): True where there is ink. No real number is meant."""
+    """Return an invented number plate as bool (36, 160): True where there is ink. No real number is meant."""
     letters, digits = "ABCDEFGHJKLMNPRSTUVWXYZ", "0123456789"
     text = (
         "".join(rng.choice(list(letters), 2))
@@ -320,7 +320,7 @@ def draw_background(place: Place, camera: Camera, cars: list[tuple[Car, tuple[fl
 
 @cache
 def _skyline(variant: int) -> np.ndarray:
-    """Give the height of far roofs and trees round the horizon as tangent of elevation, (TEXTURE,) float32."""
+    """Return the height of far roofs and trees round the horizon as tangent of elevation, (TEXTURE,) float32."""
     rng = np.random.default_rng([13, variant])
     crowns = np.convolve(np.tile(shared_noise(variant, 0.8)[9], 3), np.hanning(9) / 4, "same")[TEXTURE : 2 * TEXTURE]
     trees = 0.055 + 0.022 * shared_noise(variant, 1.5)[7] + 0.009 * crowns

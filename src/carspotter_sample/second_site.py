@@ -1,4 +1,4 @@
-"""Another used-car site, as plain as the nineties: numbered pages, galleries on the cars' own pages, no JavaScript.
+"""Another used-car site, plain as in the nineties: numbered pages, galleries on the cars' own pages, no JavaScript.
 
 It sells in Hyderabad, where phones, light and places are others than in the first site's cities: the shifted photos.
 """

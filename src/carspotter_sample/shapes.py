@@ -479,7 +479,7 @@ WAGONR_OLD = replace(
 
 
 def _stretched(base: Shape, length: float, width: float, height: float, **changes) -> Shape:
-    """Give `base` scaled to other outer sizes: outlines and graphics follow, then `changes` apply."""
+    """Return `base` scaled to other outer sizes: outlines and graphics follow, then `changes` apply."""
     kx, ky, kz = length / base.length, width / base.width, height / base.height
 
     def xz(points: Points, k: float) -> Points:

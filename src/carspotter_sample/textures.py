@@ -13,7 +13,7 @@ WALLS = ("plaster", "brick", "shutters", "house", "hedge", "compound", "showroom
 
 
 def tileable_noise(rng: np.random.Generator, size: int, roughness: float, wraps: bool = True) -> np.ndarray:
-    """Give noise that tiles, of mean 0 and deviation 1; amplitude falls as frequency ** -roughness; (size, size)."""
+    """Return noise that tiles, of mean 0 and deviation 1; amplitude falls as frequency ** -roughness; (size, size)."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
     frequency[0, 0] = 1
     spectrum = np.fft.rfft2(rng.standard_normal((size, size))) * frequency**-roughness
@@ -29,7 +29,7 @@ def shared_noise(number: int, roughness: float) -> np.ndarray:
 
 @cache
 def ground_texture(kind: str, variant: int) -> np.ndarray:
-    """Give a tileable ground (TEXTURE, TEXTURE, 3) uint8, about the colour that it has in white light."""
+    """Return a tileable ground (TEXTURE, TEXTURE, 3) uint8, about the colour that it has in white light."""
     rng = np.random.default_rng([7, GROUNDS.index(kind), variant])
     fine, coarse = shared_noise(variant, 0.45), np.roll(shared_noise(variant + 1, 1.5), 311, 0)
     base, fine_part, coarse_part = {
@@ -64,7 +64,7 @@ def mean_colour(kind: str, variant: int) -> np.ndarray:
 
 @cache
 def wall_texture(kind: str, variant: int) -> np.ndarray:
-    """Give a wall 12 m long and 6 m high, tileable along its length, top row first; (H, W, 3) uint8."""
+    """Return a wall 12 m long and 6 m high, tileable along its length, top row first; (H, W, 3) uint8."""
     rng = np.random.default_rng([8, WALLS.index(kind), variant])
     k = TEXTURE / 12  # texels a metre
     width, height = TEXTURE, TEXTURE // 2
@@ -151,7 +151,7 @@ def wall_texture(kind: str, variant: int) -> np.ndarray:
 
 @cache
 def upright_picture(kind: str, variant: int) -> Image.Image:
-    """Give an RGBA picture of a tree, a bush, a person, a pole or a motor scooter; lit from the upper left."""
+    """Return an RGBA picture of a tree, a bush, a person, a pole or a motor scooter; lit from the upper left."""
     rng = np.random.default_rng([11, ("tree", "bush", "person", "pole", "scooter").index(kind), variant])
     if kind in ("tree", "bush"):
         return _foliage(rng, kind == "tree")

@@ -47,7 +47,7 @@ def collection(rows):
 
 
 def market(photos_per_class, seed=0, labels=("swift", "wagonr"), prefix="", smallest=4, largest=12):
-    """Give rows of whole listings, of 4 to 12 photos each, until every class has its number of photos."""
+    """Return rows of whole listings, of 4 to 12 photos each, until every class has its number of photos."""
     rng = np.random.default_rng(seed)
     rows = []
     for label in labels:
