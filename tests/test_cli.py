@@ -146,7 +146,13 @@ def test_every_verb_is_in_one_group_of_the_help_and_has_an_example():
 
 
 @pytest.mark.parametrize(
-    "arguments, proposal", [(("chek",), "did you mean check"), (("train", "basline_cnn"), "did you mean baseline_cnn")]
+    "arguments, proposal",
+    [
+        (("chek",), "did you mean check"),
+        (("train", "basline_cnn"), "did you mean baseline_cnn"),
+        (("train", "baseline_cnn", "--framwork=torch"), "did you mean --framework"),
+        (("kaggle", "fetch", "--minuts", "3"), "did you mean --minutes"),
+    ],
 )
 def test_a_typing_error_gets_a_proposal(capsys, arguments, proposal):
     with pytest.raises(SystemExit, match="2"):

@@ -51,10 +51,20 @@ class Parser(argparse.ArgumentParser):
         proposal = f"did you mean {' or '.join(near)}?" if near else f"use one of {', '.join(names)}"
         raise argparse.ArgumentError(action, f"{value!r} is unknown; {proposal}")
 
+    def parse_known_args(self, args=None, namespace=None):
+        known, unknown = super().parse_known_args(args, namespace)
+        for word in unknown:
+            if near := difflib.get_close_matches(word.partition("=")[0], self._option_string_actions, n=1):
+                self.error(f"{word} is unknown; did you mean {near[0]}?")
+        return known, unknown
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; return the exit code: 0 done, 1 the verb's own "no", 2 bad input, 130 interrupted, 141 unread."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what could come next
+        importlib.import_module("argcomplete").autocomplete(parser)
+    options = parser.parse_args(arguments)
     try:
         code = options.verb(options) or 0
         sys.stdout.flush()  # a reader that is gone shows here, and not in a traceback at the very end
@@ -318,7 +328,11 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     sweeping = add_verb(verbs, "sweep", sweep_runs, "train many runs: experiments, frameworks, image sizes, seeds")
-    sweeping.add_argument("sweep", type=Path, metavar="SWEEP.toml")
+    example = (
+        'experiments = ["dropout"], and where wanted frameworks = ["torch"], image_sizes = [64], seeds = [0, 1, 2], '
+    )
+    example += 'epochs = 100, dtype = "bfloat16", quick = true, weights = "FILE"; one a line'
+    sweeping.add_argument("sweep", type=Path, metavar="SWEEP.toml", help=example)
     sweeping.add_argument("--processes", type=positive, default=1, help="runs at a time (default %(default)s)")
     sweeping.add_argument("--on", default="local", metavar="ENGINE", help="local, ray or ray://HOST:PORT (%(default)s)")
     sweeping.add_argument("--cpus", type=positive, default=1, help="for each run on Ray (default %(default)s)")
@@ -345,6 +359,7 @@ def _parser() -> argparse.ArgumentParser:
     fetching.add_argument("--as-published", action="store_true", help="leave copies of a shot in more than one part")
     fetching.add_argument("--minutes", type=positive, default=60, help="give up after (default %(default)s)")
     fetching.set_defaults(study="swift_wagonr")
+    fetching.epilog = "Example: carspotter kaggle fetch --from unzipped_folder"
     pushing = errands.add_parser("push", help="the wheel as your private data set, and notebooks that use it")
     pushing.add_argument("--notebook", nargs="+", metavar="NN", help="their numbers (default: all)")
     pushing.add_argument("--internet", action="store_true", help="let them reach the net; off unless asked for")
@@ -352,6 +367,7 @@ def _parser() -> argparse.ArgumentParser:
     pushing.add_argument("--dry-run", action="store_true", help="write what would be sent, send nothing")
     pushing.add_argument("--out", type=Path, metavar="DIR", help="default: below data/kaggle")
     pushing.set_defaults(verb=kaggle_push)
+    pushing.epilog = "Example: carspotter kaggle push --notebook 04 05 --user NAME --dry-run"
 
     doctor = verbs.add_parser("doctor", help="what works on this machine, and what to install")
     doctor.set_defaults(verb=examine_machine)
@@ -376,7 +392,8 @@ def _parser() -> argparse.ArgumentParser:
             if name in verbs.choices:
                 lines.append(f"  {name:<9} {texts[name]}")
                 verbs.choices[name].epilog = f"Example: carspotter {name} {example}".strip()
-    parser.epilog = "\n".join([*lines[1:], "", "`carspotter VERB --help` says more about each."])
+    completion = 'Completion in bash and zsh: pip install argcomplete; eval "$(register-python-argcomplete carspotter)"'
+    parser.epilog = "\n".join([*lines[1:], "", "`carspotter VERB --help` says more about each.", completion])
     return parser
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,11 +24,10 @@ from pathlib import Path
 import pandas as pd
 
 from carspotter.curation import curate as curation
-from carspotter.paths import Study, find_kaggle_dataset, kaggle
+from carspotter.paths import Study, find_archive, find_kaggle_dataset, find_recorded, kaggle
 from carspotter.photos import splitting
 from carspotter.photos.importing import import_folder
 from carspotter.photos.table import read_photos, slugify
-from carspotter.progress import progress_bar
 
 DATASET = "ajaykgp12/cars-wagonr-swift"
 STUDY = "swift_wagonr"
@@ -38,8 +38,14 @@ PARTS = {
     "train": ("train", "training"),
 }
 SITE = "kaggle-{}"
-STALLED_AFTER = 180  # seconds without a new byte
 PAUSES = (5, 30)  # seconds before the second and the third try, when the service is busy or the line was cut
+REFUSALS = {
+    401: "Kaggle does not know you (401): make a token at https://www.kaggle.com/settings/api and put it into "
+    "KAGGLE_API_TOKEN or ~/.kaggle/access_token (an older kaggle.json works too)",
+    403: "Kaggle says no (403): it is private, or its terms must be accepted on its web page first",
+    404: "Kaggle has nothing of this name (404), or it is private",
+    429: "Kaggle asks for patience (429, too many requests)",
+}
 
 
 class KaggleRefused(RuntimeError):
@@ -106,7 +112,7 @@ def fetch(
         raise ValueError(f"data set {dataset!r}: Kaggle names them owner/name, as in {DATASET}")
     source = Path(source) if source else find_kaggle_dataset(owner, slug)
     if source is None:
-        source = download(study.data, dataset, minutes, pauses, show_progress)
+        source = download(study.data, dataset, minutes, pauses)
     study.data.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         refused = _import_parts(study, source, show_progress)
@@ -119,13 +125,24 @@ def fetch(
 def open_study(name: str) -> Study:
     """Return the study that a notebook works on, with its photos in place.
 
-    On Kaggle that is `name` where its archive is attached, else the original's data set. Raises FileNotFoundError, with
-    what to attach, where neither is.
+    On Kaggle that is `name` where its archive is attached, else the original's data set; the recorded runs that come
+    with the wheel are copied to where runs are recorded. Raises FileNotFoundError, with what to attach, where there are
+    no photos.
     """
     study = Study.open(name)
-    if not kaggle() or study.splits.exists():
+    if not kaggle():
+        return study
+    if recorded := find_recorded():
+        for file in (path for path in recorded.rglob("*") if path.is_file()):
+            copy = study.results / file.relative_to(recorded)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if not copy.exists():
+                shutil.copyfile(file, copy)
+    if study.splits.exists() and find_archive(study.data):
         return study
     if find_kaggle_dataset(*DATASET.split("/")) is None:
+        if study.splits.exists() and study.raw.exists():
+            return study
         raise FileNotFoundError(
             f"no photos: attach the data set {DATASET} to this notebook (Add Input, at the right), "
             f"or the archive of {name}"
@@ -136,7 +153,7 @@ def open_study(name: str) -> Study:
     return study
 
 
-def download(data: Path, dataset: str, minutes: float, pauses: Sequence[float], show_progress: bool) -> Path:
+def download(data: Path, dataset: str, minutes: float, pauses: Sequence[float]) -> Path:
     """Download a data set and return its zip file; goes on with what was cut off, and asks nothing twice.
 
     Raises KaggleRefused when the service does, or without its client.
@@ -149,10 +166,11 @@ def download(data: Path, dataset: str, minutes: float, pauses: Sequence[float], 
     # The client keeps a note beside a file that is not whole yet.
     if zipfile.is_zipfile(archive) and not archive.with_name(f"{archive.name}.kaggle-partial").exists():
         return archive
+    print(f"downloading {dataset} from Kaggle, {minutes:g} minutes at most", file=sys.stderr, flush=True)
     end = time.monotonic() + 60 * minutes
     for pause in (*pauses, None):
         try:
-            run_client(("datasets", "download", dataset, "--path", str(folder)), dataset, end, archive, show_progress)
+            run_client(("datasets", "download", dataset, "--path", str(folder)), dataset, end - time.monotonic())
             return archive
         except KaggleRefused as refusal:
             if not refusal.passing or pause is None or time.monotonic() + pause > end:
@@ -162,71 +180,39 @@ def download(data: Path, dataset: str, minutes: float, pauses: Sequence[float], 
     raise AssertionError("the last try gives or raises")
 
 
-def run_client(
-    arguments: Iterable[str], about: str, end: float, growing: Path | None = None, show_progress: bool = False
-) -> str:
-    """Run Kaggle's client until `end` (monotonic seconds) at the latest; return what it printed.
+def run_client(arguments: Iterable[str], about: str, seconds: float) -> str:
+    """Run Kaggle's client, for so long at most; return what it printed. `about`: the data set or notebook in question.
 
-    `about`: the data set or notebook in question. `growing`: a file that must grow while the client works. Raises
-    KaggleRefused, in words that help, when the client fails or says that it failed.
+    Raises KaggleRefused, in words that help, when the client fails or says that it failed.
     """
     command = [sys.executable, "-m", "kaggle", *arguments]
-    with (
-        tempfile.TemporaryFile("w+") as said,
-        progress_bar(None, "fetch", "MB", show_progress and growing is not None) as progress,
-    ):
+    both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": seconds}
+    try:
         # Elsewhere, a folder named kaggle could be taken for the client.
-        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, cwd=tempfile.gettempdir())
-        size, grew = -1, time.monotonic()
-        try:
-            while process.poll() is None:
-                try:
-                    process.wait(0.5)
-                except subprocess.TimeoutExpired:
-                    now, there = time.monotonic(), growing.stat().st_size if growing and growing.exists() else 0
-                    if there != size:
-                        progress.update(round((there - max(size, 0)) / 1e6, 1))
-                        size, grew = there, now
-                    if now > end or (growing and now - grew > STALLED_AFTER):
-                        why = "the time given is over" if now > end else f"no new byte for {STALLED_AFTER} s"
-                        raise KaggleRefused(f"{about}: {why}; run the same command again to go on", True) from None
-        finally:
-            process.kill()
-            process.wait()
-        said.seek(0)
-        text = said.read()
+        finished = subprocess.run(command, cwd=tempfile.gettempdir(), **both)
+    except subprocess.TimeoutExpired:
+        raise KaggleRefused(f"{about}: the time given is over; run the same command again to go on", True) from None
     # The client ends with 0 after some failures.
-    lied = re.search("(?m)^(Upload unsuccessful|Dataset .*error|Kernel push error|The following are not valid).*", text)
-    if process.returncode or lied:
-        raise _explain(about, lied.group() if lied else text)
-    return text
+    failures = "(?m)^(Upload unsuccessful|Dataset .*error|Kernel push error|The following are not valid).*"
+    lied = re.search(failures, finished.stdout)
+    if finished.returncode or lied:
+        raise _explain(about, lied.group() if lied else finished.stdout)
+    return finished.stdout
 
 
 def _explain(about: str, text: str) -> KaggleRefused:
     """Turn what the client printed into one sentence that helps."""
-    passing = False
     line = (text.strip().splitlines() or ["it said nothing"])[-1].strip()
-    status = re.search(r"\b([45]\d\d) (?:Client|Server) Error", text)
-    status = int(status.group(1)) if status else None
-    if status is None and re.search("ConnectionError|Max retries|Connection aborted|ChunkedEncoding|Proxy", text):
-        why, passing = f"no way to Kaggle, or the line was cut ({line[:200]})", True
+    said = re.search(r"\b([45]\d\d) (?:Client|Server) Error", text)
+    status = int(said[1]) if said else 0
+    if not said and re.search("ConnectionError|Max retries|Connection aborted|ChunkedEncoding|Proxy", text):
+        return KaggleRefused(f"{about}: no way to Kaggle, or the line was cut ({line[:200]})", passing=True)
     # Without credentials the client always says so first, even where a download needs none.
-    elif status == 401 or (status is None and "Authentication required" in text):
-        why = (
-            "Kaggle does not know you (401): make a token at https://www.kaggle.com/settings/api and put it into "
-            "KAGGLE_API_TOKEN or ~/.kaggle/access_token (an older kaggle.json works too)"
-        )
-    elif status == 403:
-        why = "Kaggle says no (403): it is private, or its terms must be accepted on its web page first"
-    elif status == 404:
-        why = "Kaggle has nothing of this name (404), or it is private"
-    elif status == 429:
-        why, passing = "Kaggle asks for patience (429, too many requests)", True
-    elif status and status >= 500:
-        why, passing = f"Kaggle has a problem of its own ({status})", True
-    else:
-        why = f"Kaggle's client failed: {line[:300]}"
-    return KaggleRefused(f"{about}: {why}", passing)
+    if not said and "Authentication required" in text:
+        status = 401
+    why = REFUSALS.get(status, f"Kaggle's client failed: {line[:300]}")
+    why = f"Kaggle has a problem of its own ({status})" if status >= 500 else why
+    return KaggleRefused(f"{about}: {why}", passing=status == 429 or status >= 500)
 
 
 def _by_hand(dataset: str) -> str:

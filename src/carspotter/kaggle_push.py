@@ -1,4 +1,4 @@
-"""Send to Kaggle: the package as a wheel, and the notebooks that use it.
+"""Send to Kaggle: the package as a wheel, the recorded results, and the notebooks that use both.
 
 Everything is written into a folder first, which a dry run leaves to be looked at, and sent by Kaggle's own client.
 """
@@ -18,12 +18,13 @@ from pathlib import Path
 import nbformat
 
 from carspotter.kaggle import DATASET, KaggleRefused, run_client
-from carspotter.paths import Study, checkout
+from carspotter.paths import WHEEL, Study, checkout
 from carspotter.photos.table import slugify
 
-WHEEL = "carspotter-wheel"
+# Of results/, what no notebook reads.
+NOT_RECORDED = ("checkpoint*", "resume*", "best-*", "figures", "*.md", ".*")
 MACHINE = "NvidiaTeslaT4"  # two T4; stated, since what Kaggle gives by default has changed before
-MINUTES = 30
+SECONDS = 1800  # for one errand of Kaggle's client
 READY_WITHIN = 600  # seconds for Kaggle to unpack an upload; a notebook pushed before would start without it
 
 
@@ -35,7 +36,9 @@ def push(
     out: Path | None = None,
     dataset: str = DATASET,
 ) -> list[Path]:
-    """Build the wheel, upload it as the user's private data set, push the notebooks; return their folders.
+    """Build the wheel, upload it with the recorded results as the user's private data set, push the notebooks.
+
+    Return the folders of the notebooks.
 
     `notebooks`: numbers such as "04", all of them by default. `user`: the name on Kaggle, else that of the credentials.
     With `dry_run` nothing is sent and only `out` is written. Raises KaggleRefused when the service does, ValueError for
@@ -47,7 +50,9 @@ def push(
     package = out / WHEEL
     shutil.rmtree(package, ignore_errors=True)
     wheel = build_wheel(package)
-    _write_dataset(package, user, WHEEL, "Carspotter wheel", "The package that the notebooks install", "MIT licence.")
+    about = {"title": "Carspotter wheel", "subtitle": "The package that the notebooks install"}
+    about |= {"id": f"{user}/{WHEEL}", "description": "MIT licence.", "licenses": [{"name": "other"}]}
+    (package / "dataset-metadata.json").write_text(json.dumps(about, indent=2) + "\n")
     if not dry_run:
         _upload(package, f"{user}/{WHEEL}", wheel.name)
         _wait_until_ready(f"{user}/{WHEEL}")
@@ -57,7 +62,7 @@ def push(
         folder = out / source.stem
         write_notebook(source, folder, user, internet, git, [dataset, f"{user}/{WHEEL}"])
         if not dry_run:
-            said = run_client(("kernels", "push", "--path", str(folder)), source.name, time.monotonic() + 60 * MINUTES)
+            said = run_client(("kernels", "push", "--path", str(folder)), source.name, SECONDS)
             print(said.strip().splitlines()[-1], flush=True)
         folders.append(folder)
     return folders
@@ -128,7 +133,7 @@ def _user(dry_run: bool) -> str:
         return name
     if dry_run:
         raise ValueError("whose notebooks? A dry run asks nobody; name the user with --user NAME")
-    said = run_client(("config", "view"), "your account", time.monotonic() + 120)
+    said = run_client(("config", "view"), "your account", 120)
     found = re.search(r"(?m)^- username: (\S+)$", said)
     if not found or found.group(1) == "None":
         raise KaggleRefused("Kaggle's client knows no user; make a token at https://www.kaggle.com/settings/api")
@@ -144,33 +149,21 @@ def _git_source() -> str:
     return f"git+{remote}@{commit}" if re.match(r"https://[^@]+$", remote) and commit else ""
 
 
-def _write_dataset(folder: Path, user: str, name: str, title: str, subtitle: str, description: str) -> None:
-    metadata = {
-        "id": f"{user}/{name}",
-        "title": title,
-        "subtitle": subtitle,
-        "description": description,
-        "licenses": [{"name": "other"}],
-    }
-    (folder / "dataset-metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
-
-
 def _upload(folder: Path, name: str, notes: str) -> None:
-    end = time.monotonic() + 60 * MINUTES
     try:
-        run_client(("datasets", "status", name), name, end)
+        run_client(("datasets", "status", name), name, SECONDS)
         command = ("datasets", "version", "--path", str(folder), "--message", notes, "--dir-mode", "zip")
     except KaggleRefused as refusal:
         # Kaggle does not tell a data set that is not there from one that is not yours.
         if not re.search(r"\b40[34]\b", str(refusal)):
             raise
         command = ("datasets", "create", "--path", str(folder), "--dir-mode", "zip")
-    print(run_client(command, name, end).strip().splitlines()[-1], flush=True)
+    print(run_client(command, name, SECONDS).strip().splitlines()[-1], flush=True)
 
 
 def _wait_until_ready(name: str) -> None:
     end = time.monotonic() + READY_WITHIN
-    while "ready" not in run_client(("datasets", "status", name), name, end):
+    while "ready" not in run_client(("datasets", "status", name), name, READY_WITHIN):
         if time.monotonic() > end:
             raise KaggleRefused(f"{name}: Kaggle has not made it ready in {READY_WITHIN} s; push again later")
         time.sleep(5)

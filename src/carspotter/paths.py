@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+WHEEL = "carspotter-wheel"  # the data set on Kaggle with the package's wheel and the recorded results
 KAGGLE = Path("/kaggle")  # /kaggle/input/ is read-only; a notebook starts in /kaggle/working/ and may write there
 
 
@@ -73,6 +74,13 @@ def find_kaggle_dataset(owner: str, slug: str) -> Path | None:
         return None
     candidates = (slug, f"datasets/{owner}/{slug}", f"{owner}/{slug}")
     return next((mount / "input" / name for name in candidates if (mount / "input" / name).is_dir()), None)
+
+
+def find_recorded() -> Path | None:
+    """Return the folder of recorded results that `kaggle push` attached beside the package's wheel, or None."""
+    if not (mount := kaggle()):
+        return None
+    return next((found for depth in ("", "*/", "*/*/") for found in mount.glob(f"input/{depth}{WHEEL}/results")), None)
 
 
 @contextlib.contextmanager

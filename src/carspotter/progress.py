@@ -1,10 +1,10 @@
-"""Progress of long work: a bar with rate and time left on a terminal, a plain line now and then in a log."""
+"""Progress of long work: a bar on a terminal and in a notebook, a plain line now and then in a log."""
 
 from __future__ import annotations
 
 import sys
 
-from tqdm import tqdm
+from tqdm import auto, tqdm
 
 SECONDS_BETWEEN_LINES = 15
 
@@ -12,17 +12,19 @@ SECONDS_BETWEEN_LINES = 15
 def progress_bar(total: int, what: str, unit: str, shown: bool = True, done: int = 0) -> tqdm:
     """Return a bar to be used in `with`, and moved on by its `update(count)`.
 
-    `total` and `done`: how many units there are, and how many of them an earlier, interrupted run has finished.
+    `total` and `done`: how many units there are, and how many of them an earlier, interrupted run has finished. In a
+    log, work that takes less than `SECONDS_BETWEEN_LINES` has no line.
     """
     options = {"total": total, "initial": done, "desc": what, "unit": f" {unit}", "disable": not shown or done >= total}
-    if sys.stderr.isatty():
-        return tqdm(**options, dynamic_ncols=True)
+    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+        return auto.tqdm(**options, dynamic_ncols=True)
     return tqdm(
         **options,
         file=_Lines(),
+        delay=SECONDS_BETWEEN_LINES,
         mininterval=SECONDS_BETWEEN_LINES,
         maxinterval=SECONDS_BETWEEN_LINES,
-        bar_format="{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed} so far, {remaining} left",
+        bar_format="{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed} so far, {remaining} left{postfix}",
     )
 
 

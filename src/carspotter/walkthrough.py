@@ -17,8 +17,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from string import Template
 
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from carspotter.evidence.intervals import accuracy_interval
@@ -27,7 +27,7 @@ from carspotter.evidence.report import runs_report
 from carspotter.models.experiments import BASELINE, FAST_RECIPE, Experiment
 from carspotter.models.runs import load_or_train
 from carspotter.models.store import Run
-from carspotter.paths import Study, checkout
+from carspotter.paths import Study, atomic_write, checkout
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import kind_of, read_curation, read_photos
 
@@ -156,28 +156,27 @@ def page_body(study: Study, run: Run, checked: Sequence[Checked], names: dict[st
         f"to train, on {run.row['device']}": f"{run.row['seconds'] / 60:.1f} min",
     }
     figures = "".join(f"<div><dt>{name}</dt><dd>{figure}</dd></div>" for name, figure in numbers.items())
+    caution = (
+        f"The accuracy is {accuracy.low:.1%} to {accuracy.high:.1%} at 95 %, over cars, at the best epoch: a little "
+        "optimistic."
+    )
     shown = [(row.sha256, names.get(row.label, row.label)) for row in kept.head(SHOWN).itertuples()]
+    aside = [(row.sha256, row.why) for row in rejected.head(SHOWN).itertuples()]
     mistakes = [
         (row.sha256, f"{names[row.label]}, called {names[row.named]} (p = {row.sure:.2f})")
         for row in wrong.head(SHOWN).itertuples()
     ]
-    parts = [
-        f'<div class="cards">{"".join(map(_card, checked))}</div>',
-        section(
-            "From photos to an answer",
-            f'<dl class="numbers">{figures}</dl><p class="soft">The accuracy is {accuracy.low:.1%} to '
-            f"{accuracy.high:.1%} at 95 %, over cars, at the best epoch: a little optimistic.</p>",
-        ),
-        section("What it learned from", _grid(files, shown)),
-        section(
-            "What was put aside", _grid(files, [(row.sha256, row.why) for row in rejected.head(SHOWN).itertuples()])
-        ),
-        section(
-            "How it learned", _figure_html(training_curves({run.row["experiment"]: run.history}), "learning curves")
-        ),
-        section(f"Where it is wrong: {len(wrong)} of {len(validation)} photos", _grid(files, mistakes)),
-    ]
-    return "".join(parts)
+    curves = io.BytesIO()
+    training_curves({run.row["experiment"]: run.history}).savefig(curves, format="svg", bbox_inches="tight")
+    sections = {
+        "From photos to an answer": f'<dl class="numbers">{figures}</dl><p class="soft">{caution}</p>',
+        "What it learned from": _grid(files, shown),
+        "What was put aside": _grid(files, aside),
+        "How it learned": _image_html(curves.getvalue(), "svg+xml", "learning curves"),
+        f"Where it is wrong: {len(wrong)} of {len(validation)} photos": _grid(files, mistakes),
+    }
+    cards = f'<div class="cards">{"".join(map(_card, checked))}</div>'
+    return cards + "".join(section(title, body) for title, body in sections.items())
 
 
 def section(title: str, body: str) -> str:
@@ -187,12 +186,10 @@ def section(title: str, body: str) -> str:
 
 def write_page(path: Path, title: str, lead: str, body: str) -> Path:
     """Write one page that needs no other file; `title` and `lead` are plain text, `body` is HTML."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    page = f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-    page += '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-    page += f"<style>{STYLE}</style></head><body><main><h1>{html.escape(title)}</h1>"
-    page += f'<p class="lead">{html.escape(lead)}</p>{body}</main></body></html>\n'
-    path.write_text(page, encoding="utf-8")
+    template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    with atomic_write(path) as part:
+        page = template.substitute(title=html.escape(title), lead=html.escape(lead), body=body)
+        part.write_text(page, encoding="utf-8")
     return path
 
 
@@ -228,37 +225,5 @@ def _photo_html(photo: bytes, alt: str, side: int) -> str:
     return _image_html(stream.getvalue(), "webp", alt)
 
 
-def _figure_html(figure: Figure, alt: str) -> str:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="svg", bbox_inches="tight")
-    return _image_html(stream.getvalue(), "svg+xml", alt)
-
-
 def _image_html(content: bytes, kind: str, alt: str) -> str:
     return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
-
-
-STYLE = """
-:root { --ink: #1c2733; --soft: #5b6875; --line: #d8dee5; --blue: #0072B2; --green: #00755a; --red: #b34700; }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, 'Liberation Sans', sans-serif; color: var(--ink); background: #f5f7f9; margin: 0; }
-main { max-width: 64rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
-h1 { font-size: clamp(1.7rem, 5vw, 2.6rem); line-height: 1.15; margin: 1rem 0 .5rem; }
-h2 { font-size: 1.2rem; margin: 0 0 .6rem; } a { color: var(--blue); } p { margin: .4rem 0; max-width: 44rem; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 12px; padding: 1rem 1.2rem; margin: 1rem 0; }
-section { overflow-x: auto; }
-img { max-width: 100%; display: block; } table { border-collapse: collapse; font-size: .85rem; }
-th, td { text-align: left; padding: .3rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
-.lead { font-size: 1.15rem; color: var(--soft); } .soft { color: var(--soft); }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: 1rem; margin: 1.2rem 0; }
-.card { background: #fff; border: 1px solid var(--line); border-radius: 12px; overflow: hidden; }
-.card img { width: 100%; aspect-ratio: 4/3; object-fit: cover; } .card div { padding: .7rem .9rem .9rem; }
-.card strong { display: block; font-size: 1.15rem; } .yes { color: var(--green); } .no { color: var(--red); }
-.numbers { display: grid; grid-template-columns: repeat(auto-fit, minmax(9rem, 1fr)); gap: .8rem; margin: 0; }
-.numbers div { border-left: 3px solid var(--blue); padding-left: .7rem; }
-.numbers dt { color: var(--soft); font-size: .85rem; } .numbers dd { margin: 0; font-size: 1.5rem; font-weight: 700; }
-.photos { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(9rem, 30%), 1fr)); gap: .5rem; }
-.photos figure { margin: 0; } .photos img { width: 100%; aspect-ratio: 4/3; object-fit: cover; border-radius: 6px; }
-.photos figcaption { font-size: .78rem; color: var(--soft); line-height: 1.3; padding: .2rem 0 .3rem; }
-pre { background: #eef2f5; border-radius: 8px; padding: .8rem; overflow-x: auto; font-size: .85rem; margin: .6rem 0 0; }
-"""

@@ -92,6 +92,7 @@ def test_a_killed_call_goes_on_and_gives_the_same(photos, tmp_path, monkeypatch,
     monkeypatch.setattr(StateKeeper, "on_epoch_end", dies_in_the_second_fold)
     with pytest.raises(KeyboardInterrupt):
         cross_validate(images, labels, listings, "torch", tmp_path / "killed", SMALL, show_progress=False)
+    monkeypatch.setattr("carspotter.progress.SECONDS_BETWEEN_LINES", 0)
     again = cross_validate(images, labels, listings, "torch", tmp_path / "killed", SMALL)
     assert "1440 of 1440 photos" in capsys.readouterr().err, "what was learnt before counts as progress"
     for part, of_whole in zip(again, whole, strict=True):

@@ -54,7 +54,7 @@ def record(study, framework, seed, wrong=(), photos=range(40), earlier=None, exp
         epochs[-2] = (validation["label"] == "wagonr").to_numpy() ^ np.isin(list(photos), list(earlier))
     scores = np.stack([np.stack([1.0 - after, after], axis=1) for after in epochs])
     np.savez(folder / "validation_epochs.npz", scores=scores.astype(np.float16))
-    (folder / "spec.json").write_text(json.dumps({"class_names": ["swift", "wagonr"]}))
+    (folder / "spec.json").write_text(json.dumps({"class_names": ["swift", "wagonr"], "framework": framework}))
     pd.DataFrame({"epoch": [1, 2], "train_accuracy": [0.7, 0.8]}).to_csv(folder / "history.csv", index=False)
     fields = {column: "" for column in COLUMNS} | {"run": run, "experiment": experiment, "framework": framework}
     fields |= {"seed": seed, "quick": False, "epochs": 2, "split_version": "v"} | row

@@ -10,12 +10,10 @@ from carspotter.models.experiments import (
     BASELINE,
     BATCH_NORM,
     BATCH_NORM_BEFORE_RELU,
+    CHOICES,
     DROPOUT,
     FAST_RECIPE,
-    MOBILENET_FEATURES,
     SERIES,
-    VGG16_FEATURES,
-    VGG16_FINE_TUNE,
     Experiment,
     changed_fields,
     count_features,
@@ -24,6 +22,7 @@ from carspotter.models.experiments import (
     quick,
     schedule_steps,
 )
+from carspotter.photos.augmentation import RANGES
 
 
 @pytest.mark.parametrize(
@@ -78,6 +77,10 @@ def test_a_spec_that_means_nothing_is_refused(wrong):
         Experiment("mine", **wrong)
 
 
+def test_every_range_of_augmentation_can_be_asked_for():
+    assert CHOICES["augmentation"] == ("none", *RANGES)
+
+
 def test_images_too_small_for_the_blocks_are_refused():
     assert count_features(replace(BASELINE, image_size=46)) == 128
     with pytest.raises(ValueError, match=r"45 px .*46 px or more"):
@@ -86,11 +89,6 @@ def test_images_too_small_for_the_blocks_are_refused():
     assert count_features(FAST_RECIPE) == count_features(replace(FAST_RECIPE, image_size=32)) == 256
     with pytest.raises(ValueError, match=r"31 px .*32 px or more"):
         count_features(replace(FAST_RECIPE, image_size=31))
-
-
-def test_a_backbone_is_frozen_unless_some_of_it_learns():
-    assert VGG16_FEATURES.frozen and MOBILENET_FEATURES.frozen
-    assert not VGG16_FINE_TUNE.frozen and not BASELINE.frozen
 
 
 def test_quick_is_small_and_never_larger_than_the_experiment():

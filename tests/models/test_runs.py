@@ -7,6 +7,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -167,17 +168,6 @@ def test_killed_and_resumed_equals_never_killed(toy_study, framework, monkeypatc
     predictions = whole.epoch_probabilities
     epochs = []
 
-    def kill(epoch, where):
-        def wrapper(function):
-            def killed(*arguments):
-                if where(arguments) == epoch:
-                    raise Killed
-                return function(*arguments)
-
-            return killed
-
-        return wrapper
-
     on_epoch_end = history.Recorder.on_epoch_end
 
     def counted(self, epoch, logs):
@@ -185,17 +175,28 @@ def test_killed_and_resumed_equals_never_killed(toy_study, framework, monkeypatc
         on_epoch_end(self, epoch, logs)
 
     monkeypatch.setattr(history.Recorder, "on_epoch_end", counted)
+
+    def killed_at(epoch, function, epoch_of):
+        def killed(*arguments):
+            if epoch_of(*arguments) == epoch:
+                raise Killed
+            return function(*arguments)
+
+        return killed
+
     with monkeypatch.context() as patch:  # the second epoch is written, its state is not
-        patch.setattr(history, "save_state", kill(2, lambda arguments: arguments[2])(history.save_state))
+        patch.setattr(
+            history, "save_state", killed_at(2, history.save_state, lambda framework, folder, state: state[0])
+        )
         with pytest.raises(Killed):
             runs.train_run(toy_study, STATEFUL, framework, show_progress=False)
-    with monkeypatch.context() as patch:  # the third epoch is trained, nothing of it is written
-        patch.setattr(history.Recorder, "_add", kill(3, lambda arguments: arguments[1][0])(history.Recorder._add))
-        with pytest.raises(Killed):
+    if framework == "torch":  # the third epoch is trained, nothing of it is written: once is enough
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(history.Recorder, "on_epoch_end", killed_at(2, counted, lambda recorder, epoch, logs: epoch))
             runs.train_run(toy_study, STATEFUL, framework, show_progress=False)
     resumed = runs.train_run(toy_study, STATEFUL, framework, show_progress=False)
 
-    assert epochs == [0, 1, 1, 2, 2], "no finished epoch is trained again"
+    assert epochs == [0, 1, 1, 2], "no finished epoch is trained again"
     without_times = [column for column in HISTORY if "seconds" not in column]
     before = whole.history
     if framework == "torch":
@@ -205,7 +206,7 @@ def test_killed_and_resumed_equals_never_killed(toy_study, framework, monkeypatc
     else:  # sums of several threads differ in the last digits
         pd.testing.assert_frame_equal(resumed.history[without_times], before[without_times], rtol=1e-3)
         np.testing.assert_allclose(resumed.epoch_probabilities, predictions, atol=5e-3)
-    assert not list(resumed.folder.glob("resume-*")) and not list(resumed.folder.glob("best-*"))
+    assert not (resumed.folder / store.STATE).exists()
 
 
 def test_a_process_killed_by_the_system_leaves_a_state_that_resumes(toy_study):
@@ -232,7 +233,7 @@ def test_a_process_killed_by_the_system_leaves_a_state_that_resumes(toy_study):
     assert runs.read_runs(toy_study).empty
     run_id = runs.specify_run(toy_study, STATEFUL, "torch")["run"]
     (toy_study.runs / run_id / ".part-1-checkpoint.pt").touch()
-    assert store.finished_epochs(toy_study.runs / run_id) == 1
+    assert store.load_state("torch", toy_study.runs / run_id)[0] == 1
     run = runs.load_or_train(toy_study, STATEFUL, "torch", show_progress=False)
     assert list(run.history["epoch"]) == [1, 2, 3] and not list(run.folder.glob(".part-*"))
 
@@ -344,57 +345,55 @@ def test_importing_runs_imports_no_framework():
     assert shown.stdout.strip() == "set()"
 
 
-def test_progress_is_plain_lines_where_there_is_no_terminal(toy_study, capsys):
+def test_progress_is_plain_lines_where_there_is_no_terminal(toy_study, capsys, monkeypatch):
     pytest.importorskip("torch")
     runs.train_run(toy_study, TINY, "torch", show_progress=False)
     assert capsys.readouterr().err == ""
+    monkeypatch.setattr("carspotter.progress.SECONDS_BETWEEN_LINES", 0)
     runs.train_run(toy_study, TINY, "torch", show_progress=True)
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 4, lines
+    said = capsys.readouterr().err
+    assert "\r" not in said and "0 of 0" not in said
+    lines = said.splitlines()
     assert "30 photos of 24 px, 3 epochs" in lines[0]
-    assert "epoch 2/3" in lines[2] and "photos/s" in lines[2] and "min left" in lines[2]
+    assert any("2 of 3 epochs" in line and "left, train 0." in line for line in lines)
 
 
-def test_a_resumed_run_sees_the_best_epoch_that_an_uninterrupted_one_sees(tmp_path, monkeypatch):
-    labels, saved = np.array([0, 1, 1]), []
-    monkeypatch.setattr(history, "save_weights", lambda framework, model, path: saved.append(path.name))
-    monkeypatch.setattr(
-        history, "save_state", lambda framework, folder, epoch, training: (folder / f"resume-{epoch}.pt").touch()
-    )
-    monkeypatch.setattr(history, "load_state", lambda *rest: None)
+def recorder_of(folder, labels, groups, predict):
+    """A recorder whose model has no weights but a number that says when they were asked for."""
+    recorder = history.Recorder(folder, "keras", labels, groups, predict, epochs=3, show_progress=False)
+    model = SimpleNamespace(variables=[], get_weights=lambda: len(recorder.kept["rows"]))
+    recorder.on_train_begin(model, SimpleNamespace(variables=[]), None)
+    return recorder
+
+
+def test_a_resumed_run_sees_the_best_epoch_that_an_uninterrupted_one_sees(tmp_path):
+    labels = np.array([0, 1, 1])
 
     def train(epochs):
         for epoch, sure in epochs:  # one of three is right, which is no short decimal; the surer, the larger the loss
             shares = np.array([[sure, 1 - sure]] * 3, dtype=np.float32)
-            recorder = history.Recorder(
-                tmp_path, "torch", None, labels, np.zeros(3), lambda shares=shares: shares, 3, 2, False
-            )
-            with recorder:
-                recorder.on_train_begin(None, None, None)
-                recorder.on_epoch_end(epoch, {"loss": 1.0, "accuracy": 1 / 3})
+            recorder = recorder_of(tmp_path, labels, np.zeros(3), lambda shares=shares: shares)
+            recorder.on_epoch_end(epoch, {"loss": 1.0, "accuracy": 1 / 3})
         return recorder
 
     train([(0, 0.6), (1, 0.7)])
-    assert train([(2, 0.8)]).best_epoch == 1, "an equal accuracy with a larger loss is not better"
-    assert saved == ["best-1.pt"]
+    last = train([(2, 0.8)])
+    assert last.best_epoch == last.kept["best"] == 1, "an equal accuracy with a larger loss is not better"
 
 
 def test_predictions_of_an_epoch_keep_ties_apart_where_float16_would_not(tmp_path):
-    store.append_predictions(tmp_path, 1, np.array([[0.50001, 0.49999], [1e-9, 1 - 1e-9]]))
-    assert store.read_predictions(tmp_path)[0].argmax(axis=1).tolist() == [0, 1]
+    store.write_predictions(tmp_path, np.array([[[0.50001, 0.49999], [1e-9, 1 - 1e-9]]]))
+    read = store.Run("a", tmp_path, {}, {}, None, None).epoch_probabilities
+    assert read[0].argmax(axis=1).tolist() == [0, 1]
 
 
-def test_the_epoch_is_chosen_by_photos_that_certify_nothing(tmp_path, monkeypatch):
-    for name in ("save_weights", "save_state", "load_state"):
-        monkeypatch.setattr(history, name, lambda *rest: None)
+def test_the_epoch_is_chosen_by_photos_that_certify_nothing(tmp_path):
     labels, groups = np.zeros(40, int), np.repeat(np.arange(20), 2)
     first, epochs = history.halves(groups), []
-    recorder = history.Recorder(tmp_path, "torch", None, labels, groups, lambda: epochs[-1], 2, 2, False)
-    with recorder:
-        recorder.on_train_begin(None, None, None)
-        for epoch, right in enumerate((first, groups != groups[first][0])):  # of all, the second has more right
-            epochs.append(np.stack([right, ~right], axis=1) * 0.8 + 0.1)
-            recorder.on_epoch_end(epoch, {"loss": 1.0, "accuracy": 1.0})
+    recorder = recorder_of(tmp_path, labels, groups, lambda: epochs[-1])
+    for epoch, right in enumerate((first, groups != groups[first][0])):  # of all, the second has more right
+        epochs.append(np.stack([right, ~right], axis=1) * 0.8 + 0.1)
+        recorder.on_epoch_end(epoch, {"loss": 1.0, "accuracy": 1.0})
     assert recorder.history["validation_accuracy"].idxmax() == 1 and recorder.best_epoch == 1
 
 

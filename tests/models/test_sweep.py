@@ -1,6 +1,7 @@
 """Sweeps: the cells that a file asks for; every cell in its own process, a failed one not fatal."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,9 +88,6 @@ class InOrder:
         self.log.append(f"begin {cell.experiment.name}")
         return cell.experiment.name
 
-    def wait(self, tasks):
-        return tasks[-1]
-
     def result(self, task):
         self.log.append(f"end {task}")
         return {"run": "", "seconds": 1.0, "error": "it broke" if task in self.fails else ""}
@@ -98,6 +96,7 @@ class InOrder:
 def test_a_cell_waits_for_the_one_it_starts_from(toy_study, monkeypatch):
     engine = InOrder()
     monkeypatch.setattr(sweep, "LocalEngine", engine)
+    monkeypatch.setattr(sweep, "wait", lambda running, return_when: SimpleNamespace(done=[list(running)[-1]]))
     tuned = Cell(replace(VGG16_FINE_TUNE, weights="none"), "torch")
     table = run_sweep(toy_study, [tuned, Cell(DROPOUT, "torch")], processes=3, show_progress=False)
     assert list(table["experiment"]) == ["vgg16_features", "vgg16_fine_tune", "dropout"], "the start has a row too"

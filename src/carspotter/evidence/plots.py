@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -29,8 +30,24 @@ STYLE = {
     "legend.frameon": False,
     "font.size": 10,
 }
+TITLE = {"x": 0.01, "ha": "left", "fontsize": 11, "fontweight": "bold"}
 
 
+def drawn(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Draw in the style of the study; a notebook shows the figure that a cell returns, and no second time."""
+
+    @functools.wraps(draw)
+    def drawing(*arguments, **options) -> Figure:
+        with plt.rc_context(STYLE):
+            figure = draw(*arguments, **options)
+            figure.tight_layout()
+            plt.close(figure)
+            return figure
+
+    return drawing
+
+
+@drawn
 def photo_grid(
     photos: Sequence[Path | np.ndarray],
     captions: Sequence[str],
@@ -46,23 +63,22 @@ def photo_grid(
     rows = max(1, -(-len(photos) // columns))
     captions = [textwrap.fill(caption, 32) for caption in captions]
     height = 1.6 + 0.25 * max((caption.count("\n") + 1 for caption in captions), default=1)
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, height * rows), squeeze=False)
-        for axis in axes.flat:
-            axis.set_axis_off()
-        for number, (photo, caption, axis) in enumerate(zip(photos, captions, axes.flat, strict=False)):
-            axis.imshow(_thumbnail(photo))
-            axis.set_title(caption, fontsize=8, fontweight="normal", loc="center")
-            if colours is not None:
-                axis.set_axis_on()
-                axis.set(xticks=[], yticks=[])
-                for spine in axis.spines.values():
-                    spine.set(visible=True, color=colours[number], linewidth=3)
-        if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-        return _finish(figure)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.9 * columns, height * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for number, (photo, caption, axis) in enumerate(zip(photos, captions, axes.flat, strict=False)):
+        axis.imshow(_thumbnail(photo))
+        axis.set_title(caption, fontsize=8, fontweight="normal", loc="center")
+        if colours is not None:
+            axis.set_axis_on()
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set(visible=True, color=colours[number], linewidth=3)
+    if title:
+        figure.suptitle(title, **TITLE)
+    return figure
 
 
+@drawn
 def count_bars(counts: pd.DataFrame, title: str = "", unit: str = "photos") -> Figure:
     """Draw horizontal stacked bars: one bar per row of `counts`, one colour per column, numbers written in.
 
@@ -70,27 +86,27 @@ def count_bars(counts: pd.DataFrame, title: str = "", unit: str = "photos") -> F
     """
     colours = [SPLIT_COLOURS.get(name, colour) for name, colour in zip(counts, itertools.cycle(COLOURS), strict=False)]
     totals = counts.to_numpy().sum(1)
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(8, 0.9 + 0.42 * len(counts)))
-        left = np.zeros(len(counts))
-        for name, colour in zip(counts, colours, strict=True):
-            bars = axis.barh([str(label) for label in counts.index], counts[name], left=left, color=colour, label=name)
-            labels = [f"{int(n):,}" if n >= 0.06 * totals.max() else "" for n in counts[name]]
-            axis.bar_label(bars, labels, label_type="center", color="white", fontsize=9)
-            left += counts[name].to_numpy()
-        small = ((counts.to_numpy() > 0) & (counts.to_numpy() < 0.06 * totals.max())).any(1)
-        behind = [f"{int(total):,}" if some else "" for total, some in zip(totals, small, strict=True)]
-        axis.bar_label(bars, behind, padding=3, fontsize=9)
-        axis.invert_yaxis()
-        axis.set_xlabel(unit)
-        if counts.shape[1] > 1:
-            axis.legend(ncols=counts.shape[1], loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
-            axis.set_title(title, pad=26)
-        else:
-            axis.set_title(title)
-        return _finish(figure)
+    figure, axis = plt.subplots(figsize=(8, 0.9 + 0.42 * len(counts)))
+    left = np.zeros(len(counts))
+    for name, colour in zip(counts, colours, strict=True):
+        bars = axis.barh([str(label) for label in counts.index], counts[name], left=left, color=colour, label=name)
+        labels = [f"{int(n):,}" if n >= 0.06 * totals.max() else "" for n in counts[name]]
+        axis.bar_label(bars, labels, label_type="center", color="white", fontsize=9)
+        left += counts[name].to_numpy()
+    small = ((counts.to_numpy() > 0) & (counts.to_numpy() < 0.06 * totals.max())).any(1)
+    behind = [f"{int(total):,}" if some else "" for total, some in zip(totals, small, strict=True)]
+    axis.bar_label(bars, behind, padding=3, fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlabel(unit)
+    if counts.shape[1] > 1:
+        axis.legend(ncols=counts.shape[1], loc="lower left", bbox_to_anchor=(0, 1), fontsize=9)
+        axis.set_title(title, pad=26)
+    else:
+        axis.set_title(title)
+    return figure
 
 
+@drawn
 def training_curves(
     histories: dict[str, pd.DataFrame], title: str = "", overfits_from: dict[str, int | None] | None = None
 ) -> Figure:
@@ -101,156 +117,147 @@ def training_curves(
     `overfits_from`: name -> the epoch from which validation loss rises for good (`bias_variance.overfitting_start`),
     drawn as a dotted line on the loss.
     """
-    with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
-        for (name, history), colour in zip(histories.items(), itertools.cycle(COLOURS), strict=False):
-            if not isinstance(history, pd.DataFrame):
-                history = _history_table(history)
-            epochs = history["epoch"]
-            for axis, measure in ((left, "accuracy"), (right, "loss")):
-                axis.plot(epochs, history[f"train_{measure}"], "--", color=colour)
-                axis.plot(epochs, history[f"validation_{measure}"], color=colour, label=name)
-            best = history["validation_accuracy"].idxmax()
-            left.plot(epochs[best], history["validation_accuracy"][best], "o", color=colour)
-            if (start := (overfits_from or {}).get(name)) is not None:
-                right.axvline(start, color=colour, linestyle=":", label=f"{name} overfits from epoch {start}")
-        left.plot([], [], "--", color=GREY, label="dashed: training photos")
-        left.set(xlabel="epoch", ylabel="accuracy", title="Accuracy", ylim=(None, min(1.01, left.get_ylim()[1])))
-        right.set(xlabel="epoch", ylabel="log loss (nats)", title="Loss")
-        for axis in (left, right):
-            axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-        left.legend(fontsize=8)
-        if starts := [line for line in right.lines if "overfits" in line.get_label()]:
-            right.legend(handles=starts, fontsize=8)
-        if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
-        return _finish(figure)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
+    for (name, history), colour in zip(histories.items(), itertools.cycle(COLOURS), strict=False):
+        if not isinstance(history, pd.DataFrame):
+            history = _history_table(history)
+        epochs = history["epoch"]
+        for axis, measure in ((left, "accuracy"), (right, "loss")):
+            axis.plot(epochs, history[f"train_{measure}"], "--", color=colour)
+            axis.plot(epochs, history[f"validation_{measure}"], color=colour, label=name)
+        best = history["validation_accuracy"].idxmax()
+        left.plot(epochs[best], history["validation_accuracy"][best], "o", color=colour)
+        if (start := (overfits_from or {}).get(name)) is not None:
+            right.axvline(start, color=colour, linestyle=":", label=f"{name} overfits from epoch {start}")
+    left.plot([], [], "--", color=GREY, label="dashed: training photos")
+    left.set(xlabel="epoch", ylabel="accuracy", title="Accuracy", ylim=(None, min(1.01, left.get_ylim()[1])))
+    right.set(xlabel="epoch", ylabel="log loss (nats)", title="Loss")
+    for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    left.legend(fontsize=8)
+    if starts := [line for line in right.lines if "overfits" in line.get_label()]:
+        right.legend(handles=starts, fontsize=8)
+    if title:
+        figure.suptitle(title, **TITLE)
+    return figure
 
 
+@drawn
 def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], title: str = "") -> Figure:
     """Draw a confusion matrix of counts (true class by row, prediction by column), shaded by share of its row."""
     share = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    with plt.rc_context(STYLE):
-        side = 2.2 + 0.7 * len(class_names)
-        figure, axis = plt.subplots(figsize=(side + 0.6, side))
-        axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
-        ticks = range(len(class_names))
-        axis.set(xticks=ticks, yticks=ticks, xlabel="predicted", ylabel="labelled", title=title)
-        axis.set_xticklabels(class_names)
-        axis.set_yticklabels(class_names)
-        for (row, column), number in np.ndenumerate(confusion):
-            colour = "white" if share[row, column] > 0.5 else "black"
-            text = f"{int(number)}\n{share[row, column]:.0%}"
-            axis.text(column, row, text, ha="center", va="center", color=colour)
-        axis.spines[:].set_visible(False)
-        return _finish(figure)
+    side = 2.2 + 0.7 * len(class_names)
+    figure, axis = plt.subplots(figsize=(side + 0.6, side))
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    ticks = range(len(class_names))
+    axis.set(xticks=ticks, yticks=ticks, xlabel="predicted", ylabel="labelled", title=title)
+    axis.set_xticklabels(class_names)
+    axis.set_yticklabels(class_names)
+    for (row, column), number in np.ndenumerate(confusion):
+        colour = "white" if share[row, column] > 0.5 else "black"
+        text = f"{int(number)}\n{share[row, column]:.0%}"
+        axis.text(column, row, text, ha="center", va="center", color=colour)
+    axis.spines[:].set_visible(False)
+    return figure
 
 
+@drawn
 def interval_chart(intervals: dict, title: str = "", unit: str = "validation accuracy", margin: float = 0) -> Figure:
     """Draw estimates with their intervals, one line each. `intervals`: name -> `evidence.intervals.Interval`.
 
     `margin`: for differences; a green band from −`margin` to it shows what counts as equal.
     """
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7, 1.0 + 0.4 * len(intervals)))
-        for row, interval in enumerate(intervals.values()):
-            axis.plot([interval.low, interval.high], [row, row], color=BLUE, linewidth=2)
-            axis.plot(interval.estimate, row, "o", color=BLUE)
-            place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
-            axis.annotate(str(interval), (interval.high, row), **place)
-        if margin:
-            axis.axvspan(-margin, margin, color=GREEN, alpha=0.12, linewidth=0)
-            axis.axvline(0, color="black", linewidth=0.8)
-        axis.set_yticks(range(len(intervals)), list(intervals))
-        axis.set_ylim(len(intervals) - 0.5, -0.5)
-        axis.margins(x=0.35)
-        axis.xaxis.set_major_locator(MaxNLocator(6))
-        levels = sorted({interval.level for interval in intervals.values()})
-        words = ", ".join(f"{level * 100:.4g} %" for level in levels)
-        axis.set(xlabel=f"{unit}, {words} interval", title=title)
-        return _finish(figure)
+    figure, axis = plt.subplots(figsize=(7, 1.0 + 0.4 * len(intervals)))
+    for row, interval in enumerate(intervals.values()):
+        axis.plot([interval.low, interval.high], [row, row], color=BLUE, linewidth=2)
+        axis.plot(interval.estimate, row, "o", color=BLUE)
+        place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+        axis.annotate(str(interval), (interval.high, row), **place)
+    if margin:
+        axis.axvspan(-margin, margin, color=GREEN, alpha=0.12, linewidth=0)
+        axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_yticks(range(len(intervals)), list(intervals))
+    axis.set_ylim(len(intervals) - 0.5, -0.5)
+    axis.margins(x=0.35)
+    axis.xaxis.set_major_locator(MaxNLocator(6))
+    levels = sorted({interval.level for interval in intervals.values()})
+    words = ", ".join(f"{level * 100:.4g} %" for level in levels)
+    axis.set(xlabel=f"{unit}, {words} interval", title=title)
+    return figure
 
 
+@drawn
 def reliability_diagram(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
     """Draw accuracy against confidence, one colour per model; dots are bins, their area the share of photos.
 
     `tables`: name -> table of `calibration.reliability`. On the diagonal a model is as sure as it is right.
     """
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(4.8, 4.4))
-        axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
-        for (name, table), colour in zip(tables.items(), (BLUE, ORANGE, GREEN, PURPLE, RED), strict=False):
-            share = table["photos"] / table["photos"].sum()
-            axis.plot(table["confidence"], table["accuracy"], color=colour, linewidth=1, label=name)
-            axis.scatter(table["confidence"], table["accuracy"], 20 + 300 * share, color=colour, alpha=0.6)
-        lowest = min(float(table["low"].min()) for table in tables.values())
-        axis.set(xlim=(lowest - 0.02, 1.02), ylim=(-0.04, 1.04), title=title)
-        axis.set(xlabel="confidence (probability of the predicted class)", ylabel="share classified correctly")
-        axis.legend(fontsize=8, loc="upper left")
-        return _finish(figure)
+    figure, axis = plt.subplots(figsize=(4.8, 4.4))
+    axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
+    for (name, table), colour in zip(tables.items(), COLOURS, strict=False):
+        share = table["photos"] / table["photos"].sum()
+        axis.plot(table["confidence"], table["accuracy"], color=colour, linewidth=1, label=name)
+        axis.scatter(table["confidence"], table["accuracy"], 20 + 300 * share, color=colour, alpha=0.6)
+    lowest = min(float(table["low"].min()) for table in tables.values())
+    axis.set(xlim=(lowest - 0.02, 1.02), ylim=(-0.04, 1.04), title=title)
+    axis.set(xlabel="confidence (probability of the predicted class)", ylabel="share classified correctly")
+    axis.legend(fontsize=8, loc="upper left")
+    return figure
 
 
+@drawn
 def decomposition_bars(decompositions: dict, title: str = "") -> Figure:
     """Draw the error of each recipe as bias and variance side by side: name -> `bias_variance.Decomposition`.
 
     The lines are 95 % intervals over groups of photos; the diamond is the error, which is the sum of the two.
     """
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(8, 1.2 + 0.65 * len(decompositions)))
-        for row, found in enumerate(decompositions.values()):
-            named = {"bias": BLUE, "variance": ORANGE} if row == 0 else {}
-            axis.barh(row - 0.2, found.bias.estimate, 0.36, color=BLUE, label="bias" if named else None)
-            axis.plot([found.bias.low, found.bias.high], [row - 0.2] * 2, color="black", linewidth=1.2)
-            axis.plot([found.variance.low, found.variance.high], [row + 0.2] * 2, color="black", linewidth=1.2)
-            axis.barh(row + 0.2, found.variance.estimate, 0.36, color=ORANGE, label="variance" if named else None)
-            axis.plot(found.error, row, "D", color="black", markersize=5, label="error" if named else None)
-        names = [f"{name} ({found.models} models)" for name, found in decompositions.items()]
-        axis.set_yticks(range(len(names)), names)
-        axis.axvline(0, color="black", linewidth=0.8)
-        axis.invert_yaxis()
-        axis.set(xlabel="share of validation photos, with 95 % intervals", title=title)
-        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
-        return _finish(figure)
+    figure, axis = plt.subplots(figsize=(8, 1.2 + 0.65 * len(decompositions)))
+    found, rows = list(decompositions.values()), np.arange(len(decompositions))
+    for part, colour, offset in (("bias", BLUE, -0.2), ("variance", ORANGE, 0.2)):
+        parts = [getattr(one, part) for one in found]
+        axis.barh(rows + offset, [one.estimate for one in parts], 0.36, color=colour, label=part)
+        axis.hlines(rows + offset, [one.low for one in parts], [one.high for one in parts], color="black", lw=1.2)
+    axis.plot([one.error for one in found], rows, "D", color="black", markersize=5, label="error")
+    axis.set_yticks(rows, [f"{name} ({one.models} models)" for name, one in decompositions.items()])
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.invert_yaxis()
+    axis.set(xlabel="share of validation photos, with 95 % intervals", title=title)
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+    return figure
 
 
+@drawn
 def forecast_chart(curves: dict, farthest: float, title: str = "", target: float | None = None) -> Figure:
     """Draw measured accuracies over training photos (log scale) and what is forecast, with its 95 % interval.
 
     `curves`: name -> `learning_curves.LearningCurve`; `farthest`: the largest number of photos drawn; `target`: an
     accuracy, a dashed line. Left of the last dot the band says what is known, right of it what is guessed.
     """
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots(figsize=(7.5, 4))
-        for (name, curve), colour in zip(curves.items(), (BLUE, ORANGE, GREEN, PURPLE, RED), strict=False):
-            sizes = np.geomspace(curve.sizes.min(), max(farthest, curve.sizes.max()), 60)
-            known = [curve.at(size) for size in sizes]
-            axis.fill_between(sizes, [f.low for f in known], [f.high for f in known], color=colour, alpha=0.18, lw=0)
-            seen = sizes <= curve.sizes.max()
-            middle = np.array([f.estimate for f in known])
-            axis.plot(sizes[seen], middle[seen], color=colour)
-            axis.plot(sizes[~seen], middle[~seen], color=colour, linestyle="--")
-            axis.plot(curve.sizes, 1 - curve.errors, "o", color=colour, label=f"{name}, measured")
-        if target is not None:
-            axis.axhline(target, color=GREY, linestyle="--", linewidth=1, label=f"{target * 100:.4g} %")
-        _log_scale(axis)
-        axis.set(xlabel="training photos (log scale)", ylabel="validation accuracy, 95 % interval", title=title)
-        axis.set_ylim(top=min(1.01, axis.get_ylim()[1]))
-        axis.legend(fontsize=8, loc="lower right")
-        return _finish(figure)
+    figure, axis = plt.subplots(figsize=(7.5, 4))
+    for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
+        sizes = np.geomspace(curve.sizes.min(), max(farthest, curve.sizes.max()), 60)
+        known = [curve.at(size) for size in sizes]
+        axis.fill_between(sizes, [f.low for f in known], [f.high for f in known], color=colour, alpha=0.18, lw=0)
+        seen, middle = sizes <= curve.sizes.max(), np.array([f.estimate for f in known])
+        axis.plot(sizes[seen], middle[seen], color=colour)
+        axis.plot(sizes[~seen], middle[~seen], color=colour, linestyle="--")
+        axis.plot(curve.sizes, 1 - curve.errors, "o", color=colour, label=f"{name}, measured")
+    if target is not None:
+        axis.axhline(target, color=GREY, linestyle="--", linewidth=1, label=f"{target * 100:.4g} %")
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:,g}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.set(xlabel="training photos (log scale)", ylabel="validation accuracy, 95 % interval", title=title)
+    axis.set_ylim(top=min(1.01, axis.get_ylim()[1]))
+    axis.legend(fontsize=8, loc="lower right")
+    return figure
 
 
 def _history_table(fit) -> pd.DataFrame:
     """Return Keras' History as a table with the names of recorded runs."""
     table = pd.DataFrame(fit.history).rename(columns=lambda name: "train_" + name if name[:4] != "val_" else name)
     return table.rename(columns=lambda name: name.replace("val_", "validation_")).assign(epoch=np.add(fit.epoch, 1))
-
-
-def _log_scale(axis: plt.Axes) -> None:
-    """Spread the horizontal axis by factors, with plain numbers at 1, 2 and 5."""
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter("{x:,g}")
-    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _thumbnail(photo: Path | np.ndarray, side: int = 160) -> Image.Image:
@@ -263,10 +270,3 @@ def _thumbnail(photo: Path | np.ndarray, side: int = 160) -> Image.Image:
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             image = Image.new("RGB", (side, side * 3 // 4), "#DDDDDD")
     return ImageOps.contain(image, (side, side))
-
-
-def _finish(figure: Figure) -> Figure:
-    # A notebook shows the figure that a cell gives back; left open, pyplot might show it a second time.
-    figure.tight_layout()
-    plt.close(figure)
-    return figure

@@ -73,7 +73,7 @@ def choose_run(study: Study, with_checkpoint: bool = False) -> tuple[Run, pd.Dat
     for quick in (False, True) if with_checkpoint else (False,):
         recipes = recorded_recipes(study, quick)
         if with_checkpoint:
-            recipes = {key: [run for run in runs if has_checkpoint(run)] for key, runs in recipes.items()}
+            recipes = {key: [run for run in runs if run.checkpoint.exists()] for key, runs in recipes.items()}
         recipes = {key: runs for key, runs in recipes.items() if runs}
         if recipes:
             break
@@ -92,10 +92,6 @@ def choose_run(study: Study, with_checkpoint: bool = False) -> tuple[Run, pd.Dat
         costs[name], first[name] = float(runs[0].row["parameters"]), runs[0]
     chosen, table = one_standard_error_rule(correct, groups, costs)
     return first[chosen], table
-
-
-def has_checkpoint(run: Run) -> bool:
-    return any(run.folder.glob("checkpoint.*"))
 
 
 def one_standard_error_rule(

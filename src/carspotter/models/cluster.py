@@ -16,10 +16,9 @@ import io
 import json
 import os
 import shutil
-import signal
 import tarfile
 import tempfile
-import threading
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -63,35 +62,25 @@ class RayEngine:
             self.task = self.ray.remote(max_calls=1)(_train)
             self.options = {"num_cpus": self.cpus, "num_gpus": gpus, "max_retries": RETRIES}
             self.archive = self.ray.put(archive)
-            self._hear_interrupts()
         except BaseException:
             self.ray.shutdown()
             raise
         return self
 
     def __exit__(self, *_) -> None:
-        if self.before:
-            signal.signal(signal.SIGINT, self.before)
         self.ray.shutdown()
 
-    def submit(self, cell: Cell, start: str | None) -> Any:
+    def submit(self, cell: Cell, start: str | None) -> Future:
         """Start a cell somewhere; `start` names the recorded run that it goes on from."""
         memory = BESIDE_IMAGES + 3 * self.photos * cell.experiment.image_size**2
         packed = pack_run(self.study, start) if start else None
         task = self.task.options(memory=memory, **self.options)
-        return task.remote(self.study.name, cell, self.archive, self.digest, packed)
+        return task.remote(self.study.name, cell, self.archive, self.digest, packed).future()
 
-    def wait(self, tasks: list) -> Any:
-        """Return a task that is finished. Raises KeyboardInterrupt for a Ctrl-C that Python lost."""
-        if self.pressed.is_set():
-            raise KeyboardInterrupt
-        (done, *_), _ = self.ray.wait(tasks, num_returns=1)
-        return done
-
-    def result(self, task: Any) -> dict:
+    def result(self, task: Future) -> dict:
         """Return the result of a finished task, and record its run."""
         try:
-            result = self.ray.get(task)
+            result = task.result()
         except self.ray.exceptions.RayError as error:
             reason = f"given up after {RETRIES} retries: {str(error).strip().splitlines()[0]}"
             return {"run": "", "seconds": float("nan"), "error": reason}
@@ -114,19 +103,6 @@ class RayEngine:
                     where = f"at {self.address}" if self.address else "here"
                     raise RuntimeError(f"no Ray cluster {where}: {error}") from error
 
-    def _hear_interrupts(self) -> None:
-        """Note every Ctrl-C: Python loses one that is raised in a `__del__`, where Ray's client waits for answers."""
-        self.pressed, self.before = threading.Event(), signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is not threading.main_thread() or not callable(self.before):
-            self.before = None  # signals are another's business
-            return
-
-        def note(number, frame) -> None:
-            self.pressed.set()
-            self.before(number, frame)
-
-        signal.signal(signal.SIGINT, note)
-
 
 def pack_study(study: Study) -> bytes:
     """Return a tar file of what training reads: split, journal lines and bytes of training and validation photos."""
@@ -148,7 +124,7 @@ def pack_study(study: Study) -> bytes:
 
 def unpack_study(name: str, archive: bytes, folder: Path) -> Study:
     """Unpack what `pack_study` returned into `folder`, once, however many processes ask; return the study there."""
-    with store.locked(folder, wait=True):
+    with store.locked(folder):
         if not (folder / "study").exists():
             part = folder / "part"
             shutil.rmtree(part, ignore_errors=True)
@@ -191,7 +167,7 @@ def _train(name: str, cell: Cell, archive: bytes, digest: str, start: dict | Non
     folder = Path(tempfile.gettempdir()) / f"carspotter-{os.getuid()}-{digest}-{node[:12]}"
     study = unpack_study(name, archive, folder)
     if start:
-        with store.locked(folder, wait=True):
+        with store.locked(folder):
             if start["run"] not in set(store.read_runs(study)["run"]):
                 unpack_run(study, start)
     result = sweep.train_cell(study, cell)

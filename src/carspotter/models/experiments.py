@@ -6,22 +6,12 @@ Nothing here knows a framework: the three siblings read the same spec and the sa
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from carspotter.photos.augmentation import RANGES, draw_affine, draw_colours
 
-# What a field may hold; float64 is for the proofs that the siblings are equal.
-CHOICES = {
-    "augmentation": ("none", *RANGES),
-    "batch_norm": ("none", "after_relu", "before_relu"),
-    "optimizer": ("rmsprop", "adam"),
-    "schedule": ("constant", "warmup_cosine"),
-    "dtype": ("float32", "bfloat16", "float64"),
-    "backbone": (None, "vgg16", "mobilenet_v2"),
-    "pooling": ("mean", "mean_max", "levels"),
-}
 TRAINING_DTYPES = ("float32", "bfloat16")
 BLOCKS = {None: 0, "vgg16": 5, "mobilenet_v2": 16}  # of a backbone, those that `tuned_blocks` counts from the end
 
@@ -51,7 +41,8 @@ class Experiment:
     # Pixels and numbers
     image_size: int = 150  # pixels on a side, the original's
     average_mirror_images: bool = False  # a prediction is the mean of the photo's and of its mirror image's
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"  # bfloat16: products in it, weights in float32
+    # bfloat16: products in it, weights in float32; float64 is for the proofs that the siblings are equal
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     # Transfer: `models.transfer`
     backbone: Literal[None, "vgg16", "mobilenet_v2"] = None
     backbone_width: float = 1.0  # MobileNetV2's α
@@ -90,17 +81,14 @@ class Experiment:
             )
 
     @property
-    def frozen(self) -> bool:
-        """Return whether nothing of a backbone learns: then its features are all that training needs."""
-        return self.backbone is not None and self.tuned_blocks == 0
-
-    @property
     def cached(self) -> bool:
         """Return whether what stands before the first layer that learns is computed once for all epochs."""
         if self.tuned_blocks == BLOCKS[self.backbone] or (self.pooling == "levels" and self.tuned_blocks):
             return False  # nothing stands before what learns, or the head sees some of it
         return self.augmentation == "none" or self.cached_copies > 0
 
+
+CHOICES = {name: get_args(kind) for name, kind in get_type_hints(Experiment).items() if get_origin(kind) is Literal}
 
 BASELINE = Experiment("baseline_cnn")
 AUGMENTATION = replace(BASELINE, name="augmentation", augmentation="original")

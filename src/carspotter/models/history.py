@@ -1,6 +1,6 @@
-"""What is recorded while a run trains: its epochs, its validation predictions, its best epoch, its progress.
+"""What happens around a training: its epochs are recorded, its best weights kept, and a killed one goes on.
 
-The files grow epoch by epoch and are written whole each time, so that a killed run leaves nothing half.
+All that a killed training needs is in one file, which is replaced whole after each epoch.
 """
 
 from __future__ import annotations
@@ -17,14 +17,7 @@ import numpy as np
 import pandas as pd
 
 from carspotter.models.metrics import accuracy, log_loss
-from carspotter.models.store import (
-    append_predictions,
-    finished_epochs,
-    load_state,
-    save_state,
-    save_weights,
-    suffix_of_weights,
-)
+from carspotter.models.store import load_state, save_state, write_predictions
 from carspotter.paths import atomic_write
 from carspotter.progress import progress_bar
 
@@ -37,124 +30,96 @@ class TrainingDiverged(RuntimeError):
     """The loss is no longer a finite number; the message says in which run and epoch, and what to change."""
 
 
-class Recorder:
-    """A callback of the lesson files: validates after each epoch, records it, keeps the best weights and the state.
+class StateKeeper:
+    """A callback of the lesson files that lets a killed training go on; `finished` epochs need not be trained again.
 
-    `model` is the one whose weights are kept; it may hold more than what is trained, a frozen backbone. `labels` are
-    the class numbers of the validation photos, `groups` what belongs together among them, `predict()` returns their
-    probabilities now. Used in `with`, which ends its progress bar.
+    `kept` is what a heir wants to find again, beside the state of what is trained.
+    """
+
+    def __init__(self, folder: Path, framework: str, on_epoch: Callable[[], Any] = lambda: None):
+        self.folder, self.framework, self.on_epoch = folder, framework, on_epoch
+        self.finished, self.state, self.kept = load_state(framework, folder) or (0, None, {})
+
+    def on_train_begin(self, model: Any, optimizer: Any, schedule: Any) -> None:
+        self.training = model, optimizer, schedule
+        if self.finished:
+            _set_state(self.framework, self.training, self.state)
+        self.state = None
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
+        save_state(self.framework, self.folder, (epoch + 1, _get_state(self.framework, self.training), self.kept))
+        self.on_epoch()
+
+
+class Recorder(StateKeeper):
+    """Validates after each epoch, records it and keeps the best weights of what is trained.
+
+    `labels` are the class numbers of the validation photos, `groups` what belongs together among them, `predict()`
+    returns their probabilities now. Used in `with`, which ends its progress bar.
     """
 
     def __init__(
         self,
         folder: Path,
         framework: str,
-        model: Any,
         labels: np.ndarray,
         groups: np.ndarray,
         predict: Callable[[], np.ndarray],
         epochs: int,
-        photos: int,
         show_progress: bool = True,
     ):
-        self.folder, self.framework, self.model = folder, framework, model
-        self.labels, self.predict, self.epochs, self.photos = labels, predict, epochs, photos
-        self.choosing = halves(groups)
-        self.show_progress, self.finished = show_progress, finished_epochs(folder)
-        self.path = folder / "history.csv"
-        self.history = pd.DataFrame(columns=HISTORY)
-        if self.finished:  # what a killed call recorded after its last saved state is done again
-            self.history = pd.read_csv(self.path).iloc[: self.finished]
+        super().__init__(folder, framework)
+        self.kept = self.kept or {"rows": [], "probabilities": [], "best": None}
+        self.labels, self.choosing, self.predict = labels, halves(groups), predict
+        self.bar = progress_bar(epochs, folder.name, "epochs", show_progress, self.finished)
 
     def __enter__(self) -> Recorder:
-        on_terminal = self.show_progress and sys.stderr.isatty()
-        self.bar = progress_bar(self.epochs, self.folder.name, "epochs", on_terminal, self.finished)
         return self
 
     def __exit__(self, *_) -> None:
         self.bar.close()
 
     def on_train_begin(self, model: Any, optimizer: Any, schedule: Any) -> None:
-        self.training = model, optimizer, schedule
-        load_state(self.framework, self.folder, self.training)
+        super().on_train_begin(model, optimizer, schedule)
         self.started = time.perf_counter(), time.process_time()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
         """Record the epoch, counted from 0. Raises TrainingDiverged."""
-        epoch, probabilities = epoch + 1, self.predict()
+        probabilities = self.predict()
         if not (np.isfinite(logs["loss"]) and np.isfinite(probabilities).all()):
             raise TrainingDiverged(
-                f"{self.folder.name}: the training loss is {logs['loss']} in epoch {epoch}. Lower learning_rate or "
-                f"train in float32; the epochs before are in {self.path}"
+                f"{self.folder.name}: the training loss is {logs['loss']} in epoch {epoch + 1}. Lower learning_rate or "
+                f"train in float32; the epochs before are in {self.folder / 'history.csv'}"
             )
-        self._add([epoch, logs["loss"], logs["accuracy"]], probabilities)
-        if self.best_epoch == epoch:
-            save_weights(self.framework, self.model, self._checkpoint(epoch))
-        save_state(self.framework, self.folder, epoch, self.training)
-        # Only now: the state is on disk, and no resumed run can need an older best epoch.
-        for path in self.folder.glob("best-*"):
-            if path != self._checkpoint(self.best_epoch):
-                path.unlink()
-        self._show(epoch)
+        now = time.perf_counter(), time.process_time()
+        row = [epoch + 1, logs["loss"], logs["accuracy"]]
+        row += [log_loss(self.labels, probabilities), accuracy(self.labels, probabilities)]
+        row += [round(after - before, 3) for before, after in zip(self.started, now, strict=True)]
+        chosen_by = self.labels[self.choosing], probabilities[self.choosing]
+        row += [log_loss(*chosen_by), accuracy(*chosen_by)]
+        self.started = now
+        self.kept["rows"].append(row)
+        self.kept["probabilities"].append(probabilities)
+        if self.best_epoch == epoch + 1:
+            self.kept["best"] = _get_weights(self.framework, self.training[0])
+        with atomic_write(self.folder / "history.csv") as part:
+            self.history.to_csv(part, index=False, float_format="%.7g")
+        super().on_epoch_end(epoch, logs)
+        self.bar.set_postfix_str(f"train {row[2]:.3f}, validation {row[4]:.3f}", refresh=False)
+        self.bar.update()
+
+    @property
+    def history(self) -> pd.DataFrame:
+        return pd.DataFrame(self.kept["rows"], columns=HISTORY)
 
     @property
     def best_epoch(self) -> int:
         return int(best_epoch(self.history)["epoch"])
 
-    def keep_best(self) -> Path:
-        """Make the best epoch's weights the run's checkpoint, and remove what only a resumed training needs."""
-        checkpoint = self.folder / f"checkpoint{suffix_of_weights(self.framework)}"
-        if (best := self._checkpoint(self.best_epoch)).exists():
-            os.replace(best, checkpoint)
-        return checkpoint
-
-    def _checkpoint(self, epoch: int) -> Path:
-        return self.folder / f"best-{epoch}{suffix_of_weights(self.framework)}"
-
-    def _add(self, figures: list[float], probabilities: np.ndarray) -> None:
-        now = time.perf_counter(), time.process_time()
-        row = [*figures, log_loss(self.labels, probabilities), accuracy(self.labels, probabilities)]
-        row += [round(after - before, 3) for before, after in zip(self.started, now, strict=True)]
-        chosen_by = self.labels[self.choosing], probabilities[self.choosing]
-        row += [log_loss(*chosen_by), accuracy(*chosen_by)]
-        # As the file has them: a resumed run, which reads them there, must come to the same best epoch.
-        row = [row[0], *(float(f"{value:.7g}") for value in row[1:])]
-        new = pd.DataFrame([row], columns=HISTORY)
-        self.history = new if self.history.empty else pd.concat([self.history, new], ignore_index=True)
-        with atomic_write(self.path) as part:
-            self.history.to_csv(part, index=False, float_format="%.7g")
-        append_predictions(self.folder, row[0], probabilities)
-        self.started = now
-
-    def _show(self, epoch: int) -> None:
-        last = self.history.iloc[-1]
-        figures = f"train {last['train_accuracy']:.3f}, validation {last['validation_accuracy']:.3f}"
-        self.bar.set_postfix_str(figures, refresh=False)
-        self.bar.update()
-        if self.show_progress and self.bar.disable:
-            minutes = (self.epochs - epoch) * self.history["seconds"].tail(3).median() / 60
-            rate = self.photos / last["seconds"]
-            print(
-                f"epoch {epoch}/{self.epochs}: {figures}, {rate:.0f} photos/s, about {minutes:.1f} min left",
-                file=sys.stderr,
-                flush=True,
-            )
-
-
-class StateKeeper:
-    """A callback that only lets a killed training go on: where nothing is recorded and no epoch is the best."""
-
-    def __init__(self, folder: Path, framework: str, on_epoch: Callable[[], Any]):
-        self.folder, self.framework, self.on_epoch = folder, framework, on_epoch
-        self.finished = finished_epochs(folder)
-
-    def on_train_begin(self, model: Any, optimizer: Any, schedule: Any) -> None:
-        self.training = model, optimizer, schedule
-        load_state(self.framework, self.folder, self.training)
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        save_state(self.framework, self.folder, epoch + 1, self.training)
-        self.on_epoch()
+    def finish(self) -> None:
+        """Write the predictions of all epochs, and give what was trained the weights of the best one."""
+        write_predictions(self.folder, np.stack(self.kept["probabilities"]))
+        _set_weights(self.framework, self.training[0], self.kept["best"])
 
 
 def best_epoch(history: pd.DataFrame) -> pd.Series:
@@ -171,17 +136,17 @@ def halves(groups, seed: int = 0) -> np.ndarray:
     return (np.random.default_rng(seed).permutation(len(names)) < len(names) / 2)[index]
 
 
-def as_callback(framework: str, model: Any, recorder: Recorder | StateKeeper) -> Any:
-    """Return the recorder as the framework's lesson file wants it; Keras hands its callbacks no optimizer."""
+def as_callback(framework: str, model: Any, keeper: StateKeeper) -> Any:
+    """Return the keeper as the framework's lesson file wants it; Keras hands its callbacks no optimizer."""
     if framework != "keras":
-        return recorder
+        return keeper
 
     def on_train_begin(logs: dict | None) -> None:
         model.optimizer.build(model.trainable_variables)  # `fit` does so at the first step, too late to load its state
-        recorder.on_train_begin(model, model.optimizer, None)
+        keeper.on_train_begin(model, model.optimizer, None)
 
     return sys.modules["keras"].callbacks.LambdaCallback(
-        on_train_begin=on_train_begin, on_epoch_end=recorder.on_epoch_end
+        on_train_begin=on_train_begin, on_epoch_end=keeper.on_epoch_end
     )
 
 
@@ -198,8 +163,8 @@ def describe_model(framework: str, model: Any) -> dict[str, Any]:
     if framework == "torch":
         torch = sys.modules["torch"]
         parameters = sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
-        gpu, version = torch.cuda.is_available(), f"torch {torch.__version__}"
-        device = torch.cuda.get_device_name() if gpu else ""
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+        version = f"torch {torch.__version__}"
     else:
         keras = sys.modules["keras"]
         backend = keras.backend.backend()
@@ -221,3 +186,41 @@ def explain_device(device: str, framework: str) -> str:
     if GPU.exists():
         return f"{device}: the GPU of this machine is not seen by {framework}; install {framework}'s build for CUDA"
     return f"{device}, no GPU found"
+
+
+def _get_state(framework: str, training: tuple) -> list:
+    """Return all from which training goes on: weights, optimizer, schedule, and the random state of dropout."""
+    if framework == "torch":
+        torch = sys.modules["torch"]
+        parts = [part.state_dict() for part in training if part]
+        return [*parts, torch.get_rng_state(), torch.cuda.get_rng_state_all()]  # an empty list without a GPU
+    return [sys.modules["keras"].ops.convert_to_numpy(variable) for variable in _variables(training)]
+
+
+def _set_state(framework: str, training: tuple, state: list) -> None:
+    if framework == "torch":
+        torch = sys.modules["torch"]
+        *parts, random, on_gpus = state
+        for part, values in zip(filter(None, training), parts, strict=True):
+            part.load_state_dict(values)
+        torch.set_rng_state(random)
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(on_gpus)
+    else:
+        for variable, values in zip(_variables(training), state, strict=True):
+            variable.assign(values)
+
+
+def _variables(training: tuple) -> list:
+    model, optimizer, _ = training
+    return [*model.variables, *optimizer.variables]  # Keras' layers of dropout hold their random state
+
+
+def _get_weights(framework: str, model: Any) -> Any:
+    if framework == "torch":
+        return {name: values.detach().cpu().clone() for name, values in model.state_dict().items()}
+    return model.get_weights()
+
+
+def _set_weights(framework: str, model: Any, weights: Any) -> None:
+    model.load_state_dict(weights) if framework == "torch" else model.set_weights(weights)

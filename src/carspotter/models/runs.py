@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,8 @@ from carspotter.models.history import (
 )
 from carspotter.models.metrics import accuracy
 from carspotter.models.store import (
+    CHECKPOINTS,
+    FILES,
     FRAMEWORKS,
     RECIPE_VERSION,
     Run,
@@ -43,6 +46,7 @@ from carspotter.models.store import (
     load_weights,
     locked,
     read_runs,
+    save_weights,
     subset_digest,
 )
 from carspotter.paths import Study, atomic_write
@@ -91,8 +95,6 @@ def train_run(
     start = _starting_weights(study, experiment, framework, seed, show_progress)
     folder = study.runs / spec["run"]
     with locked(folder, f"{spec['run']} is being trained by another process; wait for it or end it"):
-        for part in folder.glob(".part-*"):  # of a killed call
-            part.unlink()
         lesson, builder = import_framework(framework), import_builder(experiment, framework)
         training, validation = read_training_photos(study, experiment)
         chosen = _positions(training, experiment.training_subset)
@@ -109,8 +111,6 @@ def train_run(
             load_weights(framework, model, start)
         elif weights := transfer.find_weights(experiment):
             builder.load_backbone(model, weights, experiment)
-        with atomic_write(folder / "spec.json") as part:
-            part.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
         images, asked = (
             load_images(study.data, photos, experiment.image_size, show_progress) for photos in (training, validation)
         )
@@ -127,35 +127,36 @@ def train_run(
                 experiment,
                 seed,
             )
-            model_facts = describe_model(framework, learner.trained)
+            facts = describe_model(framework, learner.trained)
             if show_progress:
-                _say_what_begins(study, spec["run"], experiment, framework, len(chosen), model_facts["device"])
-            recorder = Recorder(
-                folder, framework, model, asked_labels, validation["group"].to_numpy(),
-                lambda: learner.predict(seen), experiment.epochs, len(chosen), show_progress,
-            )  # fmt: skip
-            with recorder:
+                _say_what_begins(study, spec["run"], experiment, framework, len(chosen), facts["device"])
+            groups, epochs = validation["group"].to_numpy(), experiment.epochs
+            predict = partial(learner.predict, seen)
+            with Recorder(folder, framework, asked_labels, groups, predict, epochs, show_progress) as recorder:
                 callbacks = [as_callback(framework, learner.trained, recorder)]
                 lesson.train(learner.trained, batches, experiment, None, recorder.finished, callbacks)
             # In evaluation mode, on the photos as they are: the history's training figures have augmentation in them.
             known = [view[chosen] for view in learner.views(training, images)]
-            of_last = accuracy(labels[chosen], learner.predict(known))
-            load_weights(framework, model, recorder.keep_best())
-            of_best, probabilities = accuracy(labels[chosen], learner.predict(known)), learner.predict(seen)
+            facts["last_inference_train_accuracy"] = round(accuracy(labels[chosen], learner.predict(known)), 6)
+            recorder.finish()
+            facts["best_inference_train_accuracy"] = round(accuracy(labels[chosen], learner.predict(known)), 6)
+            probabilities = learner.predict(seen)
+        save_weights(framework, model, folder / CHECKPOINTS[framework])
+        with atomic_write(folder / "spec.json") as part:
+            part.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
         predictions = validation[["sha256", "label"]].reset_index(drop=True)
         predictions[classes] = probabilities
         with atomic_write(folder / "validation.csv") as part:
             predictions.to_csv(part, index=False, float_format="%.6g")
-        facts = model_facts | {
+        facts |= {
             "train_photos": len(chosen),
             "validation_photos": len(validation),
-            "best_inference_train_accuracy": round(of_best, 6),
-            "last_inference_train_accuracy": round(of_last, 6),
             "photos_per_second": round(len(chosen) / recorder.history["seconds"].mean(), 1),
         }
         append_row(study, _summarise(spec, experiment, recorder.history) | facts)
-        for state in folder.glob("resume-*"):
-            state.unlink()
+        for path in folder.iterdir():  # what only a killed training needs, and parts of what it was writing
+            if path.name not in (*FILES, CHECKPOINTS[framework], ".lock"):
+                path.unlink()
     return load_run(study, spec["run"])
 
 

@@ -12,9 +12,10 @@ import hashlib
 import importlib
 import json
 import os
+import pickle
 import platform
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,17 +24,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from carspotter.models.experiments import Experiment
 from carspotter.models.metrics import softmax
 from carspotter.paths import Study, atomic_write
+from carspotter.photos.journal import hold
 
 # Raise this by hand when training changes meaning: runs recorded before are then no longer taken for the same.
 RECIPE_VERSION = 2
 
-PREDICTIONS = "validation_epochs.npz"
-FRAMEWORKS = {"keras": "keras_cnn", "torch": "torch_cnn", "tensorflow": "tensorflow_cnn"}
+PREDICTIONS, STATE = "validation_epochs.npz", "resume.state"
+FILES = ("spec.json", "history.csv", "validation.csv", PREDICTIONS)  # of a finished run, beside its checkpoint
+CHECKPOINTS = {"keras": "checkpoint.weights.h5", "torch": "checkpoint.pt", "tensorflow": "checkpoint.weights.h5"}
+FRAMEWORKS = ("keras", "torch", "tensorflow")
 COLUMNS = [
     "run", "experiment", "framework", "seed", "epochs", "quick", "train_on", "weights", "image_size", "dtype",
     "split_version", "recipe_version", "classes", "train_photos", "validation_photos", "parameters", "best_epoch",
@@ -60,7 +63,11 @@ class Run:
 
         About 3 digits; each photo's most probable class is exact. Raises FileNotFoundError for older runs without.
         """
-        return read_predictions(self.folder)
+        path = self.folder / PREDICTIONS
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: this run kept no predictions of its epochs; train_run records it anew")
+        with np.load(path) as file:
+            return softmax(file["scores"].astype(np.float64)).astype(np.float32)
 
     @property
     def framework(self) -> str:
@@ -98,7 +105,7 @@ class Run:
     @property
     def checkpoint(self) -> Path:
         """Return where the weights of the best epoch are kept, if they are."""
-        return self.folder / f"checkpoint{suffix_of_weights(self.framework)}"
+        return self.folder / CHECKPOINTS[self.framework]
 
     @cached_property
     def model(self) -> Any:
@@ -179,7 +186,7 @@ def load_run(study: Study, run_id: str) -> Run:
 
 def append_row(study: Study, row: dict[str, Any]) -> None:
     """Append one row to runs.csv, atomically and one process at a time; a row of the same run is replaced."""
-    with locked(study.folder, wait=True):
+    with locked(study.folder):
         rows = read_runs(study)
         rows = rows[rows["run"] != row["run"]]
         new = pd.DataFrame([row], columns=COLUMNS)
@@ -189,17 +196,10 @@ def append_row(study: Study, row: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, message: str = "", wait: bool = False) -> Iterator[None]:
-    """Hold a folder for this process; the system releases it when the process ends, however it ends.
-
-    Raises RuntimeError with `message` where another holds it, unless told to `wait`.
-    """
+def locked(folder: Path, busy: str | None = None) -> Iterator[None]:
+    """Hold a folder for this process, after any other; with `busy`, raise RuntimeError of it where another holds it."""
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(folder / ".lock").acquire(timeout=-1 if wait else 0)
-    except Timeout:
-        raise RuntimeError(message) from None
-    with lock:
+    with hold(folder / ".lock", busy):
         yield
 
 
@@ -214,7 +214,7 @@ def import_framework(framework: str) -> ModuleType:
         libc.mallopt(-4, 0), libc.mallopt(-1, 2**31 - 1)
     try:
         with without_banner():
-            return importlib.import_module(f"carspotter.models.{FRAMEWORKS[framework]}")
+            return importlib.import_module(f"carspotter.models.{framework}_cnn")
     except ModuleNotFoundError as error:
         raise ImportError(f"{error}; install it with: pip install 'carspotter[{framework}]'") from error
 
@@ -234,7 +234,7 @@ def import_builder(experiment: Experiment, framework: str) -> ModuleType:
 
 def sibling_lines(framework: str) -> int:
     """Return the lines of code in a framework's lesson file, without blank ones, comments and its docstring."""
-    text = Path(__file__).with_name(f"{FRAMEWORKS[framework]}.py").read_text(encoding="utf-8")
+    text = Path(__file__).with_name(f"{framework}_cnn.py").read_text(encoding="utf-8")
     code = text.split('"""', 2)[2] if text.startswith('"""') else text
     return sum(bool(line.strip()) and not line.strip().startswith("#") for line in code.splitlines())
 
@@ -253,15 +253,11 @@ def without_banner() -> Iterator[None]:
         os.close(silent)
 
 
-def suffix_of_weights(framework: str) -> str:
-    return ".pt" if framework == "torch" else ".weights.h5"
-
-
 def save_weights(framework: str, model: Any, path: Path) -> None:
     """Write a model's weights, in its framework's own format."""
     with atomic_write(path) as part:
         if framework == "torch":
-            _torch().save(model.state_dict(), part)
+            importlib.import_module("torch").save(model.state_dict(), part)
         else:
             model.save_weights(part)
 
@@ -269,83 +265,35 @@ def save_weights(framework: str, model: Any, path: Path) -> None:
 def load_weights(framework: str, model: Any, path: Path) -> None:
     """Load weights that `save_weights` wrote."""
     if framework == "torch":
-        model.load_state_dict(_torch().load(path, map_location="cpu", weights_only=True))
+        weights = importlib.import_module("torch").load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(weights)
     else:
         model.load_weights(path)
 
 
-def save_state(framework: str, folder: Path, epoch: int, training: Sequence) -> None:
-    """Write everything from which training goes on after epoch `epoch`; it replaces the state of an earlier one.
+def save_state(framework: str, folder: Path, state: Any) -> None:
+    """Write all that a killed training needs to go on; it replaces what an earlier epoch left."""
+    with atomic_write(folder / STATE) as part:
+        if framework == "torch":
+            importlib.import_module("torch").save(state, part)
+        else:
+            part.write_bytes(pickle.dumps(state))
 
-    `training`: model, optimizer and schedule; None for the schedule where there is none to keep.
-    """
-    before = [path for path in folder.glob("resume-*") if path.stem != f"resume-{epoch}"]
+
+def load_state(framework: str, folder: Path) -> Any:
+    """Return what `save_state` wrote last, None where there is nothing."""
+    path = folder / STATE
+    if not path.exists():
+        return None
     if framework == "torch":
-        state = {"parts": [part.state_dict() for part in training if part], "random": _torch().get_rng_state()}
-        state["random_cuda"] = _torch().cuda.get_rng_state_all()  # an empty list without a GPU
-        with atomic_write(folder / f"resume-{epoch}.pt") as part:
-            _torch().save(state, part)
-    else:
-        to_numpy = importlib.import_module("keras").ops.convert_to_numpy
-        arrays = {str(number): to_numpy(variable) for number, variable in enumerate(_variables(training))}
-        with atomic_write(folder / f"resume-{epoch}.npz") as part:
-            np.savez(part, **arrays)
-    for path in before:
-        path.unlink()
+        return importlib.import_module("torch").load(path, map_location="cpu", weights_only=False)
+    return pickle.loads(path.read_bytes())
 
 
-def load_state(framework: str, folder: Path, training: Sequence) -> None:
-    """Load the state that `save_state` left, if there is one, into what is to be trained."""
-    if not (epoch := finished_epochs(folder)):
-        return
-    if framework == "torch":
-        state = _torch().load(folder / f"resume-{epoch}.pt", map_location="cpu", weights_only=True)
-        for part, values in zip(filter(None, training), state["parts"], strict=True):
-            part.load_state_dict(values)
-        _torch().set_rng_state(state["random"])
-        if _torch().cuda.is_available():
-            _torch().cuda.set_rng_state_all(state["random_cuda"])
-    else:
-        with np.load(folder / f"resume-{epoch}.npz") as arrays:
-            for number, variable in zip(arrays, _variables(training), strict=True):
-                variable.assign(arrays[number])
-
-
-def finished_epochs(folder: Path) -> int:
-    """Return after how many epochs training goes on here; 0 where it begins."""
-    return max((int(path.stem.split("-")[1]) for path in folder.glob("resume-*")), default=0)
-
-
-def append_predictions(folder: Path, epoch: int, probabilities: np.ndarray) -> None:
-    """Add the validation probabilities (N, classes) after `epoch`, from 1, to those of the epochs before it."""
+def write_predictions(folder: Path, probabilities: np.ndarray) -> None:
+    """Write the validation probabilities after each epoch, (epochs, N, classes), as `Run.epoch_probabilities` reads."""
     # Logarithms, less the largest: float16 would round probabilities near 1 together, and ties decide accuracies.
     logarithms = np.log(np.maximum(probabilities.astype(np.float64), 1e-30))
-    scores = (logarithms - logarithms.max(axis=1, keepdims=True)).astype(np.float16)[None]
-    path = folder / PREDICTIONS
-    if epoch > 1:
-        with np.load(path) as file:
-            scores = np.concatenate([file["scores"][: epoch - 1], scores])
-    with atomic_write(path) as part:
+    scores = (logarithms - logarithms.max(axis=-1, keepdims=True)).astype(np.float16)
+    with atomic_write(folder / PREDICTIONS) as part:
         np.savez_compressed(part, scores=scores)
-
-
-def read_predictions(folder: Path) -> np.ndarray:
-    """Return a run's validation probabilities after each epoch: float32 (epochs, N, classes).
-
-    Good to about 3 digits, and each photo's most probable class is exact. Raises FileNotFoundError for a run that was
-    recorded before they were kept.
-    """
-    path = folder / PREDICTIONS
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: this run kept no predictions of its epochs; train_run records it anew")
-    with np.load(path) as file:
-        return softmax(file["scores"].astype(np.float64)).astype(np.float32)
-
-
-def _torch() -> ModuleType:
-    return importlib.import_module("torch")
-
-
-def _variables(training: Sequence) -> list:
-    model, optimizer, _ = training
-    return [*model.variables, *optimizer.variables]  # with the random state of dropout

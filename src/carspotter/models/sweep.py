@@ -156,7 +156,7 @@ def _run_cells(study: Study, cells: list[Cell], processes: int, on: str, cpus: i
                     todo.remove(cell)
                     running[engine.submit(cell, _recorded(study, cell.start) if cell.start else None)] = cell
             if running:
-                done = engine.wait(list(running))
+                done = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
                 cell, result = running.pop(done), engine.result(done)
                 if result["error"]:
                     failed.add(cell)
@@ -179,9 +179,6 @@ class LocalEngine:
 
     def submit(self, cell: Cell, start: str | None) -> Future:
         return self.pool.submit(self._run, cell)
-
-    def wait(self, tasks: list[Future]) -> Future:
-        return next(iter(wait(tasks, return_when=FIRST_COMPLETED).done))
 
     def result(self, task: Future) -> dict:
         return task.result()

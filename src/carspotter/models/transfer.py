@@ -7,10 +7,12 @@ What stands before the first layer that learns gives the same maps in every epoc
 from __future__ import annotations
 
 import hashlib
+import http.client
 import importlib
 import json
 import os
 import re
+import sys
 import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -50,9 +52,8 @@ def identify_weights(experiment: Experiment) -> str:
     """
     if experiment.backbone is None:
         return ""
-    if _is_digest(experiment.weights) or str(experiment.weights) == "none":
-        return str(experiment.weights)
-    return hash_file(find_weights(experiment))
+    weights = str(experiment.weights)
+    return weights if weights == "none" or _is_digest(weights) else hash_file(find_weights(experiment))
 
 
 def hash_file(path: Path) -> str:
@@ -68,24 +69,22 @@ def find_weights(experiment: Experiment) -> Path | None:
     "imagenet" looks into Keras' cache first (`KERAS_HOME` or ~/.keras, folder models), and downloads there. A folder
     is searched for the backbone's file. Raises FileNotFoundError, saying which file to bring, where it cannot be had.
     """
-    weights = experiment.weights
-    if experiment.backbone is None or str(weights) == "none":
+    weights = str(experiment.weights)
+    if experiment.backbone is None or weights == "none":
         return None
     if _is_digest(weights):
         raise FileNotFoundError(f"{weights} names recorded runs; to train another, give the weights' file")
-    if str(weights) != "imagenet":
-        if not Path(weights).is_dir():
-            return Path(weights)
-        pattern = PATTERNS[experiment.backbone].format(width=experiment.backbone_width)
-        if not (found := sorted(Path(weights).glob(pattern))):
-            raise FileNotFoundError(f"{weights}: no file {pattern} in this folder")
-        return found[0]
-    name = FILES[experiment.backbone].format(width=experiment.backbone_width)
-    cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
-    path = cache / name.split("/")[1]
-    if not path.exists():
-        _download(f"{PUBLISHED}/{name}", path, MD5.get(experiment.backbone))
-    return path
+    file, pattern = (names[experiment.backbone].format(width=experiment.backbone_width) for names in (FILES, PATTERNS))
+    if weights == "imagenet":
+        path = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models" / Path(file).name
+        if not path.exists():
+            _download(f"{PUBLISHED}/{file}", path, MD5.get(experiment.backbone))
+        return path
+    if not Path(weights).is_dir():
+        return Path(weights)
+    if not (found := sorted(Path(weights).glob(pattern))):
+        raise FileNotFoundError(f"{weights}: no file {pattern} in this folder")
+    return found[0]
 
 
 def width_in_name(weights: Path) -> float:
@@ -148,40 +147,47 @@ class Learner:
         key = [spec[name] for name in (*names, "tuned_blocks", "pooling")]
         key += [self.spec["framework"], self.spec["pixels"], what, copy]
         key += [self.spec["seed"]] if spec["weights"] == "none" else []  # random weights: another draw each time
-        affine = colours = None
-        if copy:
-            ranges, count = RANGES[self.experiment.augmentation], len(images)
-            key.append(self.experiment.augmentation)
-            affine = draw_affine(np.random.default_rng([copy, 1]), count, images.shape[1], ranges)
-            affine = affine.reshape(count, 3, 3).astype(np.float32)
-            if ranges.colours:
-                colours = draw_colours(np.random.default_rng([copy, 2]), count, ranges)
-                colours = colours.reshape(count, 3, 4).astype(np.float32)
+        key += [self.experiment.augmentation] if copy else []
 
         def compute() -> np.ndarray:
-            return self._compute(images, affine, colours, f"maps, {what} {copy or ''}")
+            changes = draw_copy(self.experiment, copy, len(images)) if copy else (None, None)
+            # Half the space; numpy has no bfloat16, and maps stay far below float16's limit of 65,504.
+            dtype = np.float16 if self.experiment.dtype == "bfloat16" else np.float32
+            return compute_maps(self.builder, self.body, images, *changes, dtype, self.show_progress)
 
         key = json.dumps([PREPROCESSING, *key])
         return cached_features(self.study.images, key, photos["sha256"], compute)
 
-    def _compute(self, images: np.ndarray, affine: np.ndarray | None, colours: np.ndarray | None, what: str):
-        maps = None
-        with progress_bar(len(images), what.strip(), "photos", self.show_progress) as progress:
-            for start in range(0, len(images), BATCH):
-                rows = slice(start, start + BATCH)
-                of_batch = self.builder.compute_maps(
-                    self.body,
-                    np.ascontiguousarray(images[rows]),
-                    None if affine is None else affine[rows],
-                    None if colours is None else colours[rows],
-                )
-                if maps is None:
-                    # Half the space; numpy has no bfloat16, and maps stay far below float16's limit of 65,504.
-                    dtype = np.float16 if self.experiment.dtype == "bfloat16" else np.float32
-                    maps = np.empty((len(images), *of_batch.shape[1:]), dtype)
-                maps[rows] = of_batch
-                progress.update(len(of_batch))
-        return maps
+
+def draw_copy(experiment: Experiment, copy: int, count: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Draw the changes of a cached copy of `count` photos: affine float32 (N, 3, 3), colours (N, 3, 4) or None."""
+    ranges = RANGES[experiment.augmentation]
+    affine = draw_affine(np.random.default_rng([copy, 1]), count, experiment.image_size, ranges)
+    colours = draw_colours(np.random.default_rng([copy, 2]), count, ranges).astype(np.float32)
+    return affine.astype(np.float32), colours if ranges.colours else None
+
+
+def compute_maps(
+    builder: ModuleType,
+    frozen: Any,
+    images: np.ndarray,
+    affine: np.ndarray | None = None,
+    colours: np.ndarray | None = None,
+    dtype: type = np.float32,
+    show_progress: bool = True,
+) -> np.ndarray:
+    """Return the frozen part's maps of images uint8 (N, S, S, 3), changed first where asked: (N, h, w, C)."""
+    maps = None
+    with progress_bar(len(images), "maps", "photos", show_progress) as progress:
+        for start in range(0, len(images), BATCH):
+            rows = slice(start, start + BATCH)
+            batch = np.ascontiguousarray(images[rows])
+            of_batch = builder.compute_maps(frozen, batch, *(None if x is None else x[rows] for x in (affine, colours)))
+            if maps is None:
+                maps = np.empty((len(images), *of_batch.shape[1:]), dtype)
+            maps[rows] = of_batch
+            progress.update(len(of_batch))
+    return maps
 
 
 def cached_features(cache: Path, key: str, photos: Iterable[str], compute: Callable[[], np.ndarray]) -> np.ndarray:
@@ -212,6 +218,8 @@ def extract_features(images: np.ndarray, weights: Path, show_progress: bool = Tr
         raise FileNotFoundError(f"{weights}: no such file; give the path of MobileNetV2 weights without the top")
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3:
         raise ValueError(f"images are {images.dtype} {images.shape}; features need uint8 (N, S, S, 3)")
+    if not len(images):
+        return np.empty((0, 1280), np.float32)
     import_framework("keras")
     builder = importlib.import_module("carspotter.models.keras_transfer")
     experiment = replace(
@@ -220,12 +228,7 @@ def extract_features(images: np.ndarray, weights: Path, show_progress: bool = Tr
     model = builder.build_model(experiment, 2)
     builder.load_backbone(model, weights, experiment)
     body, _ = builder.split_model(model, experiment)
-    features = [np.empty((0, *body.output_shape[1:]), np.float32)]
-    with progress_bar(len(images), "features", "photos", show_progress) as progress:
-        for start in range(0, len(images), BATCH):
-            features.append(builder.compute_maps(body, np.asarray(images[start : start + BATCH])))
-            progress.update(len(features[-1]))
-    return np.concatenate(features).reshape(len(images), -1)
+    return compute_maps(builder, body, images, show_progress=show_progress).reshape(len(images), -1)
 
 
 def read_features(framework: str, model: Any, images: np.ndarray, mirrored: bool = False) -> np.ndarray:
@@ -259,25 +262,18 @@ def _is_digest(weights: str | Path) -> bool:
 
 
 def _download(url: str, path: Path, md5: str | None) -> None:
-    digest = hashlib.md5(usedforsecurity=False)
     try:
-        with (
-            atomic_write(path) as part,
-            urllib.request.urlopen(url, timeout=SECONDS) as answer,
-            open(part, "wb") as file,
-        ):
-            size = int(answer.headers.get("Content-Length", 0))
-            with progress_bar(size, path.name, "bytes") as progress:
-                while chunk := answer.read(1 << 20):
-                    digest.update(chunk)
-                    file.write(chunk)
-                    progress.update(len(chunk))
-            if size and file.tell() != size:
-                raise OSError(f"only {file.tell():,} of {size:,} bytes came")
-            if md5 and digest.hexdigest() != md5:
-                raise ValueError(f"{url}: the file came damaged (MD5 {digest.hexdigest()}, not {md5}); try again")
-    except OSError as error:
+        with urllib.request.urlopen(url, timeout=SECONDS) as answer:
+            size = int(answer.headers.get("Content-Length", 0)) / 1e6
+            print(f"downloading {path.name}, {size:.0f} MB", file=sys.stderr, flush=True)
+            content = answer.read()
+    except (OSError, http.client.IncompleteRead) as error:
         raise FileNotFoundError(
             f"the weights are not on this machine and cannot be downloaded ({error}). On a machine with internet fetch "
             f"{url}, and give its path with --weights FILE or put it at {path}; --weights none takes random ones"
         ) from error
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if md5 and digest != md5:
+        raise ValueError(f"{url}: the file came damaged (MD5 {digest}, not {md5}); try again")
+    with atomic_write(path) as part:
+        part.write_bytes(content)
