@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 import nbformat
@@ -21,8 +22,7 @@ from carspotter.kaggle import DATASET, KaggleRefused, run_client
 from carspotter.paths import WHEEL, Study, checkout
 from carspotter.photos.table import slugify
 
-# Of results/, what no notebook reads.
-NOT_RECORDED = ("checkpoint*", "resume*", "best-*", "figures", "*.md", ".*")
+RECORDED = ("*/*.csv", "*/*.jsonl", "*/splits.sha256", "*/runs/*/*.csv", "*/runs/*/spec.json", "*/runs/*/*_epochs.npz")
 MACHINE = "NvidiaTeslaT4"  # two T4; stated, since what Kaggle gives by default has changed before
 SECONDS = 1800  # for one errand of Kaggle's client
 READY_WITHIN = 600  # seconds for Kaggle to unpack an upload; a notebook pushed before would start without it
@@ -50,7 +50,10 @@ def push(
     package = out / WHEEL
     shutil.rmtree(package, ignore_errors=True)
     wheel = build_wheel(package)
-    about = {"title": "Carspotter wheel", "subtitle": "The package that the notebooks install"}
+    with zipfile.ZipFile(package / "results.zip", "w", zipfile.ZIP_DEFLATED) as archive:  # Kaggle unzips it
+        for file in (file for pattern in RECORDED for file in (checkout() / "results").glob(pattern)):
+            archive.write(file, file.relative_to(checkout() / "results"))
+    about = {"title": "Carspotter wheel", "subtitle": "The package that the notebooks install, and recorded runs"}
     about |= {"id": f"{user}/{WHEEL}", "description": "MIT licence.", "licenses": [{"name": "other"}]}
     (package / "dataset-metadata.json").write_text(json.dumps(about, indent=2) + "\n")
     if not dry_run:

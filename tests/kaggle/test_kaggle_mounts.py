@@ -139,6 +139,20 @@ def test_without_the_data_set_the_notebook_says_what_to_attach(working):
         open_study("sample_2")
 
 
+@pytest.mark.parametrize("above", ["", "datasets/tester/", "tester/"])
+def test_the_sample_study_is_there_with_its_recorded_runs(working, above):
+    (working / "input" / f"{above}carspotter-sample-2" / "sample_2").mkdir(parents=True)  # as Kaggle unzips an archive
+    recorded = working / "input" / f"{above}carspotter-wheel" / "results" / "sample_2"
+    recorded.mkdir(parents=True)
+    (recorded / "splits.csv").write_text("sha256,label,group,split\n")
+    (recorded / "splits.csv").chmod(0o444)
+    study = open_study("sample_2")
+    assert study.name == "sample_2" and study.folder == working / "working" / "results" / "sample_2"
+    assert study.splits.read_text() == "sha256,label,group,split\n"
+    study.splits.write_text("mine")  # what is recorded on Kaggle is written beside it
+    assert open_study("sample_2").splits.read_text() == "mine"
+
+
 def test_elsewhere_nothing_is_kaggle(working, monkeypatch):
     (working / "input" / LAYOUTS[0]).mkdir()
     monkeypatch.delenv("KAGGLE_KERNEL_RUN_TYPE")

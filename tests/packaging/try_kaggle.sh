@@ -50,6 +50,7 @@ for folder in "$place"/pushed/[0-9]*; do
   mkdir -p "$kaggle/working" "$kaggle/input/$layout" "$kaggle/input/${layout/sample-2/wheel}" "$kaggle/home"
   cp data/sample_2.zip "$kaggle/input/$layout/"
   cp "$place"/pushed/carspotter-wheel/*.whl "$kaggle/input/${layout/sample-2/wheel}/"
+  unzip -q "$place/pushed/carspotter-wheel/results.zip" -d "$kaggle/input/${layout/sample-2/wheel}/results"  # as Kaggle does
   chmod -R a-w "$kaggle/input"
   # The wheel is installed into a copy of the environment, so that no notebook finds another's.
   "$python" -m venv --without-pip --system-site-packages "$kaggle/python" > /dev/null
