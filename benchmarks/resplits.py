@@ -55,7 +55,7 @@ def describe_kinds(study: Study, photos: pd.DataFrame, weights: Path):
     """Yield the name of each kind of features with the features, float32 (N, D)."""
     names = photos["sha256"]
     mobilenet = next(weights.glob("mobilenet_v2_1.0_224*"))
-    yield "MobileNetV2", describe_photos(study, mobilenet, show_progress=False).loc[names]
+    yield "MobileNetV2", describe_photos(study.data, read_photos(study.data), mobilenet, False).loc[names]
     vgg16 = find_weights(replace(VGG16_FEATURES, weights=str(weights)))
     key = f"{PREPROCESSING} 224 mean and maximum maps {hash_file(vgg16)}"
     table = cached_features(study.images, key, names, lambda: vgg16_features(study, photos, vgg16))

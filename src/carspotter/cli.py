@@ -24,7 +24,7 @@ GROUPS = {
     "Data": {
         "import": "my_photos --classes swift wagonr",
         "audit": "my_photos --weights mobilenet_v2.weights.h5",
-        "curate": "--weights mobilenet_v2.weights.h5 --report",
+        "curate": "--weights mobilenet_v2.weights.h5",
         "review": "--reviewer Asha",
         "forget": 64 * "0",
         "split": "--classes swift wagonr",
@@ -102,24 +102,14 @@ def import_photos(options) -> int:
 
 
 def curate_photos(options) -> int:
-    from carspotter.curation import cross_validation
-    from carspotter.curation import curate as curation
-    from carspotter.curation import score as curation_score
-    from carspotter.curation.appearance import describe_photos
-    from carspotter.curation.report import write_report
+    from carspotter.curation.curate import curate_study, summary
+    from carspotter.curation.score import score_curation
 
     study = study_of(options)
-    features, doubts = describe_photos(study, options.weights), None
-    if options.train:
-        doubts, learnt = cross_validation.learn_photos(study, options.train, options.dtype, options.weights)
-        features = cross_validation.join_features(features, learnt)
-    table = curation.curate_study(study, features=features, doubts=doubts)
-    print(curation.summary(table))
+    table = curate_study(study, options.weights, options.train)
+    print(summary(table))
     if options.score:
-        print(curation_score.score_curation(table, options.score))
-        print(curation_score.review_curve(table, options.score).to_string())
-    if options.report:
-        print(f"Report: {write_report(study)}")
+        print(score_curation(table, options.score))
     return 0
 
 
@@ -288,7 +278,6 @@ def _parser() -> argparse.ArgumentParser:
 
     curating = add_verb(verbs, "curate", curate_photos, "find duplicates and bad photos -> data/curation.csv")
     curating.add_argument("--score", type=Path, metavar="TRUTH", help="compare with the truth.csv of rendered photos")
-    curating.add_argument("--report", action="store_true", help="write a page of counts and examples to data/reports")
     curating.add_argument(
         "--weights", type=Path, metavar="FILE", help="MobileNetV2's, without the top: ranks far better"
     )
@@ -298,7 +287,6 @@ def _parser() -> argparse.ArgumentParser:
         help="also train models on the photos themselves and ask each about those it has not seen: minutes; with "
         "--weights the backbone's last blocks (keras only): several minutes a thousand photos",
     )
-    curating.add_argument("--dtype", **dtype)
 
     auditing = verbs.add_parser("audit", help="what is wrong with any folder of photos; needs no study or split")
     auditing.add_argument("folder", type=Path, help="photos in <class>/, in {train,val,test}/<class>/, or in no class")

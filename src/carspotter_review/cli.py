@@ -28,12 +28,14 @@ def add_verbs(verbs) -> None:
 def review_photos(options) -> int:
     from carspotter.curation.appearance import describe_photos
     from carspotter.evidence.intervals import accuracy_interval
+    from carspotter.photos.table import read_photos
     from carspotter_review import session as review
     from carspotter_review.server import serve_reviews
 
     study, reviewer = study_of(options), options.reviewer or getpass.getuser()
     settings = {"port": options.port, "host": options.host, "seed": options.seed, "public_url": options.public_url}
-    settings["features"] = None if options.quiz else describe_photos(study, options.weights)
+    if not options.quiz:
+        settings["features"] = describe_photos(study.data, read_photos(study.data), options.weights)
     with serve_reviews(study, reviewer, quiz=options.quiz, audit=options.audit, **settings) as server:
         print(f"Review on {server.url} (Ctrl-C stops; every decision is on disk)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):

@@ -12,24 +12,15 @@ from datetime import UTC, datetime
 import numpy as np
 import pandas as pd
 from PIL import Image
+from sklearn.metrics import cohen_kappa_score
 
 from carspotter.curation.curate import QUALITY
-from carspotter.curation.reviews import (
-    REASONS,
-    cohens_kappa,
-    draw_audit,
-    draw_quiz,
-    pair_reviewers,
-    quiz_log,
-    read_audit,
-    read_quiz,
-    read_reviews,
-    standing_lines,
-)
+from carspotter.curation.reviews import REASONS, draw_audit, read_audit, read_reviews, standing_lines
 from carspotter.paths import Study
 from carspotter.photos.decoding import decode
 from carspotter.photos.journal import append_line, read_journal
 from carspotter.photos.table import read_curation, read_photos
+from carspotter_review.quiz import draw_quiz, pair_reviewers, quiz_log, read_quiz
 
 EDGES = {"thumb": 240, "large": 1600}  # longest side of a preview, pixels
 # What the machine found, as a person would say it; the other kinds of its reasons say too little to suggest one.
@@ -227,8 +218,9 @@ class Session:
             sections.append(_section(title, rejected["sha256"], rejected["reason"]))
         for first, second, both in pair_reviewers(self.study.data):
             same = both[first] == both[second]
-            kappa = cohens_kappa(both[first], both[second])
-            agreement = f"agree on {same.sum():,} of {len(both):,} photos; Cohen's kappa {kappa:.2f}"
+            agreement = f"agree on {same.sum():,} of {len(both):,} photos"
+            if both.stack().nunique() > 1:  # else chance alone would always agree
+                agreement += f"; Cohen's kappa {cohen_kappa_score(both[first], both[second]):.2f}"
             figures.append((f"{first} and {second}", agreement))
             captions = [f"{first}: {a} · {second}: {b}" for a, b in both[[first, second]].itertuples(index=False)]
             captions = pd.Series(captions, index=both.index)

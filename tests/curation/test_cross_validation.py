@@ -18,7 +18,7 @@ from carspotter.models.store import locked
 from carspotter.paths import Study
 from carspotter.photos.fingerprints import readable_photos
 from carspotter.photos.importing import import_folder
-from carspotter.photos.table import read_curation
+from carspotter.photos.table import read_curation, read_photos
 
 SMALL = replace(FAST_RECIPE, conv_channels=(8, 16, 16), epochs=12, image_size=32, batch_size=8)
 
@@ -116,7 +116,7 @@ def test_a_study_is_learnt_once(tmp_path, monkeypatch):
         file.write_bytes(encode(scene(number, (64, 48))))
     study = Study("sample", tmp_path / "data", tmp_path / "results")
     import_folder(study.data, tmp_path / "photos", show_progress=False)
-    quick = replace(SMALL, epochs=1)
+    quick, photos = replace(SMALL, epochs=1), read_photos(study.data)
 
     def finds_it_locked(*rest):
         (folder,) = study.images.glob("learning-*")
@@ -125,11 +125,11 @@ def test_a_study_is_learnt_once(tmp_path, monkeypatch):
         return cross_validate(*rest)
 
     monkeypatch.setattr(cross_validation, "cross_validate", finds_it_locked)
-    doubts, features = learn_photos(study, "torch", experiment=quick)
+    doubts, features = learn_photos(study.data, photos, "torch", experiment=quick)
     assert len(doubts) == 12 and doubts.between(0, 1).all() and features.shape == (12, 3 * 16)
     assert not list(study.images.glob("learning-*")), "the state is gone when it is no longer needed"
     monkeypatch.setattr(cross_validation, "cross_validate", None)
-    again, others = learn_photos(study, "torch", experiment=quick)
+    again, others = learn_photos(study.data, photos, "torch", experiment=quick)
     assert again.equals(doubts) and others.equals(features)
 
 
@@ -170,27 +170,27 @@ def test_the_verb_ranks_by_what_was_learnt(tmp_path, monkeypatch, weights):
     import_folder(study.data, tmp_path / "photos", show_progress=False)
     asked = []
 
-    def learn(study, framework, dtype, weights):
-        asked.append((framework, dtype, str(weights or "")))
-        names = readable_photos(study.data, show_progress=False)["sha256"].tolist()
+    def learn(data, photos, framework, weights):
+        asked.append((framework, str(weights or "")))
+        names = readable_photos(data, photos, show_progress=False)["sha256"].tolist()
         doubts = pd.Series(np.linspace(0, 0.3, len(names)), index=names)
         doubts.iloc[7] = 0.97
         return doubts, pd.DataFrame(np.random.default_rng(0).normal(size=(len(names), 6)), index=names)
 
-    def describe(study, weights):
-        names = readable_photos(study.data, show_progress=False)["sha256"]
+    def describe(data, photos, weights, show_progress):
+        names = readable_photos(data, photos, show_progress=False)["sha256"]
         return pd.DataFrame(np.random.default_rng(1).normal(size=(len(names), 4)), index=names)
 
-    def curate_study(study, features, doubts):
+    def judge(data, photos, features, *more):
         asked.append(features.shape[1])
-        return curate(study, features=features, doubts=doubts)
+        return judge_photos(data, photos, features, *more)
 
-    curate = curation.curate_study
-    monkeypatch.setattr(cross_validation, "learn_photos", learn)
-    monkeypatch.setattr("carspotter.curation.appearance.describe_photos", describe)
-    monkeypatch.setattr(curation, "curate_study", curate_study)
-    assert main(["curate", "--train", "keras", "--dtype", "bfloat16", *weights]) == 0
-    assert asked == [("keras", "bfloat16", "".join(weights[1:])), 4 + 6]
+    judge_photos = curation.judge_photos
+    monkeypatch.setattr(curation, "learn_photos", learn)
+    monkeypatch.setattr(curation, "describe_photos", describe)
+    monkeypatch.setattr(curation, "judge_photos", judge)
+    assert main(["curate", "--train", "keras", *weights]) == 0
+    assert asked == [("keras", "".join(weights[1:])), 4 + 6]
     reasons = read_curation(study).set_index("sha256")["reason"]
     doubted = sorted(reasons.index)[7]
     assert (

@@ -10,9 +10,8 @@ import pytest
 from generated_photos import encode, scene
 from PIL import ImageFilter, ImageOps
 
-from carspotter.curation.curate import curate, curate_study, summary
-from carspotter.curation.report import count_duplicates, write_report
-from carspotter.curation.score import review_curve, score_curation
+from carspotter.curation.curate import count_duplicates, curate_study, judge_photos, summary
+from carspotter.curation.score import score_curation
 from carspotter.paths import Study
 from carspotter.photos import fingerprints
 from carspotter.photos.fingerprints import measure_photos
@@ -48,7 +47,7 @@ def save(folder, name, image, **options):
 
 def curated(data, folder):
     import_folder(data, folder, show_progress=False)
-    return curate(data, read_photos(data), show_progress=False).set_index("sha256")
+    return judge_photos(data, read_photos(data), show_progress=False).set_index("sha256")
 
 
 def test_good_photos_are_kept_without_a_reason(data, folder):
@@ -100,7 +99,7 @@ def test_a_photo_damaged_on_disk_is_unreadable(data, folder):
     photos = read_photos(data).set_index("sha256")
     path = data / photos.loc[sha256, "path"]
     path.write_bytes(path.read_bytes()[:4000])
-    table = curate(data, read_photos(data), show_progress=False).set_index("sha256")
+    table = judge_photos(data, read_photos(data), show_progress=False).set_index("sha256")
     assert table["verdict"].to_dict() == {sha256: "reject", other: "keep"}
     assert table.loc[sha256, "reason"] == "unreadable: the bytes on disk are no longer those that were collected"
 
@@ -110,7 +109,7 @@ def test_nothing_but_unreadable_photos_is_a_curation_too(data, folder):
     import_folder(data, folder, show_progress=False)
     photos = read_photos(data)
     (data / photos["path"][0]).write_bytes(b"")
-    assert curate(data, photos, show_progress=False)["verdict"].tolist() == ["reject"]
+    assert judge_photos(data, photos, show_progress=False)["verdict"].tolist() == ["reject"]
 
 
 @pytest.mark.parametrize(
@@ -189,11 +188,11 @@ def test_what_is_shown_is_ranked_by_features_and_a_person_stays_right(data, fold
     features.loc[shas[:2]] = [[9, -9] * 4, [-9, 9] * 4]
     import_folder(data, folder, show_progress=False)
     review(data, shas[0], "keep")
-    table = curate(data, read_photos(data), show_progress=False, features=features).set_index("sha256")
+    table = judge_photos(data, read_photos(data), show_progress=False, features=features).set_index("sha256")
     assert table.loc[shas[1], "score"] > 0.5 and kind_of(table.loc[shas[1], "reason"]) == "unlike its class"
     assert set(table["verdict"]) == {"keep"} and table.loc[shas[0], "score"] == 0
     # Photos without features (one that was collected since) are ranked by quality alone.
-    table = curate(data, read_photos(data), show_progress=False, features=features.iloc[2:]).set_index("sha256")
+    table = judge_photos(data, read_photos(data), show_progress=False, features=features.iloc[2:]).set_index("sha256")
     assert table.loc[shas[1], "score"] < 0.5
 
 
@@ -204,35 +203,25 @@ def test_doubts_of_models_raise_a_photo_that_features_find_nothing_in(data, fold
     features = pd.DataFrame(rng.normal(2, 1, (40, 8)), index=shas)
     import_folder(data, folder, show_progress=False)
     photos = read_photos(data)
-    without = curate(data, photos, show_progress=False, features=features).set_index("sha256")["score"]
+    without = judge_photos(data, photos, show_progress=False, features=features).set_index("sha256")["score"]
     fine = without.idxmin()
     doubts = pd.Series(rng.uniform(0, 0.3, 40), index=shas)
     doubts[fine] = 0.99
-    found = curate(data, photos, show_progress=False, features=features, doubts=doubts).set_index("sha256")
+    found = judge_photos(data, photos, show_progress=False, features=features, doubts=doubts).set_index("sha256")
     assert found.loc[fine, "score"] > 0.5 > without[fine]
     assert kind_of(found.loc[fine, "reason"]) == "another model" and "0.99" in found.loc[fine, "reason"]
 
 
-def test_the_report_shows_counts_examples_copies_and_what_is_left(tmp_path, folder):
+def test_copies_are_counted_within_and_across_listings(tmp_path, folder):
     study = Study("sample", tmp_path / "data", tmp_path / "results")
     image = scene(1, (640, 480))
     save(folder, "swift/l1__01.jpg", image)
     save(folder, "swift/l2__01.jpg", image.resize((320, 240)))
-    dark = save(folder, "swift/l3__01.jpg", scene(2, (640, 480)).point(lambda level: level // 6))
+    save(folder, "swift/l3__01.jpg", scene(2, (640, 480)))
     import_folder(study.data, folder, show_progress=False)
     curate_study(study, show_progress=False)
-    assert count_duplicates(study) == {
-        "clusters": 1,
-        "across listings": 1,
-        "across parts of the split": 0,
-        "surplus copies": 1,
-    }
-    page = write_report(study).read_text()
-    assert "too dark: 1" in page and "duplicate: 1" in page and "across listings: 1" in page
-    assert page.count("<img") == 3 and "unknown" in page
-    review(study.data, dark, "reject", reason="poor quality", label="swift", audit=0)
-    curate_study(study, show_progress=False)
-    assert "100.0% [2.5%, 100.0%], 1 of 1 photos of a random sample" in write_report(study).read_text()
+    counts = {"clusters": 1, "across listings": 1, "across parts of the split": 0, "surplus copies": 1}
+    assert count_duplicates(study) == counts
 
 
 def test_a_second_curation_decodes_nothing_and_says_the_same(data, folder, monkeypatch):
@@ -240,7 +229,7 @@ def test_a_second_curation_decodes_nothing_and_says_the_same(data, folder, monke
         save(folder, f"swift/{seed}.jpg", scene(seed, (640, 480)))
     first = curated(data, folder)
     monkeypatch.setattr(fingerprints, "decode", None)
-    pd.testing.assert_frame_equal(curate(data, read_photos(data), show_progress=False).set_index("sha256"), first)
+    pd.testing.assert_frame_equal(judge_photos(data, read_photos(data), show_progress=False).set_index("sha256"), first)
 
 
 def test_a_fingerprint_torn_by_a_kill_is_made_again(data, folder):
@@ -291,8 +280,5 @@ def test_scoring_against_the_truth(tmp_path):
     assert score.loc["all junk", ["photos", "recall", "worst_15"]].tolist() == [3, 0.333, 0.333]
     without = score_curation(table[table["sha256"] != "sha-o2"], tmp_path / "truth.csv")
     assert without.loc["copy: cropped", ["photos", "recall"]].tolist() == [1, 1.0], "what was not collected is no miss"
-    curve = review_curve(table, tmp_path / "truth.csv")
-    # Kept, worst first: d1, w, d2, then cars and the interior.
-    assert curve.loc[[0.15, 0.5, 1.0]].tolist() == [0.333, 0.667, 1.0]
     with pytest.raises(ValueError, match="knows none of these 9 photos"):
         score_curation(table.assign(sha256="other-" + truth["file"]), tmp_path / "truth.csv")

@@ -4,7 +4,7 @@ import numpy as np
 from generated_photos import scene
 from PIL import Image
 
-from carspotter.curation.listing_mates import MATES, median_of_mates, stand_apart
+from carspotter.curation.ranking import MATES, median_of_mates, stand_apart
 from carspotter.photos.fingerprints import describe_palette
 
 

@@ -6,7 +6,6 @@ import json
 import random
 import zipfile
 
-import pandas as pd
 import pytest
 from generated_photos import encode, published_photos, scene
 from kaggle_stub import KaggleStub
@@ -14,11 +13,8 @@ from notebook_cells import BOOTSTRAP
 
 from carspotter import kaggle, kaggle_push
 from carspotter.curation import curate as curation
-from carspotter.curation.appearance import SIDE, describe_images
 from carspotter.paths import Study
 from carspotter.photos import splitting, verification
-from carspotter.photos.fingerprints import readable_photos
-from carspotter.photos.images import load_images
 from carspotter.photos.journal import read_journal
 from carspotter.photos.table import read_photos
 
@@ -95,10 +91,7 @@ def test_a_fetch_takes_over_the_published_split(stub, study, files):
 def test_the_notebooks_that_curate_and_split_leave_the_published_split_as_it_is(study, files, tmp_path):
     fetch(study, source=lay_out(files, tmp_path / "unzipped"))
     published = study.splits.read_bytes()
-    photos = readable_photos(study.data, show_progress=False)
-    images = load_images(study.data, photos, SIDE, show_progress=False)
-    features = pd.DataFrame(describe_images(images, show_progress=False), index=photos["sha256"])
-    curation.curate_study(study, show_progress=False, features=features)
+    curation.curate_study(study, show_progress=False)
     splitting.split_study(study, classes=("swift", "wagonr"))
     assert study.splits.read_bytes() == published
 

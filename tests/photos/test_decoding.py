@@ -244,6 +244,10 @@ def test_oversized_tiles_are_refused():
     assert "tiles of 60000×60000" in refusal(whole).reason
 
 
+def test_the_thumbnail_of_a_raw_file_is_no_photo():
+    assert "only a thumbnail" in refusal(tiff(8, 1, bytes(32 * 32), 32, tag254=1)).reason
+
+
 def test_every_format_that_is_written_here_is_read():
     for name, suffix in FORMATS.items():
         if name != "HEIF":

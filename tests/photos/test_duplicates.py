@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from carspotter.photos import duplicates
 from carspotter.photos.alignment import CLOSE_SIDE
 from carspotter.photos.duplicates import compare_all, find_candidates, find_duplicates, hash_windows, mirror_hashes
-from carspotter.photos.fingerprints import FINGERPRINT
+from carspotter.photos.fingerprints import COLOURS, FINGERPRINT
 
 SIZE = (320, 240)
 
@@ -181,3 +181,20 @@ def skewed_hashes(rng, count):
     bits = causes.reshape(count, 36, 3, 48) > 0
     padded = np.concatenate([bits, np.zeros((count, 36, 3, 16), dtype=bool)], axis=-1)
     return np.packbits(padded, axis=-1).view(np.uint64)[..., 0]
+
+
+@pytest.mark.parametrize("chunk", [3, 1024])
+def test_colours_are_compared_with_all_that_follow_in_blocks_of_any_size(monkeypatch, chunk):
+    monkeypatch.setattr(duplicates, "COLOUR_CHUNK", chunk)
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet(np.full(COLOURS, 0.2), (40, 2))
+    shares[10:30] = 0.9 * shares[:20] + 0.1 * shares[10:30]  # ten pairs and more, of one place and paint
+    palettes = np.round(255 * np.sqrt(shares)).astype(np.uint8)
+    listed = np.arange(40) % 3 == 0
+    found = {tuple(sorted(pair)) for pair in duplicates.find_same_colours(palettes, listed).tolist()}
+    unit = palettes / np.linalg.norm(palettes.astype(float), axis=2, keepdims=True)
+    paint, place = (part @ part.T for part in np.moveaxis(unit, 1, 0))
+    alike = (place >= duplicates.SAME_PLACE) | (place + paint / 2 >= duplicates.SAME_PLACE_AND_PAINT)
+    alike &= ~(listed[:, None] & listed)
+    assert found == set(zip(*(rows.tolist() for rows in np.nonzero(np.triu(alike, 1))), strict=True))
+    assert len(found) >= 10

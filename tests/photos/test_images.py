@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 
 from carspotter.photos import images
 from carspotter.photos.decoding import UnreadablePhoto, decode
-from carspotter.photos.images import decode_image, load_images
+from carspotter.photos.images import decode_image, in_threads, load_images
 
 
 def ramp(width=64, height=48):
@@ -241,7 +241,7 @@ def load(collection, size=16):
 
 def test_load_images_gives_the_photos_in_order_read_only(collection, monkeypatch):
     monkeypatch.setattr(images, "BATCH", 2)  # several batches, more than wait at a time
-    monkeypatch.setattr(images, "CHUNK", 4)
+    monkeypatch.setattr(images, "AHEAD", 2)
     data, photos = collection
     loaded = load(collection)
     assert isinstance(loaded, np.memmap) and loaded.shape == (12, 16, 16, 3) and loaded.dtype == np.uint8
@@ -249,6 +249,15 @@ def test_load_images_gives_the_photos_in_order_read_only(collection, monkeypatch
         assert np.array_equal(image, decode_image(data / path, 16))
     with pytest.raises(ValueError):
         loaded[0] = 0
+
+
+def test_threads_give_results_in_order_and_pass_on_what_fails():
+    squares = in_threads(lambda number: number**2, range(50), "square", "numbers", False)
+    assert list(squares) == [number**2 for number in range(50)]
+    batches = list(in_threads(list, range(10), "gather", "numbers", False, batch=4))
+    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(lambda number: 1 / number, [1, 0, 1], "divide", "numbers", False))
 
 
 def test_load_images_decodes_once(collection, monkeypatch):
@@ -279,7 +288,7 @@ def test_a_missing_photo_is_named_and_leaves_no_array(collection):
 def slow_load(data, photos):
     plain = images.decode_image
     images.decode_image = lambda *arguments, **options: (time.sleep(0.05), plain(*arguments, **options))[1]
-    images.CHUNK = images.BATCH = 1
+    images.BATCH = 1
     load_images(data, photos, 16, show_progress=False)
 
 

@@ -119,11 +119,20 @@ def test_photos_without_any_listing_are_said_to_be_so(data, folder):
     "content",
     [
         "\ufefffile;listing;city\r\ncivic/0.jpg;7;Zürich\r\n".encode(),
+        b"sep=;\r\n" + "file;listing;city\r\ncivic/0.jpg;7;Zürich\r\n".encode(),
+        "file|listing|city\ncivic/0.jpg|7|Zürich\n".encode("utf-16-le"),
         "file\tlisting\tcity\r\ncivic/0.jpg\t7\tZürich\r\n".encode("utf-16"),
         "file,listing,city\r\ncivic/0.jpg,7,Zürich\r\n".encode("cp1252"),
         "File, Listing ,CITY\ncivic/0.jpg,7,Zürich,,\n,,\n".encode(),
     ],
-    ids=["semicolons", "UTF-16 with tabs", "Windows-1252", "capitals, empty cells and rows"],
+    ids=[
+        "semicolons",
+        "Excel's first line",
+        "UTF-16 without its mark",
+        "UTF-16 with tabs",
+        "Windows-1252",
+        "capitals, empty cells and rows",
+    ],
 )
 def test_tables_of_spreadsheets_are_read(tmp_path, content):
     file = tmp_path / "listings.csv"
@@ -262,3 +271,11 @@ def test_unusable_photos_and_other_models_are_no_classes(data, folder, tmp_path)
     assert photos["models/ford-mustang/c.jpg"] == ("ford-mustang", OTHER_MODEL)
     assert photos["models/d.jpg"] == ("other-model", OTHER_MODEL)
     assert photos["civic/0.jpg"] == ("civic", "")
+
+
+def test_a_folder_around_the_classes_and_an_archive_are_named(data, tmp_path):
+    around = lay_out(tmp_path / "set", [f"images/{name}" for name in NAMES])
+    assert "if they are the classes, import the folder images itself" in note(bring_in(data, around), "sub-folders")
+    archive = shutil.make_archive(tmp_path / "photos", "zip", around)
+    with pytest.raises(FileNotFoundError, match="unzip it first"):
+        bring_in(data, archive)

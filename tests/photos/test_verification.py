@@ -154,6 +154,10 @@ def test_a_split_saved_by_a_spreadsheet_is_named(make_study):
     study.splits.write_text(study.splits.read_text().replace(",", ";"))
     with pytest.raises(ValueError, match="splits.csv: needs the columns sha256, label, group, split"):
         read_splits(study)
+    study.splits.write_text(study.splits.read_text().replace(";", ","))
+    study.sealed.write_text(study.sealed.read_text(), encoding="utf-16")
+    with pytest.raises(ValueError, match="sealed/toy.csv: not a table.*in UTF-8, or restore it"):
+        verify_split(study, show_progress=False)
 
 
 @pytest.mark.skipif(real_photos() is None, reason="CARSPOTTER_REAL_PHOTOS names no folder")

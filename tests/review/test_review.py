@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from carspotter.curation import reviews as decisions
-from carspotter.curation.curate import COLUMNS, curate, write_curation
+from carspotter.curation.curate import COLUMNS, judge_photos, write_curation
 from carspotter.paths import Study
 from carspotter.photos.importing import import_folder
 from carspotter.photos.table import read_photos
@@ -202,7 +202,7 @@ def test_decisions_reach_the_next_curation(study):
     other = {"swift": "wagonr", "wagonr": "swift"}[second["label"]]
     session.decide(reject(first, "close-up"))
     session.decide(keep(second, other))
-    table = curate(study.data, read_photos(study.data), show_progress=False).set_index("sha256")
+    table = judge_photos(study.data, read_photos(study.data), show_progress=False).set_index("sha256")
     assert table.loc[first["sha256"], ["verdict", "decided_by"]].tolist() == ["reject", "Asha"]
     assert table.loc[second["sha256"], ["verdict", "label"]].tolist() == ["keep", other]
 
@@ -233,31 +233,6 @@ def test_neighbours_are_the_same_listing_the_same_cluster_and_the_nearest_by_fea
 
 
 # Agreement
-
-
-@pytest.mark.parametrize(
-    "counts, kappa",
-    [((20, 5, 10, 15), 0.4), ((45, 15, 25, 15), 0.1304), ((25, 35, 5, 35), 0.2593), ((10, 0, 0, 10), 1.0)],
-    ids=["half and half", "same agreement, skewed one way", "same agreement, skewed the other way", "complete"],
-)
-def test_kappa_of_textbook_tables(counts, kappa):
-    # The 2×2 tables (both yes, yes/no, no/yes, both no) of the encyclopedia article on Cohen's kappa.
-    first = ["yes"] * (counts[0] + counts[1]) + ["no"] * (counts[2] + counts[3])
-    second = ["yes"] * counts[0] + ["no"] * counts[1] + ["yes"] * counts[2] + ["no"] * counts[3]
-    assert decisions.cohens_kappa(first, second) == pytest.approx(kappa, abs=5e-5)
-
-
-def test_kappa_of_three_categories_worked_by_hand():
-    # observed 4/6; by chance (2·1 + 2·3 + 2·2)/36 = 1/3
-    assert decisions.cohens_kappa(list("aabbcc"), list("abbbcc")[:5] + ["b"]) == pytest.approx(
-        (4 / 6 - 12 / 36) / (24 / 36)
-    )
-
-
-def test_kappa_says_nan_when_chance_explains_everything_and_refuses_unequal_lists():
-    assert pd.isna(decisions.cohens_kappa(["keep"] * 5, ["keep"] * 5))
-    with pytest.raises(ValueError, match="the same photos from both"):
-        decisions.cohens_kappa(["keep"], [])
 
 
 def test_agreement_counts_photos_that_both_decided(study):

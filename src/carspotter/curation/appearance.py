@@ -13,7 +13,6 @@ import pandas as pd
 from PIL import Image
 
 from carspotter.models.transfer import cached_features, extract_features, hash_file
-from carspotter.paths import Study
 from carspotter.photos.fingerprints import readable_photos
 from carspotter.photos.images import PREPROCESSING, load_images
 from carspotter.progress import progress_bar
@@ -36,20 +35,15 @@ def describe_images(images: np.ndarray, show_progress: bool = True) -> np.ndarra
     return features
 
 
-def describe_photos(study: Study, weights: Path | None = None, show_progress: bool = True) -> pd.DataFrame:
-    """Return features of the study's readable photos, indexed by sha256, for curation and its look-alikes.
-
-    Of MobileNetV2 where its `weights` are given, else those of `appearance`, which need none; kept in data/images.
-    Raises as `extract_features`.
-    """
-    return describe_table(study.data, readable_photos(study.data, show_progress), weights, show_progress)
-
-
-def describe_table(
+def describe_photos(
     data: Path, photos: pd.DataFrame, weights: Path | None = None, show_progress: bool = True
 ) -> pd.DataFrame:
-    """Return what `describe_photos` does of any `photos` (columns sha256, path), kept in `data`/images."""
-    size = 224 if weights else SIDE
+    """Return features of the readable ones of `photos` (columns sha256, path), indexed by sha256.
+
+    Of MobileNetV2 where its `weights` are given, else those of `describe_images`, which need none; kept in
+    `data`/images. Raises as `extract_features`.
+    """
+    photos, size = readable_photos(data, photos, show_progress), 224 if weights else SIDE
 
     def describe() -> np.ndarray:
         images = load_images(data, photos, size, show_progress)

@@ -6,30 +6,30 @@ photo is said here of files: copies under two names, in two classes, or in two p
 
 from __future__ import annotations
 
-import hashlib
+import base64
 import html
+import io
 import re
 import shlex
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 import pandas as pd
+from PIL import Image
 
-from carspotter.curation.appearance import describe_table
 from carspotter.curation.curate import curate
-from carspotter.curation.report import PAGE, figure
 from carspotter.paths import atomic_write
-from carspotter.photos.decoding import FORMATS, UnreadablePhoto, inspect
+from carspotter.photos.decoding import FORMATS, UnreadablePhoto, decode
 from carspotter.photos.folders import Found, Job, kind_of_folder, name_listings, split_folders, walk_files
-from carspotter.photos.images import WORKERS
-from carspotter.photos.table import kind_of, slugify
-from carspotter.progress import progress_bar
+from carspotter.photos.images import in_threads
+from carspotter.photos.importing import read_photo
+from carspotter.photos.table import kind_of, slugify, write_table
 
 SUFFIXES = {*FORMATS.values(), "jpeg", "jpe", "jfif", "tiff", "heif"}  # of files that ought to be photos
-SHOWN = 60  # photos of a kind on the page; the table has all
+SHOWN, SIDE = 60, 200  # photos of a kind on the page (the table has all), and the longest side of each in pixels
 SIDES = {"tes": 0, "val": 1, "tra": 2}  # of copies on two sides the one in the test part stays
 COLUMNS = ["kind", "file", "part", "label", "score", "reason", "other", "group", "command"]
 
@@ -95,8 +95,7 @@ def audit_folder(
         photos = _one_per_photo(files, folder)
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".work-", dir=out) as work:
-            features = describe_table(Path(work), photos, weights, show_progress)
-            judged = curate(Path(work), photos, show_progress, features).set_index("sha256")
+            judged = curate(Path(work), photos, weights, show_progress=show_progress).set_index("sha256")
         files = files.join(judged[["duplicate_cluster", "car", "verdict", "reason", "score"]], on="sha256")
         files["shot"] = files["duplicate_cluster"].where(files["duplicate_cluster"] != "", files["sha256"])
         files = files.sort_values(["side", "pixels", "bytes", "file"], ascending=[True, False, False, True])
@@ -138,31 +137,25 @@ def find_photos(folder: Path) -> Found:
 def _read_files(jobs: list[Job], found: Found, show_progress: bool) -> tuple[pd.DataFrame, list[dict]]:
     """Decode every file; return a row for each photo, and the findings about those that cannot be decoded."""
 
-    def read(job: Job) -> tuple[Job, dict | UnreadablePhoto]:
+    def read(job: Job) -> dict | UnreadablePhoto:
         try:
-            facts = inspect(job.file)
-            with open(job.file, "rb") as content:
-                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-            size = {"width": facts.width, "height": facts.height, "bytes": job.file.stat().st_size}
-            return job, {"sha256": sha256, **size, "pixels": facts.width * facts.height}
+            content, sha256, facts = read_photo(job.file)
         except UnreadablePhoto as refusal:
-            return job, refusal
-        except OSError as error:
-            return job, UnreadablePhoto(job.name, f"cannot be read: {error.strerror}; allow it (chmod)")
+            return refusal
+        pixels = facts.width * facts.height
+        return {"sha256": sha256, "width": facts.width, "height": facts.height, "bytes": len(content), "pixels": pixels}
 
     rows, findings, no_photos = [], [], 0
-    with ThreadPoolExecutor(WORKERS) as pool, progress_bar(len(jobs), "read", "files", show_progress) as progress:
-        for job, facts in pool.map(read, jobs):
-            progress.update()
-            part = job.name.partition("/")[0] if job.name.partition("/")[0] in found.labels else ""
-            row = {"file": job.name, "part": part, "label": job.label}
-            if isinstance(facts, dict):
-                side = SIDES.get(part[:3].casefold(), 3)
-                rows.append(row | facts | {"kind": job.kind or "", "listing": job.listing or "", "side": side})
-            elif facts.kind == "format" and job.file.suffix.lstrip(".").lower() not in SUFFIXES:
-                no_photos += 1
-            else:
-                findings.append(row | {"kind": "unreadable", "reason": facts.reason})
+    for job, facts in zip(jobs, in_threads(read, jobs, "read", "files", show_progress), strict=True):
+        part = job.name.partition("/")[0] if job.name.partition("/")[0] in found.labels else ""
+        row = {"file": job.name, "part": part, "label": job.label}
+        if isinstance(facts, dict):
+            side = SIDES.get(part[:3].casefold(), 3)
+            rows.append(row | facts | {"kind": job.kind or "", "listing": job.listing or "", "side": side})
+        elif facts.kind == "format" and job.file.suffix.lstrip(".").lower() not in SUFFIXES:
+            no_photos += 1
+        else:
+            findings.append(row | {"kind": "unreadable", "reason": facts.reason})
     if no_photos:
         found.notes.append(f"{no_photos} files are no photos by name and content, and were left alone")
     columns = ["file", "part", "label", "sha256", "width", "height", "bytes", "pixels", "kind", "listing", "side"]
@@ -171,15 +164,15 @@ def _read_files(jobs: list[Job], found: Found, show_progress: bool) -> tuple[pd.
 
 def _one_per_photo(files: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Return the table that `curate` wants, one row for files of the same bytes."""
-    rows = []
-    for _, same in files.groupby("sha256"):
-        row = same.iloc[0][["sha256", "label", "width", "height", "bytes"]].to_dict()
-        listings = tuple(sorted(set(same["listing"]) - {""}))
-        kind = max(same["kind"])  # one of them may lie among the rejects
-        labels = tuple(sorted(set(same["label"])))
-        rows.append(row | {"path": str(folder / same["file"].iloc[0])} | {"kind": kind, "listings": listings})
-        rows[-1]["labels"] = labels
-    return pd.DataFrame(rows)
+
+    def names(column: pd.Series) -> tuple[str, ...]:
+        return tuple(sorted(set(column) - {""}))
+
+    firsts = {column: (column, "first") for column in ("file", "label", "width", "height", "bytes")}
+    # One of them may lie among the rejects.
+    more = {"kind": ("kind", "max"), "listings": ("listing", names), "labels": ("label", names)}
+    photos = files.groupby("sha256", as_index=False).agg(**firsts, **more)
+    return photos.assign(path=[str(folder / name) for name in photos["file"]])
 
 
 def _find_copies(files: pd.DataFrame) -> Iterator[dict]:
@@ -254,8 +247,7 @@ def _write(audit: Audit, folder: Path) -> None:
     page = PAGE.format(title=title, items="".join(items), table=audit.photos.to_html(border=0), grids="".join(grids))
     with atomic_write(audit.page) as part:
         part.write_text(page, encoding="utf-8", errors="backslashreplace")
-    with atomic_write(audit.page.with_name("findings.csv")) as part:
-        findings.to_csv(part, index=False, lineterminator="\n", errors="backslashreplace")
+    write_table(audit.page.with_name("findings.csv"), findings, errors="backslashreplace")
     with atomic_write(audit.page.with_name("fix.sh")) as part:
         part.write_text("\n".join(script) + "\n", encoding="utf-8", errors="backslashreplace")
 
@@ -264,11 +256,36 @@ def _picture_groups(findings: pd.DataFrame, folder: Path) -> Iterator[str]:
     """Yield a frame for each group of photos that are held against each other, a figure for what stands alone."""
     groups = findings["group"].where(findings["group"] != "", findings["file"])
     for _, group in findings.groupby(groups, sort=False):
-        figures = [figure(folder / name, f"{name}: stays") for name in group["other"].unique() if name]
-        figures += [figure(folder / row.file, f"{row.file}: {row.reason}") for row in group.itertuples()]
+        figures = [_figure(folder / name, f"{name}: stays") for name in group["other"].unique() if name]
+        figures += [_figure(folder / row.file, f"{row.file}: {row.reason}") for row in group.itertuples()]
         yield f'<div class="group">{"".join(figures)}</div>' if len(figures) > 1 else figures[0]
 
 
+def _figure(path: Path, caption: str) -> str:
+    """Return a <figure> that holds a small copy of a photo, grey where it cannot be decoded."""
+    try:
+        image, _ = decode(path, at_least=SIDE // 2, verify=False)
+    except (UnreadablePhoto, OSError):
+        image = Image.fromarray(np.full((SIDE * 3 // 4, SIDE, 3), 90, np.uint8))
+    image.thumbnail((SIDE, SIDE))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=70)
+    picture = base64.b64encode(stream.getvalue()).decode()
+    caption = html.escape(caption)
+    return f'<figure><img alt="" src="data:image/jpeg;base64,{picture}"><figcaption>{caption}</figcaption></figure>'
+
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; color: #1c2733; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
+h2 {{ margin: 2rem 0 .5rem; font-size: 1.1rem; }} h2::first-letter {{ text-transform: uppercase; }}
+div {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: .8rem; }}
+figure {{ margin: 0; }} img {{ max-width: 100%; display: block; }} figcaption {{ font-size: .75rem; color: #566; }}
+figcaption {{ overflow-wrap: anywhere; }} .group {{ grid-column: span 2; border: 1px solid #c8d0d8; padding: .5rem; }}
+th, td {{ text-align: left; padding: .2rem .8rem .2rem 0; }}
+</style></head><body><h1>{title}</h1><ul>{items}</ul>{table}{grids}</body></html>
+"""
 FIX = """#!/bin/sh
 # Written by `carspotter audit`. Nothing is deleted: files move to $removed under the same names.
 # What begins with "# aside" is a doubt: look at the page, and take the # away where you agree.

@@ -18,12 +18,11 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import GroupKFold
 
-from carspotter.curation.listing_mates import first_listings
+from carspotter.curation.ranking import first_listings
 from carspotter.models.experiments import FAST_RECIPE, MOBILENET_FINE_TUNE, Experiment
 from carspotter.models.history import StateKeeper, TrainingDiverged, as_callback, set_random_seed
 from carspotter.models.store import import_builder, import_framework, locked
 from carspotter.models.transfer import cached_features, find_weights, identify_weights, read_features, width_in_name
-from carspotter.paths import Study
 from carspotter.photos.fingerprints import readable_photos
 from carspotter.photos.images import PREPROCESSING, load_images
 from carspotter.progress import progress_bar
@@ -32,35 +31,34 @@ FOLDS = 3
 
 
 def learn_photos(
-    study: Study,
+    data: Path,
+    photos: pd.DataFrame,
     framework: str,
-    dtype: str | None = None,
     weights: Path | None = None,
     experiment: Experiment | None = None,
 ) -> tuple[pd.Series, pd.DataFrame]:
-    """Return doubts and features of the study's readable photos, indexed by sha256: see `cross_validate`.
+    """Return doubts and features of the readable ones of `photos`, indexed by sha256: see `cross_validate`.
 
-    The labels are those listed. `dtype`: another than the experiment's own. `weights`: MobileNetV2's, then it learns on
-    from them; else the experiment is `fast_recipe`. Kept in data/images; a killed call goes on from its last epoch. Two
-    thirds of the images are held in memory. Raises as `cross_validate`, and RuntimeError while another process learns
-    from the same photos.
+    The labels are those listed. `weights`: MobileNetV2's, then it learns on from them; else the experiment is
+    `fast_recipe`. Kept in `data`/images; a killed call goes on from its last epoch. Two thirds of the images are held
+    in memory. Raises as `cross_validate`, and RuntimeError while another process
+    learns from the same photos.
     """
     experiment = experiment or choose_experiment(framework, weights)
-    experiment = replace(experiment, dtype=dtype) if dtype else experiment
-    photos = readable_photos(study.data)
+    photos = readable_photos(data, photos)
     names, labels = photos["sha256"].tolist(), photos["label"].fillna("").tolist()
     listings = first_listings(photos["listings"])
     named = replace(experiment, weights=identify_weights(experiment) or "none")  # by its bytes, wherever the file is
     key = f"{PREPROCESSING} learnt {framework} {named} {_digest(labels, listings)}"
-    folder = study.images / f"learning-{_digest(key, names)}"
+    folder = data / "images" / f"learning-{_digest(key, names)}"
 
     def learn() -> np.ndarray:
-        images = load_images(study.data, photos, experiment.image_size)
+        images = load_images(data, photos, experiment.image_size)
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, f"{folder}: another process learns from these photos; wait for it or end it"):
             return np.column_stack(cross_validate(images, labels, listings, framework, folder, experiment))
 
-    learnt = cached_features(study.images, key, names, learn)
+    learnt = cached_features(data / "images", key, names, learn)
     shutil.rmtree(folder, ignore_errors=True)
     return pd.Series(learnt[:, 0], index=names), pd.DataFrame(learnt[:, 1:], index=names)
 
@@ -126,7 +124,7 @@ def cross_validate(
 
 
 def join_features(features: pd.DataFrame, learnt: pd.DataFrame) -> pd.DataFrame:
-    """Put the `learnt` features of `learn_photos` beside others, as loud together as those."""
+    """Put the `learnt` features of `learn_photos` beside others; both parts have the length 1."""
     both = features.index.intersection(learnt.index)
     parts = [_to_length_1(part.loc[both].to_numpy(dtype=np.float32)) for part in (features, learnt)]
     return pd.DataFrame(np.hstack(parts), index=both)

@@ -13,14 +13,16 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from carspotter.curation.listing_mates import first_listings, median_of_mates, stand_apart
-from carspotter.curation.ranking import rank_photos
+from carspotter.curation.appearance import describe_photos
+from carspotter.curation.cross_validation import join_features, learn_photos
+from carspotter.curation.ranking import first_listings, median_of_mates, rank_photos, stand_apart
 from carspotter.curation.reviews import read_reviews
-from carspotter.paths import Study, atomic_write
+from carspotter.paths import Study
 from carspotter.photos.duplicates import SAME_SHOT, relate_photos
 from carspotter.photos.fingerprints import measure_photos
 from carspotter.photos.grouping import Groups, name_clusters
-from carspotter.photos.table import OTHER_MODEL, kind_of, read_photos
+from carspotter.photos.splitting import read_splits
+from carspotter.photos.table import OTHER_MODEL, kind_of, read_curation, read_photos, write_table
 
 COLUMNS = ["sha256", "label", "verdict", "reason", "score", "duplicate_cluster", "car", "decided_by"]
 
@@ -58,25 +60,61 @@ STEEPNESS = 4.0  # how fast the score moves from 0 to 1 about these limits
 NO_EXAMPLES = ("poor quality", "duplicate")
 
 
+def curate_study(
+    study: Study,
+    weights: str | Path | None = None,
+    train: str | None = None,
+    with_reviews: bool = True,
+    show_progress: bool = True,
+) -> pd.DataFrame:
+    """Curate all photos of the study's data folder and write `data/curation.csv`; return the table. See `curate`.
+
+    Without `with_reviews` the table is what the machine says before anybody decides; it is returned, not written.
+    """
+    table = curate(study.data, read_photos(study.data), weights, train, with_reviews, show_progress)
+    if with_reviews:
+        write_curation(study, table)
+    return table
+
+
 def curate(
     data: Path,
     photos: pd.DataFrame,
+    weights: str | Path | None = None,
+    train: str | None = None,
+    with_reviews: bool = True,
     show_progress: bool = True,
+) -> pd.DataFrame:
+    """Describe `photos` (as from `read_photos`), rank them and judge them; return what `judge_photos` does.
+
+    `weights`: a file of MobileNetV2's, whose features rank far better than outlines and colours. `train`: a framework
+    in which models also learn from the photos themselves and doubt labels. Features and fingerprints are kept under
+    `data`, so that a second call is quick.
+    """
+    features, doubts = describe_photos(data, photos, weights, show_progress), None
+    if train:
+        doubts, learnt = learn_photos(data, photos, train, weights)
+        features = join_features(features, learnt)
+    return judge_photos(data, photos, features, doubts, with_reviews, show_progress)
+
+
+def judge_photos(
+    data: Path,
+    photos: pd.DataFrame,
     features: pd.DataFrame | None = None,
     doubts: pd.Series | None = None,
     with_reviews: bool = True,
+    show_progress: bool = True,
 ) -> pd.DataFrame:
     """Return a verdict on every photo: the columns of curation.csv, one row per photo, sorted by sha256.
 
-    `photos` as from `read_photos`. verdict is keep or reject; reason starts with its kind and a colon ("too dark: …",
-    "duplicate: …"), and is empty for a photo nothing is held against; score is 1 for a reject. A duplicate cluster
-    (copies of one shot) and a car (photos of one car, copies or not, as far as pixels tell) are named by the first hex
-    digits of their lowest hash, and empty for a photo that stands alone. `features` (float, indexed by sha256) rank by
-    what is shown, see `ranking`; without them size, light and sharpness rank alone. `doubts` (0 … 1, indexed
-    likewise), the word of models trained on the other photos against each label, make it better.
-    `data/reviews.jsonl`, if there is one, overrules the detectors, and its verdicts are examples for the ranking;
-    without `with_reviews` the table is what it was before anybody decided.
-    Fingerprints are kept under `data`, so that a second call is quick.
+    verdict is keep or reject; reason starts with its kind and a colon ("too dark: …", "duplicate: …"), and is empty for
+    a photo nothing is held against; score is 1 for a reject. A duplicate cluster (copies of one shot) and a car (photos
+    of one car, copies or not, as far as pixels tell) are named by the first hex digits of their lowest hash, and empty
+    for a photo that stands alone. `features` (float, indexed by sha256) rank by what is shown, see `ranking`; without
+    them size, light and sharpness rank alone. `doubts` (0 … 1, indexed likewise): what models trained on the other
+    photos say against each label. `data/reviews.jsonl`, if there is one, overrules the detectors, and its verdicts are
+    examples for the ranking; without `with_reviews` it is left out.
     """
     photos = photos.sort_values("sha256", ignore_index=True)
     fingerprints, unreadable = measure_photos(data, photos, show_progress)
@@ -124,22 +162,9 @@ def curate(
     return table.reset_index()[COLUMNS]
 
 
-def curate_study(
-    study: Study,
-    show_progress: bool = True,
-    features: pd.DataFrame | None = None,
-    doubts: pd.Series | None = None,
-) -> pd.DataFrame:
-    """Curate all photos of the study's data folder and write `data/curation.csv`; give the table. See `curate`."""
-    table = curate(study.data, read_photos(study.data), show_progress, features, doubts)
-    write_curation(study, table)
-    return table
-
-
 def write_curation(study: Study, curation: pd.DataFrame) -> None:
-    """Write `data/curation.csv`, whole or not at all."""
-    with atomic_write(study.curation) as part:
-        curation.to_csv(part, index=False, float_format="%.4f", lineterminator="\n")
+    """Write `data/curation.csv`."""
+    write_table(study.curation, curation, float_format="%.4f")
 
 
 def summary(table: pd.DataFrame) -> str:
@@ -151,6 +176,28 @@ def summary(table: pd.DataFrame) -> str:
         f"{len(table):,} photos, {(table['verdict'] == 'keep').sum():,} kept\n{counts.to_string()}\n"
         f"{clusters.nunique():,} clusters of near-duplicates with {len(clusters):,} photos"
     )
+
+
+def count_duplicates(study: Study) -> dict[str, int]:
+    """Count clusters of copies and where they reach: within a listing, across listings, and across parts of the split.
+
+    Where there is no split yet, none of its parts is counted.
+    """
+    cluster = read_curation(study).set_index("sha256")["duplicate_cluster"]
+    clusters = cluster[cluster != ""]
+    listings = read_photos(study.data).set_index("sha256")["listings"].explode().dropna()
+    splits = read_splits(study).set_index("sha256")["split"] if study.splits.exists() else pd.Series(dtype=str)
+
+    def count_across(memberships: pd.Series) -> int:
+        of_copies = memberships[memberships.index.isin(clusters.index)]
+        return int((of_copies.groupby(clusters[of_copies.index].to_numpy()).nunique() > 1).sum())
+
+    return {
+        "clusters": clusters.nunique(),
+        "across listings": count_across(listings),
+        "across parts of the split": count_across(splits[splits != "excluded"]),
+        "surplus copies": len(clusters) - clusters.nunique(),
+    }
 
 
 def _judge_quality(photos: pd.DataFrame, fingerprints: np.ndarray) -> pd.DataFrame:

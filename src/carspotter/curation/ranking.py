@@ -10,7 +10,7 @@ its copies), which would vouch for it:
 - How far is it from its class? Mean distance to the nearest photos of the class, with the fifth that is farthest off
   left out of the class (after Sun et al. 2022, Out-of-distribution detection with deep nearest neighbors).
 
-Where it is known how far a photo stands apart from the others of its listing (see `listing_mates`), or what models that
+Where it is known how far a photo stands apart from the others of its listing (see `stand_apart`), or what models that
 were trained on the other photos say of its label, that counts too.
 
 Then a classifier learns from the worst tenth of that ranking against the better part of it (self-training), and finds
@@ -22,7 +22,7 @@ Everything here ranks, nothing rejects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,8 +31,6 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 from sklearn.svm import SVC
-
-from carspotter.curation.listing_mates import stand_apart
 
 COMPONENTS = 100  # what 1,280 features hold beyond them is noise to a few thousand photos
 FOLDS = 5
@@ -51,6 +49,8 @@ LEARNT_FROM = 5000  # guesses at most: the classifier's work grows faster than t
 STEEPNESS = 3.1  # .8 ** 3.1 = .5: the worst fifth scores a half and more, which is how far a person should look
 FEWEST = 30  # photos; with fewer there is no class to be far from
 CHUNK = 512  # photos compared with all others at a time: bounds memory
+REFERENCES = 2000  # photos at most that a likeness is ranked among: keeps the work in proportion to the photos
+MATES = 40  # photos of its listing at most that one is compared with
 
 
 def rank_photos(
@@ -250,3 +250,57 @@ def _say_why(photo, labels, evidence, first, likeness, apart, known) -> str:
         chance = evidence.probabilities[photo].max()
         return f"another model: the other photos say {best} ({chance:.2f}), the label says {own}"
     return f"label in doubt: {evidence.share[photo]:.0%} of its look-alikes are not listed as {own}"
+
+
+def stand_apart(
+    vectors: np.ndarray,
+    listings: Sequence[str],
+    summaries: Sequence[Callable[[np.ndarray], float]] = (np.median, np.max),
+    seed: int = 0,
+) -> np.ndarray:
+    """Rank photos by how little they are like the other photos of their listing: float (N, summaries).
+
+    `vectors` (N, D): likeness is their inner product. `listings` names each photo's listing, "" for none. A column per
+    summary of the likenesses: the median is that to the typical photo of the listing, the maximum that to the nearest.
+    0 (at home) … 1; nan for a photo without others of its listing.
+    """
+    apart = np.full((len(vectors), len(summaries)), np.nan)
+    rng = np.random.default_rng(seed)
+    references = rng.permutation(len(vectors))[:REFERENCES]
+    known = vectors[references].astype(np.float32)
+    for rows in _listings_of(2, listings):
+        own = vectors[rows].astype(np.float32)
+        # A rank among all photos: some things are like everything, and that says nothing.
+        among = np.sort(own @ known.T, axis=1)
+        alike = own @ own.T
+        ranks = np.stack([np.searchsorted(*pair) for pair in zip(among, alike, strict=True)]) / len(references)
+        for place, row in enumerate(rows):
+            others = np.delete(np.arange(len(rows)), place)
+            others = others if len(others) <= MATES else rng.choice(others, MATES, replace=False)
+            both = np.concatenate([ranks[place, others], ranks[others, place]])
+            apart[row] = [-summary(both) for summary in summaries]
+    return pd.DataFrame(apart).rank(pct=True).to_numpy()
+
+
+def first_listings(listings: Iterable[Sequence[str]]) -> list[str]:
+    """Return the first listing of each photo, "" where it has none; `listings` as in `read_photos`."""
+    return [next(iter(names), "") for names in listings]
+
+
+def median_of_mates(values: np.ndarray, listings: Sequence[str]) -> np.ndarray:
+    """Return, for each of `values` (N,), the median of those of its listing's other photos: float (N,).
+
+    `listings` as in `stand_apart`. nan for a photo with fewer than two others: one is no measure.
+    """
+    medians = np.full(len(values), np.nan)
+    for rows in _listings_of(3, listings):
+        for place, row in enumerate(rows):
+            medians[row] = np.median(values[np.delete(rows, place)])
+    return medians
+
+
+def _listings_of(least: int, listings: Sequence[str]) -> Iterator[np.ndarray]:
+    """Yield, for each listing of that many photos or more, the places of its photos."""
+    members = pd.Series(np.arange(len(listings))).groupby(np.asarray(listings, dtype=str)).agg(list)
+    members = members.drop("", errors="ignore")
+    yield from map(np.array, members[members.map(len) >= least])

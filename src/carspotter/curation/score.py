@@ -1,19 +1,18 @@
-"""A curation held against the truth: what was found of each kind of junk and copy, and how soon a reviewer meets it."""
+"""A curation compared with the truth: what was found of each kind of junk and of copy."""
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from sklearn.metrics.cluster import pair_confusion_matrix
 
 from carspotter.photos.table import kind_of
 
 # The detector that looks for a kind of junk in truth.csv; all others are looked for by the ranking alone.
 DETECTORS = {"too_dark": "too dark", "too_blurred": "blurred", "thumbnail": "too small", "other_model": "another model"}
 WORST = 0.15  # share of the photos that a person should have to look at
-LOOKED_AT = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 
 
 def score_curation(table: pd.DataFrame, truth: Path) -> pd.DataFrame:
@@ -25,62 +24,33 @@ def score_curation(table: pd.DataFrame, truth: Path) -> pd.DataFrame:
     "all junk" sums up; its recall and precision are those of having any reason. Raises ValueError when the truth knows
     none of the photos.
     """
-    facts, kept = _join(table, truth)
-    # Photos that truly are one shot, against photos that share a cluster.
-    shots = facts.drop_duplicates("sha256").set_index("sha256")["origin"]
-    clusters = table.set_index("sha256").loc[shots.index, "duplicate_cluster"]
-    true_pairs, found = _pairs_within(shots), _pairs_within(clusters[clusters != ""])
-    precision = len(found & true_pairs) / len(found) if found else np.nan
-    # Of a copy whose original was not collected there is no pair to be found.
-    copies = facts[(facts["copy"] != "") & facts["origin"].isin(table["sha256"])]
-    hit = [
-        sha == origin or (min(sha, origin), max(sha, origin)) in found
-        for sha, origin in zip(copies["sha256"], copies["origin"], strict=True)
-    ]
-    rows = [
-        (f"copy: {kind}", len(hits), hits.mean(), precision, np.nan)
-        for kind, hits in pd.Series(hit, index=copies["copy"], dtype=float).groupby(level=0)
-    ]
-    flagged = kept["reason"].map(kind_of)
-    worst = np.arange(len(kept)) < WORST * len(kept)
-    for kind in sorted(set(kept["kind"]) - {"car"}):
-        right, detected = kept["kind"] == kind, flagged == DETECTORS.get(kind, "no detector")
-        rows.append((kind, *_hits(right, detected), worst[right].mean()))
-    junk = kept["kind"] != "car"
-    if junk.any():
-        rows.append(("all junk", *_hits(junk, flagged != ""), worst[junk].mean()))
-    return pd.DataFrame(rows, columns=["kind", "photos", "recall", "precision", "worst_15"]).set_index("kind").round(3)
-
-
-def review_curve(table: pd.DataFrame, truth: Path) -> pd.Series:
-    """Return the share of junk found, by the share of photos looked at, worst first."""
-    _, kept = _join(table, truth)
-    found = (kept["kind"] != "car").to_numpy().cumsum()
-    ends = np.maximum(np.ceil(np.array(LOOKED_AT) * len(kept)).astype(int), 1) - 1
-    shares = found[ends] / max(found[-1], 1)
-    return pd.Series(shares, index=pd.Index(LOOKED_AT, name="looked at"), name="junk found").round(3)
-
-
-def _join(table: pd.DataFrame, truth: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the truth about these photos, and those that are kept with their true kind, worst first."""
     facts = pd.read_csv(truth, dtype=str, keep_default_na=False)
     original = facts["duplicate_of"].map(facts.set_index("file")["sha256"])
     facts["origin"] = original.fillna(facts["sha256"])
     facts = facts[facts["sha256"].isin(table["sha256"])]
     if facts.empty:
         raise ValueError(f"{truth}: knows none of these {len(table)} photos; is it the truth of another import?")
-    kinds = facts.drop_duplicates("sha256").set_index("sha256")["kind"]
-    kept = table[table["sha256"].isin(kinds.index) & (table["verdict"] == "keep")]
+    photos = facts.drop_duplicates("sha256").set_index("sha256")
+    cluster = table.set_index("sha256")["duplicate_cluster"]
+    cluster = cluster.where(cluster != "", cluster.index)  # a photo that stands alone
+    # Of all pairs of photos: those that share a cluster, and those of them that are one shot.
+    (_, false), (_, true) = pair_confusion_matrix(photos["origin"], cluster[photos.index])
+    precision = true / (true + false) if true + false else np.nan
+    # Of a copy whose original was not collected there is no pair to be found.
+    copies = facts[(facts["copy"] != "") & facts["origin"].isin(cluster.index)]
+    hits = cluster[copies["sha256"]].to_numpy() == cluster[copies["origin"]].to_numpy()
+    rows = [
+        (f"copy: {kind}", len(hit), hit.mean(), precision, np.nan)
+        for kind, hit in pd.Series(hits, index=copies["copy"], dtype=float).groupby(level=0)
+    ]
+    kept = table[table["sha256"].isin(photos.index) & (table["verdict"] == "keep")]
     kept = kept.sort_values(["score", "sha256"], ascending=[False, True]).set_index("sha256")
-    return facts, kept.assign(kind=kinds)
-
-
-def _hits(right: pd.Series, detected: pd.Series) -> tuple[int, float, float]:
-    both = (right & detected).sum()
-    return right.sum(), both / right.sum(), both / detected.sum() if detected.any() else np.nan
-
-
-def _pairs_within(sets: pd.Series) -> set[tuple[str, str]]:
-    """Return all pairs of index values that share a value."""
-    members = sets.groupby(sets).groups.values()
-    return {pair for shas in members for pair in itertools.combinations(sorted(shas), 2)}
+    kinds, found = photos.loc[kept.index, "kind"], kept["reason"].map(kind_of)
+    junk, worst = kinds != "car", np.arange(len(kept)) < WORST * len(kept)
+    asked = [(kind, kinds == kind, found == DETECTORS.get(kind, "none")) for kind in sorted(set(kinds[junk]))]
+    for name, right, detected in [*asked, ("all junk", junk, found != "")]:
+        if right.any():
+            both = (right & detected).sum()
+            share = both / detected.sum() if detected.any() else np.nan
+            rows.append((name, right.sum(), both / right.sum(), share, worst[right].mean()))
+    return pd.DataFrame(rows, columns=["kind", "photos", "recall", "precision", "worst_15"]).set_index("kind").round(3)

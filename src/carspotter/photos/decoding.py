@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -138,10 +138,9 @@ def decode(
     Colour profiles are ignored. 16-bit grey keeps its upper 8 bits; 12-bit and floating-point TIFF pixels are scaled
     from their range. Raises UnreadablePhoto for what is damaged, costs more than `limits` or is not one of FORMATS.
     """
-    name = str(source) if isinstance(source, str | os.PathLike) else "photo"
+    name = str(source) if isinstance(source, str | os.PathLike) else str(getattr(source, "name", "photo"))
     try:
-        name, content = _read(source, limits)
-        header = _read_header(content, limits)
+        header = _read_header(_read(source, limits), limits)
         if header.plain:
             return _decode_here(header, at_least, square, verify, limits)
         return _children.decode(header, at_least, square, verify, limits)
@@ -162,21 +161,15 @@ def is_plain(content: bytes, limits: Limits = Limits()) -> bool:
         return True
 
 
-def _read(source: Path | bytes | BinaryIO, limits: Limits) -> tuple[str, bytes]:
+def _read(source: Path | bytes | BinaryIO, limits: Limits) -> bytes:
     if isinstance(source, str | os.PathLike):
-        _bounded(os.stat(source).st_size, limits)
-        return str(source), Path(source).read_bytes()
-    if isinstance(source, bytes | bytearray | memoryview):
-        _bounded(len(source), limits)
-        return "photo", bytes(source)
-    content = source.read(limits.bytes + 1)
-    _bounded(len(content), limits)
-    return str(getattr(source, "name", "photo")), content
-
-
-def _bounded(size: int, limits: Limits) -> None:
-    if size > limits.bytes:
+        with open(source, "rb") as file:
+            return _read(file, limits)
+    if hasattr(source, "read"):
+        source = source.read(limits.bytes + 1)
+    if len(source) > limits.bytes:
         raise _Refusal(f"larger than the limit of {limits.bytes:,} bytes; {_RESAVE}", "large")
+    return bytes(source)
 
 
 def _read_header(content: bytes, limits: Limits) -> _Header:
@@ -224,7 +217,7 @@ def _what_it_is_instead(content: bytes) -> str:
 
 def _read_jpeg(content: bytes) -> _Header:
     """Keep a JPEG's tables, frame, scans, and of its metadata what says how to show it; judge its scans."""
-    kept, at, size, scans, scan_end, code = [b"\xff\xd8"], 2, None, 0, 0, 0
+    kept, at, size, scans, scan_end = [b"\xff\xd8"], 2, None, 0, 0
     once, progressive, unusual = set(), False, False
     if len(content) > 1_000_000 and content.count(b"\xff") > len(content) // 8:
         raise _Refusal(f"cannot be decoded: a JPEG made of padding; {_RESAVE}", "large")
@@ -334,7 +327,8 @@ def _decode_here(
     except Image.UnidentifiedImageError:
         raise _Refusal(f"cannot be decoded: its header is cut off or damaged; {_FETCH_AGAIN}, or {_RESAVE}") from None
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly everything there is
-        raise _Refusal(f"cannot be decoded: {error}; {_FETCH_AGAIN}, or {_RESAVE}") from error
+        said = " ".join(str(error).split())
+        raise _Refusal(f"cannot be decoded: {said}; {_FETCH_AGAIN}, or {_RESAVE}") from error
     return image, Facts(header.format, *size)
 
 
@@ -355,6 +349,8 @@ def _load(
     size = image.size
     _check_size(size, limits)
     if image_format == "TIFF":
+        if image.tag_v2.get(254, 0) & 1:  # NewSubfileType: a reduced copy of another picture in the file
+            raise _Refusal(f"a camera's raw file, of which only a thumbnail could be read; {_RESAVE}", "format")
         sides = [image.tag_v2.get(tag, 1) for tag in (322, 323)]  # TileWidth, TileLength
         if sides[0] * sides[1] > _TILE_PIXELS:
             raise _Refusal(f"TIFF tiles of {sides[0]}×{sides[1]} pixels are too large; {_RESAVE}", "large")
@@ -449,9 +445,10 @@ class _Children:
     def decode(
         self, header: _Header, at_least: int | None, square: int | None, verify: bool, limits: Limits
     ) -> tuple[Image.Image, Facts]:
-        job = asdict(header) | {"content": None}
-        job = json.dumps({"header": job, "options": [at_least, square, verify], "limits": asdict(limits)}).encode()
+        job = {"header": vars(header) | {"content": len(header.content)}, "limits": vars(limits)}
+        job = json.dumps(job | {"options": [at_least, square, verify]}).encode() + b"\n"
         child = self.idle.get()
+        answer, pixels = {}, b""
         try:
             if child is None or child.poll() is not None:
                 child = _start_child()
@@ -459,24 +456,21 @@ class _Children:
             timer = threading.Timer(4 * limits.seconds, child.kill)
             timer.daemon = True
             timer.start()
-            try:
-                child.stdin.write(struct.pack("<IQ", len(job), len(header.content)) + job)
+            with contextlib.suppress(OSError, ValueError):  # of one that is killed, or crashes
+                child.stdin.write(job)
                 child.stdin.write(header.content)
                 child.stdin.flush()
-                answer = child.stdout.readline()
-                pixels = child.stdout.read(json.loads(answer).get("bytes", 0)) if answer else b""
-            except OSError:
-                answer = b""
-            finally:
-                timer.cancel()
-            answer = json.loads(answer) if answer else None
-            if not answer or len(pixels) < answer.get("bytes", 0) or answer.get("retire"):
-                child.kill()
-                child.wait()
-                _close(child)
+                answer = json.loads(child.stdout.readline())
+                pixels = child.stdout.read(answer.get("bytes", 0))
+            timer.cancel()
+            if len(pixels) < answer.get("bytes", 0):
+                answer = {}
+            if answer.get("retire", not answer):
+                _end_child(child)
+                child = None
         finally:
-            self.idle.put(child if child and child.returncode is None else None)
-        if answer is None:
+            self.idle.put(child)
+        if not answer:
             seconds = f"it takes more than {limits.seconds:g} seconds, or its decoder crashes"
             raise _Refusal(f"too much work to decode: {seconds}; {_RESAVE}", "large")
         if "reason" in answer:
@@ -486,9 +480,7 @@ class _Children:
     def close(self) -> None:
         while not self.idle.empty():
             if child := self.idle.get():
-                child.kill()
-                child.wait()
-                _close(child)
+                _end_child(child)
 
 
 def _start_child() -> subprocess.Popen:
@@ -501,10 +493,10 @@ def _start_child() -> subprocess.Popen:
     )
 
 
-def _close(child: subprocess.Popen) -> None:
-    for pipe in (child.stdin, child.stdout):
-        with contextlib.suppress(OSError):
-            pipe.close()
+def _end_child(child: subprocess.Popen) -> None:
+    child.kill()
+    with contextlib.suppress(OSError), child:  # closes the pipes and waits
+        pass
 
 
 def _answer_jobs() -> None:
@@ -512,18 +504,16 @@ def _answer_jobs() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; the input ends with it
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a library that prints does not print into an answer
-    while lengths := sys.stdin.buffer.read(12):
-        job_length, content_length = struct.unpack("<IQ", lengths)
-        job = json.loads(sys.stdin.buffer.read(job_length))
-        header = _Header(**job["header"] | {"content": sys.stdin.buffer.read(content_length)})
+    while line := sys.stdin.buffer.readline():
+        job = json.loads(line)
+        content = sys.stdin.buffer.read(job["header"]["content"])
         limits, pixels = Limits(**job["limits"]), b""
         _limit_resources(limits)
         try:
-            image, facts = _decode_here(header, *job["options"], limits)
+            image, facts = _decode_here(_Header(**job["header"] | {"content": content}), *job["options"], limits)
             pixels = image.tobytes()
-            retire = facts.width * facts.height > _RETIRING_PIXELS
-            facts = (facts.format, facts.width, facts.height)
-            answer = {"size": image.size, "facts": facts, "bytes": len(pixels), "retire": retire}
+            answer = {"size": image.size, "facts": list(vars(facts).values()), "bytes": len(pixels)}
+            answer["retire"] = facts.width * facts.height > _RETIRING_PIXELS
         except _Refusal as refusal:
             answer = {"reason": refusal.reason, "kind": refusal.kind}
         except MemoryError:

@@ -11,9 +11,7 @@ these agree far more than those of two cars do, and no listings say otherwise, t
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +19,7 @@ import pandas as pd
 
 from carspotter.photos.alignment import CLOSE_SIDE, compare_closely, compare_shots
 from carspotter.photos.fingerprints import SIDE
-from carspotter.photos.images import WORKERS, decode_image
-from carspotter.progress import progress_bar
+from carspotter.photos.images import decode_image, in_threads
 
 SAME_SHOT, SAME_CAR = "same shot", "same car"
 EXHAUSTIVE = 8_000  # photos of which every two are compared, in some seconds
@@ -52,7 +49,7 @@ SAME_PLACE, SAME_PLACE_AND_PAINT = 0.88, 1.2
 USUAL_PLACE = 0.5  # the median likeness of two places, on those photos
 FEW_COLOURS = 8.0  # colours, by the exponential of their entropy; real surroundings have 13 to 70
 CROWD = 20
-COLOUR_CHUNK = 1024
+COLOUR_CHUNK = 1024  # photos compared with all others at a time: bounds memory
 
 
 def relate_photos(
@@ -88,29 +85,39 @@ def find_same_colours(palettes: np.ndarray, listed: np.ndarray) -> np.ndarray:
     studio, the night) and one that more than CROWD photos share tell nothing. Where photos are alike anyway, by the
     median of all, two of one place must be so much more alike.
     """
+    if listed.all():
+        return np.empty((0, 2), dtype=np.int64)
+    # Roots of shares in whole numbers: the products of two photos are exact, in whatever order they are summed.
     body, around = (palettes[:, part].astype(np.float32) for part in (0, 1))
-    # Roots of shares in whole numbers: their products are exact, in whatever blocks they are made.
     body_norm, around_norm = (np.sqrt(np.square(part).sum(axis=1, dtype=np.float64)) for part in (body, around))
     shares = np.square(around) / np.maximum(np.square(around_norm), 1)[:, None]
     varied = np.exp(-(shares * np.log(np.maximum(shares, 1e-12))).sum(axis=1)) >= FEW_COLOURS
-
-    def compare(rows: slice | np.ndarray, part: np.ndarray, norm: np.ndarray) -> np.ndarray:
-        return part[rows] @ part.T / np.maximum(np.outer(norm[rows], norm), 1)
-
     some = slice(None, None, len(palettes) // COLOUR_CHUNK + 1)
-    usual = np.median(compare(some, around, around_norm)) if len(palettes) else 0.0
+    places = around[some] @ around.T / np.maximum(np.outer(around_norm[some], around_norm), 1)
+    usual = np.median(places)
     # In steps, so that one photo more or less changes nothing.
     stretch = max(1.0, (1 - USUAL_PLACE) / (1 - min(round(20 * usual) / 20, 0.95)))
-    found = [np.empty((0, 2), dtype=np.int64)]
-    unlisted = np.flatnonzero(~listed)
-    for start in range(0, len(unlisted), COLOUR_CHUNK):
-        rows = unlisted[start : start + COLOUR_CHUNK]
-        place = 1 - stretch * (1 - compare(rows, around, around_norm))
-        paint = compare(rows, body, body_norm)
-        alike = (place >= SAME_PLACE) | (place + paint / 2 >= SAME_PLACE_AND_PAINT)
-        row, other = np.nonzero(alike & varied[rows, None] & varied)
-        pairs = np.column_stack([rows[row], other])
-        found.append(pairs[listed[other] | (pairs[:, 0] < pairs[:, 1])])
+
+    def compare(part: np.ndarray, norm: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return np.einsum("nc,nc->n", part[first], part[second]) / np.maximum(norm[first] * norm[second], 1)
+
+    # Each of the unlisted ones, which come first, with all that follow it: nearly alike by a product of matrices, then
+    # exactly. The product of `both` is stretch × place + paint / 2.
+    order = np.concatenate([np.flatnonzero(varied & ~listed), np.flatnonzero(varied & listed)])
+    place = around[order] / np.maximum(around_norm[order], 1).astype(np.float32)[:, None]
+    paint = body[order] / np.maximum(body_norm[order], 1).astype(np.float32)[:, None]
+    both = np.hstack([place * np.float32(np.sqrt(stretch)), paint * np.float32(np.sqrt(0.5))])
+    unlisted, found = np.count_nonzero(varied & ~listed), [np.empty((0, 2), dtype=np.int64)]
+    for start in range(0, unlisted, COLOUR_CHUNK):
+        rows = slice(start, min(start + COLOUR_CHUNK, unlisted))
+        near = place[rows] @ place[start:].T > 1 - (1 - SAME_PLACE) / stretch - 1e-4
+        near |= both[rows] @ both[start:].T > SAME_PLACE_AND_PAINT + stretch - 1 - 1e-4
+        row, other = np.nonzero(np.triu(near, 1))
+        first, second = order[start + row], order[start + other]
+        places = 1 - stretch * (1 - compare(around, around_norm, first, second))
+        paints = compare(body, body_norm, first, second)
+        alike = (places >= SAME_PLACE) | (places + paints / 2 >= SAME_PLACE_AND_PAINT)
+        found.append(np.column_stack([first, second])[alike])
     pairs = np.concatenate(found)
     links = np.bincount(pairs.ravel(), minlength=len(palettes))
     return pairs[(links[pairs] <= CROWD).all(axis=1)]
@@ -141,32 +148,24 @@ def confirm(
     grey photo of a row as uint8 (CLOSE_SIDE, CLOSE_SIDE): likely pairs are compared on that as well, and `copy` says
     whether they agree by COPY_CLOSELY or more. Without it, every pair that agrees by ALIKE or more counts as a copy.
     """
-    similarity = np.empty(len(candidates), dtype=np.float32)
-    copy = np.zeros(len(candidates), dtype=bool)
-    chunks = [slice(start, start + PAIR_CHUNK) for start in range(0, len(candidates), PAIR_CHUNK)]
 
-    def compare(chunk: slice) -> int:
-        some = candidates[chunk]
+    def compare(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         grey, whole = fingerprints["grey"], some["whole"]
         # A mirrored hash is that of the window seen in a mirror: turn the other photo instead, the window stays.
         cut = grey[some["cut"]]
         cut[some["mirrored"]] = cut[some["mirrored"], :, ::-1]
-        similarity[chunk], windows = compare_shots(grey[whole], cut, _spans(some["window"]))
-        copy[chunk] = similarity[chunk] >= ALIKE
+        similarity, windows = compare_shots(grey[whole], cut, _spans(some["window"]))
+        copy = similarity >= ALIKE
         if open_large:
-            for row in np.flatnonzero(similarity[chunk] >= LIKELY):
+            for row in np.flatnonzero(similarity >= LIKELY):
                 large = open_large(int(some["cut"][row]))
                 large = large[:, ::-1] if some["mirrored"][row] else large
-                closely = compare_closely(open_large(int(whole[row])), large, windows[row])
-                copy[chunk.start + row] = closely >= COPY_CLOSELY
-        return len(some)
+                copy[row] = compare_closely(open_large(int(whole[row])), large, windows[row]) >= COPY_CLOSELY
+        return similarity, copy
 
-    with (
-        progress_bar(len(candidates), "compare", "pairs", show_progress) as progress,
-        ThreadPoolExecutor(WORKERS) as pool,
-    ):
-        for count in pool.map(compare, chunks):
-            progress.update(count)
+    compared = list(in_threads(compare, candidates, "compare", "pairs", show_progress, PAIR_CHUNK))
+    nothing = np.empty(0, dtype=np.float32), np.empty(0, dtype=bool)
+    similarity, copy = (np.concatenate(parts) for parts in zip(nothing, *compared, strict=True))
     pairs = pd.DataFrame(
         {"first": candidates["whole"], "second": candidates["cut"], "similarity": similarity, "copy": copy}
     )
@@ -257,13 +256,8 @@ def find_candidates(hashes: np.ndarray, show_progress: bool = True) -> np.ndarra
         return _look_up(hashes, whole, windows, masks[table], key_bits, table)
 
     pairs = np.empty(0, dtype=np.int64)
-    with (
-        progress_bar(len(jobs), "look up", "tables", show_progress) as progress,
-        ThreadPoolExecutor(WORKERS) as pool,
-    ):
-        for fresh in _a_few_ahead(pool, look_up, jobs):
-            pairs = np.unique(np.concatenate([pairs, fresh]))
-            progress.update()
+    for fresh in in_threads(look_up, jobs, "look up", "tables", show_progress):
+        pairs = np.unique(np.concatenate([pairs, fresh]))
     return _nearest_windows(hashes, *np.divmod(pairs, max(count, 1)))
 
 
@@ -283,15 +277,9 @@ def compare_all(hashes: np.ndarray, show_progress: bool = True) -> np.ndarray:
         other = np.unique(np.concatenate(found))
         return np.minimum(row, other) * len(hashes) + np.maximum(row, other)
 
-    pairs = [np.empty(0, dtype=np.int64)]
-    with (
-        progress_bar(len(hashes), "look up", "photos", show_progress) as progress,
-        ThreadPoolExecutor(WORKERS) as pool,
-    ):
-        for found in pool.map(compare, range(len(hashes))):
-            pairs.append(found)
-            progress.update()
-    return _nearest_windows(hashes, *np.divmod(np.unique(np.concatenate(pairs)), max(len(hashes), 1)))
+    found = in_threads(compare, range(len(hashes)), "look up", "photos", show_progress)
+    pairs = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *found]))
+    return _nearest_windows(hashes, *np.divmod(pairs, max(len(hashes), 1)))
 
 
 def _nearest_windows(hashes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -315,17 +303,6 @@ def _nearest_windows(hashes: np.ndarray, first: np.ndarray, second: np.ndarray) 
         turned, part["mirrored"] = np.divmod(side, 2)
         part["whole"], part["cut"] = np.where(turned, high, low), np.where(turned, low, high)
     return nearest
-
-
-def _a_few_ahead(pool: ThreadPoolExecutor, function: Callable, jobs: list) -> Iterator:
-    """Like pool.map, but no more results wait than the pool has workers: bounds memory."""
-    waiting = deque()
-    for job in jobs:
-        waiting.append(pool.submit(function, job))
-        if len(waiting) > WORKERS:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
 
 
 def _look_up(

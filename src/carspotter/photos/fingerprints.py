@@ -1,6 +1,6 @@
 """What a photo looks like in 5 kB: a small grey copy, its colours, brightness and sharpness.
 
-By its colours a photo stands apart from its listing (see `listing_mates`), and two show one car (see `duplicates`):
+By its colours a photo stands apart from its listing (see `curation/ranking`), and two show one car (see `duplicates`):
 photos of one listing show one car at one place. What the middle has and the surroundings have not is mostly paint.
 Papers, a cabin or an engine bay bring colours that no other photo of the listing has.
 """
@@ -8,7 +8,6 @@ Papers, a cabin or an engine bay bring colours that no other photo of the listin
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +15,8 @@ import pandas as pd
 from PIL import Image
 
 from carspotter.photos.decoding import UnreadablePhoto, decode
-from carspotter.photos.images import CHUNK, WORKERS
+from carspotter.photos.images import in_threads
 from carspotter.photos.journal import hold
-from carspotter.photos.table import read_photos
-from carspotter.progress import progress_bar
 
 SIDE = 64  # pixels of the grey copy
 PALETTE_SIDE = 48  # pixels of the photo whose colours are counted
@@ -74,34 +71,26 @@ def measure_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True)
         except UnreadablePhoto as error:
             return error.reason
 
-    with (
-        hold(data / ".fingerprints.lock"),  # a second process that curates the same photos waits, and finds them done
-        open(cache, "ab") as new,
-        ThreadPoolExecutor(WORKERS) as pool,
-    ):
+    # A second process that curates the same photos waits, and finds them done.
+    with hold(data / ".fingerprints.lock"), open(cache, "ab") as new:
         known = _read_cache(cache)
         new.truncate(len(known) * FINGERPRINT.itemsize)  # a record torn by a kill
         have = {sha256.decode() for sha256 in known["sha256"]}
         jobs = [job for job in zip(photos["sha256"], photos["path"], strict=True) if job[0] not in have]
-        progress = progress_bar(len(jobs), "look at photos", "photos", show_progress)
-        for start in range(0, len(jobs), CHUNK):
-            chunk = jobs[start : start + CHUNK]
-            for (sha256, _), result in zip(chunk, pool.map(measure, chunk), strict=True):
-                if isinstance(result, str):
-                    unreadable[sha256] = result
-                else:
-                    new.write(result.tobytes())
-                progress.update()
-            new.flush()
-        progress.close()
+        results = in_threads(measure, jobs, "look at photos", "photos", show_progress)
+        for (sha256, _), result in zip(jobs, results, strict=True):
+            if isinstance(result, str):
+                unreadable[sha256] = result
+            else:
+                new.write(result.tobytes())
     known = _read_cache(cache)
     row_of = {sha256.decode(): row for row, sha256 in enumerate(known["sha256"])}
     return known[[row_of[sha256] for sha256 in photos["sha256"] if sha256 not in unreadable]], unreadable
 
 
-def readable_photos(data: Path, show_progress: bool = True) -> pd.DataFrame:
-    """Return the photos that can be decoded, as from `read_photos`, sorted by sha256."""
-    photos = read_photos(data).sort_values("sha256", ignore_index=True)
+def readable_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True) -> pd.DataFrame:
+    """Return those of the photos that can be decoded, sorted by sha256."""
+    photos = photos.sort_values("sha256", ignore_index=True)
     _, unreadable = measure_photos(data, photos, show_progress)
     return photos[~photos["sha256"].isin(unreadable)].reset_index(drop=True)
 

@@ -61,19 +61,21 @@ def is_system_name(name: str) -> bool:
 def read_rows(file: Path, needed: tuple[str, ...], wanted: tuple[str, ...] = ()) -> list[dict[str, str | None]]:
     """Read a table that a spreadsheet may have written: one dict of `needed` and `wanted` columns per row, "" as None.
 
-    Commas, semicolons or tabs; UTF-8, UTF-16 or Windows-1252; any case of the header. Raises ValueError that names
-    file, line and remedy for missing columns and for rows with more cells than the header.
+    Commas, semicolons, tabs or bars, perhaps after Excel's line "sep=;"; UTF-8, UTF-16 or Windows-1252; any case of the
+    header. Raises ValueError that names file, line and remedy for missing columns and for rows with more cells than the
+    header.
     """
     content = file.read_bytes()
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        text = content.decode("utf-16")
-    else:
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            text = content.decode("cp1252", errors="replace")
+    wide = content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:64]  # the mark may be missing
+    encodings = ("utf-16" if content[:1] != b"\0" else "utf-16-be",) if wide else ("utf-8-sig", "cp1252")
+    try:
+        text = content.decode(encodings[0])
+    except UnicodeDecodeError:
+        text = content.decode(encodings[-1], errors="replace")
+    if text.startswith("sep="):
+        text = text.partition("\n")[2]
     header = text.lstrip().partition("\n")[0]
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t|", key=header.count))
     names = [name.strip().casefold() for name in next(rows, [])]
     if missing := [name for name in needed if name not in names]:
         raise ValueError(
@@ -162,7 +164,8 @@ def kind_of_folder(label: str) -> str | None:
 
 def _list(folder: Path) -> list[Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
+        what = "not a folder; unzip it first if it is an archive" if folder.exists() else "no such folder"
+        raise FileNotFoundError(f"{folder}: {what}")
     return sorted(child for child in folder.iterdir() if not is_system_name(child.name))
 
 
@@ -237,6 +240,7 @@ def name_listings(found: Found, table: Path | None, listing_from: str) -> list[J
         found.notes.append(
             f"{len(folders)} sub-folders were taken as one car each ({', '.join(list(folders)[:3])} …); if one is "
             f"not one car, run this again with --listing-from name, or none"
+            + (f"; if they are the classes, import the folder {found.labels[0]} itself" * (len(found.labels) == 1))
         )
     of_class = Counter(job.label for job in jobs if not job.kind)
     for (label, listing), count in Counter((job.label, job.listing) for job in jobs if not job.kind).items():

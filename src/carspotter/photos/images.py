@@ -5,20 +5,55 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from carspotter.photos.decoding import PREPROCESSING, Facts, decode
+from carspotter.photos.decoding import PREPROCESSING, decode
 from carspotter.photos.journal import hold
 from carspotter.progress import progress_bar
 
+T = TypeVar("T")
 WORKERS = min(8, os.cpu_count() or 1)
-CHUNK = 256  # photos read before they are written: bounds memory, keeps the pool busy
+AHEAD = 2 * WORKERS  # results that wait to be taken: bounds memory, keeps the threads busy
 BATCH = 32  # images that a thread makes at a time: to hand over each one costs more
+
+
+def in_threads(
+    function: Callable[[Any], T],
+    items: Sequence,
+    what: str,
+    unit: str,
+    show_progress: bool = True,
+    batch: int | None = None,
+) -> Iterator[T]:
+    """Yield the function's result of each item, in order, from WORKERS threads that work a few items ahead.
+
+    With `batch`, the function gets so many items at a time. `what` and `unit` as in `progress_bar`.
+    """
+    parts = items if batch is None else [items[start : start + batch] for start in range(0, len(items), batch)]
+    waiting: deque[tuple[int, Future]] = deque()
+    with progress_bar(len(items), what, unit, show_progress) as progress, ThreadPoolExecutor(WORKERS) as pool:
+
+        def take() -> T:
+            count, future = waiting.popleft()
+            result = future.result()
+            progress.update(count)
+            return result
+
+        try:
+            for part in parts:
+                waiting.append((1 if batch is None else len(part), pool.submit(function, part)))
+                if len(waiting) > AHEAD:
+                    yield take()
+            while waiting:
+                yield take()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def decode_image(source: Path | bytes | BinaryIO, size: int, verify: bool = True) -> np.ndarray:
@@ -29,13 +64,7 @@ def decode_image(source: Path | bytes | BinaryIO, size: int, verify: bool = True
     twice as quick for 640×480 at 150 px, and 0.8 of 255 levels apart on average. `verify`: refuse a JPEG of which
     pixels are missing, see `decoding.decode`. Raises UnreadablePhoto.
     """
-    return decode_with_facts(source, size, verify)[0]
-
-
-def decode_with_facts(source: Path | bytes | BinaryIO, size: int, verify: bool = True) -> tuple[np.ndarray, Facts]:
-    """Decode as `decode_image`; return also the photo's format, and its width and height as stored."""
-    image, facts = decode(source, at_least=-(-size // 2), square=size, verify=verify)
-    return np.asarray(image), facts
+    return np.asarray(decode(source, at_least=-(-size // 2), square=size, verify=verify)[0])
 
 
 def load_images(data: Path, photos: pd.DataFrame, size: int, show_progress: bool = True) -> np.ndarray:
@@ -72,29 +101,10 @@ def _write_images(path: Path, data: Path, photos: pd.DataFrame, size: int, show_
             image[:] = decode_image(data / path, size, verify=False)  # verified when it was collected
         return images
 
-    paths, shape = photos["path"].tolist(), (len(photos), size, size, 3)
-    with (
-        open(path, "wb") as part,
-        ThreadPoolExecutor(WORKERS) as pool,
-        progress_bar(len(paths), "decode", "photos", show_progress) as progress,
-    ):
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(photos), size, size, 3)}
+    with open(path, "wb") as part:
         np.lib.format.write_array_header_1_0(part, header)
-        waiting: deque[Future] = deque()
-
-        def write_next() -> None:
-            images = waiting.popleft().result()
+        for images in in_threads(make, photos["path"].tolist(), "decode", "photos", show_progress, BATCH):
             part.write(images)
-            progress.update(len(images))
-
-        try:
-            for start in range(0, len(paths), BATCH):
-                waiting.append(pool.submit(make, paths[start : start + BATCH]))
-                if len(waiting) > CHUNK // BATCH:
-                    write_next()
-            while waiting:
-                write_next()
-        finally:
-            pool.shutdown(cancel_futures=True)
         part.flush()
         os.fsync(part.fileno())

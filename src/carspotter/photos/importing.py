@@ -7,19 +7,17 @@ import os
 import threading
 from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pandas as pd
 
-from carspotter.photos.decoding import FORMATS, Limits, UnreadablePhoto, inspect
+from carspotter.photos.decoding import FORMATS, Facts, Limits, UnreadablePhoto, inspect
 from carspotter.photos.folders import Found, Job, find_files, name_listings, name_some
-from carspotter.photos.images import CHUNK, WORKERS
+from carspotter.photos.images import in_threads
 from carspotter.photos.journal import Journal, hold, read_journal
 from carspotter.photos.table import read_forgotten, standing_claims
-from carspotter.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -88,35 +86,30 @@ def import_folder(
         counts = pd.DataFrame(0, index=pd.Index(found.labels, name="label"), columns=["new", "known", "refused"])
         refused, lines = list(found.left_out), defaultdict(list)
 
-        def read(job: Job) -> tuple[Job, dict]:
-            return job, _read(job, store, forgotten)
+        def read(job: Job) -> dict:
+            return _read(job, store, forgotten)
 
-        with (
-            Journal(journal_path) as journal,
-            ThreadPoolExecutor(WORKERS) as pool,
-            progress_bar(len(jobs), "import", "files", show_progress) as progress,
-        ):
+        with Journal(journal_path) as journal:
 
             def write(line: dict) -> None:
                 journal.append(line, sync=False)
 
-            for start in range(0, len(jobs), CHUNK):
-                for job, line in pool.map(read, jobs[start : start + CHUNK]):
-                    progress.update()
-                    if line["status"] == "refused":
-                        refused.append((job.name, line["reason"]))
-                        counts.loc[job.row, "refused"] += 1
-                        if _content(line) not in refused_before:
-                            write(line)
-                        continue
-                    lines[line["sha256"]].append(line)
-                    before = [was for was in standing.get(line["sha256"], ()) if was["url"] == line["url"]]
-                    known = any(_content(was) == _content(line) for was in before)
-                    counts.loc[job.row, "known" if line["sha256"] in standing else "new"] += 1
-                    if not known:
-                        if before:
-                            write(_withdraw(line, "imported again with another label, listing or city"))
+            results = in_threads(read, jobs, "import", "files", show_progress)
+            for job, line in zip(jobs, results, strict=True):
+                if line["status"] == "refused":
+                    refused.append((job.name, line["reason"]))
+                    counts.loc[job.row, "refused"] += 1
+                    if _content(line) not in refused_before:
                         write(line)
+                    continue
+                lines[line["sha256"]].append(line)
+                before = [was for was in standing.get(line["sha256"], ()) if was["url"] == line["url"]]
+                known = any(_content(was) == _content(line) for was in before)
+                counts.loc[job.row, "known" if line["sha256"] in standing else "new"] += 1
+                if not known:
+                    if before:
+                        write(_withdraw(line, "imported again with another label, listing or city"))
+                    write(line)
             notes = found.notes + _override(standing, lines, listing_from, write)
             notes += _missing_photos(standing, lines, found, replace_all, write)
     with_listing = sum(any(line["listing"] for line in claims) for claims in lines.values())
@@ -221,16 +214,9 @@ def _read(job: Job, store: Path, forgotten: set[str]) -> dict:
 
 def _store(file: Path, site_folder: Path, forgotten: set[str]) -> dict:
     """Verify a photo by decoding it and keep its bytes, written under another name first. Raises UnreadablePhoto."""
-    try:
-        if file.stat().st_size > Limits.bytes:
-            raise UnreadablePhoto(file.name, f"larger than the limit of {Limits.bytes:,} bytes")
-        photo = file.read_bytes()
-    except OSError as error:
-        raise UnreadablePhoto(file.name, f"cannot be read: {error.strerror}") from error
-    sha256 = hashlib.sha256(photo).hexdigest()
+    photo, sha256, facts = read_photo(file)
     if sha256 in forgotten:
         raise UnreadablePhoto(file.name, "forgotten on request; its hash is a tombstone")
-    facts = inspect(photo)
     kept = site_folder / sha256[:2] / f"{sha256}.{FORMATS[facts.format]}"
     # A stored file that was emptied or changed is repaired.
     if not kept.exists() or kept.stat().st_size != len(photo) or kept.read_bytes() != photo:
@@ -240,3 +226,16 @@ def _store(file: Path, site_folder: Path, forgotten: set[str]) -> dict:
         part.write_bytes(photo)
         os.replace(part, kept)
     return {"sha256": sha256, "bytes": len(photo), "width": facts.width, "height": facts.height}
+
+
+def read_photo(file: Path) -> tuple[bytes, str, Facts]:
+    """Return a photo's bytes, their SHA-256 and its facts; it is decoded, to see that it is whole.
+
+    Raises UnreadablePhoto, also for a file that may not be read.
+    """
+    try:
+        with open(file, "rb") as content:
+            photo = content.read(Limits.bytes + 1)  # one more than `inspect` allows
+    except OSError as error:
+        raise UnreadablePhoto(file.name, f"cannot be read: {error.strerror}; allow it (chmod)") from error
+    return photo, hashlib.sha256(photo).hexdigest(), inspect(photo)

@@ -22,7 +22,8 @@ import pandas as pd
 from filelock import FileLock
 
 from carspotter.paths import Study
-from carspotter.photos.splitting import split_version
+from carspotter.photos.splitting import read_splits, split_version
+from carspotter.photos.table import read_table
 
 
 class SealedTestRefused(RuntimeError):
@@ -72,7 +73,7 @@ def _evaluate(
             f"{study.name}: the {split} set was opened for {others[0]} already; choosing among models by their test "
             f"scores is what the seal prevents. If {run_id} must be evaluated all the same, say why with again="
         )
-    splits = pd.read_csv(study.splits, dtype=str, keep_default_na=False)
+    splits = read_splits(study)
     wanted = sorted(splits.loc[splits["split"] == split, "sha256"])
     predictions = predictions[["sha256", "predicted"]].sort_values("sha256")
     if predictions["sha256"].tolist() != wanted:
@@ -86,7 +87,7 @@ def _evaluate(
             f"{study.test_ledger}: the {split} set is not the one evaluated before; photos drawn anew are a new study: "
             f"split them with another --study, as in {study.name}_2"
         )
-    labels = pd.read_csv(study.sealed, dtype=str, keep_default_na=False)
+    labels = read_table(study.sealed, ["sha256", "label"])
     labels = labels[labels["sha256"].isin(wanted)].sort_values("sha256", ignore_index=True)
     if labels.empty or len(labels) < len(wanted):
         raise FileNotFoundError(
@@ -164,8 +165,7 @@ def find_label_faults(study: Study, labels_known: pd.Series | None = None) -> li
     """
     if not study.sealed.exists():
         return []
-    sealed = pd.read_csv(study.sealed, dtype=str, keep_default_na=False)
-    splits = pd.read_csv(study.splits, dtype=str, keep_default_na=False)
+    sealed, splits = read_table(study.sealed, ["sha256", "label"]), read_splits(study)
     classes = set(splits.loc[splits["split"] == "train", "label"])
     found = {
         "are sealed twice": sealed["sha256"].duplicated(),

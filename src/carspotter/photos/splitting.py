@@ -15,9 +15,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from carspotter.paths import Study, atomic_write
-from carspotter.photos.grouping import Groups, pick_sizes
-from carspotter.photos.table import kind_of, read_curation, read_forgotten, read_photos, read_withdrawn
+from carspotter.paths import Study
+from carspotter.photos.grouping import Groups, pick_exactly, pick_sizes
+from carspotter.photos.table import (
+    kind_of,
+    read_curation,
+    read_forgotten,
+    read_photos,
+    read_table,
+    read_withdrawn,
+    write_table,
+)
 
 SHARES = {"test": 0.2, "validation": 0.2}  # in the order they are filled; training takes the rest
 STUDIED = ("train", "validation", "test")
@@ -86,24 +94,21 @@ def split_photos(
     away_sites = {*shifted_sites, *away}
     new = table[table["usable"] & ~table.index.isin(split)]
     is_away = new["sites"].map(away_sites.issuperset)
-    free = []
-    for photo in new[~is_away].itertuples():
-        sides = groups.sides_of(photo.keys)
-        if len(sides) > 1 or "shifted" in sides or photo.duplicate_cluster in settled:
-            split[photo.sha256] = "excluded"
+    for part, side in ((new[~is_away], None), (new[is_away], "shifted")):
+        free = []
+        for photo in part.itertuples():
+            label[photo.sha256] = photo.label
+            sides = groups.sides_of(photo.keys)
+            # A shifted photo that also hangs on the study's own would measure memory, not the shift.
+            if len(sides) > 1 or sides and ("shifted" in sides) != bool(side) or photo.duplicate_cluster in settled:
+                split[photo.sha256] = "excluded"
+            else:
+                groups.join((photo.sha256, *photo.keys), side=side)
+                free.append(photo.sha256)
+        if side:
+            split |= dict.fromkeys(free, side)
         else:
-            groups.join((photo.sha256, *photo.keys))
-            free.append(photo.sha256)
-        label[photo.sha256] = photo.label
-    _fill_sides(groups, free, split, label)
-    for photo in new[is_away].itertuples():
-        # What also hangs on the study's own photos would measure memory, not the shift.
-        if groups.sides_of(photo.keys) - {"shifted"} or photo.duplicate_cluster in settled:
-            split[photo.sha256] = "excluded"
-        else:
-            groups.join((photo.sha256, *photo.keys), side="shifted")
-            split[photo.sha256] = "shifted"
-        label[photo.sha256] = photo.label
+            _fill_sides(groups, free, split, label)
 
     names = _name_groups(groups, split, previous)
     rows = [(sha, label[sha], names.get(sha, ""), split[sha]) for sha in sorted(split)]
@@ -140,9 +145,9 @@ def split_study(
     except ValueError as error:
         raise ValueError(f"{study.folder}: {error}") from None
     # The labels first: a kill between the two writes leaves the old split, whose labels are all still here.
-    _write_csv(study.sealed, splits.loc[splits["split"].isin(SEALED), ["sha256", "label"]])
+    write_table(study.sealed, splits.loc[splits["split"].isin(SEALED), ["sha256", "label"]])
     open_rows = splits["split"].isin(("train", "validation"))
-    _write_csv(study.splits, splits.assign(label=splits["label"].where(open_rows, "")))
+    write_table(study.splits, splits.assign(label=splits["label"].where(open_rows, "")))
     checksum_file(study).write_text(checksum(study), encoding="utf-8")
     return NewSplit(pd.crosstab(splits["label"], splits["split"]), tuple(_question(splits)))
 
@@ -186,13 +191,7 @@ def read_splits(study: Study) -> pd.DataFrame:
     """
     if not study.splits.exists():
         raise FileNotFoundError(f"{study.splits}: no split yet; run `python -m carspotter split --study {study.name}`")
-    splits = pd.read_csv(study.splits, dtype=str, keep_default_na=False)
-    if list(splits.columns) != COLUMNS:
-        raise ValueError(
-            f"{study.splits}: needs the columns {', '.join(COLUMNS)}, has {', '.join(splits.columns)}; save it with "
-            f"commas, or restore it from git"
-        )
-    return splits
+    return read_table(study.splits, COLUMNS)
 
 
 def split_version(study: Study) -> str:
@@ -306,7 +305,7 @@ def _fill_sides(groups: Groups, free: list[str], split: dict[str, str], label: d
         for name, count in sizes[root].items():
             need[side, name] -= count
     for name in sorted(total):
-        rest = [root for root in order if root not in chosen and name in sizes[root]]
+        every = rest = [root for root in order if root not in chosen and name in sizes[root]]
         for side in SHARES:
             # One group at least, however large: a class must show on every side.
             at_least = int(not placed[side, name])
@@ -316,6 +315,10 @@ def _fill_sides(groups: Groups, free: list[str], split: dict[str, str], label: d
             chosen |= {rest[position]: side for position in picked}
             rest = [root for root in rest if root not in chosen]
         chosen |= {root: "train" for root in rest}
+        held = Counter({side: sum(sizes[root][name] for root in every if chosen[root] == side) for side in SHARES})
+        if any(held[side] != need[side, name] for side in SHARES):  # the first side may have taken what the other needs
+            exact = pick_exactly([sizes[root][name] for root in every], need["test", name], need["validation", name])
+            chosen |= dict(zip(every, exact, strict=False))
     for root, side in chosen.items():
         groups.join((root,), side=side)
         split |= dict.fromkeys(waiting[root], side)
@@ -355,11 +358,6 @@ def _read_previous(study: Study) -> pd.DataFrame | None:
         return None
     splits = read_splits(study)
     if study.sealed.exists():
-        sealed = pd.read_csv(study.sealed, dtype=str, keep_default_na=False).set_index("sha256")["label"]
+        sealed = read_table(study.sealed, ["sha256", "label"]).set_index("sha256")["label"]
         splits["label"] = splits["label"].where(splits["label"] != "", splits["sha256"].map(sealed).fillna(""))
     return splits
-
-
-def _write_csv(file: Path, table: pd.DataFrame) -> None:
-    with atomic_write(file) as part:
-        table.to_csv(part, index=False, lineterminator="\n")

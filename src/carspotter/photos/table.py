@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import re
 import unicodedata
 from collections import defaultdict
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from carspotter.paths import Study
+from carspotter.paths import Study, atomic_write
 from carspotter.photos.archive import unpack_archive
 from carspotter.photos.journal import Journal, hold, read_journal
 
@@ -95,8 +94,8 @@ def forget(data: Path, sha256: str, reason: str = "removal requested") -> list[s
     """Delete a photo's bytes everywhere under `data`; its hash stays in the journals and is never fetched again.
 
     Returns the deleted files, relative to `data`. The original goes, and so does every file derived from it: image
-    arrays and fingerprints, reports (rebuilt on demand) and its copies laid out for an upload. Raises ValueError for a
-    hash that no journal knows, RuntimeError while a crawl writes to a journal.
+    arrays, fingerprints and reports (rebuilt on demand). Raises ValueError for a hash that no journal knows,
+    RuntimeError while a crawl writes to a journal.
     """
     data = Path(data)
     if not re.fullmatch("[0-9a-f]{64}", sha256):
@@ -115,8 +114,6 @@ def forget(data: Path, sha256: str, reason: str = "removal requested") -> list[s
             doomed += [contents.with_suffix(".npy"), contents]
     doomed += [*data.glob("images/*.part"), *data.glob("fingerprints*")]
     doomed += [file for file in data.glob("reports/**/*") if file.suffix in (".html", ".ipynb")]  # any may show it
-    uploads = (file for file in data.glob("kaggle/publish/**/*") if file.is_file())
-    doomed += [file for file in uploads if hashlib.sha256(file.read_bytes()).hexdigest() == sha256]
     doomed = sorted(file for file in doomed if file.exists())
     for file in doomed:
         file.unlink()
@@ -168,8 +165,25 @@ def read_curation(study: Study) -> pd.DataFrame:
     """Read `data/curation.csv`; empty cells are empty strings. Raises FileNotFoundError when nothing was curated."""
     if not study.curation.exists():
         raise FileNotFoundError(f"{study.curation}: not curated yet; run `python -m carspotter curate` first")
-    table = pd.read_csv(study.curation, dtype=str, keep_default_na=False)
-    return table.astype({"score": float})
+    return read_table(study.curation, ["sha256", "label", "verdict", "reason", "score"]).astype({"score": float})
+
+
+def read_table(file: Path, columns: list[str]) -> pd.DataFrame:
+    """Read a CSV file that has these columns, all as text. Raises ValueError that names the file and a remedy."""
+    remedy = "save it with commas and in UTF-8, or restore it (from git, a backup or the command that wrote it)"
+    try:
+        table = pd.read_csv(file, dtype=str, keep_default_na=False)
+    except ValueError as error:  # of the encoding, or of the table's shape
+        raise ValueError(f"{file}: not a table ({error}); {remedy}") from None
+    if not set(columns) <= set(table.columns):
+        raise ValueError(f"{file}: needs the columns {', '.join(columns)}, has {', '.join(table.columns)}; {remedy}")
+    return table
+
+
+def write_table(file: Path, table: pd.DataFrame, **options) -> None:
+    """Write a CSV file, whole or not at all; `options` as in `to_csv`."""
+    with atomic_write(file) as part:
+        table.to_csv(part, index=False, lineterminator="\n", **options)
 
 
 def kind_of(reason: str) -> str:

@@ -12,7 +12,7 @@ from carspotter.photos.duplicates import relate_photos
 from carspotter.photos.fingerprints import measure_photos
 from carspotter.photos.sealed_test import find_label_faults
 from carspotter.photos.splitting import SEALED, STUDIED, checksum, checksum_file, read_splits, split_version
-from carspotter.photos.table import kind_of, read_curation, read_photos
+from carspotter.photos.table import kind_of, read_curation, read_photos, read_table
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,7 @@ def _check_labels(study: Study, active: pd.DataFrame, curation: pd.DataFrame) ->
     hidden = active["split"].isin(SEALED)
     if (active.loc[hidden, "label"] != "").any():
         problems.append(f"{(active.loc[hidden, 'label'] != '').sum()} sealed labels stand open in splits.csv")
-    # Only the hashes here: the labels themselves stay shut.
-    sealed = set(pd.read_csv(study.sealed, usecols=["sha256"])["sha256"]) if study.sealed.exists() else set()
+    sealed = set(read_table(study.sealed, ["sha256"])["sha256"]) if study.sealed.exists() else set()
     if odd := sealed ^ set(active.loc[hidden, "sha256"]):
         problems.append(f"{study.sealed} differs from the sealed rows in {len(odd)} photos; split again")
     faults = find_label_faults(study, curation["label"])
