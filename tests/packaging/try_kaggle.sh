@@ -18,7 +18,7 @@ if [ ! -x "$env/bin/python" ]; then
   "$python" -m venv "$env"
   # What Kaggle's image had in November 2026, as far as the notebooks use it; no onnxruntime.
   "$env/bin/python" -m pip --quiet --disable-pip-version-check install tensorflow-cpu==2.20.* keras==3.13.* numpy==2.0.* \
-    scikit-learn==1.6.* pandas==2.2.* scipy==1.15.* matplotlib==3.10.* pillow filelock tqdm nbclient ipykernel \
+    scikit-learn==1.6.* pandas==2.2.* scipy==1.15.* matplotlib==3.10.* pillow filelock tqdm jinja2 nbclient ipykernel \
     setuptools wheel $torch
 fi
 "$env/bin/python" -c 'import carspotter' 2>/dev/null && { echo "carspotter is in $env; the notebooks would not need the wheel"; exit 1; }

@@ -171,14 +171,15 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
     for row, interval in enumerate(intervals.values()):
         axis.plot([interval.low, interval.high], [row, row], color=BLUE, linewidth=2)
         axis.plot(interval.estimate, row, "o", color=BLUE)
-        place = {"xytext": (6, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
-        axis.annotate(str(interval), (interval.high, row), **place)
+        axis.text(1.02, row, str(interval), transform=axis.get_yaxis_transform(), va="center", fontsize=9)
     if margin:
         axis.axvspan(-margin, margin, color=GREEN, alpha=0.12, linewidth=0)
         axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(intervals)), list(intervals))
     axis.set_ylim(len(intervals) - 0.5, -0.5)
-    axis.margins(x=0.35)
+    axis.margins(x=0.1)
+    low, high = axis.get_xlim()
+    axis.set_xlim(max(low, -1), min(high, 1))
     axis.xaxis.set_major_locator(MaxNLocator(6))
     levels = sorted({interval.level for interval in intervals.values()})
     words = ", ".join(f"{level * 100:.4g} %" for level in levels)
