@@ -29,7 +29,8 @@ from carspotter.models import store
 from carspotter.models.experiments import BASELINE
 from carspotter.photos.decoding import PREPROCESSING
 from carspotter_check import bundle
-from carspotter_check.onnx_graph import build_graph
+from carspotter_check.export import KNOWN_PHOTOS
+from carspotter_check.onnx_graph import LEVELS, build_graph
 from carspotter_check.open_world import Known
 from carspotter_check.photo_check import PhotoCheck
 from carspotter_check.rejection import ListingRule, Rejection
@@ -127,12 +128,13 @@ def make_bomb() -> bytes:
 
 
 def write_bundle(folder: Path) -> Path:
-    rng, classes, width = np.random.default_rng(0), ["swift", "wagonr"], BASELINE.dense_units
+    rng, classes, width = np.random.default_rng(0), ["swift", "wagonr"], 2 * sum(BASELINE.conv_channels[-LEVELS:])
     model = store.import_framework("keras").build_model(BASELINE, 2)
     folder.mkdir()
     (folder / bundle.ONNX_MODEL).write_bytes(build_graph("keras", model, BASELINE, classes))
-    known, labels = rng.normal(0, 1, (4_800, width)), np.arange(4_800) % 2
-    Known.fit(known, labels, known[:800], labels[:800], known[:0], np.array([])).save(folder / bundle.KNOWN)
+    known, labels = rng.normal(0, 1, (KNOWN_PHOTOS, width)), np.arange(KNOWN_PHOTOS) % 2
+    others, kinds = rng.normal(0.1, 1, (KNOWN_PHOTOS, width)), np.repeat(["interior", "no car"], KNOWN_PHOTOS // 2)
+    Known.fit(known, labels, known[:400], labels[:400], others, kinds).save(folder / bundle.KNOWN)
     manifest = {"format": "onnx", "preprocessing": PREPROCESSING, "run": "random", "classes": classes}
     manifest |= {"image_size": SIZE, "rejection": asdict(Rejection()), "listing": asdict(ListingRule())}
     bundle.write_manifest(folder, manifest)

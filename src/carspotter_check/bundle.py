@@ -15,7 +15,7 @@ import numpy as np
 from carspotter.models.metrics import probabilities_from_logits
 
 MANIFEST, ONNX_MODEL, KNOWN = "manifest.json", "model.onnx", "known.npz"
-MANIFEST_VERSION = 3
+MANIFEST_VERSION = 4
 LARGEST_MANIFEST = 2**20  # bytes
 LARGEST_IMAGE = 1_024  # pixels on a side
 
@@ -121,7 +121,7 @@ def load_onnx(path: Path, threads: int = 0, classes: list[str] | None = None, im
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         inputs = {one.name: (one.type, one.shape) for one in session.get_inputs()}
         widths = {one.name: one.shape[-1] for one in session.get_outputs()}
-        written = session.get_modelmeta().custom_metadata_map  # int8 graphs have entries of ONNX Runtime's own
+        written = session.get_modelmeta().custom_metadata_map
         about = {key: json.loads(written[key]) for key in ("classes", "mirrored") if key in written}
     except Exception as error:  # ONNX Runtime has its own exception for every way in which a file is no model
         raise ValueError(f"{path} is not a model that ONNX Runtime can load: {str(error).splitlines()[0]}") from error

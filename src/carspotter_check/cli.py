@@ -41,7 +41,6 @@ def add_verbs(verbs) -> None:
     exporting.add_argument("--to", default="onnx", choices=("onnx", "keras", "savedmodel", "litert"))
     exporting.add_argument("--out", type=Path, metavar="DIR", help="default: data/bundles/RUN-FORMAT")
     exporting.add_argument("--risk", type=float, default=0.01, help="share of wrong answers among the accepted ones")
-    exporting.add_argument("--int8", action="store_true", help="smaller and quicker, behind a gate of its own")
 
     serving = verbs.add_parser("serve", help="the photo check over HTTP, with a page to try it")
     serving.add_argument(
@@ -128,9 +127,7 @@ def _load(options):
 def export_model(options) -> int:
     from carspotter_check.export import export_run
 
-    bundle = export_run(
-        study_of(options), options.run, options.to, out=options.out, risk=options.risk, int8=options.int8
-    )
+    bundle = export_run(study_of(options), options.run, options.to, out=options.out, risk=options.risk)
     print(f"Exported {options.run} to {bundle}; it gives the same answers as the run")
     return 0
 

@@ -21,7 +21,7 @@ import pandas as pd
 
 from carspotter import __version__
 from carspotter.models import store
-from carspotter.models.metrics import accuracy, probabilities_from_logits
+from carspotter.models.metrics import probabilities_from_logits
 from carspotter.paths import Study
 from carspotter.photos.decoding import PREPROCESSING
 from carspotter.photos.images import load_images
@@ -41,9 +41,8 @@ FORMATS = {
 }
 FILES = {"onnx": ONNX_MODEL, "keras": "model.keras", "savedmodel": "savedmodel/1", "litert": "model.tflite"}
 PARITY_PHOTOS = 200
-INT8_LOSS = 0.01  # of validation accuracy, at most
 PARITY = 1e-3  # largest difference of a probability, and how near to the threshold a label may flip
-KNOWN_PHOTOS = 2_500  # of each sort: enough neighbours, and a search of a few milliseconds
+KNOWN_PHOTOS = 1_000  # of each sort: enough neighbours, and a search of less than a millisecond
 NOT_EXAMPLES = {"duplicate", "unreadable", "label conflict"}  # rejected, but not for what they show
 
 
@@ -58,25 +57,21 @@ def export_run(
     out: Path | None = None,
     *,
     risk: float = RISK,
-    int8: bool = False,
     show_progress: bool = True,
 ) -> Path:
     """Export a recorded run to a bundle and return its folder, `data/bundles/<run>-<format>` unless `out` is given.
 
-    `to`: "onnx", "keras", "savedmodel" or "litert"; with `int8`, for ONNX only, dense layers in whole numbers: about a
-    quarter of the size, and a gate of its own (INT8_LOSS). `risk`: at most this share of the answers may be wrong; what
-    can be certified stands in the manifest. Models of precision bfloat16 or float64 are exported, and compared, in
-    float32. A bundle that is already at `out` is replaced. Raises ValueError for a format that the run's framework
-    cannot write, FileNotFoundError without photos or checkpoint, FileExistsError where `out` is something else,
-    ParityError when the gate closes.
+    `to`: "onnx", "keras", "savedmodel" or "litert". `risk`: at most this share of the answers may be wrong; what can be
+    certified stands in the manifest. Models of precision bfloat16 or float64 are exported, and compared, in float32. A
+    bundle that is already at `out` is replaced. Raises ValueError for a format that the run's framework cannot write,
+    FileNotFoundError without photos or checkpoint, FileExistsError where `out` is something else, ParityError when the
+    gate closes.
     """
     run = store.load_run(study, run_id)
     if to not in FORMATS[run.framework]:
         formats = ", ".join(FORMATS[run.framework])
         raise ValueError(f"a {run.framework} run cannot be exported to {to!r}; use one of {formats}")
-    if int8 and to != "onnx":
-        raise ValueError(f"int8 is for onnx, not for {to}")
-    out = Path(out) if out else study.data / "bundles" / f"{run.id}-{to}{'-int8' if int8 else ''}"
+    out = Path(out) if out else study.data / "bundles" / f"{run.id}-{to}"
     if out.exists() and not (out / MANIFEST).is_file():
         raise FileExistsError(f"{out} exists and is not a bundle; name another folder")
     experiment = replace(run.experiment, dtype="float32")
@@ -95,11 +90,6 @@ def export_run(
         predict = _write_model(run, model, experiment, to, path)
         sample = np.linspace(0, len(images) - 1, min(PARITY_PHOTOS, len(images))).astype(int)
         facts: dict[str, Any] = {"parity": check_parity(plain[sample], predict(images[sample])[0])}
-        if int8:
-            predict = _quantise(path, images[sample])
-            exported = in_batches(predict, images)[0]
-            facts["int8"] = check_int8(labels, plain, exported)
-            plain = exported  # its thresholds are its own
         answerable, unlike = np.ones(len(images), bool), None
         if to == "onnx":
             known, facts["kinds"] = _fit_known(study, run, predict, images, labels, show_progress)
@@ -163,21 +153,6 @@ def check_parity(of_run: np.ndarray, of_export: np.ndarray) -> dict[str, float]:
     if clear.any():
         raise ParityError(f"{clear.sum()} of {len(of_run)} labels flip in the exported model; nothing was exported")
     return {"photos": len(of_run), "largest_difference": largest, "flipped_labels": int(flipped.sum())}
-
-
-def check_int8(labels: np.ndarray, of_run: np.ndarray, of_int8: np.ndarray) -> dict[str, float]:
-    """Compare accuracies of the run and of its int8 export on all validation photos.
-
-    `labels`: class numbers (N,); the others: probabilities (N, classes). Raises ParityError when more than INT8_LOSS is
-    lost; a gain is no fault.
-    """
-    before, after = accuracy(labels, of_run), accuracy(labels, of_int8)
-    if before - after > INT8_LOSS + 1e-9:
-        raise ParityError(
-            f"int8 takes accuracy on {len(labels)} validation photos from {before:.3f} to {after:.3f}; at most "
-            f"{INT8_LOSS} may be lost, so nothing was exported. Export it in float32"
-        )
-    return {"photos": len(labels), "accuracy_float32": before, "accuracy_int8": after}
 
 
 def other_photos(study: Study, class_names: list[str]) -> pd.DataFrame:
@@ -278,28 +253,6 @@ def _load_litert(path: Path) -> Callable[[np.ndarray], np.ndarray]:
         return interpreter.get_tensor(answer["index"])
 
     return logits
-
-
-def _quantise(path: Path, images: np.ndarray) -> Callable[[np.ndarray], tuple]:
-    """Replace the ONNX model at `path` by its int8 form, with ranges measured on images uint8 (N, S, S, 3).
-
-    The dense layers alone, which hold nine tenths of the weights: convolutions in int8 cost a tiny model with batch
-    norm 17 to 32 points of accuracy, dense layers none.
-    """
-    from onnxruntime.quantization import CalibrationDataReader, quantize_static
-
-    class Photos(CalibrationDataReader):
-        def __init__(self):
-            self.batches = iter({"image": images[start : start + 1]} for start in range(len(images)))
-
-        def get_next(self) -> dict | None:
-            return next(self.batches, None)
-
-    whole = path.with_suffix(".float32")
-    os.replace(path, whole)
-    quantize_static(str(whole), str(path), Photos(), per_channel=True, op_types_to_quantize=["Gemm"])
-    whole.unlink()
-    return load_onnx(path, threads=1)
 
 
 def _fit_known(

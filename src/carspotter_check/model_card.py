@@ -57,7 +57,6 @@ def _lines(study: Study, run: Run, manifest: dict[str, Any]) -> list[str]:
         *_test_lines(study, run),
         f"- export: {manifest['format']}, probabilities within {manifest['parity']['largest_difference']:.1e} of the "
         f"run's on {manifest['parity']['photos']} photos, {manifest['parity']['flipped_labels']} labels flipped",
-        *_int8_lines(manifest.get("int8")),
         "",
         "## When it answers",
         "",
@@ -81,13 +80,6 @@ def _lines(study: Study, run: Run, manifest: dict[str, Any]) -> list[str]:
         "- It looks at cars, not at people or plates; do not use it to find or follow anybody.",
     ]
     return lines
-
-
-def _int8_lines(measured: dict[str, float] | None) -> list[str]:
-    if not measured:
-        return []
-    before, after = measured["accuracy_float32"], measured["accuracy_int8"]
-    return [f"- then made int8: accuracy {before:.3f} became {after:.3f} on {measured['photos']} validation photos"]
 
 
 def _kinds_lines(measured: dict[str, dict[str, float]] | None) -> list[str]:

@@ -15,8 +15,10 @@ from carspotter.models.experiments import Experiment
 
 OPSET, IR_VERSION = 17, 8  # old enough for every ONNX Runtime since 1.12
 CAFFE_MEANS = (103.939, 116.779, 123.68)  # of ImageNet: blue, green, red; VGG16's weights know pixels less these
-# Of MobileNetV2 the means of these maps, each of length 1, tell known cars from unknown ones best: LOG.md.
+# What tells known cars from all else best, each part of length 1 (LOG.md): of MobileNetV2 the means of these maps, of
+# all others means and deviations of what the last LEVELS max-pools give. The last layer sees what parts two classes.
 FEATURE_MAPS = ("block_13_expand_relu", "out_relu")
+LEVELS = 3
 
 
 class Graph:
@@ -47,6 +49,19 @@ class Graph:
         beta = np.zeros_like(mean) if beta is None else beta
         return self.add("BatchNormalization", [x, gamma, beta, mean, variance], epsilon=epsilon)
 
+    def summarise(self, maps: list[str], deviations: bool) -> None:
+        """Add the output `features`: means, and if wanted deviations, of each of the maps, each of length 1."""
+        parts = []
+        for x in maps:
+            mean = self.add("GlobalAveragePool", [x])
+            parts.append(mean)
+            if deviations:
+                squares = self.add("GlobalAveragePool", [self.add("Mul", [x, x])])
+                variance = self.add("Relu", [self.add("Sub", [squares, self.add("Mul", [mean, mean])])])
+                parts.append(self.add("Sqrt", [variance]))
+        parts = [self.add("LpNormalization", [self.add("Flatten", [part])], axis=1, p=2) for part in parts]
+        self.add("Concat", parts, "features", axis=1)
+
     def finish(self, size: int, logits: int, features: int, metadata: dict[str, str]) -> bytes:
         helper, kind = self.onnx.helper, self.onnx.TensorProto
         graph = helper.make_graph(
@@ -70,9 +85,9 @@ def build_graph(framework: str, model: Any, experiment: Experiment, classes: lis
     """Return a trained model as a serialized ONNX model.
 
     Input `image` uint8 (N, S, S, 3), N free; outputs `logits` float32 (N, 1) for two classes, (N, classes) for more,
-    and `features` float32 (N, D): what the last layer sees, of MobileNetV2 the FEATURE_MAPS. Its metadata hold the
-    class names and whether a prediction is the mean of the photo's and its mirror image's. Raises ImportError without
-    the onnx package, ValueError for a layer that has no line here.
+    and `features` float32 (N, D), see FEATURE_MAPS. Its metadata hold the class names and whether a prediction is the
+    mean of the photo's and its mirror image's. Raises ImportError without the onnx package, ValueError for a layer that
+    has no line here.
     """
     graph = Graph()
     x = graph.add("Cast", ["image"], to=graph.onnx.TensorProto.FLOAT)
@@ -80,15 +95,20 @@ def build_graph(framework: str, model: Any, experiment: Experiment, classes: lis
     if experiment.backbone == "vgg16":
         x = graph.add("Gather", [x, np.array([2, 1, 0])], axis=1)
         x = graph.add("Sub", [x, np.reshape(CAFFE_MEANS, (3, 1, 1))])
-    features, logits = (_add_torch if framework == "torch" else _add_keras)(graph, model, x, experiment)
+    logits, maps = (_add_torch if framework == "torch" else _add_keras)(graph, model, x, experiment)
+    deviations = experiment.backbone != "mobilenet_v2"
+    graph.summarise([name for name, _ in maps], deviations)
+    features = sum(channels for _, channels in maps) * (1 + deviations)
     metadata = {"classes": json.dumps(classes), "mirrored": json.dumps(experiment.average_mirror_images)}
     return graph.finish(experiment.image_size, logits, features, metadata)
 
 
-def _add_keras(graph: Graph, model: Any, pixels: str, experiment: Experiment) -> tuple[int, int]:
+def _add_keras(graph: Graph, model: Any, pixels: str, experiment: Experiment) -> tuple[int, list[tuple[str, int]]]:
+    """Add the model; return how many logits it gives, and the maps that make features with their channels."""
     from keras import layers
 
     names: dict[int, str] = {}  # of the tensors; what comes before the first layer is the pixels
+    pools: list[Any] = []
 
     def of(layer) -> list[np.ndarray]:
         return [np.asarray(weight, np.float32) for weight in layer.get_weights()]
@@ -121,6 +141,7 @@ def _add_keras(graph: Graph, model: Any, pixels: str, experiment: Experiment) ->
                 x = graph.add("Pad", [x, np.array([0, 0, top, left, 0, 0, bottom, right])])
             case layers.MaxPooling2D():
                 x = graph.add("MaxPool", [x], kernel_shape=[*layer.pool_size], strides=[*layer.strides])
+                pools.append(layer.output)
             case layers.GlobalAveragePooling2D() | layers.GlobalMaxPooling2D():
                 mean = isinstance(layer, layers.GlobalAveragePooling2D)
                 x = graph.add("GlobalAveragePool" if mean else "GlobalMaxPool", [x])
@@ -133,7 +154,6 @@ def _add_keras(graph: Graph, model: Any, pixels: str, experiment: Experiment) ->
                 x = graph.add("Flatten", [graph.add("Transpose", [x], perm=[0, 2, 3, 1])])
             case layers.Dense():
                 kernel, bias = of(layer)
-                last, width = x, len(kernel)
                 x = graph.add("Gemm", [x, kernel, bias], "logits" if layer is model.layers[-1] else None)
             case layers.Dropout() | layers.Identity():
                 pass
@@ -143,17 +163,15 @@ def _add_keras(graph: Graph, model: Any, pixels: str, experiment: Experiment) ->
             x = graph.add("Relu", [x])
         names[id(layer.output)] = x
     if experiment.backbone == "mobilenet_v2":
-        maps = [model.get_layer(name).output for name in FEATURE_MAPS]
-        means = [graph.add("Flatten", [graph.add("GlobalAveragePool", [names[id(tensor)]])]) for tensor in maps]
-        graph.add("Concat", [graph.add("LpNormalization", [mean], axis=1, p=2) for mean in means], "features", axis=1)
-        width = sum(tensor.shape[-1] for tensor in maps)
-    else:
-        graph.add("Identity", [last], "features")
-    return width, model.output_shape[-1]
+        pools = [model.get_layer(name).output for name in FEATURE_MAPS]
+    return model.output_shape[-1], [(names[id(tensor)], tensor.shape[-1]) for tensor in pools[-LEVELS:]]
 
 
-def _add_torch(graph: Graph, model: Any, pixels: str, experiment: Experiment) -> tuple[int, int]:
+def _add_torch(graph: Graph, model: Any, pixels: str, experiment: Experiment) -> tuple[int, list[tuple[str, int]]]:
+    """Add the model, as `_add_keras` does."""
     from torch import nn
+
+    pools, channels = [], 0
 
     def of(tensor) -> np.ndarray | None:
         return None if tensor is None else tensor.detach().float().cpu().numpy()
@@ -166,6 +184,7 @@ def _add_torch(graph: Graph, model: Any, pixels: str, experiment: Experiment) ->
                 same = layer.padding not in ("valid", (0, 0))
                 pad = "SAME_UPPER" if same else "VALID"
                 x = graph.add("Conv", [x, of(layer.weight), of(layer.bias)], auto_pad=pad)
+                channels = layer.out_channels
             case nn.BatchNorm2d() | nn.BatchNorm1d():
                 figures = (layer.weight, layer.bias, layer.running_mean, layer.running_var)
                 x = graph.normalise(x, *map(of, figures), layer.eps)
@@ -173,12 +192,12 @@ def _add_torch(graph: Graph, model: Any, pixels: str, experiment: Experiment) ->
                 x = graph.add("Relu", [x])
             case nn.MaxPool2d():
                 x = graph.add("MaxPool", [x], kernel_shape=[2, 2], strides=[2, 2])
+                pools.append((x, channels))
             case nn.AdaptiveAvgPool2d():
                 x = graph.add("GlobalAveragePool", [x])
             case nn.Flatten():
                 x = graph.add("Flatten", [x])
             case nn.Linear():
-                last, width = x, layer.in_features
                 output = "logits" if layer is leaves[-1] else None
                 x = graph.add("Gemm", [x, of(layer.weight), of(layer.bias)], output, transB=1)
             case nn.Dropout():
@@ -190,5 +209,4 @@ def _add_torch(graph: Graph, model: Any, pixels: str, experiment: Experiment) ->
                 pass
             case _:
                 raise ValueError(f"{type(layer).__name__}: no line for this layer in onnx_graph.py")
-    graph.add("Identity", [last], "features")
-    return width, leaves[-1].out_features
+    return leaves[-1].out_features, pools[-LEVELS:]

@@ -1,9 +1,9 @@
 """How unlike the cars it knows is a photo? A photo check meets what it was not trained on, and should say so.
 
-Two measures, added: the distance to the nearest known photos of the class (Sun et al. 2022), which also meets kinds
-that nobody has seen, and a linear verification of each class against everything else that is at hand (other classes,
-other models, rejected photos: outlier exposure, Hendrycks et al. 2019), which tells models of the same shape apart.
-LOG.md says what else was tried.
+Three measures, added: the distance to the nearest known photos of the class, which also meets kinds that nobody has
+seen (Sun et al. 2022); that of the known cars as a share of the distance to the nearest of all else that is at hand
+(other models, rejected photos: outlier exposure, Hendrycks et al. 2019); and a linear verdict on cars of the classes
+against all else. The last two tell models of the same shape apart. LOG.md says what else was tried.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from carspotter_check.rejection import careful_share
 
 OTHER_MODEL = "other model"  # the kind of photos that show a car, but none of the classes
 NEIGHBOURS = 3
-REJECTS_NEEDED = 10  # fewer of a kind teach nothing that holds on the next photo
 QUANTILES = np.linspace(0, 1, 201)
-STRENGTH = 1e-2  # of the verification's weights, scikit-learn's C
+WEIGHTS = (0.5, 1.0, 1.0)  # of distance, nearness and verdict, each in deviations of good photos
+RIDGE = 3e-4  # of the verdict, as a share of the features' variance
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Known:
     """Known photos in a model's feature space.
 
     `photos` float32 (N, D), unit vectors, `kinds` (N,): a class number as text, or the kind of what is no class.
-    `weights` float32 (classes, D + 1): verification, the constant last. `scales` (classes, 4): mean and deviation of
-    distance and verification on good photos. `good` (classes, Q): quantiles of the sum on good photos, ascending, of
-    which the first is for the share 0, the last for 1. `passed` (classes,): the share that is not called unlike.
+    `weights` float32 (D + 1,): of the verdict against the classes, the constant last. `scales` (classes, 3, 2): mean
+    and deviation of the measures on good photos. `good` (classes, Q): quantiles of the sum on good photos, ascending,
+    of which the first is for the share 0, the last for 1. `shares` (classes,): the share that is not called unlike.
     """
 
     photos: np.ndarray
@@ -55,52 +55,39 @@ class Known:
         `labels` are class numbers; `kinds` say what each of `others`, of which there may be none, shows. The threshold
         is a `careful_share`: fewer photos make the check more careful.
         """
-        from sklearn.linear_model import LogisticRegression
-
         training = unit_rows(training)
-        kinds = np.asarray(kinds, dtype=str)
-        found, counts = np.unique(kinds, return_counts=True)
-        kept = np.isin(kinds, found[counts >= min(REJECTS_NEEDED, counts.sum() or 1)])
-        others, kinds = unit_rows(others).reshape(-1, training.shape[1])[kept], kinds[kept]
-        photos = np.concatenate([training, others])
-        all_kinds = np.r_[labels.astype(str), kinds]
-        centre, scale = training.mean(axis=0), training.std(axis=0) + 1e-4
-        classes, weights = np.unique(labels), []
-        for number in classes:
-            own = all_kinds == str(number)
-            verification = LogisticRegression(C=STRENGTH, max_iter=300, class_weight="balanced")
-            verification.fit((photos - centre) / scale, own)
-            plain = verification.coef_[0] / scale
-            weights.append(np.r_[plain, verification.intercept_[0] - plain @ centre])
-        neutral = np.tile([0.0, 1.0, 0.0, 1.0], (len(classes), 1))
-        unscaled = cls(photos, all_kinds, np.float32(weights), neutral, np.zeros(0), np.zeros(0))
-        scales, good, shares = [], [], []
+        others = unit_rows(others).reshape(-1, training.shape[1])
+        photos, all_kinds = np.concatenate([training, others]), np.r_[labels.astype(str), np.asarray(kinds, dtype=str)]
+        weights = fit_verdict(training, others)
+        classes = np.unique(labels)
+        scales = np.tile([0.0, 1.0], (len(classes), 3, 1))
+        known, good, shares = cls(photos, all_kinds, weights, scales, np.zeros(0), np.zeros(0)), [], []
         for number in classes:
             rows = validation[validation_labels == number]
             if not len(rows):
                 raise ValueError(f"no validation photo of class number {number}: nothing says how unlike is too unlike")
-            distance, verified = unscaled._measure(rows, number)
-            scales.append([distance.mean(), distance.std() or 1.0, verified.mean(), verified.std() or 1.0])
-            score = replace(unscaled, scales=np.tile(scales[-1], (len(classes), 1)))._score(rows, number)
-            good.append(np.quantile(score, QUANTILES))
+            measures = known._measure(unit_rows(rows), similarity(unit_rows(rows), photos), number)
+            deviations = measures.std(axis=1)
+            scales[number] = np.column_stack([measures.mean(axis=1), np.where(deviations > 0, deviations, 1.0)])
+            good.append(np.quantile(known._add(measures, number), QUANTILES))
             shares.append(careful_share(len(rows)))
-        return replace(unscaled, scales=np.array(scales), good=np.array(good), shares=np.array(shares))
+        return replace(known, good=np.array(good), shares=np.array(shares))
 
     def compare(self, features: np.ndarray, number: int) -> tuple[float, str | None]:
         """Say how unlike class `number` the features (1, D) of a photo are, and what else they resemble.
 
-        Returns the share of good photos that are less unlike, 0 … 1, and the kind of the nearest photos that are not
-        of that class, None where the class is still likelier or these are of another class.
+        Returns the share of good photos that are less unlike, 0 … 1, and the kind of the nearest photos of no class,
+        None where the classes are still likelier.
         """
-        distance, verified = self._measure(features, number)
-        share = float(np.interp(self._add(distance, verified, number)[0], self.good[number], QUANTILES))
-        if verified[0] <= 0:
+        rows = unit_rows(features)
+        near = similarity(rows, self.photos)
+        measures = self._measure(rows, near, number)
+        share = float(np.interp(self._add(measures, number)[0], self.good[number], QUANTILES))
+        if measures[2, 0] <= 0:
             return share, None
-        near = np.where(self._numbers == number, -2, similarity(unit_rows(features), self.photos)[0])
-        nearest = np.argsort(-near)[: 2 * NEIGHBOURS - 1]
-        names, counts = np.unique(self.kinds[nearest[near[nearest] > -2]], return_counts=True)
-        kind = str(names[counts.argmax()])
-        return share, None if kind in map(str, range(len(self.weights))) else kind
+        nearest = np.argsort(np.where(self._numbers < 0, -near[0], 2))[: 2 * NEIGHBOURS - 1]
+        names, counts = np.unique(self.kinds[nearest[self._numbers[nearest] < 0]], return_counts=True)
+        return share, str(names[counts.argmax()])
 
     def is_unlike(self, share: float, number: int) -> bool:
         """Say whether a photo that is more unlike class `number` than `share` of good photos is too unlike."""
@@ -126,8 +113,9 @@ class Known:
         except Exception as error:  # zip, zlib, numpy: each has its own
             raise ValueError(f"{path} cannot be read: {str(error)[:100]}; export the run again") from error
         count, width = known.photos.shape if known.photos.ndim == 2 else (0, 0)
-        shapes = {"kinds": (count,), "weights": (classes, width + 1), "scales": (classes, 4), "shares": (classes,)}
-        sound = count > 0 and known.good.ndim == 2 and len(known.good) == classes and known.kinds.dtype.kind == "U"
+        shapes = {"kinds": (count,), "weights": (width + 1,), "scales": (classes, 3, 2), "shares": (classes,)}
+        sound = known.kinds.dtype.kind == "U" and set(map(str, range(classes))) <= set(known.kinds.flat)
+        sound = sound and known.good.ndim == 2 and len(known.good) == classes
         numbers = (known.photos, known.weights, known.scales, known.good, known.shares)
         if not sound or any(getattr(known, name).shape != shape for name, shape in shapes.items()):
             raise ValueError(f"{path} does not fit the model's {classes} classes; export the run again")
@@ -138,26 +126,51 @@ class Known:
     @cached_property
     def _numbers(self) -> np.ndarray:
         """Return the class number of each photo, −1 where it is of none."""
-        return np.array([int(kind) if kind.isdecimal() else -1 for kind in self.kinds])
-
-    @cached_property
-    def _of_class(self) -> list[np.ndarray]:
-        return [self.photos[self._numbers == number] for number in range(len(self.weights))]
+        names = [str(number) for number in range(len(self.scales))]
+        return np.array([names.index(kind) if kind in names else -1 for kind in self.kinds])
 
     def _score(self, features: np.ndarray, number: int) -> np.ndarray:
-        return self._add(*self._measure(features, number), number)
-
-    def _add(self, distance: np.ndarray, verified: np.ndarray, number: int) -> np.ndarray:
-        mean, deviation, mean_verified, deviation_verified = self.scales[number]
-        return (distance - mean) / deviation + (verified - mean_verified) / deviation_verified
-
-    def _measure(self, features: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the distance to the nearest known photos of a class, and how far verification speaks against it."""
         rows = unit_rows(features)
-        own = similarity(rows, self._of_class[number])
-        nearest = own if own.shape[1] <= NEIGHBOURS else np.partition(own, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS:]
-        against = -(rows @ self.weights[number, :-1] + self.weights[number, -1])
-        return np.sqrt(np.maximum(2 - 2 * nearest, 0)).mean(axis=1), against
+        return self._add(self._measure(rows, similarity(rows, self.photos), number), number)
+
+    def _add(self, measures: np.ndarray, number: int) -> np.ndarray:
+        mean, deviation = self.scales[number].T[:, :, np.newaxis]
+        return WEIGHTS @ ((measures - mean) / deviation)
+
+    def _measure(self, rows: np.ndarray, near: np.ndarray, number: int) -> np.ndarray:
+        """Return how far from class `number`, how near to what is no class, and the verdict against classes: (3, N).
+
+        `rows` (N, D) are unit vectors, `near` (N, photos) their similarity to the known photos.
+        """
+
+        def distance(chosen: np.ndarray) -> np.ndarray:
+            of = near[:, chosen]
+            nearest = of if of.shape[1] <= NEIGHBOURS else np.partition(of, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS:]
+            return np.sqrt(np.maximum(2 - 2 * nearest, 1e-6)).mean(axis=1)
+
+        own, none = distance(self._numbers == number), self._numbers < 0
+        nearness = distance(~none) / distance(none) if none.any() else np.zeros(len(rows))
+        return np.stack([own, nearness, rows @ self.weights[:-1] + self.weights[-1]])
+
+
+def fit_verdict(training: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return weights float32 (D + 1,), the constant last: −1 for training photos (N, D), 1 for all else (M, D).
+
+    Ridge regression in which both sides weigh the same, on features scaled by their deviation among training photos.
+    """
+    width = training.shape[1]
+    if not len(others):
+        return np.zeros(width + 1, np.float32)
+    scale = training.std(axis=0) + 1e-4
+    rows, targets = np.concatenate([training, others]) / scale, np.repeat([-1.0, 1.0], [len(training), len(others)])
+    share = np.repeat([0.5 / len(training), 0.5 / len(others)], [len(training), len(others)])
+    centre = share @ rows
+    rows, root = rows - centre, np.sqrt(share)[:, np.newaxis]
+    rows = (rows * root).astype(np.float64)
+    # As many unknowns as photos, which are fewer than features; both sides' mean is 0.
+    dual = np.linalg.solve(rows @ rows.T + RIDGE * width * np.eye(len(rows)), targets * root[:, 0])
+    weights = rows.T @ dual
+    return np.float32(np.r_[weights / scale, -weights @ centre])
 
 
 def measure_kinds(

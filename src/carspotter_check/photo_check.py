@@ -120,7 +120,7 @@ class PhotoCheck:
         if self.known is not None and features is not None:
             unlike, kind = self.known.compare(features, best)
             if self.known.is_unlike(unlike, best):
-                verdict, words = _unlike_words(unlike, kind, label, self.class_names)
+                verdict, words = _unlike_words(unlike, kind, self.class_names)
                 return self._answer(title, verdict, None, probabilities, unlike, words, "likeness")
         if probabilities[best] < self.rejection.confidence:
             asked = self.rejection.confidence
@@ -157,13 +157,13 @@ class PhotoCheck:
         shares = [] if probabilities is None else [round(float(p), 6) for p in probabilities]
         title = "".join(letter if letter.isprintable() else "?" for letter in title)  # it could forge a line of output
         named = dict(zip(self.class_names, shares, strict=False))
-        unlike = None if unlike is None else round(unlike, 4)
+        unlike = None if unlike is None else round(unlike, 3)  # as the reason says it
         return Answer(title, verdict, label, named, reason, by, self.run_id, self.version, unlike)
 
 
-def _unlike_words(unlike: float, kind: str | None, label: str, class_names: list[str]) -> tuple[str, str]:
+def _unlike_words(unlike: float, kind: str | None, class_names: list[str]) -> tuple[str, str]:
     share = "than any good photo" if unlike >= 1 else f"than {unlike:.1%} of good photos"
-    unlikeness = f"less like the known photos of {label} {share}"
+    unlikeness = f"less like the known cars {share}"
     if kind is None:
         return "not_sure", f"unlike every car it knows ({unlikeness}): another model, or not a car"
     if kind == OTHER_MODEL:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RISK = 0.01  # at most this share of the answers is wrong
 TOLERANCE = 1e-6
-FLAGGED = 0.05  # of good photos, and of good listings, at most this share is called unlike; with few of them more
+FLAGGED = 0.06  # of good photos, and of good listings, at most this share is called unlike; with few of them more
 UNLUCKY = 0.05  # chance that even so more are
 LISTINGS_NEEDED = 20  # with two photos or more, to fit their correlation; from fewer, chance decides
 
@@ -210,12 +210,11 @@ def quality(image: np.ndarray) -> dict[str, float]:
     The 95th percentile, because a car at night has headlights and a lens cap has none. Contrast is the standard
     deviation, sharpness the standard deviation of the Laplacian (Pech-Pacheco et al. 2000).
     """
-    red, green, blue = np.moveaxis(image.astype(np.float32), -1, 0)
-    grey = 0.299 * red + 0.587 * green + 0.114 * blue
-    inner = grey[1:-1, 1:-1]
-    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * inner
+    grey = image.astype(np.float32) @ np.float32([0.299, 0.587, 0.114])
+    laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4 * grey[1:-1, 1:-1]
+    bright = int(0.95 * grey.size)
     return {
-        "brightness": float(np.percentile(grey, 95)),
+        "brightness": float(np.partition(grey, bright, axis=None)[bright]),  # percentile() takes ten times as long
         "contrast": float(grey.std()),
         "sharpness": float(laplacian.std()),
     }

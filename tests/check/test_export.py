@@ -17,7 +17,7 @@ from carspotter_check import explain, export
 from carspotter_check.bundle import load_onnx, read_manifest
 from carspotter_check.model_card import write_card
 from carspotter_check.onnx_graph import build_graph
-from carspotter_check.open_world import OTHER_MODEL
+from carspotter_check.open_world import OTHER_MODEL, unit_rows
 from carspotter_check.photo_check import PhotoCheck
 
 SIZE = 40
@@ -123,6 +123,22 @@ def test_the_onnx_graph_answers_as_each_framework_does(framework, network, tmp_p
         expected = store.import_framework(framework).predict(model, images, experiment)
         np.testing.assert_allclose(probabilities, expected, atol=1e-5)
         assert len(features) == 4 and np.ptp(features) > 0
+
+
+def test_features_are_means_and_deviations_of_the_last_pools(tmp_path):
+    torch = pytest.importorskip("torch")
+    experiment = experiments.BASELINE
+    model = store.import_builder(experiment, "torch").build_model(experiment, 2)
+    (tmp_path / "model.onnx").write_bytes(build_graph("torch", model, experiment, ["a", "b"]))
+    images = np.random.default_rng(0).integers(0, 256, (2, 150, 150, 3), dtype=np.uint8)
+    maps = []
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.MaxPool2d):
+            layer.register_forward_hook(lambda layer, inputs, output: maps.append(output.detach().flatten(2)))
+    model.eval()(torch.from_numpy(images).permute(0, 3, 1, 2))
+    parts = [part for pool in maps[-3:] for part in (pool.mean(2), pool.std(2, unbiased=False))]
+    expected = np.concatenate([unit_rows(part) for part in parts], axis=1)
+    np.testing.assert_allclose(load_onnx(tmp_path / "model.onnx", 1)(images)[1], expected, atol=1e-4)
 
 
 def shake_norms(framework, model):
@@ -271,23 +287,6 @@ def test_the_gate_lets_a_label_flip_at_a_tie_only():
         export.check_parity(run, np.array([[0.5004, 0.4996], [0.898, 0.102]]))
     with pytest.raises(export.ParityError):
         export.check_parity(run, np.array([[np.nan, np.nan], [0.9, 0.1]]))
-
-
-def test_int8_is_a_quarter_of_the_size_and_has_a_gate_of_its_own(study, runs_of, bundle, tmp_path, monkeypatch):
-    run = runs_of("keras", replace(TINY, name="larger", dense_units=256))
-    plain = export.export_run(study, run.id, out=tmp_path / "plain", show_progress=False)
-    small = export.export_run(study, run.id, out=tmp_path / "small", int8=True, show_progress=False)
-    sizes = [(folder / "model.onnx").stat().st_size for folder in (plain, small)]
-    assert sizes[1] < 0.4 * sizes[0] and sorted(path.name for path in small.iterdir())[1:] == [
-        "manifest.json", "model.onnx", "model_card.md"
-    ]  # fmt: skip
-    assert PhotoCheck.load(small).check(study.data / f"photos/{0:064x}.png").probabilities
-    assert "made int8" in (small / "model_card.md").read_text()
-    with pytest.raises(export.ParityError, match="from 1.000 to 0.980"):
-        labels, right = np.zeros(50, int), np.tile([0.9, 0.1], (50, 1))
-        export.check_int8(labels, right, np.concatenate([right[:49], [[0.4, 0.6]]]))
-    with pytest.raises(ValueError, match="int8 is for onnx"):
-        export.export_run(study, run.id, "keras", int8=True)
 
 
 def test_a_format_beyond_the_framework_is_refused_with_the_ones_it_can_do(study, runs_of):
