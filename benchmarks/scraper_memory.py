@@ -69,7 +69,7 @@ def main() -> None:
         "contact": "test@example.org",
         "start": [{"url": f"http://127.0.0.1:{server.server_port}/{{page}}", "label": "swift"}],
         "selectors": {"listing": "article.listing", "id": "@data-id", "photos": "img"},
-        "paging": {"kind": "numbered", "max_pages": options.pages},
+        "paging": {"kind": "numbered", "max_pages": options.pages, "settle": 0.1},
         "politeness": {
             "delay": 0,
             "allow_private": ["127.0.0.1"],

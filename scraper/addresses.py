@@ -9,12 +9,17 @@ from urllib.parse import parse_qsl, unquote, urldefrag, urljoin, urlsplit
 
 # Parameters that say how long and for whom an address is good: CloudFront, S3, Google, Akamai.
 SIGNED = re.compile(r"expires|signature|key-pair-id|policy|awsaccesskeyid|googleaccessid|hdne[at]s?|x-(amz|goog)-.*")
+# The same of other services, where the path names an image file.
+SIGNED_FILE = re.compile(r"(auth_?)?(token|key)|exp(iry|ire)?|sign|sig|hmac|policy|ts|timestamp|oh|oe|_nc_.*")
+IMAGE_PATH = re.compile(r"\.(jpe?g|png|webp|gif|avif|bmp)$", re.IGNORECASE)
 SIGNED_AZURE = {"sig", "se", "st", "sp", "sv", "sr", "spr"}  # where `sig` is one of them
 # Parameters that say how a visitor came to a listing, not which one it is.
 TRACKING = re.compile(
     "utm_.*|.*clid|ref|referr?er|src|source|from|campaign|sid|session(_?id)?|phpsessid|jsessionid|pos(ition)?|rank|"
     "page|back|return(_?url)?"
 )
+# Parameters that name a listing, whatever the path says.
+NAMED = re.compile(r"((car|vehicle|ad|listing|item|product|offer|stock)[-_]?)?(id|no|nr|num(ber)?|code)|ad|vin|sku")
 SCRIPT = re.compile(r"\.(php\d?|aspx?|jspx?|cgi|pl|do|cfm|html?)$", re.IGNORECASE)
 SESSION_IN_PATH = re.compile(r";jsessionid=[^/?#]*", re.IGNORECASE)
 
@@ -51,7 +56,9 @@ def without_parameters(url: str, ignored: Collection[str] = ()) -> str:
     pairs = query.split("&")
     names = [unquote(pair.partition("=")[0]).lower() for pair in pairs]
     ignored = {name.lower() for name in ignored} | (SIGNED_AZURE if "sig" in names else set())
-    kept = [pair for pair, name in zip(pairs, names, strict=True) if name not in ignored and not SIGNED.fullmatch(name)]
+    ignored |= set(filter(SIGNED.fullmatch, names))
+    ignored |= set(filter(SIGNED_FILE.fullmatch, names)) if IMAGE_PATH.search(head) else set()
+    kept = [pair for pair, name in zip(pairs, names, strict=True) if name not in ignored]
     return f"{head}?{'&'.join(kept)}" if kept else head
 
 
@@ -59,8 +66,8 @@ def listing_ids(links: Sequence[str | None], page_url: str, ignored: Collection[
     """Return for each link to a listing's own page what identifies the listing.
 
     This is the path, with the fragment where that is a route, and the query parameters that tell listings apart: all
-    that are no tracking where the path has no number or is a script's (`view.php?id=7`), otherwise those in which
-    links with one path differ.
+    that are no tracking where the path has no number or is a script's (`view.php?id=7`), otherwise those that are
+    named as an id is, and those in which links with one path differ.
     """
     bases: list[str | None] = []
     queries: list[dict[str, str]] = []
@@ -83,7 +90,11 @@ def listing_ids(links: Sequence[str | None], page_url: str, ignored: Collection[
         last = base.rpartition("/")[2]
         if re.search(r"\d", SCRIPT.sub("", last)) and not SCRIPT.search(last):
             others = variants[base]
-            query = {name: value for name, value in query.items() if any(o.get(name) != value for o in others)}
+            query = {
+                name: value
+                for name, value in query.items()
+                if NAMED.fullmatch(name.lower()) or any(other.get(name) != value for other in others)
+            }
         parameters = "&".join(f"{name}={value}" for name, value in sorted(query.items()))
         ids.append("?".join(filter(None, (base, parameters))) or None)
     return ids

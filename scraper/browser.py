@@ -1,7 +1,8 @@
 """Opens pages in a real browser and returns their HTML; `loading` says when they may be taken. Selenium only.
 
 Pictures are not loaded: the downloader fetches each photo once. Their addresses stay in the HTML, which is all that
-is needed. Linux and macOS; elsewhere a remote browser (`--remote-url`) does.
+is needed, and scripts that wait for a picture are told that it is there (`pictures.js`). Linux and macOS; elsewhere a
+remote browser (`--remote-url`) does.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from pathlib import Path
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 import urllib3
@@ -29,8 +31,9 @@ from selenium.common.exceptions import (
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.remote.command import Command
 
-from scraper.loading import LoadedPage, OpenPage, PageBusy, PageFailed
-from scraper.politeness import LONGEST_WAIT
+from scraper.download import Downloader
+from scraper.loading import LoadedPage, OpenPage
+from scraper.politeness import Busy, Failed, Pacer
 from scraper.site import Site
 from scraper.traffic import Traffic
 
@@ -41,6 +44,7 @@ MAX_ALERTS = 5  # boxes that one page may open while it is read
 TAB_MEGABYTES = 512  # what a page's scripts may keep
 SOCKET = "/org.chromium.Chromium.XXXXXX/SingletonSocket"  # what Chromium puts into the temporary folder
 LONGEST_SOCKET_PATH = 107  # bytes: a limit of the kernel's
+PICTURES = (Path(__file__).parent / "pictures.js").read_text(encoding="utf-8")
 # commands that always have an answer; our scripts, too, return something each
 ANSWERED = (
     Command.FIND_ELEMENTS,
@@ -58,21 +62,20 @@ class BrowserError(Exception):
 class Browser:
     """A headless Chromium that is gone when the context is left, however that happens.
 
-    Each thing that makes the site work, a page, a scroll, a click, is done within the context that `permit(url)`
-    returns. It waits as politeness asks, and raises what it likes to forbid it. `overloaded(url, attempt, seconds)`
-    hears of an answer that asks us to wait. Raises BrowserError when no browser starts.
+    Each thing that makes the site work, a page, a scroll, a click, is done when `downloader` permits it; without one,
+    at once. Raises BrowserError when no browser starts.
     """
 
     def __init__(
         self,
         site: Site,
-        permit: Callable[[str], AbstractContextManager] = lambda url: nullcontext(),
+        downloader: Downloader | None = None,
         headed: bool = False,
         remote_url: str | None = None,
-        overloaded: Callable[[str, int, float | None], None] = lambda url, attempt, seconds: None,
     ):
-        self.site, self.permit, self.headed, self.remote_url = site, permit, headed, remote_url
-        self.overloaded = overloaded
+        self.site, self.headed, self.remote_url = site, headed, remote_url
+        self.permit = downloader.permit if downloader else nullcontext
+        self.pacer = downloader.pacer if downloader else Pacer(site.politeness)
         self._driver: webdriver.Remote | None = None
         self._traffic: Traffic | None = None
         self._shown = ""  # the address of the document that the browser shows
@@ -95,7 +98,7 @@ class Browser:
     def load(self, url: str, max_listings: int | None = None) -> Iterator[LoadedPage]:
         """Yield the pages of one start entry, each with everything loaded, as the site's `[paging]` says.
 
-        A `max_listings` ends the loading early. Raises PageFailed.
+        A `max_listings` ends the loading early. Raises Failed.
         """
         paging = self.site.paging
         most = min(max_listings or paging.max_listings, paging.max_listings)
@@ -111,32 +114,31 @@ class Browser:
             url = page.following
 
     def open(self, url: str, is_detail: bool = True, hurry: bool = False) -> LoadedPage:
-        """Open one page: a listing's own, or one of a search; in a `hurry` as it first shows. Raises PageFailed."""
+        """Open one page: a listing's own, or one of a search; in a `hurry` as it first shows. Raises Failed."""
         return self._open(url, self.site.paging.max_listings, is_detail, hurry)
 
     def _open(self, url: str, most: int, is_detail: bool = False, hurry: bool = False) -> LoadedPage:
-        crashes = 0
-        for attempt in itertools.count():
-            if self._driver is None or self._pages >= self.site.politeness.restart_browser_every:
-                self.quit()
-                self._start()
-            self._pages += 1
-            try:
-                with self.permit(url), suppress(UnexpectedAlertPresentException):
-                    self._go(url)
-                return self._read(url, most, is_detail, hurry)
-            except PageBusy as busy:
-                self.overloaded(url, attempt, busy.seconds)
-                if attempt + 1 >= self.site.politeness.attempts or (busy.seconds or 0) > LONGEST_WAIT:
-                    raise PageFailed(str(busy)) from busy
-            except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
-                # whatever it was, the next attempt and the next page get a fresh browser
-                self.quit(at_once=True)
-                crashes += 1
-                if self._is_given_up:
-                    raise BrowserError("the crawl is at its end") from error
-                if crashes == ATTEMPTS:
-                    raise PageFailed(_describe(error)) from error
+        crashes = itertools.count(1)
+
+        def ask() -> LoadedPage:
+            while True:
+                if self._driver is None or self._pages >= self.site.politeness.restart_browser_every:
+                    self.quit()
+                    self._start()
+                self._pages += 1
+                try:
+                    with self.permit(url), suppress(UnexpectedAlertPresentException):
+                        self._go(url)
+                    return self._read(url, most, is_detail, hurry)
+                except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
+                    # whatever it was, the next attempt and the next page get a fresh browser
+                    self.quit(at_once=True)
+                    if self._is_given_up:
+                        raise BrowserError("the crawl is at its end") from error
+                    if next(crashes) == ATTEMPTS:
+                        raise Failed(_describe(error)) from error
+
+        return self.pacer.persist(ask)
 
     def _go(self, url: str) -> None:
         """Load `url`, also where only its fragment differs from what is shown: the page then starts afresh."""
@@ -148,12 +150,12 @@ class Browser:
             self._driver.get(url)
         except WebDriverException as error:
             if found := re.search(r"net::ERR_(\w+)", str(error)):
-                raise PageBusy(f"no answer: {found[1].replace('_', ' ').lower()}", None) from error
+                raise Busy(f"no answer: {found[1].replace('_', ' ').lower()}", url) from error
             raise
 
     def _read(self, url: str, most: int, is_detail: bool, hurry: bool) -> LoadedPage:
         """Walk through the page and take its HTML, whatever alert boxes come in between."""
-        page = OpenPage(self._driver, self.site, url, self.permit, self.overloaded, self._traffic, is_detail)
+        page = OpenPage(self._driver, self.site, url, self.permit, self.pacer, self._traffic, is_detail)
         for left in itertools.count(MAX_ALERTS, -1):
             try:
                 return page.read(most, hurry)
@@ -188,6 +190,7 @@ class Browser:
             raise
         page_timeout = self.site.politeness.page_timeout
         self._shown, self._traffic = "", Traffic(self._driver)
+        self._devtools("Page.addScriptToEvaluateOnNewDocument", {"source": PICTURES})
         if self.site.request.headers:
             self._devtools("Network.enable", {})
             self._devtools("Network.setExtraHTTPHeaders", {"headers": self.site.request.headers})
@@ -255,7 +258,7 @@ class Browser:
                 shutil.rmtree(self._profile, ignore_errors=True)
 
     def give_up(self) -> None:
-        """End the browser under the hands of the thread that uses it, which gets a PageFailed or BrowserError."""
+        """End the browser under the hands of the thread that uses it, which gets a Failed or BrowserError."""
         self._is_given_up = True
         guard = self._guard
         if guard is not None and guard.poll() is None:

@@ -116,10 +116,7 @@ def _crawl(site: Site, options: argparse.Namespace) -> int:
             )
         if site.paging.kind is None:
             print(f"no paging.kind in the site file of {site.name}: one page of each start is read", file=sys.stderr)
-        browsers = [
-            Browser(site, downloader.permit, options.headed, options.remote_url, downloader.pacer.overloaded)
-            for _ in range(options.browsers)
-        ]
+        browsers = [Browser(site, downloader, options.headed, options.remote_url) for _ in range(options.browsers)]
         crawl = Crawl(site, journal, browsers, downloader, options.limit, progress.show)
         try:
             with ExitStack() as stack:
@@ -174,9 +171,7 @@ class Progress:
 def _check(site: Site, options: argparse.Namespace) -> int:
     downloader = Downloader(site)
     one_page = replace(site, paging=replace(site.paging, max_pages=1))
-    with Browser(
-        one_page, downloader.permit, options.headed, options.remote_url, downloader.pacer.overloaded
-    ) as browser:
+    with Browser(one_page, downloader, options.headed, options.remote_url) as browser:
         report = check_site(one_page, browser)
     print(report.text)
     return DONE if report.is_usable else NOTHING_FOUND

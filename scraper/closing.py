@@ -26,7 +26,8 @@ ADVICE = {
     "cannot be decoded": "open one in your own browser; another format may need a decoder: see the journal",
     "not a photo": "open one in your own browser: a log-in page, or an address that is not a photo's",
     "status 401": "they want a log-in: cookies or headers under [request]",
-    "status 403": "they want what your own browser sends: cookies or headers under [request]",
+    "status 403": "they want what your own browser sends (cookies or headers under [request]), or were good for a time "
+    "only (name what changes in them with ignore_query)",
     "status 404": "look at one address in the journal: `photos` or `replace` may make a wrong one",
     "forgotten": "",
 }

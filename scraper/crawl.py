@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections import Counter
@@ -16,8 +17,9 @@ from scraper.browser import Browser
 from scraper.closing import Stats, kind_of
 from scraper.download import Downloader, Photo
 from scraper.journal import Journal, archive_page, store_photo
-from scraper.loading import PAST_THE_END, LoadedPage, PageFailed
+from scraper.loading import PAST_THE_END, LoadedPage
 from scraper.pages import (
+    CHALLENGE,
     SHARED_BY,
     Listing,
     count_unread,
@@ -37,7 +39,7 @@ from scraper.tasks import Tasks
 
 RESULT_KEYS = {"status", "reason", "sha256", "bytes", "width", "height", "final_url", "time", "asked", "judged_by"}
 MAX_FAILURES_IN_A_ROW = 20
-EXPIRED = ("status 401", "status 403", "status 404", "status 410")  # what a signed address becomes
+EXPIRED = ("status 400", "status 401", "status 403", "status 404", "status 410")  # what a signed address becomes
 MAX_BARE_PAGES_IN_A_ROW = 3  # a listing without photos happens; three in a row are a changed layout
 
 
@@ -120,6 +122,7 @@ class Crawl:
     def _crawl_start(self, start: Start, browser: Browser) -> None:
         known: dict[object, tuple[int, int]] = {}
         first: LoadedPage | None = None
+        is_stale = False  # whether the page before showed known listings only
         bare: str | None = None  # what to say of a page without listings if another with listings comes after it
         try:
             for number, page in enumerate(browser.load(start.url, self.limit)):
@@ -130,8 +133,10 @@ class Crawl:
                     bare = self._nothing_on(page, "selectors.listing")
                     continue
                 fresh = [listing for listing in listings if not self._is_known(listing, known)]
-                if not fresh:  # past its last page a site shows nothing, or the last page once more
+                # past its last page a site shows nothing, or the last page once more; a page may also be sorted anew
+                if not fresh and (not listings or is_stale):
                     return
+                is_stale = not fresh
                 if bare:
                     raise NoListings(bare)
                 known.update((key, self._look_of(listing)) for listing in fresh if (key := _key(listing)))
@@ -139,7 +144,7 @@ class Crawl:
                 self._collect(fresh, page, start, browser)
             if number + 1 == self.site.paging.max_pages:
                 self._warn(f"{start.url}: stopped after paging.max_pages, there may be more", "stopped at a bound")
-        except (Refused, Failed, PageFailed) as error:
+        except (Refused, Failed) as error:
             self._lose_page(start.url, error)
 
     def _collect(self, listings: list[Listing], page: LoadedPage, start: Start, browser: Browser) -> None:
@@ -174,8 +179,10 @@ class Crawl:
     def _is_known(self, listing: Listing, known: dict[object, tuple[int, int]]) -> bool:
         """Tell whether a page before showed this listing; count another car that has the id of one."""
         look = known.get(_key(listing))
-        link, photo = self._look_of(listing)
-        is_other = look is not None and link != look[0] and (photo != look[1] or not listing.photos)
+        link = self._look_of(listing)[0]
+        photos = {hash(self._key_of(url)) for url in listing.photos}
+        is_photo_known = look is not None and (look[1] in photos if photos else link == look[0])
+        is_other = look is not None and not is_photo_known and (link != look[0] or not listing.link)
         self.stats.merged += is_other
         return look is not None and not is_other
 
@@ -230,7 +237,8 @@ class Crawl:
         return listings
 
     def _check_challenge(self, page: LoadedPage) -> None:
-        if is_challenge(page.html) and not is_empty_search(page.html, self.site):
+        is_no_answer = page.http_status in (202, 204, 205)
+        if (is_no_answer or is_challenge(page.html)) and not is_empty_search(page.html, self.site):
             raise Failed(
                 f"turned away: {page.url} shows a page titled {title_of(page.html)!r} (status {page.http_status}), "
                 "which asks who is there or turns robots away; go slower (delay), or ask the site's owner"
@@ -266,9 +274,9 @@ class Crawl:
 
         try:
             own_page, (full,) = take()
-            if not full.photos:
+            if not full.photos or CHALLENGE.search(title_of(own_page.html)):
                 self._check_challenge(own_page)
-        except (Refused, Failed, PageFailed) as error:
+        except (Refused, Failed) as error:
             self._lose_page(listing.link, error)
             return
         odd = [own_page.odd] if own_page.odd else []
@@ -321,7 +329,7 @@ class Crawl:
         while expired and in_vain < 2:
             try:
                 again, listings = take_again(not in_vain)
-            except (Refused, Failed, PageFailed) as error:
+            except (Refused, Failed) as error:
                 self._lose_page(page.asked, error)
                 break
             left = self._fetch_shown(listings, again, start, only=expired.keys())
@@ -412,6 +420,9 @@ class Crawl:
         """Return a setting as it is kept beside a refusal."""
         if name == "formats":
             return sorted(kind for kind, is_read in DECODABLE.items() if is_read)
+        if name == "request":  # it may hold passwords
+            sent = self.site.request
+            return hashlib.sha256(repr((sent.headers, sent.cookies, sent.user_agent)).encode()).hexdigest()[:12]
         value = getattr(self.site.politeness, name)
         return list(value) if isinstance(value, tuple) else value
 
@@ -435,8 +446,8 @@ class Crawl:
         is_final = isinstance(error, Refused)
         nothing = {"sha256": None, "bytes": None, "width": None, "height": None}
         line = about | {"status": "refused" if is_final else "failed", "reason": str(error)} | nothing
-        if is_final and error.setting:
-            line["judged_by"] = {error.setting: self._setting(error.setting)}
+        if is_final and error.settings:
+            line["judged_by"] = {name: self._setting(name) for name in error.settings}
         with self._shared:
             known = self.journal.outcomes.get(about["url"])
             is_said = known and is_final and known.reason == line["reason"] and known.judged_by == line.get("judged_by")

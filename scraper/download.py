@@ -19,7 +19,7 @@ import urllib3
 
 from carspotter.photos.decoding import FORMATS, Limits, UnreadablePhoto, inspect
 from scraper.connection import Session
-from scraper.politeness import AI_REFUSALS, BUSY, LONGEST_WAIT, Failed, Pacer, Refused, Robots, parse_retry_after
+from scraper.politeness import AI_REFUSALS, BUSY, Busy, Failed, Pacer, Refused, Robots, parse_retry_after
 from scraper.site import ROBOT_NAME, Site
 
 MAX_REDIRECTS = 5
@@ -104,20 +104,7 @@ class Downloader:
     def fetch(self, url: str, referer: str | None = None) -> Photo:
         """Fetch and verify one photo. Raises Refused (final) or Failed (after all attempts)."""
         headers = {"Referer": referer} if referer else {}
-        return self._attempt(url, lambda: self._follow(url, headers, self.check, self._read_photo))
-
-    def _attempt(self, url: str, fetch: Callable):
-        """Try, with growing pauses, until there is an answer, a refusal or no attempt left."""
-        for attempt in range(self.politeness.attempts):
-            try:
-                return fetch()
-            except _Transient as error:
-                self.pacer.check()  # it may have been ended by `stop`
-                self.pacer.overloaded(error.url, attempt, error.retry_after)
-                last = error
-                if error.retry_after is not None and error.retry_after > LONGEST_WAIT:
-                    break
-        raise Failed(str(last))
+        return self.pacer.persist(lambda: self._follow(url, headers, self.check, self._read_photo))
 
     def _follow(self, url: str, headers: dict, check: Callable[[str], None], read: Callable):
         """Follow redirects by hand: each address on the way is checked like the first."""
@@ -158,14 +145,14 @@ class Downloader:
                 status = response.status_code
                 if status in BUSY:
                     after = parse_retry_after(response.headers.get("Retry-After", ""), self.wall_clock)
-                    raise _Transient(f"status {status}", url, after)
+                    raise Busy(f"status {status}", url, after)
                 location = response.headers.get("Location", "") if response.is_redirect else ""
                 result = location if 300 <= status < 400 else read(url, response)
             if passed.is_set():
-                raise _Transient("deadline", url)
-        except (Refused, _Transient) as error:
+                raise Busy("deadline", url)
+        except (Refused, Busy) as error:
             if passed.is_set():  # an answer without a length looks whole when its socket is shut down
-                raise _Transient(f"took longer than {self.politeness.total_timeout:g} s", url) from error
+                raise Busy(f"took longer than {self.politeness.total_timeout:g} s", url) from error
             raise
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError) as error:
             raise Refused(f"not a usable address: {error}") from error
@@ -176,8 +163,8 @@ class Downloader:
                 start = f"start it with: {self.site.serve}" if self.site.serve else "start it, then run this again"
                 raise Failed(f"nothing answers at {urlsplit(url).netloc}: {start}") from error
             if passed.is_set():
-                raise _Transient(f"took longer than {self.politeness.total_timeout:g} s", url) from error
-            raise _Transient(_describe(error), url) from error
+                raise Busy(f"took longer than {self.politeness.total_timeout:g} s", url) from error
+            raise Busy(_describe(error), url) from error
         except ValueError as error:  # requests reads the address of a redirect that it is told not to follow
             raise Refused(f"redirect to no usable address: {error}") from error
         self.pacer.answered(url, latency)
@@ -191,8 +178,8 @@ class Downloader:
 
     def _read_photo(self, url: str, response: requests.Response) -> Photo:
         status = response.status_code
-        if status not in (200, 203, 206):
-            raise Refused(f"status {status}")
+        if not 200 <= status < 300:
+            raise Refused(f"status {status}", *(["request"] if status in (401, 403) else []))
         limits = self.politeness
         if limits.respect_noai and (word := _forbidding_header(response)):
             raise Refused(f"X-Robots-Tag: {word}", "respect_noai")
@@ -212,10 +199,10 @@ class Downloader:
             length_known = "Content-Length" in response.headers or response.raw.chunked
             if not length_known and str(error).startswith("cannot be decoded"):
                 # closing the connection was the only end of the body: it may have been cut short
-                raise _Transient(str(error), url) from error
+                raise Busy(str(error), url) from error
             if is_photo or not kind or not str(error).startswith("cannot be decoded"):
                 raise
-            raise Refused(f"not a photo: {kind}", "formats") from error
+            raise Refused(f"not a photo: {kind}", "formats", "request") from error
         if width < limits.min_width:
             raise Refused(f"too small: {width} × {height}", "min_width")
         return Photo(content, hashlib.sha256(content).hexdigest(), extension, width, height, url)
@@ -224,7 +211,7 @@ class Downloader:
         def read(_, response: requests.Response) -> tuple[int, bytes]:
             return response.status_code, _read_body(response, limit)[:limit]
 
-        return self._attempt(url, lambda: self._follow(url, {"Accept": "text/plain"}, self._check_address, read))
+        return self.pacer.persist(lambda: self._follow(url, {"Accept": "text/plain"}, self._check_address, read))
 
     def _check_address(self, url: str) -> None:
         """Raises Refused unless `url` is http(s) and leads to public addresses or such as the site file allows."""
@@ -318,9 +305,3 @@ def _describe(error: Exception) -> str:
     if "reset" in text or "aborted" in text:
         return "connection broken"
     return f"{type(error).__name__}"
-
-
-class _Transient(Exception):
-    def __init__(self, reason: str, url: str, retry_after: float | None = None):
-        super().__init__(reason)
-        self.url, self.retry_after = url, retry_after

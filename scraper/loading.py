@@ -8,19 +8,19 @@ kept as it was when it was complete; those that the page no longer shows in the 
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from bs4 import BeautifulSoup
+from selenium.common.exceptions import NoSuchFrameException, NoSuchWindowException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from scraper.pages import KEPT, SHARED_BY, is_challenge, read_card, title_of
+from scraper.cards import Cards
+from scraper.pages import is_challenge, title_of
 from scraper.pictures import BACKGROUND
-from scraper.politeness import BUSY, LONGEST_WAIT
+from scraper.politeness import BUSY, Busy, Failed, Pacer
 from scraper.site import Site, split_selector
 from scraper.traffic import Traffic
 
@@ -37,18 +37,6 @@ ANSWER, HTML, PRESS, FOLLOWING, SURVEY = (
 )
 
 
-class PageFailed(Exception):
-    """A page could not be opened: it hung, crashed, did not answer or refused."""
-
-
-class PageBusy(Exception):
-    """The site asked us to come later, in `seconds` if it said when."""
-
-    def __init__(self, reason: str, seconds: float | None):
-        super().__init__(reason)
-        self.seconds = seconds
-
-
 @dataclass(frozen=True)
 class LoadedPage:
     """A page as the browser shows it in the end, why loading stopped there, and the session's cookies."""
@@ -63,19 +51,11 @@ class LoadedPage:
     following: str = ""  # the next page's address, with paging "next"
 
 
-@dataclass(frozen=True)
-class _Card:
-    key: object  # what tells it from others, None while it shows nothing; a gallery's is the element itself
-    link: str | None
-    photos: tuple[str, ...]
-    html: str
-
-
 class OpenPage:
     """The page that a browser shows at `url`: a page of a search, or a listing's own with `is_detail`.
 
-    Whatever may make the site work is done in the context that `permit(url)` returns; `overloaded(url, attempt,
-    seconds)` hears of an answer to a script that asks us to wait.
+    Whatever may make the site work is done in the context that `permit(url)` returns; `pacer` hears of an answer to a
+    script that asks us to wait.
     """
 
     def __init__(
@@ -84,29 +64,25 @@ class OpenPage:
         site: Site,
         url: str,
         permit: Callable[[str], AbstractContextManager],
-        overloaded: Callable[[str, int, float | None], None],
+        pacer: Pacer,
         requests: Traffic,
         is_detail: bool = False,
     ):
         self.driver, self.site, self.url, self.requests, self.is_detail = driver, site, url, requests, is_detail
-        self.permit, self.overloaded, self.paging = permit, overloaded, site.paging
+        self.permit, self.pacer, self.paging = permit, pacer, site.paging
         self.odd: str | None = None  # what may be missing, in words
         selectors = site.selectors
         if is_detail:
             self._selector, self._photos = split_selector(site.detail.photos)[0], None
         else:
             self._selector, self._photos = selectors.listing, split_selector(selectors.photos or "")[0]
-        self._token = ""
         self._again = False
-        self._cards: dict[int, _Card] = {}
+        self._cards = Cards(site, is_detail)
         self._answer: dict = {"serials": [], "inView": [], "alive": True, "ready": False}
-        self._keys: set = set()  # all cards noticed so far
-        self._noticed: set = set()  # (card, photo address) pairs
-        self._given_up: set = set()  # cards that were waited for in vain
-        self._kept: dict[object, _Card] = {}
         self._clicked: set[str] = set()
-        self._shown_by: Counter = Counter()  # how many cards show each address now
-        self._changed_at = time.monotonic()
+        self._known_when_refused = 0  # cards
+        self._is_in_frame = False
+        self._frames_at = 0.0  # when frames were looked into for what is to be clicked
         self._paid = -1  # requests that had been started at the last permit
         self._loads = 0  # times that scrolling or clicking brought new cards
         self._bare_patience = self._longest_for_bare = max(self.paging.settle, self.paging.patience / 2)
@@ -114,10 +90,10 @@ class OpenPage:
     def read(self, most: int, hurry: bool = False) -> LoadedPage:
         """Load what `[paging]` says, up to about `most` listings, and return the page; in a `hurry` what is there.
 
-        May be called again after an alert box cut an answer off. Raises PageBusy where the page, or what its scripts
-        ask for, is to be asked for later, and PageFailed where the site refuses.
+        May be called again after an alert box cut an answer off. Raises Busy where the page, or what its scripts
+        ask for, is to be asked for later, and Failed where the site refuses.
         """
-        self._again = True
+        self._again, self._is_in_frame = True, False
         self.driver.switch_to.default_content()
         status, led_to = self._check_answer(), self.driver.current_url
         if self.site.selectors.frame and not self.is_detail and self._until(self._enter_frame, self.paging.patience):
@@ -129,7 +105,7 @@ class OpenPage:
         return LoadedPage(*found, self.odd, following if following != "#" else "")
 
     def _check_answer(self) -> int | None:
-        """Return the page's HTTP status. Raises PageBusy where it asks us to come later, PageFailed where it refuses.
+        """Return the page's HTTP status. Raises Busy where it asks us to come later, Failed where it refuses.
 
         A page that checks the browser with a script, and leads on when it is content, gets the time for it.
         """
@@ -146,15 +122,17 @@ class OpenPage:
         if html:
             said = f"status {status}: the site answered with a page titled {title_of(html)!r}"
             if status in BUSY:
-                raise PageBusy(said, self.requests.retry_after(address))
-            raise PageFailed(f"{said}; it may turn robots away, or ask for a log-in")
+                raise Busy(said, self.url, self.requests.retry_after(address))
+            raise Failed(f"{said}; it may turn robots away, or ask for a log-in")
         return status or None
 
     def _enter_frame(self) -> bool:
         """Look into the frame that holds the listings; tell whether its page is there."""
+        self._click_away()
         if frames := self._find(self.site.selectors.frame):
             self.driver.switch_to.frame(frames[0])
             if self.driver.execute_script("return location.href;") != "about:blank":
+                self._is_in_frame = True
                 return True
             self.driver.switch_to.default_content()
         return False
@@ -165,16 +143,18 @@ class OpenPage:
         if hurry:
             return "single page"
         kind, selector = self.paging.kind, self.paging.button
-        if kind == "next" and self._following() == "#":
-            kind, selector = "button", self.paging.next
         if kind not in ("scroll", "button") or self.is_detail:
             self._paid = self.requests.started()  # the page itself was permitted; its scripts may ask for more
             self._settle_walking(most)
             self._check_scripts()
-            return "single page"
+            if kind != "next" or self.is_detail or self._following() != "#":
+                return "single page"
+            selector = self.paging.next
         refusals = 0
         while True:
             self._walk(most)
+            while kind != "scroll" and self._cards.has_lost() and not self._is_enough(most) and self._scroll_on(0):
+                self._walk(most)
             if self._at_end():
                 stopped_by = "end marker"
             elif self._is_enough(most):
@@ -189,32 +169,33 @@ class OpenPage:
                 continue
             else:
                 stopped_by = "nothing new"
+            if len(self._cards.keys) > self._known_when_refused:
+                self.odd = None  # what was refused came after all
             self._settle_walking(most)
             return stopped_by
 
     def _is_to_be_asked_again(self, attempt: int) -> bool:
         """Tell whether a script asked for more in vain and may ask again, after the rest that the site wants."""
-        if not (refusal := self.requests.take_refusal(self.url)):
-            return False
-        self.odd = f"a script's request was answered with status {refusal.status}"
-        self.overloaded(self.url, attempt, refusal.seconds)
-        is_worth_it = refusal.status in BUSY and (refusal.seconds or 0) <= LONGEST_WAIT
-        if not is_worth_it or attempt + 1 >= self.site.politeness.attempts:
-            return False
-        self.odd = None
-        return True
+        refusal = self.requests.take_refusal(self.url, self._cards.changed_at)
+        if refusal:
+            self.odd, self._known_when_refused = str(refusal), len(self._cards.keys)
+        try:
+            if isinstance(refusal, Busy):
+                self.pacer.rest(refusal, attempt)
+                return True
+        except Failed:
+            pass
+        return False
 
     def _check_scripts(self) -> None:
-        """Note that a script asked in vain. Raises PageBusy or PageFailed where the page shows nothing therefore."""
-        if refusal := self.requests.take_refusal(self.url):
-            said = f"a script's request was answered with status {refusal.status}"
-            if refusal.status in BUSY:
-                self.odd = said
-            if not self._keys and not (self.paging.empty and self._find(self.paging.empty)):
-                raise PageBusy(said, refusal.seconds) if refusal.status in BUSY else PageFailed(said)
+        """Note that a script asked in vain. Raises Busy or Failed where the page shows nothing therefore."""
+        if refusal := self.requests.take_refusal(self.url, self._cards.changed_at):
+            if not self._cards.keys and not (self.paging.empty and self._find(self.paging.empty)):
+                raise refusal
+            self.odd = str(refusal) if isinstance(refusal, Busy) else self.odd
 
     def _is_enough(self, most: int) -> bool:
-        return self._count() >= most or self._loads >= self.paging.max_pages
+        return self._cards.count() >= most or self._loads >= self.paging.max_pages
 
     def _following(self) -> str:
         """Return the address of the page that `paging.next` leads to, "#" for a button, "" where there is none."""
@@ -224,59 +205,14 @@ class OpenPage:
         """Return the page's HTML, open shadow roots included, with the cards at its end that it no longer shows."""
         html = self.driver.execute_script(HTML) or self.driver.page_source
         self._survey()
-        present = {card.key: card for card in self._present()}
-        shown = {photo for card in present.values() for photo in card.photos}
-        lost = [
-            card.html
-            for key, card in self._kept.items()
-            if not (self.is_detail and shown.issuperset(card.photos))
-            and (card.photos or card.link or self.site.selectors.id)  # what it said may be "loading"
-            and (key not in present or len(self._own_photos(card)) > len(self._own_photos(present[key])))
-        ]
-        return f"{html}\n<{KEPT}>{''.join(lost)}</{KEPT}>" if lost else html
+        return html + self._cards.lost_html()
 
     def _survey(self, move: str = "") -> str:
         arguments = (self._selector or "html", self._photos, move, self._again, BACKGROUND)
-        self._answer = answer = self.driver.execute_script(SURVEY, *arguments)
+        self._answer = self.driver.execute_script(SURVEY, *arguments)
         self._again = False
-        if answer["token"] != self._token:  # another document
-            self._token, self._cards = answer["token"], {}
-        for serial, html in answer["changed"]:
-            key, link, photos = read_card(BeautifulSoup(html, "html.parser").find(True), self.site, self.is_detail)
-            key = (self._token, serial) if self.is_detail and photos else key or photos or None
-            self._cards[serial] = _Card(key, link, photos, html)
-            pairs = {(None if self.is_detail else key, value) for value in (None, link, *photos)}
-            if not pairs <= self._noticed:
-                self._changed_at = time.monotonic()
-                self._noticed |= pairs
-            self._keys |= {key} - {None}
-        if answer["changed"] and not self.is_detail:
-            by_key = {card.key: card for card in self._present()}
-            self._shown_by = Counter(photo for card in by_key.values() for photo in set(card.photos))
-        return answer["moved"]
-
-    def _present(self) -> list[_Card]:
-        return [self._cards[serial] for serial in self._answer["serials"] if serial in self._cards]
-
-    def _own_photos(self, card: _Card) -> list[str]:
-        """Return the photos that are not shared by several cards, as what stands in until a photo is loaded."""
-        return [photo for photo in card.photos if self._shown_by[photo] < SHARED_BY]
-
-    def _is_complete(self, card: _Card) -> bool:
-        if not self.is_detail and self.site.detail and self.site.selectors.link:
-            return bool(card.link)
-        return not (self.is_detail or self._photos) or bool(self._own_photos(card))
-
-    def _count(self) -> int:
-        """Return how many cards are complete, with those that the page no longer shows."""
-        complete = {card.key for card in self._present() if self._is_complete(card)}
-        return len(complete | self._kept.keys())
-
-    def _keep(self) -> None:
-        for card in self._present():
-            kept = self._kept.get(card.key)
-            if card.key and (not kept or len(self._own_photos(card)) >= len(self._own_photos(kept))):
-                self._kept[card.key] = card
+        self._cards.take(self._answer)
+        return self._answer["moved"]
 
     def _until(self, condition: Callable[[], object], seconds: float) -> bool:
         """Ask for `condition` again and again; tell whether it came true within `seconds`."""
@@ -304,7 +240,20 @@ class OpenPage:
         self._until(is_there, self.paging.patience)
 
     def _click_away(self) -> None:
-        for selector in self.paging.click:
+        """Click what stands in the way, once each: on the page, or in one of its frames, which are looked into less."""
+        left = [selector for selector in self.paging.click if selector not in self._clicked]
+        self._press_each(left)
+        if left and not self._is_in_frame and time.monotonic() - self._frames_at > LONGEST_FRAME / 2:
+            self._frames_at = time.monotonic()
+            for frame in self._find("iframe"):
+                # a dialog may take its frame with it
+                with suppress(NoSuchFrameException, NoSuchWindowException, StaleElementReferenceException):
+                    self.driver.switch_to.frame(frame)
+                    self._press_each(left)
+                self.driver.switch_to.default_content()
+
+    def _press_each(self, selectors: list[str]) -> None:
+        for selector in selectors:
             if selector not in self._clicked and self.driver.execute_script(PRESS, selector, False):
                 self._clicked.add(selector)
                 self._paid = -1
@@ -315,12 +264,12 @@ class OpenPage:
             self._walk(most)
             while self._answer["alive"] and not self._is_enough(most) and self._scroll_on(0):
                 self._walk(most)
-            before = len(self._noticed)
+            before = len(self._cards.noticed)
             self._settle()
-            self._keep()
+            self._cards.keep()
             if self._loads >= self.paging.max_pages:
                 self.odd = "stopped at paging.max_pages while more cards came"
-            if len(self._noticed) == before or self._is_enough(most):
+            if len(self._cards.noticed) == before or self._is_enough(most):
                 return
             self._survey("first")
         self.odd = f"cards kept coming after {MAX_ROUNDS} times through the page"
@@ -332,7 +281,7 @@ class OpenPage:
             is_all_seen = not self._answer["unseen"] and not self._answer["bare"]
             if is_all_seen or not self._answer["alive"] or self._is_enough(most):
                 return
-            known = len(self._keys)
+            known = len(self._cards.keys)
             with self._pace(self._answer["unseen"] <= len(self._answer["inView"])):
                 self._survey("on")
             self._redraw()
@@ -349,11 +298,11 @@ class OpenPage:
 
     def _redraw(self) -> None:
         """Wait until the page was drawn after it moved, and a moment longer where the last known card is in view."""
-        changed_at, began = self._changed_at, time.monotonic()
+        changed_at, began = self._cards.changed_at, time.monotonic()
 
         def is_drawn() -> bool:
             self._survey()
-            more = self._answer["unseen"] or self._answer["bare"] or self._changed_at != changed_at
+            more = self._answer["unseen"] or self._answer["bare"] or self._cards.changed_at != changed_at
             return self._answer["drawn"] and (more or time.monotonic() - began > REDRAW)
 
         self._until(is_drawn, LONGEST_FRAME)
@@ -361,16 +310,16 @@ class OpenPage:
     def _look(self) -> None:
         """Wait until each card in view is complete, or nothing has changed for a while; then keep what is there."""
         began = time.monotonic()
-        while self._is_something_missing() and self._answer["alive"]:
+        while self._cards.is_something_missing() and self._answer["alive"]:
             if self._is_calm(began, self._bare_patience) or time.monotonic() - began > self._longest:
                 # after each wait in vain a shorter one: cards without a photo are usual here
-                in_vain = self._changed_at < began
+                in_vain = self._cards.changed_at < began
                 self._bare_patience = max(2 * POLL, self._bare_patience / 2) if in_vain else self._longest_for_bare
                 break
             time.sleep(POLL)
             self._look_again()
-        self._given_up |= {card.key for card in self._in_view()} - {None}
-        self._keep()
+        self._cards.give_up()
+        self._cards.keep()
 
     def _settle(self) -> None:
         """Wait until nothing new has come for the time of `settle`, and no script waits for data."""
@@ -384,7 +333,7 @@ class OpenPage:
 
     def _is_calm(self, since: float, seconds: float) -> bool:
         """Tell whether nothing new has come for `seconds`, or for `patience` while something is still on its way."""
-        calm = time.monotonic() - max(self._changed_at, since)
+        calm = time.monotonic() - max(self._cards.changed_at, since)
         is_loaded = self._answer["ready"] and not self.requests.are_pending()
         return calm > seconds if is_loaded else calm > max(seconds, self.paging.patience)
 
@@ -392,20 +341,14 @@ class OpenPage:
     def _longest(self) -> float:
         return self.site.politeness.page_timeout
 
-    def _in_view(self) -> list[_Card]:
-        return [self._cards[serial] for serial in self._answer["inView"] if serial in self._cards]
-
-    def _is_something_missing(self) -> bool:
-        return any(not self._is_complete(card) and card.key not in self._given_up for card in self._in_view())
-
     def _scroll_on(self, patience: float) -> bool:
         """Scroll beyond the last card and tell whether new ones came, at the bottom within `patience` seconds."""
-        known = len(self._keys)
+        known = len(self._cards.keys)
         for _ in range(MAX_STEPS):
             with self._pace(True):
                 moved = self._survey("on")
             self._redraw()
-            if len(self._keys) > known or self._at_end() or moved != "further":
+            if len(self._cards.keys) > known or self._at_end() or moved != "further":
                 break
         if patience and not self._has_more(known, patience / 2):
             # some loaders watch for movement: a step back up before the end is reached again
@@ -419,28 +362,30 @@ class OpenPage:
 
     def _press(self, selector: str) -> bool:
         """Click the button that shows more, or others, and tell whether cards came that were not there before."""
-        known = len(self._keys)
+        known = len(self._cards.keys)
         with self.permit(self.url):
             if not self.driver.execute_script(PRESS, selector, True):
                 return False
-        self._has_more(known, self.paging.patience)
-        if not self._note_load(known):
+        came = self._has_more(known, self.paging.patience) and self._note_load(known)
+        if not came and not self._scroll_on(0):  # to where a list draws what it got
             return False
         self._survey("first")
         return True
 
     def _note_load(self, known: int) -> bool:
-        self._loads += len(self._keys) > known
-        return len(self._keys) > known
+        self._loads += len(self._cards.keys) > known
+        return len(self._cards.keys) > known
 
     def _has_more(self, known: int, seconds: float) -> bool:
-        """Tell whether new cards, or the end marker, came within `seconds`."""
+        """Tell whether new cards, or the end marker, came within `seconds`, or with an answer that is on its way."""
+        began = time.monotonic()
 
-        def is_there() -> bool:
+        def is_over() -> bool:
             self._survey()
-            return len(self._keys) > known or self._at_end()
+            is_there = len(self._cards.keys) > known or self._at_end()
+            return is_there or time.monotonic() - began > seconds and not self.requests.are_pending()
 
-        return self._until(is_there, seconds)
+        return self._until(is_over, self._longest) and (len(self._cards.keys) > known or self._at_end())
 
     def _at_end(self) -> bool:
         return bool(self.paging.end and self._find(self.paging.end))

@@ -30,7 +30,8 @@ function html() {  // of a page with shadow roots; the driver knows that of othe
 }
 
 function press(selector, intoView) {  // by script: a banner over a button does not matter
-  const found = all(selector).find(element => shown(element) && !element.disabled);
+  const isAble = element => !element.disabled && element.ariaDisabled !== "true";
+  const found = all(selector).find(element => shown(element) && isAble(element));
   if (found && intoView) found.scrollIntoView({behavior: "instant"});
   if (found) found.click();
   return Boolean(found);
@@ -52,8 +53,9 @@ const isBare = picture => [picture, ...picture.querySelectorAll("img, source")].
 // Moves, then tells which cards there are, which are in view, and the HTML of those that changed.
 // `photos` selects the pictures in a card; null where the cards are pictures themselves.
 function survey(selector, photos, move, again, background) {
-  const state = window.__scraper ??= {token: String(Math.random()), serials: new WeakMap(), next: 0, seen: new WeakSet(),
-    observed: new WeakSet(), plain: new WeakSet(), bare: new WeakMap(), dirty: new Set()};
+  const state = window.__scraper ??= {
+    token: String(Math.random()), serials: new WeakMap(), next: 0, seen: new WeakSet(), observed: new WeakSet(),
+    plain: new WeakSet(), bare: new WeakMap(), strips: new WeakMap(), turns: new WeakMap(), dirty: new Set()};
   const note = records => {  // which cards changed; the others need not be serialised again
     for (const record of records)
       for (let e = record.target; e; e = e.parentElement ?? e.getRootNode().host)
@@ -90,12 +92,29 @@ function survey(selector, photos, move, again, background) {
     const fits = rect.height <= box.bottom - box.top && rect.width <= box.right - box.left;
     return fits && (rect.bottom > box.bottom + 1 || rect.right > box.right + 1) ? 0.5 : 0;
   };
+  const scrollsDown = e => e.scrollHeight > e.clientHeight + 1 && /auto|scroll/.test(getComputedStyle(e).overflowY);
+  const scrollsAside = e => e.scrollWidth > e.clientWidth + 1 && /auto|scroll/.test(getComputedStyle(e).overflowX);
   const scrollers = () => {
     const result = [];
     for (let e = found.length ? above(found[found.length - 1]) : null; e; e = above(e))
-      if (e.scrollHeight > e.clientHeight + 1 && /auto|scroll/.test(getComputedStyle(e).overflowY))
-        result.push(e);
+      if (scrollsDown(e) || scrollsAside(e)) result.push(e);
     return [...new Set([...result, document.scrollingElement ?? document.documentElement])];
+  };
+  const go = (element, isDown) => {  // whether it could be scrolled
+    const {scrollTop, scrollLeft, clientHeight, clientWidth} = element;
+    const top = isDown ? 0.9 * Math.min(clientHeight, innerHeight) : 0;
+    const left = isDown ? 0 : 0.9 * Math.min(clientWidth, innerWidth);
+    element.scrollBy({top, left, behavior: "instant"});
+    return element.scrollTop > scrollTop + 1 || element.scrollLeft > scrollLeft + 1;
+  };
+  const hasGap = strip => {  // some of its slides have a picture, others none yet
+    const slides = [...(strip.children.length === 1 ? strip.children[0] : strip).children];
+    const full = slides.filter(slide => slide.matches(photos) || slide.querySelector(photos));
+    return full.length > 0 && full.length < slides.length;
+  };
+  const openStrips = card => {
+    const open = (state.strips.get(card) ?? []).filter(s => s.isConnected && !state.seen.has(s) && hasGap(s));
+    return open.length && place(card) === 0 ? open : [];
   };
   const show = element => {
     element.scrollIntoView({block: "start", inline: "center", behavior: "instant"});
@@ -106,15 +125,16 @@ function survey(selector, photos, move, again, background) {
   let moved = "";
   if (move === "on" || move === "first") {
     const isNext = where => where !== null && (move === "first" || where > 0);
+    const strip = found.flatMap(openStrips)[0];
     const target = targets().find(e => !state.seen.has(e) && isNext(place(e)));
-    if (target) { show(target); moved = "card"; }
+    if (strip) {
+      state.turns.set(strip, (state.turns.get(strip) ?? 0) + 1);
+      if (!go(strip, false) || state.turns.get(strip) > 50) state.seen.add(strip);  // some go round and round
+      moved = "card";
+    } else if (target) { show(target); moved = "card"; }
     else if (move === "on") {
       moved = "end";
-      for (const scroller of scrollers()) {
-        const before = scroller.scrollTop;
-        scroller.scrollBy({top: 0.9 * Math.min(scroller.clientHeight, innerHeight), behavior: "instant"});
-        if (scroller.scrollTop > before + 1) { moved = "further"; break; }
-      }
+      if (scrollers().some(e => go(e, true) || scrollsAside(e) && go(e, false))) moved = "further";
       clips.clear();
     }
   } else if (move === "back") {
@@ -151,12 +171,17 @@ function survey(selector, photos, move, again, background) {
     for (let i = 0; i < html.length; i++) hash = (hash * 33 ^ html.charCodeAt(i)) | 0;
     hash = `${html.length}:${hash}`;
     if (state.hashes.get(element) !== hash) { state.hashes.set(element, hash); changed.push([serial, html]); }
-    if (photos !== null) state.bare.set(element, [...inside()].filter(isBare));
+    if (photos === null) continue;
+    state.bare.set(element, [...inside()].filter(isBare));
+    if (photos) state.strips.set(element, [...element.querySelectorAll("*")].filter(scrollsAside));
   }
-  for (const element of found) for (const picture of state.bare.get(element) ?? []) {
-    const where = place(picture);
-    if (where === 0) state.seen.add(picture);
-    else if (where > 0 && !state.seen.has(picture)) bare++;
+  for (const element of found) {
+    for (const picture of state.bare.get(element) ?? []) {
+      const where = place(picture);
+      if (where === 0) state.seen.add(picture);
+      else if (where > 0 && !state.seen.has(picture)) bare++;
+    }
+    bare += openStrips(element).length;
   }
   const alive = [...document.scripts].some(s => !/json|template|html/.test(s.type));
   state.dirty.clear();

@@ -21,11 +21,16 @@ KEPT = "scraper-kept"
 SHARED_BY = 3  # listings that show one address: no photo of any of them
 SIZES = {"width", "w", "size", "sizes", "format"}  # what tells one size of a photo from the next
 CHALLENGE = re.compile(
-    "captcha|just a moment|are you (a |an? )?(human|robot)|not a robot|verify (that )?you are|checking your browser|"
-    "access denied|attention required|unusual traffic|too many requests|rate limit|security check|pardon our|"
-    "ddos|request blocked|you have been blocked|bot detection",
+    r"captcha|just a moment|are you (a )?(human|robot)|\ba (ro)?bot\b|human verification|(verify|confirm) (that )?you|"
+    "checking your browser|access (to this page )?(has been |is )?denied|attention required|unusual (traffic|activity)|"
+    "too many requests|rate limit|security (check|verification)|pardon our|ddos|(request|access|been) blocked|"
+    "enable javascript and cookies",
     re.IGNORECASE,
 )
+# What changes in a card while one looks at it.
+TICKING = re.compile(r"\d+(:\d\d)+|\d+ ?(s|secs?|seconds?|m|mins?|minutes?|h|hours?)\b")
+# What services that turn robots away (DataDome, Cloudflare, Imperva, PerimeterX, AWS) write into such pages only.
+GATEKEEPERS = re.compile("captcha-delivery|_cf_chl_opt|<iframe[^>]*_incapsula_|px-captcha|gokuprops", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,8 @@ def read_card(card: Tag, site: Site, detail: bool = False) -> tuple[str | None, 
         return None, None, photos
     link = read(card, site.selectors.link, default_attribute="href")
     photos = tuple(_photos(card, "", site))
-    return _named_id(card, link, link, site) or " ".join(card.get_text(" ").split()) or None, link, photos
+    text = " ".join(TICKING.sub("", card.get_text(" ")).split())
+    return _named_id(card, link, link, site) or text or None, link, photos
 
 
 def _picture(tag: Tag, site: Site) -> list[str]:
@@ -122,7 +128,7 @@ def is_challenge(html: str) -> bool:
     for script in soup.find_all(["script", "style"]):
         script.extract()
     text = " ".join(soup.get_text(" ").split())
-    return len(text) < 2000 and CHALLENGE.search(text) is not None
+    return len(text) < 2000 and bool(CHALLENGE.search(text) or GATEKEEPERS.search(html))
 
 
 def title_of(html: str) -> str:

@@ -12,13 +12,18 @@ from bs4 import Tag
 from PIL import features
 
 # Where lazy loaders keep the address until a picture comes into view, in the order of preference.
-LAZY_ATTRIBUTES = ("data-src", "data-original", "data-lazy-src", "data-lazy", "data-image", "data-bg", "data-url")
-FULL_SIZE = re.compile("data-.*(zoom|large|full|big|hi-?res|high|orig|lazy|src).*")
+LAZY_ATTRIBUTES = (
+    *("data-src", "data-original", "data-lazy-src", "data-lazy"),
+    *("data-image", "data-background-image", "data-bg", "data-url"),
+)
+LARGE = re.compile("data-.*(zoom|large|full|big|hi-?res|high|retina).*")
+LIKELY = re.compile("data-.*(orig|lazy|src).*")
 SMALL_SIZE = re.compile(
     "data-.*(thumb|small|mini|preview|placeholder|low|blur|lqip|icon|logo|avatar|hover|next|prev).*"
 )
 BACKGROUND = "data-scraper-background"  # set by `loading` where a style sheet gives an element its picture
 IMAGE_FILE = re.compile(r"[^\s\"'<>{}]+\.(jpe?g|png|webp|gif|avif|bmp|jfif)([?#!@;/][^\s\"'<>{}]*)?", re.IGNORECASE)
+STYLE_URL = re.compile(r"url\(\s*(['\"]?)(.*?)\1\s*\)\s*(?:type\([^)]*\)\s*)?(?:([\d.]+)(?:x|dppx))?")
 STAND_IN = re.compile(
     r"(spinner|placeholder|loading|loader|blank|pixel|spacer|transparent|lazy(-?load)?|1x1|no[-_]?(image|photo|img))"
     r"([-_]?\d+(x\d+)?)?\.\w+",
@@ -27,6 +32,8 @@ STAND_IN = re.compile(
 # Whether what a few programs read can be decoded here.
 DECODABLE = {"avif": features.check("avif"), "heic": find_spec("pillow_heif") is not None}
 UNDECODABLE = {"jxl", "jp2", "svg", "svg+xml"} | {kind for kind, is_read in DECODABLE.items() if not is_read}
+# One step of a path: `..`, ['a name'], a name, a number or *.
+PATH_PART = re.compile(r"""\[\s*(['"])(.*?)\1\s*\]|(?<=\.)(?=\.)|([^.\[\]]+)""")
 DESKTOP = {"width": 1920.0, "height": 1080.0}  # pixels of the window for which art direction is judged
 LINKS = {"a": ("href",), "link": ("href",), "meta": ("content",), "image": ("href", "xlink:href")}
 
@@ -55,6 +62,8 @@ def addresses_of(
         if name.endswith("srcset") and isinstance(value, str)
         for address, size in parse_srcset(value)
     ]
+    if large := next(filter(None, (*map(_large, candidates), _linked(tag))), None):
+        return [large]
     plain = next(filter(None, (_plain(candidate, stand_ins) for candidate in candidates)), None)
     readable = [choice for choice in choices if _is_decodable(choice[0], choice[2])]
     if readable:
@@ -67,33 +76,52 @@ def addresses_of(
     return [choices[0][0]] if choices else _background(tag)
 
 
+def _large(tag: Tag) -> str | None:
+    """Return the address that an attribute keeps for a magnifier or a full screen."""
+    names = [name for name in tag.attrs if LARGE.fullmatch(name) and not SMALL_SIZE.fullmatch(name)]
+    values = [_unwrap(tag[name]) for name in names if isinstance(tag[name], str)]
+    return next((value for value in values if IMAGE_FILE.fullmatch(value) and _is_decodable(value, None)), None)
+
+
+def _linked(tag: Tag) -> str | None:
+    """Return the picture file that a small picture is a link to."""
+    link = tag.find_parent("a", href=True) if tag.name in ("img", "picture") else None
+    address = link["href"].strip() if link and len(link.find_all("img")) == 1 else ""
+    return address if IMAGE_FILE.fullmatch(address) and _is_decodable(address, None) else None
+
+
 def _plain(tag: Tag, stand_ins: Collection[str]) -> str | None:
     """Return the address that an attribute gives by itself, without a choice of sizes."""
     if tag.name in LINKS:
-        names = LINKS[tag.name]
+        names = known = LINKS[tag.name]
     else:
-        lazy = [name for name in tag.attrs if FULL_SIZE.fullmatch(name) and not SMALL_SIZE.fullmatch(name)]
-        other = [name for name in tag.attrs if name.startswith("data-") and not SMALL_SIZE.fullmatch(name)]
-        guessed = {*lazy, *other} - set(LAZY_ATTRIBUTES)
-        names = (*LAZY_ATTRIBUTES, *lazy, "src", *other)
+        own = [name for name in tag.attrs if name.startswith("data-") and not SMALL_SIZE.fullmatch(name)]
+        known = (*LAZY_ATTRIBUTES, "src")
+        names = (*LAZY_ATTRIBUTES, *filter(LIKELY.fullmatch, own), "src", *own)
     for name in names:
         value = tag.get(name)
-        if not isinstance(value, str) or not is_address(value) or STAND_IN.fullmatch(value.rpartition("/")[2]):
+        value = _unwrap(value) if isinstance(value, str) else ""
+        if not is_address(value) or STAND_IN.fullmatch(value.rpartition("/")[2]):
             continue
-        if name == "src" and value in stand_ins:
-            continue
-        if tag.name not in LINKS and name in guessed and not IMAGE_FILE.fullmatch(value.strip()):
+        if name == "src" and value in stand_ins or name not in known and not IMAGE_FILE.fullmatch(value):
             continue
         return value
     shared = tag.get("src")
-    return shared if shared in stand_ins else None
+    return shared if shared in stand_ins and is_address(shared) else None
+
+
+def _unwrap(value: str) -> str:
+    """Return an address without the `url()` of a style sheet around it; of several the one for the densest screen."""
+    if not (found := STYLE_URL.findall(value)):
+        return value.strip()
+    sizes = {address: float(size or 1) for _, address, size in found if is_address(address)}
+    return max(sizes, key=sizes.get, default="")
 
 
 def _background(tag: Tag) -> list[str]:
-    style = " ".join(tag.get(name) or "" for name in ("style", "data-style", "data-background-image", BACKGROUND))
-    found = [match.group(2) for match in re.finditer(r"url\(\s*(['\"]?)(.*?)\1\s*\)", style)]
-    found += [tag.get("data-background-image")]
-    return [address for address in found if is_address(address)][:1]
+    styles = (tag.get(name) or "" for name in ("style", "data-style", BACKGROUND))
+    found = (_unwrap(style) for style in styles if STYLE_URL.search(style))
+    return list(filter(is_address, found))[:1]
 
 
 def _is_decodable(address: str, kind: str | None) -> bool:
@@ -158,44 +186,78 @@ def _in_text(value: str, path: str | None) -> list[str]:
         return _in_script(value, path, is_linked_data=False)
     if re.search(r"\s[\d.]+[wx]\s*(,|$)", value):
         return [max(parse_srcset(value), key=lambda choice: choice[1], default=("", 0))[0]]
-    if match := re.search(r"url\(\s*(['\"]?)(.*?)\1\s*\)", value):
-        value = match.group(2)
+    parts = [part for part in re.split(r"[\s,;|]+", value) if part]
+    if len(parts) > 1 and all(map(IMAGE_FILE.fullmatch, parts)):
+        return parts
+    value = _unwrap(value)
     return [value] if is_address(value) else []
 
 
 def _in_script(text: str, path: str | None, is_linked_data: bool) -> list[str]:
     values = list(read_json(text))
     if path:
-        parts = path.replace("[", ".").replace("]", "").strip(".").split(".")
-        found = (list(_follow(value, parts)) for value in values)
+        parts = [quoted or plain for _, quoted, plain in PATH_PART.findall(path.removeprefix("$"))]
+        found = (list(dict.fromkeys(_follow(value, parts))) for value in values)
         return next(filter(None, found), [])
     is_linked_data |= any(isinstance(value, dict) and "@context" in value for value in values)
     addresses = [a for value in values for a in (_linked_images(value) if is_linked_data else image_files(value))]
     if not addresses and is_linked_data:  # broken beyond reading as a whole
         for piece in re.findall(r"[\"'](?:image|photo|contentUrl)[\"']\s*:\s*(\[[^\]]*\]|\"[^\"]*\"|\{[^}]*\})", text):
             addresses += re.findall(r"[\"']((?:https?:)?/[^\"'\s]+)[\"']", piece.replace("\\/", "/"))
-    return list(dict.fromkeys(addresses))
+    return list(dict.fromkeys(map(unescape, addresses)))
 
 
 def read_json(text: str) -> Iterator[dict | list]:
-    """Yield the JSON values in the text of a script, whatever stands around them: `window.state = {…};`, CDATA.
+    """Yield the values in the text of a script, whatever stands around them: `window.state = {…};`, CDATA.
 
-    Raw line breaks in strings, commas before a closing bracket and HTML entities instead of quotes are understood.
-    JSON within the texts of a value, as Next.js writes it, follows that value.
+    They may be JSON, with raw line breaks in strings or HTML entities instead of quotes, or objects of JavaScript.
+    What stands as JSON within a text, as in `JSON.parse("…")` and as Next.js writes it, follows.
     """
-    decoder, position, failures = json.JSONDecoder(strict=False), 0, 0
     text = unescape(text) if "&quot;" in text else text
+    texts: list[str] = []
+    values, is_json = _decode_all(text)
+    if not is_json:
+        values += _decode_all(JAVASCRIPT.sub(lambda match: _as_json(match, texts), text))[0]
+    for value in values:
+        yield value
+        texts += _texts(value)
+    for nested in dict.fromkeys(filter(re.compile(r"[{\[]\s*[\"{\[]").search, texts)):
+        yield from read_json(nested)
+
+
+def _decode_all(text: str) -> tuple[list[dict | list], bool]:
+    """Return the JSON values in a text, commas before a closing bracket forgiven, and whether all brackets are JSON."""
     text = re.sub(r",(\s*[}\]])", r"\1", text)
+    decoder, position, values, failures = json.JSONDecoder(strict=False), 0, [], 0
     while failures < 200 and (match := re.compile(r"[{\[]").search(text, position)):
         try:
             value, position = decoder.raw_decode(text, match.start())
+            values += [value] if value else []
         except (ValueError, RecursionError):
             position, failures = match.end(), failures + 1
-            continue
-        if value:
-            yield value
-            for nested in filter(re.compile(r'[{\[]"').search, _texts(value)):
-                yield from read_json(nested)
+    return values, not failures
+
+
+# What JavaScript writes otherwise than JSON: texts, comments, names without quotes, what is not defined.
+JAVASCRIPT = re.compile(
+    r"""(?P<text>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`)|/\*.*?\*/|//[^\n]*"""
+    r"|(?P<name>[A-Za-z_$][\w$]*)(?=\s*:)|\b(?P<nothing>undefined|void 0)\b",
+    re.DOTALL,
+)
+ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x([0-9a-fA-F]{2})|(.))", re.DOTALL)
+
+
+def _as_json(match: re.Match, literals: list[str]) -> str:
+    """Return a piece of JavaScript as JSON has it, and note what texts say."""
+    if text := match["text"]:
+
+        def char(escape: re.Match) -> str:
+            code, letter = escape[1] or escape[2], escape[3]
+            return chr(int(code, 16)) if code else {"n": "\n", "t": "\t", "r": "\r"}.get(letter, letter)
+
+        literals.append(ESCAPE.sub(char, text[1:-1]))
+        return json.dumps(literals[-1])
+    return f'"{match["name"]}"' if match["name"] else "null" if match["nothing"] else " "
 
 
 def _texts(node: object) -> Iterator[str]:
@@ -216,8 +278,16 @@ def object_lists(node: object) -> Iterator[list[dict]]:
 
 
 def _follow(node: object, parts: list[str]) -> Iterator[str]:
-    """Yield the texts at a path: names of an object, numbers or * of a list; a list may also be passed over."""
-    if not parts:
+    """Yield the texts at a path: names of an object, numbers or * of a list; a list may also be passed over.
+
+    An empty part stands for any depth.
+    """
+    if parts and not parts[0]:
+        yield from _follow(node, parts[1:])
+        if isinstance(node, list | dict):
+            for part in node.values() if isinstance(node, dict) else node:
+                yield from _follow(part, parts)
+    elif not parts:
         if isinstance(node, str):
             yield node
         elif isinstance(node, list):

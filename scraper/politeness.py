@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import itertools
 import random
 import threading
 import time
@@ -30,16 +31,24 @@ AI_REFUSALS = {"noai", "noimageai", "noindex", "noimageindex", "none"}
 class Refused(Exception):
     """A URL's final outcome: asking again would not help, or is not allowed.
 
-    `setting` names the setting of `[politeness]`, or "formats", that led to it: under another it is judged again.
+    `settings` name what led to it, a key of `[politeness]`, "request" or "formats": under others it is judged again.
     """
 
-    def __init__(self, reason: str, setting: str | None = None):
+    def __init__(self, reason: str, *settings: str):
         super().__init__(reason)
-        self.setting = setting
+        self.settings = settings
 
 
 class Failed(Exception):
     """A URL could not be had now; a later run tries again."""
+
+
+class Busy(Exception):
+    """`url` did not answer well, but may do so later: after `seconds` if its host said when."""
+
+    def __init__(self, reason: str, url: str, seconds: float | None = None):
+        super().__init__(reason)
+        self.url, self.seconds = url, seconds
 
 
 class Stopped(Exception):
@@ -120,6 +129,21 @@ class Pacer:
                     self._space(host, url)
                     return
             self.sleep(rest)
+
+    def persist(self, ask: Callable[[], object]) -> object:
+        """Return what `ask()` returns; where it raises Busy, ask again after a rest. Raises Failed in the end."""
+        for attempt in itertools.count():
+            try:
+                return ask()
+            except Busy as busy:
+                self.rest(busy, attempt)
+
+    def rest(self, busy: Busy, attempt: int) -> None:
+        """Slow down as an answer asks to. Raises Failed where it is not worth another attempt in this run."""
+        self.check()
+        self.overloaded(busy.url, attempt, busy.seconds)
+        if attempt + 1 >= self.politeness.attempts or (busy.seconds or 0) > LONGEST_WAIT:
+            raise Failed(str(busy)) from busy
 
     def check(self) -> None:
         """Raises Stopped after `stop`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scraper.browser import Browser
-from scraper.loading import LoadedPage, PageFailed
+from scraper.loading import LoadedPage
 from scraper.pages import (
     Listing,
     count_matches,
@@ -40,7 +40,7 @@ def check_site(site: Site, browser: Browser) -> Report:
         if example and site.detail and example.link:
             own_page = browser.open(example.link)
             example = extract_detail(own_page.html, own_page.url, site, example)
-    except (Refused, Failed, PageFailed) as error:
+    except (Refused, Failed) as error:
         return Report(f"{url}: not opened: {error}", False)
     # what was clicked away is gone, and a frame's page does not show its frame
     names = [name for name in named_selectors(site) if not name.startswith(("selectors.frame", "paging.click"))]

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
 from urllib.parse import urldefrag, urlsplit
 
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from scraper.politeness import BUSY, parse_retry_after
+from scraper.politeness import BUSY, Busy, Failed, parse_retry_after
 
 LONGEST_REQUEST = 15.0  # seconds after which a script's request counts as one that never ends
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """An answer to a script that asks us to come later, in `seconds` if it said when, or that refuses."""
-
-    url: str
-    status: int
-    seconds: float | None
 
 
 class Traffic:
@@ -29,11 +19,11 @@ class Traffic:
 
     def __init__(self, driver: WebDriver):
         self._driver = driver
-        self._pending: dict[str, float] = {}  # a request's number -> when it was read of, as time.monotonic() tells
+        self._pending: dict[str, tuple[float, str]] = {}  # a request's number -> when it began, its address
         self._started = 0
         self._is_logged = True
         self._retry_after: dict[str, float | None] = {}
-        self._refusals: list[Refusal] = []
+        self._refusals: list[tuple[str, int, float | None]] = []  # address, status or 0 for no answer, Retry-After
 
     def started(self) -> int:
         """Return how many requests of scripts were made so far; more at each call where the browser keeps no log."""
@@ -44,21 +34,28 @@ class Traffic:
     def are_pending(self) -> bool:
         """Tell whether a script or the data that one asked for is still on its way."""
         self._read()
-        latest = time.monotonic() - LONGEST_REQUEST
-        self._pending = {number: began for number, began in self._pending.items() if began > latest}
-        return bool(self._pending)
+        return any(began > time.monotonic() - LONGEST_REQUEST for began, _ in self._pending.values())
 
     def retry_after(self, url: str) -> float | None:
         """Return the seconds that the answer from `url` asked us to wait, None when it did not."""
         self._read()
         return self._retry_after.get(urldefrag(url).url)
 
-    def take_refusal(self, page_url: str) -> Refusal | None:
-        """Return the newest refusal by the site of a page since this was asked last; other sites' do not count."""
+    def take_refusal(self, page_url: str, since: float) -> Busy | Failed | None:
+        """Return the error that a script of a page got last from the page's site since this was asked; None without.
+
+        A request made after `since`, as time.monotonic() tells, that still has no answer is one, too.
+        """
         self._read()
-        found = [refusal for refusal in self._refusals if _site_of(refusal.url) == _site_of(page_url)]
+        found = [refusal for refusal in self._refusals if _site_of(refusal[0]) == _site_of(page_url)]
         self._refusals.clear()
-        return found[-1] if found else None
+        if not found:
+            urls = [url for began, url in self._pending.values() if began > since]
+            is_ours = any(_site_of(url) == _site_of(page_url) for url in urls)
+            return Failed("a script's request was not answered") if is_ours else None
+        _, status, seconds = found[-1]
+        said = f"a script's request was {f'answered with status {status}' if status else 'not answered'}"
+        return Failed(said) if status and status not in BUSY else Busy(said, page_url, seconds)
 
     def _read(self) -> None:
         try:
@@ -69,10 +66,13 @@ class Traffic:
             event = json.loads(entry["message"])["message"]
             kind, what = event["method"], event["params"]
             if kind == "Network.requestWillBeSent" and what.get("type") in ("XHR", "Fetch", "Script"):
-                self._pending[what["requestId"]] = time.monotonic()
+                began = time.monotonic() - (time.time() - what["wallTime"])
+                self._pending[what["requestId"]] = began, what["request"]["url"]
                 self._started += what["type"] != "Script"
             elif kind in ("Network.loadingFinished", "Network.loadingFailed"):
-                self._pending.pop(what["requestId"], None)
+                _, url = self._pending.pop(what["requestId"], (0.0, ""))
+                if kind == "Network.loadingFailed" and what["type"] in ("XHR", "Fetch") and not what.get("canceled"):
+                    self._refusals.append((url, 0, None))
             elif kind == "Network.responseReceived":
                 url, status = urldefrag(what["response"]["url"]).url, what["response"]["status"]
                 headers = {name.lower(): value for name, value in what["response"]["headers"].items()}
@@ -80,7 +80,9 @@ class Traffic:
                 if what.get("type") == "Document":
                     self._retry_after[url] = seconds
                 elif what.get("type") in ("XHR", "Fetch") and (status in BUSY or status == 403):
-                    self._refusals.append(Refusal(url, status, seconds))
+                    self._refusals.append((url, status, seconds))
+                elif what.get("type") in ("XHR", "Fetch") and status < 400:  # asked again, it was answered
+                    self._refusals = [refusal for refusal in self._refusals if refusal[0] != url]
 
 
 def _site_of(url: str) -> list[str]:

@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 from PIL import Image
 
-from tests.scraper import reported_sites
+from tests.scraper import lively_sites, reported_sites
 
 
 def jpeg(name: str, size: tuple[int, int] = (64, 48), mode: str = "RGB", kind: str = "JPEG", **options) -> bytes:
@@ -169,7 +169,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
 
     def reported(self, name: str, path: str, query: dict[str, str]) -> None:
-        answer = reported_sites.page(name, path, query, self.site.counts[self.path])
+        sites = lively_sites if name in lively_sites.SITES else reported_sites
+        answer = sites.page(name, path, query, self.site.counts[self.path])
         status, headers, text = answer if isinstance(answer, tuple) else (200, {}, answer)
         kind = headers.pop("Content-Type", "text/html; charset=utf-8")
         self.send(text.encode(), kind, status, **{key.replace("-", "_"): value for key, value in headers.items()})
@@ -323,7 +324,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send(png_claiming(60_000, 60_000), "image/png")
 
     def html(self, _) -> None:
-        self.send(b"<html>log in first</html>", "text/html")
+        self.send(jpeg("html")) if self.is_member() else self.send(b"<html>log in first</html>", "text/html")
 
     def html_as_jpeg(self, _) -> None:
         self.send(b"<html>log in first</html>")
@@ -344,8 +345,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def missing(self, _) -> None:
         self.send(b"", status=404)
 
+    def is_member(self) -> bool:
+        return "member=1" in self.headers.get("Cookie", "")
+
     def forbidden(self, _) -> None:
-        self.send(b"", status=403)
+        self.send(jpeg("forbidden")) if self.is_member() else self.send(b"", status=403)
 
     def gone(self, _) -> None:
         self.send(b"", status=410)

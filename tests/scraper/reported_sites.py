@@ -341,7 +341,7 @@ def arrow(path: str, query: dict, count: int) -> str:
 def same_path(path: str, query: dict, count: int) -> str:
     """One card a page, whose address differs in a parameter alone, on a path that looks as if it were one car's."""
     number = int(query["page"])
-    link = f'<a href="/reported/same-path/swift-2015?ad={number}">more</a>'
+    link = f'<a href="/reported/same-path/swift-2015?v={number}">more</a>'
     return card(number, link + photo(number)) if number < 4 else "<p>no cars</p>"
 
 

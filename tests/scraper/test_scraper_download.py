@@ -59,7 +59,9 @@ def site():
         yield running
 
 
-def downloader(clock: Clock, base_url: str = "http://127.0.0.1", **politeness) -> Downloader:
+def downloader(
+    clock: Clock, base_url: str = "http://127.0.0.1", request: dict | None = None, **politeness
+) -> Downloader:
     settings = {
         "delay": 0,
         "allow_private": ["127.0.0.1"],
@@ -72,6 +74,7 @@ def downloader(clock: Clock, base_url: str = "http://127.0.0.1", **politeness) -
         "start": [{"url": f"{base_url}/search", "label": "swift"}],
         "selectors": {"listing": "article.listing", "id": "@data-listing-id", "photos": "img.photo"},
         "politeness": settings | politeness,
+        "request": request or {},
     }
     site = parse_site(content, Path("misbehaving.toml"))
     return Downloader(site, clock.sleep, clock, clock, rng=random.Random(0))
@@ -123,7 +126,7 @@ def test_photo_fault_ends_as_the_table_says(row, site, clock, tmp_path):
 
 def test_every_fault_of_the_site_is_in_the_table():
     helpers = {"robots", "card", "cards", "search", "detail", "login", "api_cards"}
-    helpers |= {"send", "start", "redirect", "needs_cookie", "reported", "expiring"}
+    helpers |= {"send", "start", "redirect", "needs_cookie", "is_member", "reported", "expiring"}
     own = {
         name for name, value in vars(_Handler).items() if callable(value) and not name.startswith(("_", "do_", "log_"))
     }
@@ -190,6 +193,22 @@ def test_a_page_without_listings_is_the_end_unless_others_follow(site, clock, tm
         assert Crawl(fetcher.site, journal, [Pages(site.base_url, "ab", "c", "", "")], fetcher).run().fetched == 3
     with Journal(tmp_path / "gap") as journal, pytest.raises(NoListings, match=r"article.listing.*html\.gz"):
         Crawl(fetcher.site, journal, [Pages(site.base_url, "ab", "", "c")], fetcher).run()
+
+
+def test_one_page_of_known_listings_is_passed_over_and_two_are_the_end(site, clock, tmp_path):
+    fetcher = downloader(clock, site.base_url)
+    with Journal(tmp_path) as journal:
+        stats = Crawl(fetcher.site, journal, [Pages(site.base_url, "ab", "ba", "c", "c", "c", "d")], fetcher).run()
+    assert (stats.fetched, exit_code(stats)) == (3, 0)
+
+
+def test_another_car_under_a_known_id_is_counted(site, clock, tmp_path):
+    first, second = Pages(site.base_url, "ab"), Pages(site.base_url, "ab")
+    first.pages.append(replace(second.pages[0], html=second.pages[0].html.replace("/photos/", "/photos/2-")))
+    fetcher = downloader(clock, site.base_url)
+    with Journal(tmp_path) as journal:
+        stats = Crawl(fetcher.site, journal, [first], fetcher).run()
+    assert (stats.fetched, stats.merged, exit_code(stats)) == (4, 2, 5)
 
 
 def test_twenty_failures_in_a_row_stop_the_crawl(site, clock, tmp_path):
@@ -345,6 +364,13 @@ def test_a_refusal_is_judged_again_when_its_setting_changes(name, site, clock, t
     assert site.counts[photo] == 1 and len((tmp_path / "journal.jsonl").read_text().splitlines()) == 1
     code, lines = crawl_photos(clock, site, tmp_path, photo, respect_noai=False)
     assert code == 0 and lines[photo[1:]]["status"] == "fetched"
+
+
+@pytest.mark.parametrize("photo", ["/forbidden.jpg", "/html.jpg"])
+def test_photos_behind_a_login_are_had_with_the_cookie(photo, site, clock, tmp_path):
+    for cookies, code, asked in (({}, 5, 1), ({}, 5, 1), ({"member": "1"}, 0, 2)):
+        assert crawl_photos(clock, site, tmp_path, photo, request={"cookies": cookies})[0] == code
+        assert site.counts[photo] == asked
 
 
 def test_photos_that_robots_txt_forbade_are_had_once_it_allows_them(site, clock, tmp_path):

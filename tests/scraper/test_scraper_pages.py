@@ -10,6 +10,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 from scraper.addresses import without_parameters
+from scraper.cards import Cards
 from scraper.pages import (
     extract_detail,
     extract_listings,
@@ -17,6 +18,7 @@ from scraper.pages import (
     is_challenge,
     is_end_of_search,
     nearest_selector,
+    read_card,
 )
 from scraper.pictures import parse_srcset
 from scraper.site import SITES, SiteError, load_site, parse_site
@@ -94,6 +96,15 @@ PICTURES = {
         '<img src="/m.jpg" data-zoom-image="/l.jpg" data-thumb="/s.jpg" data-hover="/back.jpg">',
         ["https://cars.example/l.jpg"],
     ),
+    "the full size beside a lazy one": (
+        '<img src="/s.jpg" data-src="/m.jpg" data-zoom-image="/l.jpg" srcset="/s.jpg 300w">',
+        ["https://cars.example/l.jpg"],
+    ),
+    "a small picture that is a link to the large one": (
+        '<a href="/l.jpg"><img src="/s.jpg" srcset="/s.jpg 1x, /m.jpg 2x"></a>',
+        ["https://cars.example/l.jpg"],
+    ),
+    "a picture that is a link to a page": ('<a href="/car/7"><img src="/a.jpg"></a>', ["https://cars.example/a.jpg"]),
     "another photo in an attribute": ('<img src="/front.jpg" data-hover="/b.jpg">', ["https://cars.example/front.jpg"]),
     "a picture from a style sheet, as loading notes it": (
         '<div class="bg" data-scraper-background=\'url("https://cars.example/a.jpg")\'></div>',
@@ -109,6 +120,19 @@ PICTURES = {
         '<script type="application/ld+json">{"name": "5" tyres", "image": ["/a.jpg", "/b.jpg"]}</script>',
         ["https://cars.example/a.jpg", "https://cars.example/b.jpg"],
     ),
+    "JSON-LD with comments, and addresses as HTML writes them": (
+        '<script type="application/ld+json">/* car */ [{"@context": "https://schema.org", // it\n'
+        '"@graph": [[{"image": {"contentUrl": "/a.jpg?w=1&amp;h=2",},}]]}]</script>',
+        ["https://cars.example/a.jpg?w=1&h=2"],
+    ),
+    "an object of JavaScript": (
+        "<script>var car = {id: 7, sold: undefined, 'pics': ['/a.jpg', `/b.jpg`], note: \"it's 5' long\",}</script>",
+        ["https://cars.example/a.jpg", "https://cars.example/b.jpg"],
+    ),
+    "JSON in a text of JavaScript": (
+        r"""<script>s = JSON.parse('{"t":"it\'s","pics":["\/a.jpg"]}'); t = JSON.parse("[\"\u002fb.jpg\"]")</script>""",
+        ["https://cars.example/a.jpg", "https://cars.example/b.jpg"],
+    ),
     "JSON of a script": (
         '<script>window.state = {"cars": [{"pic": "/a.jpg?w=9", "logo": "/no"}], "n": 1};</script>',
         ["https://cars.example/a.jpg?w=9"],
@@ -117,6 +141,11 @@ PICTURES = {
         "<div class='bg' style=\"background: url('/a.jpg') center\"></div>",
         ["https://cars.example/a.jpg"],
     ),
+    "CSS background for screens of several densities": (
+        '<div class="bg" style="background-image: image-set(url(/1.jpg) 1x, url(/2.jpg) 2x)"></div>',
+        ["https://cars.example/2.jpg"],
+    ),
+    "url() in an attribute": ('<div class="bg" data-bg="url(/a.jpg)"></div>', ["https://cars.example/a.jpg"]),
     "CSS background, lazy": ('<div class="bg" data-bg="/a.jpg"></div>', ["https://cars.example/a.jpg"]),
     "CSS background behind a data URI": (
         f'<div class="bg" style="background: url({DATA_URI}), url(/a.jpg)"></div>',
@@ -148,6 +177,8 @@ ATTRIBUTES = {
     "of the card itself": ("@data-id", "", ["7"]),
     "srcset": ("img@data-x", '<img data-x="/s.jpg 300w, /l.jpg 900w">', ["l.jpg"]),
     "JSON": ("b@data-x", '<b data-x=\'["/a.jpg", "/b.jpg"]\'>', ["a.jpg", "b.jpg"]),
+    "list": ("b@data-x", '<b data-x="/a.jpg|/b.jpg">', ["a.jpg", "b.jpg"]),
+    "a comma in an address": ("b@data-x", '<b data-x="/w_4,h_3/a.jpg">', ["a.jpg"]),
     "missing": ("img@data-y", '<img src="/a.jpg">', []),
     "an @ inside the selector": ('img[alt="me@home"]', '<img alt="me@home" src="/a.jpg">', ["a.jpg"]),
 }
@@ -164,6 +195,8 @@ PATHS = {
     "props.car.images.*.url": ["a.jpg", "b.jpg"],
     "props.car.images.url": ["a.jpg", "b.jpg"],
     "props.car.images[1].url": ["b.jpg"],
+    "$['props'].car.images[*].url": ["a.jpg", "b.jpg"],
+    "$..url": ["a.jpg", "b.jpg"],
     "props.nothing": [],
 }
 
@@ -176,6 +209,11 @@ def test_photos_by_a_path_in_json(path):
     )
     read = site(selectors={"listing": ".card", "id": "@data-id", "photos": "#data", "photos_path": path})
     assert [photo.rpartition("/")[2] for photo in extract_listings(html, URL, read)[0].photos] == PATHS[path]
+
+
+def test_a_picture_that_stands_in_without_an_address_is_no_photo():
+    card = f'<div class="card" data-id="{{0}}"><img src="{DATA_URI}"><noscript><img src="/{{0}}.jpg"></noscript></div>'
+    assert [len(one.photos) for one in extract_listings("".join(map(card.format, "123")), URL, site())] == [1, 1, 1]
 
 
 def test_thumbnails_are_replaced_by_what_the_site_file_says():
@@ -201,6 +239,7 @@ LINKS = {
     "a script's query, one card": (["/view.php?id=1"], ["view.php?id=1"]),
     "a slug without a number": (["/swift?ad=1"], ["swift?ad=1"]),
     "one path, other queries": (["/c/2015?ad=1&x=9", "/c/2015?ad=2&x=9"], ["c/2015?ad=1", "c/2015?ad=2"]),
+    "one path, one link, a parameter named as an id is": (["/c/2015?ad=1&x=9"], ["c/2015?ad=1"]),
     "routes": (["#/car/1", "#/car/2"], ["used/swift#/car/1", "used/swift#/car/2"]),
     "anchors of another page": (["/car/1#photos", "/car/2#top"], ["car/1", "car/2"]),
     "another host": (["https://dealer.example/1", "/1"], ["dealer.example/1", "1"]),
@@ -228,6 +267,8 @@ VISITS = {
     "/a.jpg?X-Amz-Date=1&X-Amz-Signature=x": "/a.jpg",
     "/a.jpg?sv=1&se=2&sig=x": "/a.jpg",
     "/a.jpg?se=2&id=7": "/a.jpg?se=2&id=7",
+    "/a.jpg?w=9&token=x&exp=1": "/a.jpg?w=9",
+    "/photo?token=x": "/photo?token=x",
     "/a.jpg?stamp=12&id=7": "/a.jpg?id=7",
 }
 
@@ -240,12 +281,17 @@ def test_what_changes_from_visit_to_visit_does_not_count(address):
 CHALLENGES = {
     "<title>Just a moment...</title>": True,
     "<h1>Access denied</h1><script>" + "x" * 5000 + "</script>": True,
+    "<title>Pardon Our Interruption</title>": True,
+    "<p>Please wait</p><script src='https://geo.captcha-delivery.com/c.js'></script>": True,
     "<p>No cars found": False,
+    "<p>No cars found. Ask our chat bot</p><script src='https://www.google.com/recaptcha/api.js'></script>": False,
     "<p>Captcha" + " long text" * 400: False,
 }
 
 
-@pytest.mark.parametrize("html", CHALLENGES, ids=["waiting room", "denied", "empty", "long"])
+@pytest.mark.parametrize(
+    "html", CHALLENGES, ids=["waiting room", "denied", "polite", "by a service", "empty", "a form", "long"]
+)
 def test_pages_that_turn_robots_away(html):
     assert is_challenge(html) == CHALLENGES[html]
     paging = {"paging": {"kind": "next", "next": "a"}}
@@ -304,6 +350,29 @@ def test_cards_without_any_identity_stay_apart():
     html = '<div class="card"><img src="/a.jpg"></div><div class="card"><img src="/b.jpg"></div>'
     listings = extract_listings(html, URL, site(selectors={"listing": ".card", "photos": "img"}))
     assert [(listing.id, len(listing.photos)) for listing in listings] == [(None, 1), (None, 1)]
+
+
+def test_a_card_whose_clock_ticks_stays_the_same_card():
+    read = site(selectors={"listing": ".card", "photos": "img"})
+    card = '<div class="card"><h2>Swift 2015, 4 km away</h2>ends in 1:02:{}, seen {} min ago</div>'
+    keys = [read_card(BeautifulSoup(card.format(*now), "html.parser").div, read)[0] for now in ((59, 3), ("07", 4))]
+    assert keys[0] == keys[1] and keys[0].startswith("Swift 2015, 4 km away")
+
+
+def test_an_element_that_shows_another_car_waits_for_its_photo():
+    cards = Cards(site(), False)
+
+    def look(car: int, photo: int) -> bool:
+        html = f'<div class="card" data-id="{car}"><img src="/{photo}.jpg"></div>'
+        cards.take({"token": "page", "serials": [0], "inView": [0], "changed": [(0, html)]})
+        is_missing = cards.is_something_missing()
+        cards.keep()
+        return is_missing
+
+    assert [look(*now) for now in ((1, 1), (2, 1), (2, 2), (3, 2))] == [False, True, False, True]
+    kept = extract_listings(cards.lost_html(), URL, site())
+    assert [(one.id, one.photos[0][-5]) for one in kept] == [("1", "1"), ("2", "2")]
+    assert cards.has_lost() and cards.count() == 2
 
 
 def test_own_page_adds_photos_and_fields():

@@ -1,4 +1,4 @@
-"""The sites of `reported_sites`, crawled twice with a real browser: all photos come, or it is said what is missing."""
+"""All reported and lively sites, crawled twice: every photo comes, or it is said what is missing."""
 
 import json
 import re
@@ -9,9 +9,10 @@ import pytest
 
 from scraper.browser import CHROMIUM_NAMES
 from scraper.cli import main
+from tests.scraper import lively_sites, reported_sites
 from tests.scraper.misbehaving_site import MisbehavingSite
-from tests.scraper.reported_sites import SITES
 
+SITES = reported_sites.SITES | lively_sites.SITES
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
@@ -26,8 +27,8 @@ def write_site_file(folder: Path, base_url: str, name: str) -> Path:
     path = folder / "reported.toml"
     path.write_text(
         f'contact = "test@example.org"\n[[start]]\nlabel = "swift"\nurl = "{base_url}/reported/{name}{site.url}"\n'
-        f"[selectors]\n{site.selectors}\n{site.more}\n"
-        '[politeness]\ndelay = 0\npage_timeout = 120\nallow_private = ["127.0.0.1"]\n'
+        f"[selectors]\n{site.selectors}\n{site.more}\n{'' if '[politeness]' in site.more else '[politeness]'}\n"
+        'delay = 0\npage_timeout = 120\nallow_private = ["127.0.0.1"]\n'
     )
     return path
 

@@ -1,0 +1,125 @@
+"""What a page shows while it is walked through: its cards, which are complete, and those that it shows no longer."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from bs4 import BeautifulSoup
+
+from scraper.pages import KEPT, SHARED_BY, read_card
+from scraper.site import Site, split_selector
+
+
+@dataclass(frozen=True)
+class Card:
+    """An element that shows a listing, or on a listing's own page an element of the gallery, at one moment."""
+
+    key: object  # what tells it from others, None while it shows nothing; a gallery's is the element itself
+    link: str | None
+    photos: tuple[str, ...]
+    html: str
+    left_over: Collection[str] = ()  # photos that the same element showed for another car
+
+
+class Cards:
+    """All cards of one page, from one look at it to the next."""
+
+    def __init__(self, site: Site, is_detail: bool):
+        self.site, self.is_detail = site, is_detail
+        self.keys: set = set()  # of all cards noticed so far
+        self.noticed: set = set()  # (card, link or photo address) pairs
+        self.given_up: set = set()  # cards that were waited for in vain
+        self.changed_at = time.monotonic()
+        self._token = ""
+        self._by_serial: dict[int, Card] = {}
+        self._present: list[int] = []
+        self._in_view: list[int] = []
+        self._kept: dict[object, Card] = {}
+        self._shown_by: Counter = Counter()  # how many cards show each address now
+
+    def take(self, answer: dict) -> None:
+        """Take note of what `survey` of page.js found."""
+        if answer["token"] != self._token:  # another document
+            self._token, self._by_serial = answer["token"], {}
+        self._present, self._in_view = answer["serials"], answer["inView"]
+        for serial, html in answer["changed"]:
+            card = self._read(serial, html)
+            pairs = {(None if self.is_detail else card.key, value) for value in (None, card.link, *card.photos)}
+            if not pairs <= self.noticed:
+                self.changed_at = time.monotonic()
+                self.noticed |= pairs
+            self.keys |= {card.key} - {None}
+            self._by_serial[serial] = card
+        if answer["changed"] and not self.is_detail:
+            by_key = {card.key: card for card in self.present()}
+            self._shown_by = Counter(photo for card in by_key.values() for photo in set(card.photos))
+
+    def _read(self, serial: int, html: str) -> Card:
+        key, link, photos = read_card(BeautifulSoup(html, "html.parser").find(True), self.site, self.is_detail)
+        if self.is_detail:
+            return Card((self._token, serial) if photos else key, link, photos, html)
+        key, before = key or photos or None, self._by_serial.get(serial)
+        is_another = before is not None and before.key not in (None, key)
+        left_over = before.photos if is_another else before.left_over if before else ()
+        return Card(key, link, photos, html, left_over)
+
+    def present(self) -> list[Card]:
+        return [self._by_serial[serial] for serial in self._present if serial in self._by_serial]
+
+    def in_view(self) -> list[Card]:
+        return [self._by_serial[serial] for serial in self._in_view if serial in self._by_serial]
+
+    def is_something_missing(self) -> bool:
+        """Tell whether a card in view is not complete and was not waited for yet."""
+        return any(not self._is_complete(card) and card.key not in self.given_up for card in self.in_view())
+
+    def give_up(self) -> None:
+        """Wait no more for the cards in view."""
+        self.given_up |= {card.key for card in self.in_view()} - {None}
+
+    def has_lost(self) -> bool:
+        """Tell whether the page no longer shows some card, as lists do that hold only what is in view."""
+        return not self._kept.keys() <= {card.key for card in self.present()}
+
+    def count(self) -> int:
+        """Return how many cards are complete, with those that the page no longer shows."""
+        complete = {card.key for card in self.present() if self._is_complete(card)}
+        return len(complete | self._kept.keys())
+
+    def keep(self) -> None:
+        """Keep what the page shows now, each card as it was with the most photos."""
+        for card in self.present():
+            kept, own = self._kept.get(card.key), self._own_photos(card)
+            is_another_cars = card.left_over and card.photos and not own and card.key not in self.given_up
+            if card.key and not is_another_cars and (not kept or len(own) >= len(self._own_photos(kept))):
+                self._kept[card.key] = card
+
+    def lost_html(self) -> str:
+        """Return the HTML of the cards that the page no longer shows, or not with all their photos; empty without."""
+        present = {card.key: card for card in self.present()}
+        shown = {photo for card in present.values() for photo in card.photos}
+        lost = [
+            card.html
+            for key, card in self._kept.items()
+            if not (self.is_detail and shown.issuperset(card.photos))
+            and (card.photos or card.link or self.site.selectors.id)  # what it said may be "loading"
+            and (key not in present or len(self._own_photos(card)) > len(self._own_photos(present[key])))
+        ]
+        return f"\n<{KEPT}>{''.join(lost)}</{KEPT}>" if lost else ""
+
+    def _own_photos(self, card: Card) -> list[str]:
+        """Return the photos that are the card's own.
+
+        Not those that several cards show, as what stands in until a photo is loaded, nor those of another car in an
+        element that a list uses again.
+        """
+        return [p for p in card.photos if self._shown_by[p] < SHARED_BY and p not in card.left_over]
+
+    def _is_complete(self, card: Card) -> bool:
+        if not self.is_detail and self.site.detail and self.site.selectors.link:
+            return bool(card.link)
+        has_no_pictures = not self.is_detail and not split_selector(self.site.selectors.photos or "")[0]
+        return has_no_pictures or bool(self._own_photos(card))
