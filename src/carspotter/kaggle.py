@@ -24,7 +24,7 @@ from pathlib import Path
 import pandas as pd
 
 from carspotter.curation import curate as curation
-from carspotter.paths import Study, find_archive, find_kaggle_dataset, find_recorded, kaggle
+from carspotter.paths import WHEEL, Study, find_archive, find_kaggle_dataset, find_recorded, kaggle
 from carspotter.photos import splitting
 from carspotter.photos.importing import import_folder
 from carspotter.photos.table import read_photos, slugify
@@ -145,7 +145,7 @@ def open_study(name: str) -> Study:
             return study
         raise FileNotFoundError(
             f"no photos: attach the data set {DATASET} to this notebook (Add Input, at the right), "
-            f"or the archive of {name}"
+            f"or the archive of {name} and the data set {WHEEL} with its split"
         )
     study = Study.open(STUDY)
     if not study.splits.exists():

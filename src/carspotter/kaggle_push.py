@@ -19,10 +19,12 @@ from pathlib import Path
 import nbformat
 
 from carspotter.kaggle import DATASET, KaggleRefused, run_client
+from carspotter.models.store import FILES
 from carspotter.paths import WHEEL, Study, checkout
 from carspotter.photos.table import slugify
 
-RECORDED = ("*/*.csv", "*/*.jsonl", "*/splits.sha256", "*/runs/*/*.csv", "*/runs/*/spec.json", "*/runs/*/*_epochs.npz")
+# Of results/, what notebooks read.
+RECORDED = ("*/*.csv", "*/*.jsonl", "*/splits.sha256", *(f"*/runs/*/{name}" for name in FILES))
 MACHINE = "NvidiaTeslaT4"  # two T4; stated, since what Kaggle gives by default has changed before
 SECONDS = 1800  # for one errand of Kaggle's client
 READY_WITHIN = 600  # seconds for Kaggle to unpack an upload; a notebook pushed before would start without it

@@ -56,8 +56,7 @@ def find_archive(data: Path) -> Path | None:
     It is `<data>.zip` beside the folder; on Kaggle the data set `carspotter-<name>`, which Kaggle may have unzipped.
     """
     beside = data.with_name(data.name + ".zip")
-    mount, slug = kaggle(), "carspotter-" + data.name.replace("_", "-")
-    mounted = [found for depth in ("", "*/", "*/*/") for found in mount.glob(f"input/{depth}{slug}")] if mount else []
+    mounted = _mounted("carspotter-" + data.name.replace("_", "-"))
     candidates = [beside, *(place for found in mounted for place in (found / beside.name, found / data.name, found))]
     return next((place for place in candidates if place.exists()), None)
 
@@ -78,9 +77,13 @@ def find_kaggle_dataset(owner: str, slug: str) -> Path | None:
 
 def find_recorded() -> Path | None:
     """Return the folder of recorded results that `kaggle push` attached beside the package's wheel, or None."""
-    if not (mount := kaggle()):
-        return None
-    return next((found for depth in ("", "*/", "*/*/") for found in mount.glob(f"input/{depth}{WHEEL}/results")), None)
+    return next((found / "results" for found in _mounted(WHEEL) if (found / "results").is_dir()), None)
+
+
+def _mounted(slug: str) -> list[Path]:
+    """Return where Kaggle mounted data sets of this name, whoever owns them; all three layouts are looked at."""
+    mount = kaggle()
+    return [found for depth in ("", "*/", "*/*/") for found in mount.glob(f"input/{depth}{slug}")] if mount else []
 
 
 @contextlib.contextmanager

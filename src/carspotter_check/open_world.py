@@ -167,7 +167,7 @@ def fit_verdict(training: np.ndarray, others: np.ndarray) -> np.ndarray:
     centre = share @ rows
     rows, root = rows - centre, np.sqrt(share)[:, np.newaxis]
     rows = (rows * root).astype(np.float64)
-    # As many unknowns as photos, which are fewer than features; both sides' mean is 0.
+    # Solved for the photos, which are some thousands at most, however many features there are.
     dual = np.linalg.solve(rows @ rows.T + RIDGE * width * np.eye(len(rows)), targets * root[:, 0])
     weights = rows.T @ dual
     return np.float32(np.r_[weights / scale, -weights @ centre])

@@ -29,7 +29,7 @@ def describe_images(images: np.ndarray, show_progress: bool = True) -> np.ndarra
             pixels = np.asarray(small, dtype=np.float32)
             features[number] = np.concatenate([_outlines(pixels.mean(axis=2)), _colours(pixels)])
             progress.update()
-    # Both parts as loud as each other, whatever the photos; a feature that never varies stays 0.
+    # Every feature gets the same scale, so that neither part outweighs the other; one that never varies stays 0.
     features -= features.mean(axis=0)
     features /= features.std(axis=0) + 1e-3
     return features

@@ -6,7 +6,7 @@ its copies), which would vouch for it:
 - Do the others' labels say what its label says? Out-of-fold probabilities of a logistic regression: confident learning
   (Northcutt, Jiang & Chuang 2021).
 - Do its nearest look-alikes carry its label? This finds a cluster of one wrong model that is listed now as this class,
-  now as that: the regression has to be sure of something, neighbours need not be.
+  now as that, of which the regression can only be unsure.
 - How far is it from its class? Mean distance to the nearest photos of the class, with the fifth that is farthest off
   left out of the class (after Sun et al. 2022, Out-of-distribution detection with deep nearest neighbors).
 
@@ -41,7 +41,7 @@ SUSPECT = 0.8  # the fifth above it holds most of the junk; it does not stand fo
 GUESSED_REJECT, GUESSED_KEEP = 0.9, 0.7
 ROUNDS = 2
 ONE_SIGN = 4  # the power of ranks by which one high rank outweighs several middling ones
-ALONE = 16  # that by which one high rank is enough, whatever the others are
+ALONE = 16  # the power at which one high rank is enough, however low the others are
 VERDICT_WEIGHT = 2.0  # a person's word against a guess
 GUESSES_SAY, EXAMPLES_SAY = 0.5, 0.7  # the classifier's share in the ranking, without rejects by a person and with
 ENOUGH_SAYS = 0.5  # the share of each sign that is enough alone

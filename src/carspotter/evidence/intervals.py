@@ -145,7 +145,7 @@ def group_index(groups) -> np.ndarray:
     """Return the number of each photo's group, int (N,), in the order of names; raises ValueError for missing ones."""
     groups = np.asarray(groups)
     if missing := int(pd.isna(groups).sum()):
-        raise ValueError(f"{missing} photos have no group; give each a group, a new one where none is known")
+        raise ValueError(f"{missing} photos have no group; give every photo one, or one of its own if nothing is known")
     return np.unique(groups.astype(str) if groups.dtype == object else groups, return_inverse=True)[1].ravel()
 
 

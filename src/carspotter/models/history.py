@@ -33,7 +33,7 @@ class TrainingDiverged(RuntimeError):
 class StateKeeper:
     """A callback of the lesson files that lets a killed training go on; `finished` epochs need not be trained again.
 
-    `kept` is what a heir wants to find again, beside the state of what is trained.
+    `kept` is what a subclass stores with the training's state, to find it again.
     """
 
     def __init__(self, folder: Path, framework: str, on_epoch: Callable[[], Any] = lambda: None):
@@ -117,7 +117,7 @@ class Recorder(StateKeeper):
         return int(best_epoch(self.history)["epoch"])
 
     def finish(self) -> None:
-        """Write the predictions of all epochs, and give what was trained the weights of the best one."""
+        """Write the predictions of all epochs and load the best epoch's weights into the model."""
         write_predictions(self.folder, np.stack(self.kept["probabilities"]))
         _set_weights(self.framework, self.training[0], self.kept["best"])
 
