@@ -115,6 +115,15 @@ def test_a_picture_unlike_all_known_ones_is_turned_away_however_sure_the_model_i
     assert abroad.verdict == "not_sure" and "another model, or not a car" in abroad.reason and abroad.unlike == 1
 
 
+def test_of_two_pictures_as_far_from_their_class_the_one_nearer_to_what_is_no_car_is_more_unlike():
+    corners = np.eye(4, dtype=np.float32)
+    photos, kinds = np.repeat(corners[:3], 3, axis=0), np.repeat(["0", "1", "interior"], 3)
+    scales, good = np.tile([0.0, 1.0], (2, 3, 1)), np.tile(np.linspace(0, 5, 201), (2, 1))
+    known = Known(photos, kinds, np.zeros(5, np.float32), scales, good, np.ones(2))
+    towards_interiors, elsewhere = (known.compare(corners[[0]] + 0.8 * corners[[to]], 0)[0] for to in (2, 3))
+    assert towards_interiors > elsewhere > 0
+
+
 def test_a_picture_like_the_other_class_is_unlike_the_one_that_the_model_names():
     answer = make_check((0.0, 1.0), cloud(0, 1, 5)[0], known=fit_known()).check(as_png(noise()), "wagonr")
     assert answer.verdict == "not_sure" and answer.unlike == 1

@@ -14,6 +14,11 @@ def test_an_interval_chart_names_levels_and_shows_what_counts_as_equal():
     assert [patch.get_x() for patch in axis.patches] == [-0.03]
 
 
+def test_an_interval_chart_ends_where_accuracy_does():
+    axis = interval_chart({"cnn": Interval(0.97, 0.8, 1.0, 9, 9, 0.95)}).axes[0]
+    assert axis.get_xlim()[0] < 0.8 and axis.get_xlim()[1] == 1
+
+
 def test_training_curves_end_at_one():
     columns = ("train_accuracy", "validation_accuracy", "train_loss", "validation_loss")
     history = pd.DataFrame({"epoch": [1, 2]} | {column: [0.9, 1.0] for column in columns})
