@@ -16,7 +16,7 @@ def progress_bar(total: int, what: str, unit: str, shown: bool = True, done: int
     log, work that takes less than `SECONDS_BETWEEN_LINES` has no line.
     """
     options = {"total": total, "initial": done, "desc": what, "unit": f" {unit}", "disable": not shown or done >= total}
-    if sys.stderr.isatty() or "ipykernel" in sys.modules:
+    if sys.stderr.isatty() or _in_notebook():
         return auto.tqdm(**options, dynamic_ncols=True)
     return tqdm(
         **options,
@@ -26,6 +26,12 @@ def progress_bar(total: int, what: str, unit: str, shown: bool = True, done: int
         maxinterval=SECONDS_BETWEEN_LINES,
         bar_format="{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed} so far, {remaining} left{postfix}",
     )
+
+
+def _in_notebook() -> bool:
+    """Whether a Jupyter kernel runs this code. That ipykernel was imported says nothing: tests and tools do it too."""
+    ipython = sys.modules.get("IPython")
+    return hasattr(ipython and ipython.get_ipython(), "kernel")
 
 
 class _Lines:

@@ -347,6 +347,7 @@ def test_importing_runs_imports_no_framework():
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(toy_study, capsys, monkeypatch):
     pytest.importorskip("torch")
+    pytest.importorskip("ipykernel")  # imported by another test or tool, it does not make this a notebook
     runs.train_run(toy_study, TINY, "torch", show_progress=False)
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("carspotter.progress.SECONDS_BETWEEN_LINES", 0)
