@@ -12,6 +12,7 @@ from carspotter.evidence.report import (
     STEPS,
     framework_verdicts,
     recipes_report,
+    recorded_steps,
     runs_report,
     to_markdown,
     verdicts_report,
@@ -121,6 +122,23 @@ def test_the_table_of_verdicts_shares_its_error_among_all_its_questions_answered
     assert row["comparison"] == "augmentation − baseline_cnn" and row["setting"] == "torch 64 px 2 epochs"
     assert row["points [98.75 %]"].startswith("+47.5 [") and row["verdict"] == "different"
     assert verdicts_report(study, RECIPES).empty
+
+
+def test_a_step_of_the_series_is_compared_at_equal_pixels_and_epochs(study):
+    figures = {"image_size": 64, "epochs": 2, "train_photos": 1200}
+    for seed in range(3):
+        record(study, "torch", seed, wrong=range(20), experiment="baseline_cnn", **figures)
+        record(study, "torch", seed + 3, wrong=[], experiment="baseline_cnn", **figures | {"image_size": 150})
+        record(study, "torch", seed, wrong=[0], experiment="augmentation", **figures)
+    step = recorded_steps({"here": study}, "baseline_cnn", "augmentation")["here"]
+    said = str(step)
+    assert said.startswith("augmentation changes the validation accuracy of baseline_cnn by +47.5 points [")
+    assert "]: different\n    (1,200 training photos, 64 px, 2 epochs, seeds: 3, " in said
+    assert "98.75 % interval" in said
+    assert list(step.histories) == ["baseline_cnn", "augmentation"]
+    assert recorded_steps({"here": study}, "augmentation", "dropout") == {}
+    record(study, "torch", 0, experiment="dropout", **figures | {"epochs": 9})
+    assert recorded_steps({"here": study}, "augmentation", "dropout") == {}, "not at equal epochs"
 
 
 def test_one_rule_chooses_a_run_for_all(study):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from carspotter.evidence.comparison import comparison_table
+from carspotter.evidence.comparison import Comparison, comparison_table
 from carspotter.evidence.results import compare_runs, results_of, training_accuracy
-from carspotter.evidence.selection import full_runs, recorded_recipes
+from carspotter.evidence.selection import find_runs, full_runs, recorded_recipes
 from carspotter.models.experiments import SERIES
 from carspotter.models.store import Run, load_run, read_runs
 from carspotter.paths import Study
@@ -29,6 +30,50 @@ RECIPES = (
     ("fast_recipe", "mobilenet_features"),
     ("fast_recipe_plain", "fast_recipe"),
 )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the series on one study: the recorded seeds before and after it, and their comparison."""
+
+    before: list[Run]
+    after: list[Run]
+    comparison: Comparison
+
+    @property
+    def histories(self) -> dict[str, pd.DataFrame]:
+        """The history of one seed of each side, for `plots.training_curves`."""
+        return {runs[0].row["experiment"]: runs[0].history for runs in (self.before, self.after)}
+
+    @property
+    def setting(self) -> str:
+        """Photos, pixels and epochs, which both sides share."""
+        row = self.after[0].row
+        return f"{row['train_photos']:,} training photos, {row['image_size']} px, {row['epochs']} epochs"
+
+    def __str__(self) -> str:
+        points = self.comparison.difference
+        return (
+            f"{self.comparison.name_b} changes the validation accuracy of {self.comparison.name_a} by "
+            f"{100 * points.estimate:+.1f} points [{100 * points.low:+.1f}, {100 * points.high:+.1f}]: "
+            f"{self.comparison.verdict}\n    ({self.setting}, seeds: {points.seeds}, mean of the last five epochs, "
+            f"{100 * points.level:.4g} % interval, on this split)"
+        )
+
+
+def recorded_steps(studies: Mapping[str, Study], before: str, after: str) -> dict[str, Step]:
+    """Return what a step of the series changed in each study; a study without runs of both sides is left out.
+
+    Both sides have the same pixels and epochs. The interval is at 1 − .05/m for the m steps of the series.
+    """
+    steps = {}
+    for name, study in studies.items():
+        if not (later := find_runs(study, after)):
+            continue
+        same = {column: later[0].row[column] for column in ("framework", "image_size", "epochs", "dtype")}
+        if earlier := find_runs(study, before, **same):
+            steps[name] = Step(earlier, later, compare_runs(study, earlier, later, comparisons=len(STEPS)))
+    return steps
 
 
 def runs_report(study: Study) -> pd.DataFrame:
