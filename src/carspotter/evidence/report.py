@@ -101,7 +101,7 @@ def runs_report(study: Study) -> pd.DataFrame:
                 "gap": f"{trained - found.estimate:+.3f}",
                 "best epoch (optimistic)": f"{results_of(study, [run], 'best').correct.mean():.3f}",
                 "best / last epoch": f"{row.best_epoch} / {int(run.history['epoch'].iloc[-1])}",
-                "minutes": f"{row.seconds / 60:.1f}",
+                "processor minutes": f"{run.minutes:.1f}",
                 "device": row.device,
                 "commit": row.commit,
                 "quick": "quick" if row.quick else "",

@@ -144,7 +144,7 @@ class Run:
                 f"{row['last_train_accuracy'] - row['last_validation_accuracy']:.3f}"
             ),
             "epochs": f"{len(self.history)}, best {row['best_epoch']}",
-            "minutes": f"{self.minutes:.1f}",
+            "processor minutes": f"{self.minutes:.1f}",
             "device": row["device"],
             "commit": row["commit"],
         }
