@@ -17,14 +17,15 @@ def progress_bar(total: int, what: str, unit: str, shown: bool = True, done: int
     """
     options = {"total": total, "initial": done, "desc": what, "unit": f" {unit}", "disable": not shown or done >= total}
     if sys.stderr.isatty() or _in_notebook():
-        return auto.tqdm(**options, dynamic_ncols=True)
+        bar = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+        return auto.tqdm(**options, dynamic_ncols=True, bar_format=bar)
     return tqdm(
         **options,
         file=_Lines(),
         delay=SECONDS_BETWEEN_LINES,
         mininterval=SECONDS_BETWEEN_LINES,
         maxinterval=SECONDS_BETWEEN_LINES,
-        bar_format="{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed} so far, {remaining} left{postfix}",
+        bar_format="{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}, {elapsed} so far, {remaining} left{postfix}",
     )
 
 
