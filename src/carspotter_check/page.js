@@ -45,7 +45,8 @@ async function start() {
       $("span", label).textContent = name;
       $("#claims").append(label);
     }
-    $("#model").textContent = `Model ${model.run}, version ${model.version}. ${model.rejection.reason}.`;
+    const promise = model.rejection.reason;
+    $("#model").textContent = `Model ${model.run}, version ${model.version}. ${promise[0].toUpperCase()}${promise.slice(1)}.`;
   } catch {
     $("#model").textContent = "The server does not answer; load the page again.";
   }
