@@ -115,5 +115,5 @@ def _test_lines(study: Study, run: Run) -> list[str]:
         for look in of_run:
             interval = scores.get((split, look["look"]))
             found = f"accuracy {interval} ({interval.level:.1%} interval)" if interval else "no score was written"
-            lines.append(f"  - look #{look['look']} at {look['time']}, {look['reason']}: {found}")
+            lines.append(f"  - evaluation {look['look']} at {look['time']}, {look['reason']}: {found}")
     return lines

@@ -22,8 +22,8 @@ from carspotter_check.photo_check import PhotoCheck
 
 from .site import ARCHIVE, MODEL_NAMES, SampleSite, read_listings
 
-EPOCHS = 28
-MINUTES, MATRIX_SECONDS = 4.0, 0.1  # the demo's, and those of `_minutes_here`, on one and the same machine
+EPOCHS = 36
+MINUTES, MATRIX_SECONDS = 4.6, 0.1  # the demo's, and those of `_minutes_here`, on one and the same machine
 QUESTIONS = (  # what a photo shows, the ad's claim, and where the archive has one: folder, kind, model, view
     ("a Swift", "swift", "sample", "car", "swift", "left"),
     ("a WagonR", "swift", "sample", "car", "wagonr", "front_left"),
@@ -36,7 +36,7 @@ GO_ON = """<p>Ask this model yourself, or open the notebooks, which do all of th
 really is.</p><pre>carspotter serve {bundle}    # the photo check, with a page to try it
 make lab    # the notebooks, from 01_collect.ipynb on</pre><p class="soft">Made in {minutes} minutes. The cars, ads
 and number plates on this page are drawn by a computer, none of them is real; and the junk was put aside by the computer
-that drew it, in the stead of a person.</p>"""
+that drew it, in place of a person.</p>"""
 
 
 def run_demo(folder: Path, listings: int, epochs: int = EPOCHS) -> Path:

@@ -112,7 +112,7 @@ def unseal(study, run, *arguments):
 
 def test_a_look_is_scored_written_down_and_taken_apart(study):
     score = score_sealed(study, load_run(study, "large-s0"), "chosen on validation")
-    assert str(score).startswith("test accuracy 0.750 [") and "97.5 % interval, look #1" in str(score)
+    assert str(score).startswith("test accuracy 0.750 [") and "97.5 % interval, evaluation 1" in str(score)
     parts = score.parts.set_index(["by", "part"])["accuracy"]
     assert parts["city", "Delhi"] == 1 and parts["city", "Pune"] == 0.5
     assert parts["label", "swift"] == 1 and parts["label", "wagonr"] == 0.5
@@ -132,7 +132,7 @@ def test_each_look_costs_confidence(study):
     assert [score.interval.level for score in scores] == pytest.approx([0.975, 0.9875, 0.99375])
     widths = [score.interval.high - score.interval.low for score in scores]
     assert widths == sorted(widths) and widths[0] < widths[2]
-    assert "99.38 % interval, look #3" in str(scores[2])
+    assert "99.38 % interval, evaluation 3" in str(scores[2])
 
 
 def test_what_cannot_be_predicted_costs_no_look(study, monkeypatch):
@@ -149,12 +149,12 @@ def test_the_verb_prints_look_level_and_drop_and_guards_against_a_second_model(s
     assert unseal(study, "large-s0", "--reason", "chosen on validation") == 0
     out = capsys.readouterr().out
     assert "validation accuracy 0.958" in out
-    assert "look #1" in out and "drop from validation to test +" not in out
+    assert "evaluation 1" in out and "drop from validation to test +" not in out
     assert "shifted accuracy 0.750" in out and "drop from test to shifted 0.000 [" in out and ": undetermined" in out
     assert unseal(study, "small-s0", "--reason", "just curious") == 2
     assert "opened for large-s0 already" in capsys.readouterr().err
     assert unseal(study, "small-s0", "--reason", "a bug", "--again", "large-s0 had wrong labels") == 0
-    assert "98.75 % interval, look #2" in capsys.readouterr().out
+    assert "98.75 % interval, evaluation 2" in capsys.readouterr().out
 
 
 def test_the_verb_refuses_a_ledger_that_was_tampered_with(study, capsys):
