@@ -111,7 +111,7 @@ def _test_lines(study: Study, run: Run) -> list[str]:
     for split in sorted({look["split"] for look in looks}, reverse=True):  # test, then shifted
         there = [look for look in looks if look["split"] == split]
         of_run = [look for look in there if look["run"] == run.id]
-        lines.append(f"- sealed {split} photos: looks so far {len(there)}, at this run {len(of_run)}")
+        lines.append(f"- sealed {split} photos: {len(there)} evaluations so far, {len(of_run)} of this run")
         for look in of_run:
             interval = scores.get((split, look["look"]))
             found = f"accuracy {interval} ({interval.level:.1%} interval)" if interval else "no score was written"

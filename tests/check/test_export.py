@@ -237,7 +237,7 @@ assert not any(name.startswith('carspotter') for name in sys.modules)"""
         np.testing.assert_allclose(np.load(tmp_path / name / "logits.npy"), logits, atol=1e-3, err_msg=name)
 
 
-def test_the_card_counts_looks_at_each_sealed_set_apart_and_gives_the_runs_own_scores(study, runs_of, tmp_path):
+def test_the_card_counts_evaluations_of_each_sealed_set_apart_and_gives_the_runs_own_scores(study, runs_of, tmp_path):
     run = runs_of("keras")
     manifest = read_manifest(export.export_run(study, run.id, "keras", show_progress=False))
     seen = Study(study.name, study.data, tmp_path)
@@ -254,8 +254,8 @@ def test_the_card_counts_looks_at_each_sealed_set_apart_and_gives_the_runs_own_s
     write_card(tmp_path / "card.md", seen, run, manifest)
 
     card = (tmp_path / "card.md").read_text()
-    assert "- sealed test photos: looks so far 2, at this run 1" in card
-    assert "- sealed shifted photos: looks so far 1, at this run 1" in card
+    assert "- sealed test photos: 2 evaluations so far, 1 of this run" in card
+    assert "- sealed shifted photos: 1 evaluations so far, 1 of this run" in card
     assert "final: accuracy 0.750 [0.500, 0.900] (95.0% interval)" in card and "final: no score was written" in card
 
 

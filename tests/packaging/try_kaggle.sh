@@ -44,7 +44,7 @@ failed=0
 for folder in "$place"/pushed/[0-9]*; do
   name=$(basename "$folder")
   if [ ${#numbers[@]} -gt 0 ] && [[ " ${numbers[*]} " != *" ${name%%_*} "* ]]; then continue; fi
-  if [ -z "$torch" ] && grep -qE 'import torch|"torch"' "$folder"/*.ipynb; then echo "$name: needs PyTorch, passed over"; continue; fi
+  if [ -z "$torch" ] && grep -qE 'import torch|"torch.?"' "$folder"/*.ipynb; then echo "$name: needs PyTorch, passed over"; continue; fi
   layout=${layouts[turn % 3]}
   turn=$((turn + 1))
   kaggle=$place/$name
