@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
-from tqdm import auto, tqdm
+with warnings.catch_warnings():  # without ipywidgets the bar in a notebook is one of text; that needs no warning
+    warnings.simplefilter("ignore")
+    from tqdm import auto, tqdm
 
 SECONDS_BETWEEN_LINES = 15
 
