@@ -44,8 +44,8 @@ class SealedScore:
 
     def __str__(self) -> str:
         return (
-            f"{self.split} accuracy {self.interval}, {self.interval.level * 100:.4g} % interval, evaluation {self.look}, "
-            f"{self.interval.photos} photos in {self.interval.groups} groups"
+            f"{self.split} accuracy {self.interval}, {self.interval.level * 100:.4g} % interval, "
+            f"evaluation {self.look}, {self.interval.photos} photos in {self.interval.groups} groups"
         )
 
 
