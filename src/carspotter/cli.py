@@ -201,7 +201,7 @@ def run_study(options) -> int:
 def kaggle_fetch(options) -> int:
     from carspotter.kaggle import fetch
 
-    print(fetch(study_of(options), options.dataset, options.source, options.as_published, options.minutes))
+    print(fetch(study_of(options), options.dataset, options.source, options.minutes))
     return 0
 
 
@@ -344,7 +344,6 @@ def _parser() -> argparse.ArgumentParser:
     fetching = add_verb(errands, "fetch", kaggle_fetch, "a data set with its train / validation / test -> a study")
     fetching.add_argument("--dataset", default="ajaykgp12/cars-wagonr-swift", metavar="OWNER/NAME", help="%(default)s")
     fetching.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="an unzipped folder, or the zip")
-    fetching.add_argument("--as-published", action="store_true", help="leave copies of a shot in more than one part")
     fetching.add_argument("--minutes", type=positive, default=60, help="give up after (default %(default)s)")
     fetching.set_defaults(study="swift_wagonr")
     fetching.epilog = "Example: carspotter kaggle fetch --from unzipped_folder"

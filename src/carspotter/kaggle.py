@@ -1,9 +1,8 @@
 """Fetch a data set from Kaggle and take over its published split; open a study on the data that Kaggle mounts.
 
-The traffic is that of Kaggle's own client, run as a process of its own: it knows every kind of credentials (a token in
-`KAGGLE_API_TOKEN`, `~/.kaggle/access_token`, `kaggle.json`), it resumes downloads, and a process can be ended when it
-hangs. What is published as train, validation and test lies in `data/raw/` as the sites kaggle-train and so on, so that
-the journal remembers it.
+The traffic is that of Kaggle's own client in a process of its own: it knows every kind of credentials, resumes
+downloads, and can be ended when it hangs. What is published as train, validation and test lies in `data/raw/` as the
+sites kaggle-train and so on, so that the journal remembers it.
 """
 
 from __future__ import annotations
@@ -94,7 +93,6 @@ def fetch(
     study: Study,
     dataset: str = DATASET,
     source: Path | None = None,
-    as_published: bool = False,
     minutes: float = 60,
     pauses: Sequence[float] = PAUSES,
     show_progress: bool = True,
@@ -103,9 +101,9 @@ def fetch(
 
     Its photos come from `source` (a folder or a zip file), else from where Kaggle mounts it, else over the net within
     `minutes`; killed and called again, it goes on. Copies of a shot in two parts would let the model meet a car again
-    in the test: only those in the part that is asked most stay (test, then validation), unless `as_published`.
-    Raises KaggleRefused when the service does, ValueError for another layout or photos of these classes from elsewhere,
-    FileNotFoundError for a missing source.
+    in the test: only those in the part that is asked most stay (test, then validation). Raises KaggleRefused when the
+    service does, ValueError for another layout or photos of these classes from elsewhere, FileNotFoundError for a
+    missing source.
     """
     owner, separator, slug = dataset.partition("/")
     if not separator or not re.fullmatch(r"\w[\w-]*", owner) or not re.fullmatch(r"\w[\w-]*", slug):
@@ -119,7 +117,7 @@ def fetch(
     else:
         with tempfile.TemporaryDirectory(dir=study.data, prefix=".unzipped-") as folder:
             refused = _import_parts(study, _unzip(source, Path(folder)), show_progress)
-    return _take_over(study, refused, as_published, show_progress)
+    return _take_over(study, refused, show_progress)
 
 
 def open_study(name: str) -> Study:
@@ -269,7 +267,7 @@ def _refuse_mixture(study: Study, labels: set[str]) -> None:
         )
 
 
-def _take_over(study: Study, refused: pd.DataFrame, as_published: bool, show_progress: bool) -> PublishedSplit:
+def _take_over(study: Study, refused: pd.DataFrame, show_progress: bool) -> PublishedSplit:
     table = curation.curate_study(study, show_progress=show_progress).merge(
         read_photos(study.data)[["sha256", "sites"]], on="sha256"
     )
@@ -284,8 +282,7 @@ def _take_over(study: Study, refused: pd.DataFrame, as_published: bool, show_pro
     clusters = table[table["duplicate_cluster"] != ""].groupby("duplicate_cluster")["split"]
     first = table["duplicate_cluster"].map(clusters.agg(lambda parts: min(parts, key=rank.get)))
     torn = table["duplicate_cluster"].map(clusters.nunique()).fillna(0) > 1
-    if not as_published:
-        table.loc[torn & (table["split"] != first), "split"] = "excluded"
+    table.loc[torn & (table["split"] != first), "split"] = "excluded"
     table["group"] = table["sha256"].str[:12]
 
     taken_over = not study.splits.exists()
@@ -296,7 +293,7 @@ def _take_over(study: Study, refused: pd.DataFrame, as_published: bool, show_pro
             draft = replace(study, results=Path(folder))
             draft.folder.mkdir()
             table[splitting.COLUMNS].to_csv(draft.splits, index=False)
-            splitting.split_study(draft, sorted(set(table["label"])), keep_crossings=as_published)
+            splitting.split_study(draft, sorted(set(table["label"])))
             os.replace(splitting.checksum_file(draft), splitting.checksum_file(study))
             os.replace(draft.splits, study.splits)
     splits = splitting.read_splits(study).set_index("sha256")["split"]

@@ -20,7 +20,7 @@ import nbformat
 
 from carspotter.kaggle import DATASET, KaggleRefused, run_client
 from carspotter.models.store import FILES
-from carspotter.paths import WHEEL, Study, checkout
+from carspotter.paths import WHEEL, Study, checkout, git
 from carspotter.photos.table import slugify
 
 # Of results/, what notebooks read.
@@ -61,11 +61,10 @@ def push(
     if not dry_run:
         _upload(package, f"{user}/{WHEEL}", wheel.name)
         _wait_until_ready(f"{user}/{WHEEL}")
-    git = _git_source()
-    folders = []
+    origin, folders = _git_source(), []
     for source in sources:
         folder = out / source.stem
-        write_notebook(source, folder, user, internet, git, [dataset, f"{user}/{WHEEL}"])
+        write_notebook(source, folder, user, internet, origin, [dataset, f"{user}/{WHEEL}"])
         if not dry_run:
             said = run_client(("kernels", "push", "--path", str(folder)), source.name, SECONDS)
             print(said.strip().splitlines()[-1], flush=True)
@@ -90,7 +89,7 @@ def build_wheel(folder: Path) -> Path:
 
 
 def write_notebook(
-    source: Path, folder: Path, user: str, internet: bool, git: str, datasets: list[str]
+    source: Path, folder: Path, user: str, internet: bool, origin: str, datasets: list[str]
 ) -> dict[str, object]:
     """Write a notebook without its outputs and its kernel-metadata.json into `folder`; return the metadata."""
     notebook = nbformat.read(source, as_version=4)
@@ -98,7 +97,7 @@ def write_notebook(
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
         if "bootstrap" in cell.metadata.get("tags", []):
-            cell.source = cell.source.replace('GIT = ""', f"GIT = {json.dumps(git)}")
+            cell.source = cell.source.replace('GIT = ""', f"GIT = {json.dumps(origin)}")
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, folder / source.name)
     title = f"Carspotter {source.stem.replace('_', ' ')}"
@@ -147,10 +146,8 @@ def _user(dry_run: bool) -> str:
 
 def _git_source() -> str:
     """Return where pip finds this commit over the net, "" where the checkout has no public origin."""
-    git = ["git", "-C", str(checkout())]
-    remote = subprocess.run([*git, "remote", "get-url", "origin"], capture_output=True, text=True).stdout.strip()
-    remote = re.sub(r"^git@([^:]+):", r"https://\1/", remote)
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    remote = re.sub(r"^git@([^:]+):", r"https://\1/", git(checkout(), "remote", "get-url", "origin").strip())
+    commit = git(checkout(), "rev-parse", "HEAD").strip()
     return f"git+{remote}@{commit}" if re.match(r"https://[^@]+$", remote) and commit else ""
 
 

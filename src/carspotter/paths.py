@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,15 @@ def checkout() -> Path:
             "this needs a checkout of the Carspotter repository: clone it and run `make setup` there"
         )
     return folder
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """Return what git prints in `folder`; "" outside a repository, without git and where git refuses."""
+    command = ["git", "-C", str(folder), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def find_archive(data: Path) -> Path | None:

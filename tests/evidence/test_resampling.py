@@ -11,7 +11,6 @@ from carspotter.evidence.resampling import (
     nested_samples,
     over_splits,
     resplits,
-    score_resplits,
 )
 
 
@@ -71,18 +70,6 @@ def test_nested_samples_do_not_depend_on_the_order_of_rows_but_on_the_seed(uneve
     assert nested_samples(uneven, (100,), seed=1)[100] != first[100]
     with pytest.raises(ValueError, match="sizes \\[0, 100000\\]"):
         nested_samples(uneven, (0, 50, 100_000))
-
-
-def test_frozen_features_are_scored_on_every_resplit_and_size(splits):
-    known = splits[splits["split"] != "test"]
-    features = pd.DataFrame({"it": (known["label"] == "swift") + 0.0, "noise": range(len(known))})
-    features.index = known["sha256"]
-    found = score_resplits(splits, features, (20, 100), count=4)
-    assert found.groupby("size")["split"].nunique().to_dict() == {20: 4, 100: 4}
-    of_few, of_many = found.groupby("size")["accuracy"].mean()
-    assert of_few < of_many and of_many > 0.99
-    features["it"] = 0.0
-    assert score_resplits(splits, features, (100,), count=4)["accuracy"].mean() < 0.75
 
 
 def test_a_bootstrap_sample_draws_whole_groups_of_each_class_with_replacement(splits):

@@ -117,13 +117,6 @@ def test_copies_of_a_shot_stay_in_the_most_examined_part_alone(study, files, tmp
     assert set(report.crossing["sha256"]) == {sha[name] for name in more} | {sha["data/train/wagonr/recoded.jpg"]}
     assert "4 photos, 2 of them with the same bytes, 1 clusters" in str(report)
 
-    other = Study("as_published", tmp_path / "other", tmp_path / "results")
-    fetch(other, source=folder, as_published=True)
-    side = splitting.read_splits(other).set_index("sha256")["split"]
-    assert side[sha["data/train/wagonr/recoded.jpg"]] == "train"
-    problems = verification.verify_split(other, show_progress=False).problems
-    assert any("cross" in problem for problem in problems), "and the check says so"
-
 
 @pytest.mark.parametrize(
     ("faults", "words"),

@@ -12,10 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from scipy import stats
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from carspotter.evidence.intervals import Interval
 
@@ -49,28 +46,6 @@ def resplits(splits: pd.DataFrame, count: int = 10, by_group: bool = True) -> li
     open_rows = splits["split"].isin(["train", "validation"])
     folds = max(2, round(open_rows.sum() / (splits["split"] == "validation").sum()))
     return [group_folds(splits, folds, seed, by_group)[0] for seed in range(count)]
-
-
-def score_resplits(
-    splits: pd.DataFrame, features: pd.DataFrame, sizes: Sequence[int], count: int = 10, by_group: bool = True
-) -> pd.DataFrame:
-    """Return the accuracies of frozen features on `count` resplits: one row per split and training size.
-
-    `features`: indexed by sha256, of the training and validation photos. On nested samples of `sizes` training photos
-    (all, where a split has fewer) a logistic regression is trained (C = .01, on standardised features, fixed
-    beforehand); columns: split, size, accuracy on the split's validation photos.
-    """
-    rows = []
-    for number, split in enumerate(resplits(splits, count, by_group)):
-        labels, held = split.set_index("sha256")["label"], split[split["split"] == "validation"]["sha256"]
-        most = int((split["split"] == "train").sum())
-        samples = nested_samples(split, [min(size, most) for size in sizes], number)
-        for size in sizes:
-            sample = samples[min(size, most)]
-            head = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2_000))
-            head.fit(features.loc[sample], labels[sample])
-            rows.append({"split": number, "size": size, "accuracy": head.score(features.loc[held], labels[held])})
-    return pd.DataFrame(rows)
 
 
 def over_splits(values: Sequence[float], validation_share: float, level: float = 0.95) -> Interval:

@@ -1,11 +1,8 @@
 """The cells of a sweep as Ray tasks, on one machine or many.
 
-How data reach a node: what training reads (the split, the journal lines and the original bytes of the training and
-validation photos, no test photo and no sealed label) travels as one archive through Ray's object store, once per node,
-which unpacks it into its own temporary folder. The run that a cell starts from goes with the cell. A finished run comes
-back the same way, and the machine that asked writes it into the study; so a node may die at any moment and leaves
-nothing half. Nodes need Python with the frameworks, and a backbone's weights where the sweep names them; this package
-is sent along.
+What training reads (no test photo and no sealed label) travels as one archive through Ray's object store, once per
+node. A finished run comes back, and the machine that asked writes it into the study; so a node may die at any moment.
+Nodes need Python with the frameworks, and a backbone's weights where the sweep names them; this package is sent along.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -49,7 +48,7 @@ from carspotter.models.store import (
     save_weights,
     subset_digest,
 )
-from carspotter.paths import Study, atomic_write
+from carspotter.paths import Study, atomic_write, git
 from carspotter.photos.images import PREPROCESSING, load_images
 from carspotter.photos.splitting import read_splits, split_version
 from carspotter.photos.table import read_photos
@@ -344,15 +343,5 @@ def explain_memory(run: str, experiment: Experiment) -> Iterator[None]:
 def find_commit() -> str:
     """Return the commit of the checkout this file belongs to, "-dirty" when it was changed; "" outside a checkout."""
     here = Path(__file__).resolve()
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", here.parent, *arguments], capture_output=True, text=True, timeout=30, check=True
-        ).stdout.strip()
-
-    try:
-        if git("ls-files", here.name):
-            return git("describe", "--always", "--dirty", "--abbrev=12")
-    except (OSError, subprocess.SubprocessError):
-        pass
-    return ""
+    known = git(here.parent, "ls-files", here.name)
+    return git(here.parent, "describe", "--always", "--dirty", "--abbrev=12").strip() if known else ""

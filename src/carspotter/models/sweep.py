@@ -98,9 +98,8 @@ def run_sweep(
     """Make the runs of `cells`: one row per cell, its fields, run, validation accuracy, seconds, error.
 
     `on` is local, `processes` at a time; or ray (see `cluster`), ray://HOST:PORT or a cluster's HOST:PORT, with `cpus`
-    for each cell. The table is the same. A cell that starts from another waits for it; the other is made too, and has
-    a row. error is "" where the run is recorded; a cell that fails, or whose process is killed, does not stop the
-    others. seconds are what was spent on a cell now, 0 where it was recorded.
+    for each cell. What a cell starts from is made too, and has a row. error is "" where the run is recorded; seconds
+    are what was spent on a cell now, 0 where it was recorded.
     """
     cells = list(dict.fromkeys(cell for asked in cells for cell in (asked.start, asked) if cell))
     results = {cell: {"run": run, "seconds": 0.0, "error": ""} for cell in cells if (run := _recorded(study, cell))}

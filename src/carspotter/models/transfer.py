@@ -1,7 +1,7 @@
 """Transfer: which weights a backbone starts from, and what it computes once for all epochs because it never changes.
 
-What stands before the first layer that learns gives the same maps in every epoch. Where the photos are the same too
-(no augmentation, or copies that were augmented once), the maps are computed once, kept in `data/images` and trained on.
+Where the photos are the same in every epoch (no augmentation, or copies that were augmented once), the maps before the
+first layer that learns are computed once, kept in `data/images` and trained on.
 """
 
 from __future__ import annotations
@@ -98,8 +98,7 @@ def width_in_name(weights: Path) -> float:
 class Learner:
     """What is trained for an experiment, and what it is trained on: the whole model on images, or its head on maps.
 
-    `trained` shares its weights with the model. The views of photos are what it sees of them: one array of images, or
-    maps, and where the experiment averages mirror images, theirs.
+    `trained` shares its weights with the model.
     """
 
     def __init__(
@@ -119,7 +118,7 @@ class Learner:
             self.body, self.trained = builder.split_model(model, experiment)
 
     def views(self, photos: pd.DataFrame, images: np.ndarray) -> list[np.ndarray]:
-        """Return what is asked about photos (sha256) with these images uint8 (N, S, S, 3): arrays of N rows."""
+        """Return what `trained` sees of photos: images uint8 (N, S, S, 3), or their maps, plain and mirrored."""
         if self.body is None:
             return [images]
         views = [self._maps(photos, images, "plain")]
@@ -193,8 +192,8 @@ def compute_maps(
 def cached_features(cache: Path, key: str, photos: Iterable[str], compute: Callable[[], np.ndarray]) -> np.ndarray:
     """Return features (N, …) of the photos with these hashes from the folder `cache`, or compute and keep them.
 
-    `key` says all else that they depend on: weights, preprocessing, image size. They lie beside the image arrays and
-    name their photos as those do, so that a forgotten photo's features go with it. The array is memory-mapped.
+    `key` says all else that they depend on. They name their photos as image arrays do, so that a forgotten photo's
+    features go with it. The array is memory-mapped.
     """
     photos = list(photos)
     digest = hashlib.sha256("\n".join([key, str(FEATURES_VERSION), *photos]).encode()).hexdigest()[:32]
@@ -211,13 +210,9 @@ def cached_features(cache: Path, key: str, photos: Iterable[str], compute: Calla
 def extract_features(images: np.ndarray, weights: Path, show_progress: bool = True) -> np.ndarray:
     """Return MobileNetV2's pooled features of images uint8 (N, S, S, 3): float32 (N, 1280), for curation.
 
-    `weights` is a Keras file without the top, whose name tells the width ("mobilenet_v2_0.35_224…"). Raises
-    FileNotFoundError for missing weights, ValueError when they do not fit or for images of another type.
+    `weights` is a Keras file without the top, whose name tells the width ("mobilenet_v2_0.35_224…"). Raises ValueError
+    when they do not fit.
     """
-    if not Path(weights).is_file():
-        raise FileNotFoundError(f"{weights}: no such file; give the path of MobileNetV2 weights without the top")
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3:
-        raise ValueError(f"images are {images.dtype} {images.shape}; features need uint8 (N, S, S, 3)")
     if not len(images):
         return np.empty((0, 1280), np.float32)
     import_framework("keras")

@@ -1,9 +1,8 @@
 """Which photos show the same shot, and which the same car: one rule for curation, split and its verification.
 
 The same shot may come re-encoded, rescaled, cropped by up to 15 % of a side, mirrored or watermarked. Candidates come
-from 143-bit DCT hashes (pHash; Zauner, 2010) of the photo and of 36 windows of it: of a few thousand photos every two
-are compared, of more those that locality-sensitive hashing (Indyk and Motwani, 1998) brings together. Each candidate
-is then confirmed on pixels, see `alignment`. What is alike but no copy is the same car, moments apart.
+from 143-bit DCT hashes (pHash; Zauner, 2010) of the photo and of 36 windows of it. Each candidate is then confirmed on
+pixels, see `alignment`. What is alike but no copy is the same car, moments apart.
 
 Photos of one car from other sides have no pixels in common, but the colours of the place around it and its paint: where
 these agree far more than those of two cars do, and no listings say otherwise, the photos are taken to show one car.
@@ -11,7 +10,7 @@ these agree far more than those of two cars do, and no listings say otherwise, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,6 @@ from carspotter.photos.fingerprints import SIDE
 from carspotter.photos.images import decode_image, in_threads
 
 SAME_SHOT, SAME_CAR = "same shot", "same car"
-EXHAUSTIVE = 8_000  # photos of which every two are compared, in some seconds
 # Windows: what a crop may have cut off the two ends of a side, in shares of it.
 CUTS = [(0, 0), (0.075, 0), (0, 0.075), (0.075, 0.075), (0.15, 0), (0, 0.15)]
 WITHOUT_EDGE = (24, 30)  # the windows that lack the uppermost or the lowest 15 %, where sites print their banner
@@ -30,10 +28,7 @@ FREQUENCIES = 12  # cosines along a side
 # Of 143 bits, and of the 63 lowest frequencies: farther apart, a pair is not looked at. Of crops by 5–15 % of both
 # sides .99 come as near; of pairs of different photos some 10 in a million.
 HASH_DISTANCE, LOW_DISTANCE = 34, 14
-TABLES = 64
-SPARE_BITS = 2  # a table has four slots and more for each photo
-BUCKET, CROWDED = 64, 4  # of a slot with more than BUCKET photos a query meets CROWDED: bounds the work
-QUERY_CHUNK = 4096  # photos looked up at once: bounds memory
+CANDIDATE_CHUNK = 4096  # pairs whose nearest windows are looked for at once: bounds memory
 HASH_CHUNK = 512
 CANDIDATE = np.dtype([("whole", "i4"), ("cut", "i4"), ("window", "u1"), ("mirrored", "?"), ("distance", "u1")])
 PAIR_CHUNK = 64
@@ -49,7 +44,7 @@ SAME_PLACE, SAME_PLACE_AND_PAINT = 0.88, 1.2
 USUAL_PLACE = 0.5  # the median likeness of two places, on those photos
 FEW_COLOURS = 8.0  # colours, by the exponential of their entropy; real surroundings have 13 to 70
 CROWD = 20
-COLOUR_CHUNK = 1024  # photos compared with all others at a time: bounds memory
+COLOUR_CHUNK = 256  # photos compared with all others at a time: bounds memory
 
 
 def relate_photos(
@@ -58,8 +53,7 @@ def relate_photos(
     """Return every two photos that must stay on one side of a split: first, second (sha256), relation.
 
     `photos` (columns sha256, path, listings) and `fingerprints` as from `measure_photos`, in one order. relation:
-    SAME_SHOT for copies, of which one is enough; SAME_CAR for other photos of one car. Up to EXHAUSTIVE photos the
-    relation of two depends on no others.
+    SAME_SHOT for copies, of which one is enough; SAME_CAR for other photos of one car.
     """
     paths = photos["path"].tolist()
 
@@ -98,26 +92,19 @@ def find_same_colours(palettes: np.ndarray, listed: np.ndarray) -> np.ndarray:
     # In steps, so that one photo more or less changes nothing.
     stretch = max(1.0, (1 - USUAL_PLACE) / (1 - min(round(20 * usual) / 20, 0.95)))
 
-    def compare(part: np.ndarray, norm: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return np.einsum("nc,nc->n", part[first], part[second]) / np.maximum(norm[first] * norm[second], 1)
-
-    # Each of the unlisted ones, which come first, with all that follow it: nearly alike by a product of matrices, then
-    # exactly. The product of `both` is stretch × place + paint / 2.
+    # Each of the unlisted ones, which come first, with all that follow it.
     order = np.concatenate([np.flatnonzero(varied & ~listed), np.flatnonzero(varied & listed)])
-    place = around[order] / np.maximum(around_norm[order], 1).astype(np.float32)[:, None]
-    paint = body[order] / np.maximum(body_norm[order], 1).astype(np.float32)[:, None]
-    both = np.hstack([place * np.float32(np.sqrt(stretch)), paint * np.float32(np.sqrt(0.5))])
     unlisted, found = np.count_nonzero(varied & ~listed), [np.empty((0, 2), dtype=np.int64)]
     for start in range(0, unlisted, COLOUR_CHUNK):
-        rows = slice(start, min(start + COLOUR_CHUNK, unlisted))
-        near = place[rows] @ place[start:].T > 1 - (1 - SAME_PLACE) / stretch - 1e-4
-        near |= both[rows] @ both[start:].T > SAME_PLACE_AND_PAINT + stretch - 1 - 1e-4
-        row, other = np.nonzero(np.triu(near, 1))
-        first, second = order[start + row], order[start + other]
-        places = 1 - stretch * (1 - compare(around, around_norm, first, second))
-        paints = compare(body, body_norm, first, second)
-        alike = (places >= SAME_PLACE) | (places + paints / 2 >= SAME_PLACE_AND_PAINT)
-        found.append(np.column_stack([first, second])[alike])
+        first, second = order[start : min(start + COLOUR_CHUNK, unlisted)], order[start:]
+        place, paint = (
+            part[first] @ part[second].T / np.maximum(np.outer(norm[first], norm[second]), 1)
+            for part, norm in ((around, around_norm), (body, body_norm))
+        )
+        place = 1 - stretch * (1 - place)
+        alike = (place >= SAME_PLACE) | (place + paint / 2 >= SAME_PLACE_AND_PAINT)
+        row, other = np.nonzero(np.triu(alike, 1))
+        found.append(np.column_stack([first[row], second[other]]))
     pairs = np.concatenate(found)
     links = np.bincount(pairs.ravel(), minlength=len(palettes))
     return pairs[(links[pairs] <= CROWD).all(axis=1)]
@@ -128,12 +115,10 @@ def find_duplicates(
 ) -> pd.DataFrame:
     """Find all pairs that are alike: columns first, second (rows of `fingerprints`), similarity, copy, see `confirm`.
 
-    `fingerprints` may be memory-mapped. Beyond EXHAUSTIVE photos work and memory grow in proportion to their number, as
-    long as no more of them are alike.
+    `fingerprints` may be memory-mapped. The work grows as the square of their number.
     """
-    hashes = hash_windows(fingerprints["grey"])
-    search = compare_all if len(hashes) <= EXHAUSTIVE else find_candidates
-    return confirm(search(hashes, show_progress), fingerprints, show_progress, open_large)
+    candidates = find_candidates(hash_windows(fingerprints["grey"]), show_progress)
+    return confirm(candidates, fingerprints, show_progress, open_large)
 
 
 def confirm(
@@ -215,7 +200,6 @@ _vertical, _horizontal = np.divmod(np.arange(FREQUENCIES**2), FREQUENCIES)
 _low = (_vertical < 8) & (_horizontal < 8)
 WORDS = [np.flatnonzero(_low)[1:], *np.array_split(np.flatnonzero(~_low), 2)]
 ODD = np.array([_pack(_horizontal[places] % 2 == 1) for places in WORDS])
-LOW_BITS = np.flatnonzero(np.unpackbits(_pack(np.ones(63, dtype=bool))[None].view(np.uint8), bitorder="little"))
 
 
 def _window_basis(start: float, end: float) -> np.ndarray:
@@ -232,49 +216,22 @@ def _window_basis(start: float, end: float) -> np.ndarray:
 def find_candidates(hashes: np.ndarray, show_progress: bool = True) -> np.ndarray:
     """Pair photos of which a window of the one, perhaps mirrored, hashes like the whole of the other.
 
-    `hashes` as from `hash_windows`; gives an array of CANDIDATE, sorted, one per pair: the nearest. Each of TABLES hash
-    tables puts photos that agree in some of the 63 low bits into one slot; the bits of a key grow with the logarithm of
-    the number of photos, so that slots stay small. A banner along an edge changes every hash of the whole; so the
-    photos without their lowest and without their highest part are compared as well.
+    `hashes` as from `hash_windows`; returns an array of CANDIDATE, sorted, one per pair: the nearest windows. Every two
+    photos are compared, so that what is found of two depends on no others. A banner along an edge changes every hash of
+    the whole; so the photos without their lowest and without their highest part are compared as well.
     """
-    count = len(hashes)
-    key_bits = max(12, (max(count, 1) - 1).bit_length() + SPARE_BITS)
-    rng = np.random.default_rng(20190101)
-    masks = [
-        np.bitwise_or.reduce(np.uint64(1) << rng.choice(LOW_BITS, key_bits, replace=False).astype(np.uint64))
-        for _ in range(TABLES)
-    ]
-    every = range(hashes.shape[1])
-    jobs = [
-        (table, whole, windows)
-        for table in range(TABLES)
-        for whole, windows in [(0, every), *((window, [window]) for window in WITHOUT_EDGE)]
-    ]
-
-    def look_up(job: tuple[int, int, Sequence[int]]) -> np.ndarray:
-        table, whole, windows = job
-        return _look_up(hashes, whole, windows, masks[table], key_bits, table)
-
-    pairs = np.empty(0, dtype=np.int64)
-    for fresh in in_threads(look_up, jobs, "look up", "tables", show_progress):
-        pairs = np.unique(np.concatenate([pairs, fresh]))
-    return _nearest_windows(hashes, *np.divmod(pairs, max(count, 1)))
-
-
-def compare_all(hashes: np.ndarray, show_progress: bool = True) -> np.ndarray:
-    """Return what `find_candidates` looks for, as CANDIDATE, by comparing every two photos."""
     wholes = [(np.ascontiguousarray(hashes[:, 0]), range(hashes.shape[1]))]
     wholes += [(np.ascontiguousarray(hashes[:, edge]), [edge]) for edge in WITHOUT_EDGE]
+    wholes = [(whole, np.ascontiguousarray(whole[:, 0]), windows) for whole, windows in wholes]
 
     def compare(row: int) -> np.ndarray:
         found = []
-        for whole, windows in wholes:
-            both = np.concatenate([hashes[row, windows], mirror_hashes(hashes[row, windows])])
-            low = np.bitwise_count(both[:, :1] ^ whole[None, :, 0]) <= LOW_DISTANCE
-            window, other = np.nonzero(low)
-            near = np.bitwise_count(both[window] ^ whole[other]).sum(axis=1) <= HASH_DISTANCE
-            found.append(other[near & (other != row)])
+        for whole, low, windows in wholes:
+            for window in np.concatenate([hashes[row, windows], mirror_hashes(hashes[row, windows])]):
+                other = np.flatnonzero(np.bitwise_count(window[0] ^ low) <= LOW_DISTANCE)
+                found.append(other[np.bitwise_count(window ^ whole[other]).sum(axis=1) <= HASH_DISTANCE])
         other = np.unique(np.concatenate(found))
+        other = other[other != row]
         return np.minimum(row, other) * len(hashes) + np.maximum(row, other)
 
     found = in_threads(compare, range(len(hashes)), "look up", "photos", show_progress)
@@ -283,10 +240,10 @@ def compare_all(hashes: np.ndarray, show_progress: bool = True) -> np.ndarray:
 
 
 def _nearest_windows(hashes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the nearest windows of each pair, as CANDIDATE; those by which the tables met depend on other photos."""
+    """Return the nearest windows of each pair, as CANDIDATE."""
     nearest = np.empty(len(first), dtype=CANDIDATE)
-    for start in range(0, len(first), QUERY_CHUNK):
-        low, high = first[start : start + QUERY_CHUNK], second[start : start + QUERY_CHUNK]
+    for start in range(0, len(first), CANDIDATE_CHUNK):
+        low, high = first[start : start + CANDIDATE_CHUNK], second[start : start + CANDIDATE_CHUNK]
         every = []
         for whole, cut in ((low, high), (high, low)):
             for turn in (np.zeros_like(ODD), ODD):
@@ -297,51 +254,9 @@ def _nearest_windows(hashes: np.ndarray, first: np.ndarray, second: np.ndarray) 
                 every.append(distance)
         every = np.concatenate(every, axis=1)
         best = every.argmin(axis=1)
-        part = nearest[start : start + QUERY_CHUNK]
+        part = nearest[start : start + CANDIDATE_CHUNK]
         part["distance"] = every[np.arange(len(best)), best]
         side, part["window"] = np.divmod(best, hashes.shape[1])
         turned, part["mirrored"] = np.divmod(side, 2)
         part["whole"], part["cut"] = np.where(turned, high, low), np.where(turned, low, high)
     return nearest
-
-
-def _look_up(
-    hashes: np.ndarray, whole: int, windows: Sequence[int], mask: np.uint64, key_bits: int, table: int
-) -> np.ndarray:
-    """Look in one table for the other photos whose window `whole` is near one of the `windows` of each photo.
-
-    Returns pairs as lower row × count + higher row, sorted, each once. Where a slot is crowded, the photos that are
-    compared lie elsewhere in it from table to table.
-    """
-    wholes = np.ascontiguousarray(hashes[:, whole])
-    keys = _slot(wholes[:, 0], mask, key_bits)
-    order = np.argsort(keys, kind="stable").astype(np.int32)
-    first = np.zeros((1 << key_bits) + 1, dtype=np.int32)
-    np.cumsum(np.bincount(keys, minlength=1 << key_bits), out=first[1:])
-    found = []
-    for start in range(0, len(hashes), QUERY_CHUNK):
-        block = hashes[start : start + QUERY_CHUNK]
-        for window in windows:
-            for turn in (np.zeros_like(ODD), ODD):
-                query = block[:, window] ^ turn
-                slot = _slot(query[:, 0], mask, key_bits)
-                low, size = first[slot], first[slot + 1] - first[slot]
-                crowded = np.flatnonzero(size > BUCKET)
-                low[crowded] += table * CROWDED % (size[crowded] - CROWDED + 1)
-                size[crowded] = CROWDED
-                photo = np.repeat(np.arange(len(block)), size)
-                within = np.arange(len(photo)) - np.repeat(np.cumsum(size) - size, size)
-                cut = order[np.repeat(low, size) + within]
-                distance = np.bitwise_count(query[photo, 0] ^ wholes[cut, 0])
-                near = np.flatnonzero((distance <= LOW_DISTANCE) & (photo + start != cut))
-                photo, cut = photo[near], cut[near]
-                distance = np.bitwise_count(query[photo] ^ wholes[cut]).sum(axis=1)
-                near = distance <= HASH_DISTANCE
-                photo, cut = photo[near] + start, cut[near]
-                found.append(np.minimum(photo, cut) * len(hashes) + np.maximum(photo, cut))
-    return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
-
-
-def _slot(hashes: np.ndarray, mask: np.uint64, key_bits: int) -> np.ndarray:
-    """Return the slot of each hash in a table: its bits under the mask, spread by Fibonacci hashing."""
-    return ((hashes & mask) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - key_bits)).astype(np.int64)

@@ -13,15 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pandas as pd
 from filelock import FileLock
 
-from carspotter.paths import Study
+from carspotter.paths import Study, git
 from carspotter.photos.splitting import read_splits, split_version
 from carspotter.photos.table import read_table
 
@@ -103,7 +101,7 @@ def _evaluate(
         **({"again": again} if again else {}),
         "split_version": split_version(study)[:12],
         "photos": photos,
-        "commit": _git(study.folder, "rev-parse", "HEAD").strip(),
+        "commit": git(study.folder, "rev-parse", "HEAD").strip(),
         "predictions": _digest(predictions["sha256"] + " " + predictions["predicted"].astype(str)),
         "previous": _digest(lines[-1:]),
     }
@@ -146,9 +144,9 @@ def check_history(study: Study) -> None:
     """
     here = _read_lines(study)
     ledger = study.test_ledger
-    commits = _git(study.folder, "log", "--all", "--full-history", "--format=%H", "--", ledger.name).split()
+    commits = git(study.folder, "log", "--all", "--full-history", "--format=%H", "--", ledger.name).split()
     for commit in commits:
-        then = _git(study.folder, "show", f"{commit}:./{ledger.name}").splitlines()
+        then = git(study.folder, "show", f"{commit}:./{ledger.name}").splitlines()
         if here[: len(then)] != then:
             raise SealedTestRefused(
                 f"{ledger}: its {len(here)} lines do not continue the {len(then)} of commit {commit[:12]}; evaluations "
@@ -188,12 +186,3 @@ def _read_lines(study: Study) -> list[str]:
 def _digest(lines: Iterable[str]) -> str:
     """Return the SHA-256 of lines, each ended by a newline; that of no lines is the chain's beginning."""
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    """Return what git prints in `folder`; "" outside a repository, without git and where git refuses."""
-    try:
-        command = ["git", "-C", str(folder), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, encoding="utf-8").stdout
-    except (OSError, subprocess.CalledProcessError):
-        return ""

@@ -1,8 +1,7 @@
 """Stratified, grouped, deterministic split and its invariants.
 
-A group is what must stay on one side: photos joined by a listing or by a car, as `duplicates` tells it from pixels. The
-split is a
-function of the photos and of the previous split alone: photos are ordered by hashes, never by files or chance.
+A group is what must stay on one side: photos joined by a listing or by a car, as `duplicates` tells it from pixels.
+The split is a function of the photos and of the previous split alone: photos are ordered by hashes.
 """
 
 from __future__ import annotations
@@ -42,7 +41,6 @@ def split_photos(
     shifted_sites: Iterable[str] = (),
     forgotten: Iterable[str] = (),
     freeze_test: bool = False,
-    keep_crossings: bool = False,
 ) -> pd.DataFrame:
     """Split the kept photos 60/20/20: sha256, label, group, split, sorted by sha256; no label is blank here.
 
@@ -51,7 +49,7 @@ def split_photos(
     `previous` keep their side, or become excluded when curation now rejects them or they were forgotten; with
     `freeze_test`, test photos stay whatever curation now says. A new photo joins the side of its group, and is excluded
     if that would link two sides; so is a photo of `previous` whose listing or car lies, by most of its photos, on
-    another side, but with `keep_crossings`. Raises ValueError for a class without photos or with too few groups, for
+    another side. Raises ValueError for a class without photos or with too few groups, for
     other classes than before, for an unknown site, and for photos of `previous` that are missing.
     """
     previous = pd.DataFrame(columns=COLUMNS) if previous is None else previous
@@ -77,7 +75,7 @@ def split_photos(
     table["usable"] = (table["verdict"] == "keep") & table["label"].isin(classes)
 
     groups = Groups()
-    split, label = _keep_sides(groups, table, previous, classes, freeze_test, keep_crossings)
+    split, label = _keep_sides(groups, table, previous, classes, freeze_test)
     settled = set(table.loc[[sha for sha, side in split.items() if side != "excluded"], "duplicate_cluster"]) - {""}
     # A surplus duplicate takes no part, but shows that its listing and that of the kept copy offer the same car.
     copies = (table["reason"].map(kind_of) == "duplicate") | (table["reason"] == "reviewed: duplicate")
@@ -117,9 +115,7 @@ def split_photos(
     return result
 
 
-def split_study(
-    study: Study, classes: Iterable[str] | None = None, shifted_sites: Iterable[str] = (), keep_crossings: bool = False
-) -> NewSplit:
+def split_study(study: Study, classes: Iterable[str] | None = None, shifted_sites: Iterable[str] = ()) -> NewSplit:
     """Split the study's photos and write `splits.csv`, with the labels of test and shifted rows sealed apart.
 
     Test photos are frozen once the study has runs. Raises as `split_photos` does, and ValueError when photos were added
@@ -140,7 +136,6 @@ def split_study(
             shifted_sites,
             forgotten=read_forgotten(study.data) | read_withdrawn(study.data),
             freeze_test=study.runs_table.exists(),
-            keep_crossings=keep_crossings,
         )
     except ValueError as error:
         raise ValueError(f"{study.folder}: {error}") from None
@@ -234,19 +229,14 @@ def _choose_classes(table: pd.DataFrame, classes: Iterable[str] | None, previous
 
 
 def _keep_sides(
-    groups: Groups,
-    table: pd.DataFrame,
-    previous: pd.DataFrame,
-    classes: list[str],
-    freeze_test: bool,
-    keep_crossings: bool,
+    groups: Groups, table: pd.DataFrame, previous: pd.DataFrame, classes: list[str], freeze_test: bool
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the photos of the previous split their sides, or exclude those that may no longer take part."""
     # An old photo may turn up again in a listing of another side, or in a car that is known by now. The side of a
     # listing or car is that of most of its photos.
     sides = defaultdict(Counter)
     for was in previous[(previous["split"] != "excluded") & previous["sha256"].isin(table.index)].itertuples():
-        for key in table.at[was.sha256, "listings" if keep_crossings else "keys"]:
+        for key in table.at[was.sha256, "keys"]:
             sides[key][was.split] += 1
     home = {
         key: max(on, key=lambda side: (freeze_test and side in SEALED, on[side], (*STUDIED, "shifted").index(side)))
