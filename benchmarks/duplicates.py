@@ -1,14 +1,14 @@
 """The duplicate search: its growth on made-up photos, its recall on altered copies of real ones, beside a peer.
 
-    python -m benchmarks.duplicates grow --sizes 1000 3000 10000 [--table CSV --figure PNG]
+    python -m benchmarks.duplicates grow --sizes 10000 100000 1000000 [--table CSV --figure PNG]
     python -m benchmarks.duplicates copies --peer-python PYTHON
 
 Both read the photos of the folder that the variable CARSPOTTER_REAL_PHOTOS names. `grow` makes photos up from them:
 half the variance of each is a real photo's, the other half drawn from their principal components, so that hashes are as
 skewed as real ones; one in a hundred is an altered copy of another. It writes down each size as soon as it is measured
-and draws what the table then holds. `copies` adds a re-encoded, rescaled, cropped (by 5–15 % of both sides), mirrored
-and watermarked copy of every photo, and then holds the pairs found against the truth; a PYTHON that has `imagededup`
-does the same with its perceptual hash.
+and draws what the table then holds; up to 20,000 photos all pairs are looked at as well. `copies` adds a re-encoded,
+rescaled, cropped (by 5–15 % of both sides), mirrored and watermarked copy of every photo, and then holds the pairs
+found against the truth; a PYTHON that has `imagededup` does the same with its perceptual hash.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ from benchmarks.machine import describe
 from carspotter.evidence.plots import BLUE, GREEN, GREY, ORANGE, STYLE
 from carspotter.paths import real_photos
 from carspotter.photos.alignment import CLOSE_SIDE
-from carspotter.photos.duplicates import confirm, find_candidates, find_duplicates, hash_windows
+from carspotter.photos.duplicates import compare_all, confirm, find_candidates, find_duplicates, hash_windows
 from carspotter.photos.fingerprints import FINGERPRINT, SIDE
 from carspotter.photos.images import WORKERS
 
 COMPONENTS = 300
 PLANTED = 100  # one photo in so many is an altered copy
+BRUTE_FORCE = 20_000  # photos up to which all pairs are looked at
 GROWTH_TITLE = "Duplicate search on made-up photos with the hashes of real ones"
 PEER = """
 import json, sys, time
@@ -58,7 +59,7 @@ print(json.dumps({"seconds": seconds, "pairs": pairs}))
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("grow", "copies"))
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1_000, 3_000, 10_000], metavar="PHOTOS")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], metavar="PHOTOS")
     parser.add_argument("--table", type=Path, help="measures are added to this CSV file")
     parser.add_argument("--figure", type=Path, help="and drawn into this PNG file")
     parser.add_argument("--photos", type=int, help="only so many of the real photos")
@@ -126,6 +127,11 @@ def grow(files: list[Path], count: int) -> dict:
         "planted_confirmed": np.isin(wanted, confirmed).mean(),
         "confirmed": len(confirmed),
     }
+    if count <= BRUTE_FORCE:
+        every = compare_all(hashes, show_progress=False)
+        true = np.unique(_pairs(every["whole"], every["cut"], count))
+        result |= {"pairs_of_brute_force": len(true), "recall_of_brute_force": np.isin(true, found).mean()}
+        result["recall_of_planted_among_these"] = np.isin(np.intersect1d(wanted, true), found).mean()
     return {name: value if isinstance(value, int) else round(float(value), 4) for name, value in result.items()}
 
 

@@ -18,10 +18,9 @@ def progress_bar(total: int, what: str, unit: str, shown: bool = True, done: int
     `total` and `done`: how many units there are, and how many of them an earlier, interrupted run has finished. In a
     log, work that takes less than `SECONDS_BETWEEN_LINES` has no line.
     """
-    rate = "{rate_noinv_fmt}"  # units a second, also where a unit takes longer than one
     options = {"total": total, "initial": done, "desc": what, "unit": f" {unit}", "disable": not shown or done >= total}
     if sys.stderr.isatty() or _in_notebook():
-        bar = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, " + rate + "{postfix}]"
+        bar = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
         return auto.tqdm(**options, dynamic_ncols=True, bar_format=bar)
     return tqdm(
         **options,
@@ -29,7 +28,8 @@ def progress_bar(total: int, what: str, unit: str, shown: bool = True, done: int
         delay=SECONDS_BETWEEN_LINES,
         mininterval=SECONDS_BETWEEN_LINES,
         maxinterval=SECONDS_BETWEEN_LINES,
-        bar_format="{desc}: {n_fmt} of {total_fmt}{unit}, " + rate + ", {elapsed} so far, {remaining} left{postfix}",
+        bar_format="{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}, "
+        "{elapsed} so far, {remaining} left{postfix}",
     )
 
 

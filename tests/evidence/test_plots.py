@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 
 from carspotter.evidence.intervals import Interval
-from carspotter.evidence.plots import interval_chart, training_curves
+from carspotter.evidence.plots import BLUE, ORANGE, cost_chart, interval_chart, training_curves
 
 
 def test_an_interval_chart_names_levels_and_shows_what_counts_as_equal():
@@ -31,3 +31,12 @@ def test_training_curves_take_what_fit_returns():
     left, _ = training_curves({"cnn": SimpleNamespace(history=measures, epoch=[0, 1])}).axes
     training, validation = left.get_lines()[:2]
     assert list(training.get_xdata()) == [1, 2] and list(validation.get_ydata()) == [0.5, 0.75]
+
+
+def test_the_labels_of_a_cost_chart_do_not_cover_each_other():
+    table = pd.DataFrame({"recipe": ["plain_cnn", "vgg16"], "minutes a run": [3.0, 4.0], "accuracy": [0.80, 0.81]})
+    figure = cost_chart({"study": table})
+    figure.canvas.draw()
+    low, high = (text.get_window_extent() for text in figure.axes[0].texts)
+    assert not low.overlaps(high)
+    assert [line.get_color() for line in figure.axes[0].get_lines()] == [BLUE, ORANGE]

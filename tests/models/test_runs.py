@@ -185,7 +185,9 @@ def test_killed_and_resumed_equals_never_killed(toy_study, framework, monkeypatc
         return killed
 
     with monkeypatch.context() as patch:  # the second epoch is written, its state is not
-        patch.setattr(history, "save_state", killed_at(2, history.save_state, lambda folder, state: state[0]))
+        patch.setattr(
+            history, "save_state", killed_at(2, history.save_state, lambda framework, folder, state: state[0])
+        )
         with pytest.raises(Killed):
             runs.train_run(toy_study, STATEFUL, framework, show_progress=False)
     if framework == "torch":  # the third epoch is trained, nothing of it is written: once is enough
@@ -231,7 +233,7 @@ def test_a_process_killed_by_the_system_leaves_a_state_that_resumes(toy_study):
     assert runs.read_runs(toy_study).empty
     run_id = runs.specify_run(toy_study, STATEFUL, "torch")["run"]
     (toy_study.runs / run_id / ".part-1-checkpoint.pt").touch()
-    assert store.load_state(toy_study.runs / run_id)[0] == 1
+    assert store.load_state("torch", toy_study.runs / run_id)[0] == 1
     run = runs.load_or_train(toy_study, STATEFUL, "torch", show_progress=False)
     assert list(run.history["epoch"]) == [1, 2, 3] and not list(run.folder.glob(".part-*"))
 

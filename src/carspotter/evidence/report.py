@@ -11,7 +11,7 @@ import pandas as pd
 
 from carspotter.evidence.comparison import Comparison, comparison_table
 from carspotter.evidence.results import compare_runs, results_of, training_accuracy
-from carspotter.evidence.selection import find_runs, full_runs, recorded_recipes
+from carspotter.evidence.selection import full_runs, recorded_recipes
 from carspotter.models.experiments import SERIES
 from carspotter.models.store import Run, load_run, read_runs
 from carspotter.paths import Study
@@ -64,14 +64,14 @@ class Step:
 def recorded_steps(studies: Mapping[str, Study], before: str, after: str) -> dict[str, Step]:
     """Return what a step of the series changed in each study; a study without runs of both sides is left out.
 
-    Both sides have the same pixels and epochs. The interval is at 1 − .05/m for the m steps of the series.
+    Both sides have the same framework, pixels, epochs and dtype, chosen as for `verdicts_report`. The interval is at
+    1 − .05/m for the m steps of the series.
     """
     steps = {}
     for name, study in studies.items():
-        if not (later := find_runs(study, after)):
-            continue
-        same = {column: later[0].row[column] for column in ("framework", "image_size", "epochs", "dtype")}
-        if earlier := find_runs(study, before, **same):
+        pair = _pair(recorded_recipes(study), before, after) if len(read_runs(study)) else None
+        if pair and _are_alike(*pair):
+            (_, earlier), (_, later) = pair
             steps[name] = Step(earlier, later, compare_runs(study, earlier, later, comparisons=len(STEPS)))
     return steps
 
@@ -155,10 +155,8 @@ def verdicts_report(study: Study, questions: Sequence[tuple[str, str]]) -> pd.Da
     """
     recipes, rows = recorded_recipes(study), []
     for first, second in questions:
-        sides = [[(key, runs) for key, runs in recipes.items() if key[0] == name] for name in (first, second)]
-        pairs = [(a, b) for a, b in itertools.product(*sides) if _seeds(a[1]) & _seeds(b[1])]
-        if pairs := [(a, b) for a, b in pairs if a[0][1:5] == b[0][1:5]] or pairs:
-            (key_a, a), (key_b, b) = max(pairs, key=lambda pair: _worth(*pair))
+        if pair := _pair(recipes, first, second):
+            (key_a, a), (key_b, b) = pair
             row = compare_runs(study, a, b, len(questions), (first, second)).row
             setting = ", ".join(f"{k[1]} {k[3]} px {k[2]} epochs" for k in dict.fromkeys((key_a, key_b)))
             rows.append({"comparison": row.pop("comparison"), "setting": _shared(setting)} | row)
@@ -198,6 +196,19 @@ def to_markdown(table: pd.DataFrame) -> str:
     """Write a table as Markdown, one line per row."""
     lines = [table.columns.tolist(), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+def _pair(recipes: Mapping[tuple, list[Run]], first: str, second: str) -> tuple | None:
+    """Return the recipe of each of two experiments, with its runs, by which they are compared; None without any."""
+    sides = [[(key, runs) for key, runs in recipes.items() if key[0] == name] for name in (first, second)]
+    pairs = [pair for pair in itertools.product(*sides) if _seeds(pair[0][1]) & _seeds(pair[1][1])]
+    pairs = [pair for pair in pairs if _are_alike(*pair)] or pairs
+    return max(pairs, key=lambda pair: _worth(*pair), default=None)
+
+
+def _are_alike(a: tuple, b: tuple) -> bool:
+    """Tell whether two recipes share framework, epochs, pixels and dtype."""
+    return a[0][1:5] == b[0][1:5]
 
 
 def _seeds(runs: Sequence[Run]) -> set[int]:

@@ -38,7 +38,7 @@ class StateKeeper:
 
     def __init__(self, folder: Path, framework: str, on_epoch: Callable[[], Any] = lambda: None):
         self.folder, self.framework, self.on_epoch = folder, framework, on_epoch
-        self.finished, self.state, self.kept = load_state(folder) or (0, None, {})
+        self.finished, self.state, self.kept = load_state(framework, folder) or (0, None, {})
 
     def on_train_begin(self, model: Any, optimizer: Any, schedule: Any) -> None:
         self.training = model, optimizer, schedule
@@ -47,7 +47,7 @@ class StateKeeper:
         self.state = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        save_state(self.folder, (epoch + 1, _get_state(self.framework, self.training), self.kept))
+        save_state(self.framework, self.folder, (epoch + 1, _get_state(self.framework, self.training), self.kept))
         self.on_epoch()
 
 

@@ -61,9 +61,12 @@ class Run:
     def epoch_probabilities(self) -> np.ndarray:
         """Return the probabilities of the photos in `validation` after each epoch: float32 (epochs, N, classes).
 
-        About 3 digits; each photo's most probable class is exact.
+        About 3 digits; each photo's most probable class is exact. Raises FileNotFoundError for older runs without.
         """
-        with np.load(self.folder / PREDICTIONS) as file:
+        path = self.folder / PREDICTIONS
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: this run kept no predictions of its epochs; train_run records it anew")
+        with np.load(path) as file:
             return softmax(file["scores"].astype(np.float64)).astype(np.float32)
 
     @property
@@ -268,16 +271,23 @@ def load_weights(framework: str, model: Any, path: Path) -> None:
         model.load_weights(path)
 
 
-def save_state(folder: Path, state: Any) -> None:
+def save_state(framework: str, folder: Path, state: Any) -> None:
     """Write all that a killed training needs to go on; it replaces what an earlier epoch left."""
     with atomic_write(folder / STATE) as part:
-        part.write_bytes(pickle.dumps(state))
+        if framework == "torch":
+            importlib.import_module("torch").save(state, part)
+        else:
+            part.write_bytes(pickle.dumps(state))
 
 
-def load_state(folder: Path) -> Any:
+def load_state(framework: str, folder: Path) -> Any:
     """Return what `save_state` wrote last, None where there is nothing."""
     path = folder / STATE
-    return pickle.loads(path.read_bytes()) if path.exists() else None
+    if not path.exists():
+        return None
+    if framework == "torch":
+        return importlib.import_module("torch").load(path, map_location="cpu", weights_only=False)
+    return pickle.loads(path.read_bytes())
 
 
 def write_predictions(folder: Path, probabilities: np.ndarray) -> None:

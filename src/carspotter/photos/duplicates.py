@@ -1,8 +1,9 @@
 """Which photos show the same shot, and which the same car: one rule for curation, split and its verification.
 
 The same shot may come re-encoded, rescaled, cropped by up to 15 % of a side, mirrored or watermarked. Candidates come
-from 143-bit DCT hashes (pHash; Zauner, 2010) of the photo and of 36 windows of it. Each candidate is then confirmed on
-pixels, see `alignment`. What is alike but no copy is the same car, moments apart.
+from 143-bit DCT hashes (pHash; Zauner, 2010) of the photo and of 36 windows of it: of a few thousand photos every two
+are compared, of more those that locality-sensitive hashing (Indyk and Motwani, 1998) brings together. Each candidate
+is then confirmed on pixels, see `alignment`. What is alike but no copy is the same car, moments apart.
 
 Photos of one car from other sides have no pixels in common, but the colours of the place around it and its paint: where
 these agree far more than those of two cars do, and no listings say otherwise, the photos are taken to show one car.
@@ -10,7 +11,7 @@ these agree far more than those of two cars do, and no listings say otherwise, t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from carspotter.photos.fingerprints import SIDE
 from carspotter.photos.images import decode_image, in_threads
 
 SAME_SHOT, SAME_CAR = "same shot", "same car"
+EXHAUSTIVE = 8_000  # photos of which every two are compared, in some seconds
 # Windows: what a crop may have cut off the two ends of a side, in shares of it.
 CUTS = [(0, 0), (0.075, 0), (0, 0.075), (0.075, 0.075), (0.15, 0), (0, 0.15)]
 WITHOUT_EDGE = (24, 30)  # the windows that lack the uppermost or the lowest 15 %, where sites print their banner
@@ -28,7 +30,10 @@ FREQUENCIES = 12  # cosines along a side
 # Of 143 bits, and of the 63 lowest frequencies: farther apart, a pair is not looked at. Of crops by 5–15 % of both
 # sides .99 come as near; of pairs of different photos some 10 in a million.
 HASH_DISTANCE, LOW_DISTANCE = 34, 14
-CANDIDATE_CHUNK = 4096  # pairs whose nearest windows are looked for at once: bounds memory
+TABLES = 64
+SPARE_BITS = 2  # a table has four slots and more for each photo
+BUCKET, CROWDED = 64, 4  # of a slot with more than BUCKET photos a query meets CROWDED: bounds the work
+QUERY_CHUNK = 4096  # photos looked up at once: bounds memory
 HASH_CHUNK = 512
 CANDIDATE = np.dtype([("whole", "i4"), ("cut", "i4"), ("window", "u1"), ("mirrored", "?"), ("distance", "u1")])
 PAIR_CHUNK = 64
@@ -53,7 +58,8 @@ def relate_photos(
     """Return every two photos that must stay on one side of a split: first, second (sha256), relation.
 
     `photos` (columns sha256, path, listings) and `fingerprints` as from `measure_photos`, in one order. relation:
-    SAME_SHOT for copies, of which one is enough; SAME_CAR for other photos of one car.
+    SAME_SHOT for copies, of which one is enough; SAME_CAR for other photos of one car. Up to EXHAUSTIVE photos the
+    relation of two depends on no others.
     """
     paths = photos["path"].tolist()
 
@@ -115,10 +121,12 @@ def find_duplicates(
 ) -> pd.DataFrame:
     """Find all pairs that are alike: columns first, second (rows of `fingerprints`), similarity, copy, see `confirm`.
 
-    `fingerprints` may be memory-mapped. The work grows as the square of their number.
+    `fingerprints` may be memory-mapped. Beyond EXHAUSTIVE photos work and memory grow in proportion to their number, as
+    long as no more of them are alike.
     """
-    candidates = find_candidates(hash_windows(fingerprints["grey"]), show_progress)
-    return confirm(candidates, fingerprints, show_progress, open_large)
+    hashes = hash_windows(fingerprints["grey"])
+    search = compare_all if len(hashes) <= EXHAUSTIVE else find_candidates
+    return confirm(search(hashes, show_progress), fingerprints, show_progress, open_large)
 
 
 def confirm(
@@ -200,6 +208,7 @@ _vertical, _horizontal = np.divmod(np.arange(FREQUENCIES**2), FREQUENCIES)
 _low = (_vertical < 8) & (_horizontal < 8)
 WORDS = [np.flatnonzero(_low)[1:], *np.array_split(np.flatnonzero(~_low), 2)]
 ODD = np.array([_pack(_horizontal[places] % 2 == 1) for places in WORDS])
+LOW_BITS = np.flatnonzero(np.unpackbits(_pack(np.ones(63, dtype=bool))[None].view(np.uint8), bitorder="little"))
 
 
 def _window_basis(start: float, end: float) -> np.ndarray:
@@ -216,22 +225,49 @@ def _window_basis(start: float, end: float) -> np.ndarray:
 def find_candidates(hashes: np.ndarray, show_progress: bool = True) -> np.ndarray:
     """Pair photos of which a window of the one, perhaps mirrored, hashes like the whole of the other.
 
-    `hashes` as from `hash_windows`; returns an array of CANDIDATE, sorted, one per pair: the nearest windows. Every two
-    photos are compared, so that what is found of two depends on no others. A banner along an edge changes every hash of
-    the whole; so the photos without their lowest and without their highest part are compared as well.
+    `hashes` as from `hash_windows`; gives an array of CANDIDATE, sorted, one per pair: the nearest. Each of TABLES hash
+    tables puts photos that agree in some of the 63 low bits into one slot; the bits of a key grow with the logarithm of
+    the number of photos, so that slots stay small. A banner along an edge changes every hash of the whole; so the
+    photos without their lowest and without their highest part are compared as well.
     """
+    count = len(hashes)
+    key_bits = max(12, (max(count, 1) - 1).bit_length() + SPARE_BITS)
+    rng = np.random.default_rng(20190101)
+    masks = [
+        np.bitwise_or.reduce(np.uint64(1) << rng.choice(LOW_BITS, key_bits, replace=False).astype(np.uint64))
+        for _ in range(TABLES)
+    ]
+    every = range(hashes.shape[1])
+    jobs = [
+        (table, whole, windows)
+        for table in range(TABLES)
+        for whole, windows in [(0, every), *((window, [window]) for window in WITHOUT_EDGE)]
+    ]
+
+    def look_up(job: tuple[int, int, Sequence[int]]) -> np.ndarray:
+        table, whole, windows = job
+        return _look_up(hashes, whole, windows, masks[table], key_bits, table)
+
+    pairs = np.empty(0, dtype=np.int64)
+    for fresh in in_threads(look_up, jobs, "look up", "tables", show_progress):
+        pairs = np.unique(np.concatenate([pairs, fresh]))
+    return _nearest_windows(hashes, *np.divmod(pairs, max(count, 1)))
+
+
+def compare_all(hashes: np.ndarray, show_progress: bool = True) -> np.ndarray:
+    """Return what `find_candidates` looks for, as CANDIDATE, by comparing every two photos."""
     wholes = [(np.ascontiguousarray(hashes[:, 0]), range(hashes.shape[1]))]
     wholes += [(np.ascontiguousarray(hashes[:, edge]), [edge]) for edge in WITHOUT_EDGE]
-    wholes = [(whole, np.ascontiguousarray(whole[:, 0]), windows) for whole, windows in wholes]
 
     def compare(row: int) -> np.ndarray:
         found = []
-        for whole, low, windows in wholes:
-            for window in np.concatenate([hashes[row, windows], mirror_hashes(hashes[row, windows])]):
-                other = np.flatnonzero(np.bitwise_count(window[0] ^ low) <= LOW_DISTANCE)
-                found.append(other[np.bitwise_count(window ^ whole[other]).sum(axis=1) <= HASH_DISTANCE])
+        for whole, windows in wholes:
+            both = np.concatenate([hashes[row, windows], mirror_hashes(hashes[row, windows])])
+            low = np.bitwise_count(both[:, :1] ^ whole[None, :, 0]) <= LOW_DISTANCE
+            window, other = np.nonzero(low)
+            near = np.bitwise_count(both[window] ^ whole[other]).sum(axis=1) <= HASH_DISTANCE
+            found.append(other[near & (other != row)])
         other = np.unique(np.concatenate(found))
-        other = other[other != row]
         return np.minimum(row, other) * len(hashes) + np.maximum(row, other)
 
     found = in_threads(compare, range(len(hashes)), "look up", "photos", show_progress)
@@ -240,10 +276,10 @@ def find_candidates(hashes: np.ndarray, show_progress: bool = True) -> np.ndarra
 
 
 def _nearest_windows(hashes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the nearest windows of each pair, as CANDIDATE."""
+    """Return the nearest windows of each pair, as CANDIDATE; those by which the tables met depend on other photos."""
     nearest = np.empty(len(first), dtype=CANDIDATE)
-    for start in range(0, len(first), CANDIDATE_CHUNK):
-        low, high = first[start : start + CANDIDATE_CHUNK], second[start : start + CANDIDATE_CHUNK]
+    for start in range(0, len(first), QUERY_CHUNK):
+        low, high = first[start : start + QUERY_CHUNK], second[start : start + QUERY_CHUNK]
         every = []
         for whole, cut in ((low, high), (high, low)):
             for turn in (np.zeros_like(ODD), ODD):
@@ -254,9 +290,51 @@ def _nearest_windows(hashes: np.ndarray, first: np.ndarray, second: np.ndarray) 
                 every.append(distance)
         every = np.concatenate(every, axis=1)
         best = every.argmin(axis=1)
-        part = nearest[start : start + CANDIDATE_CHUNK]
+        part = nearest[start : start + QUERY_CHUNK]
         part["distance"] = every[np.arange(len(best)), best]
         side, part["window"] = np.divmod(best, hashes.shape[1])
         turned, part["mirrored"] = np.divmod(side, 2)
         part["whole"], part["cut"] = np.where(turned, high, low), np.where(turned, low, high)
     return nearest
+
+
+def _look_up(
+    hashes: np.ndarray, whole: int, windows: Sequence[int], mask: np.uint64, key_bits: int, table: int
+) -> np.ndarray:
+    """Look in one table for the other photos whose window `whole` is near one of the `windows` of each photo.
+
+    Returns pairs as lower row × count + higher row, sorted, each once. Where a slot is crowded, the photos that are
+    compared lie elsewhere in it from table to table.
+    """
+    wholes = np.ascontiguousarray(hashes[:, whole])
+    keys = _slot(wholes[:, 0], mask, key_bits)
+    order = np.argsort(keys, kind="stable").astype(np.int32)
+    first = np.zeros((1 << key_bits) + 1, dtype=np.int32)
+    np.cumsum(np.bincount(keys, minlength=1 << key_bits), out=first[1:])
+    found = []
+    for start in range(0, len(hashes), QUERY_CHUNK):
+        block = hashes[start : start + QUERY_CHUNK]
+        for window in windows:
+            for turn in (np.zeros_like(ODD), ODD):
+                query = block[:, window] ^ turn
+                slot = _slot(query[:, 0], mask, key_bits)
+                low, size = first[slot], first[slot + 1] - first[slot]
+                crowded = np.flatnonzero(size > BUCKET)
+                low[crowded] += table * CROWDED % (size[crowded] - CROWDED + 1)
+                size[crowded] = CROWDED
+                photo = np.repeat(np.arange(len(block)), size)
+                within = np.arange(len(photo)) - np.repeat(np.cumsum(size) - size, size)
+                cut = order[np.repeat(low, size) + within]
+                distance = np.bitwise_count(query[photo, 0] ^ wholes[cut, 0])
+                near = np.flatnonzero((distance <= LOW_DISTANCE) & (photo + start != cut))
+                photo, cut = photo[near], cut[near]
+                distance = np.bitwise_count(query[photo] ^ wholes[cut]).sum(axis=1)
+                near = distance <= HASH_DISTANCE
+                photo, cut = photo[near] + start, cut[near]
+                found.append(np.minimum(photo, cut) * len(hashes) + np.maximum(photo, cut))
+    return np.unique(np.concatenate(found)) if found else np.empty(0, dtype=np.int64)
+
+
+def _slot(hashes: np.ndarray, mask: np.uint64, key_bits: int) -> np.ndarray:
+    """Return the slot of each hash in a table: its bits under the mask, spread by Fibonacci hashing."""
+    return ((hashes & mask) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(64 - key_bits)).astype(np.int64)
