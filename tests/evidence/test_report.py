@@ -166,7 +166,8 @@ def test_one_rule_chooses_a_run_for_all(study):
 
 
 def test_the_report_is_written_beside_the_runs(study):
-    record(study, "torch", 0, wrong=[0], image_size=64, seconds=60, best_epoch=2, commit="abc")
+    record(study, "torch", 0, wrong=[0], image_size=64, seconds=60, processor_seconds=30, best_epoch=2, commit="abc")
+    assert runs_report(study)["processor minutes"].tolist() == ["0.5"], "not those on the clock"
     text = write_report(study)
     assert (study.folder / "report.md").read_text() == text
     assert "## Recipes" in text and "## Runs" in text and "| abc |" in text and "## What each" not in text
