@@ -1,5 +1,7 @@
 """Sweeps: the cells that a file asks for; every cell in its own process, a failed one not fatal."""
 
+import signal
+from concurrent.futures import Future
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -96,7 +98,7 @@ class InOrder:
 def test_a_cell_waits_for_the_one_it_starts_from(toy_study, monkeypatch):
     engine = InOrder()
     monkeypatch.setattr(sweep, "LocalEngine", engine)
-    monkeypatch.setattr(sweep, "wait", lambda running, return_when: SimpleNamespace(done=[list(running)[-1]]))
+    monkeypatch.setattr(sweep, "wait", lambda running, **_: SimpleNamespace(done=[list(running)[-1]]))
     tuned = Cell(replace(VGG16_FINE_TUNE, weights="none"), "torch")
     table = run_sweep(toy_study, [tuned, Cell(DROPOUT, "torch")], processes=3, show_progress=False)
     assert list(table["experiment"]) == ["vgg16_features", "vgg16_fine_tune", "dropout"], "the start has a row too"
@@ -144,3 +146,28 @@ def test_a_killed_process_is_named(toy_study, monkeypatch):
     monkeypatch.setattr(sweep.sys, "executable", "/bin/false")
     result = LocalEngine(toy_study, 1)._run(Cell(SMALL))
     assert result["error"] == "its process ended with status 1" and result["run"] == ""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_that_python_lost_ends_the_sweep_before_the_next_cell_does(toy_study, monkeypatch, capsys):
+    class Reference:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    class Engine(LocalEngine):
+        def submit(self, cell, start):
+            task = Future()
+            if cell.seed == 0:  # the other one goes on for hours
+                task.set_result({"run": "", "seconds": 1.0, "error": "not trained"})
+            return task
+
+        def result(self, task):
+            Reference()
+            return task.result()
+
+    monkeypatch.setattr(sweep, "LocalEngine", Engine)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(toy_study, [Cell(SMALL, "torch", seed) for seed in range(2)])
+    assert "not trained" in capsys.readouterr().err, "it was lost, and heard later"
+    assert signal.getsignal(signal.SIGINT) is before

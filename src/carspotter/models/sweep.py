@@ -5,6 +5,7 @@ A cell that fails is reported and the others go on; asking again trains what is 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pickle
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 import traceback
@@ -144,7 +146,7 @@ def _run_cells(study: Study, cells: list[Cell], processes: int, on: str, cpus: i
     """Run cells wherever they are to be run, each after the one it starts from; yield it when it is finished."""
     engine = LocalEngine(study, processes) if on == "local" else RayEngine(study, None if on == "ray" else on, cpus)
     todo, running, failed = list(cells), {}, set()
-    with engine:
+    with _heard_interrupts() as pressed, engine:
         while todo or running:
             for cell in list(todo):
                 if cell.start in failed:
@@ -155,11 +157,35 @@ def _run_cells(study: Study, cells: list[Cell], processes: int, on: str, cpus: i
                     todo.remove(cell)
                     running[engine.submit(cell, _recorded(study, cell.start) if cell.start else None)] = cell
             if running:
-                done = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
+                finished = set()
+                while not finished:
+                    if pressed.is_set():
+                        raise KeyboardInterrupt
+                    finished = wait(running, timeout=1, return_when=FIRST_COMPLETED).done
+                done = next(iter(finished))
                 cell, result = running.pop(done), engine.result(done)
                 if result["error"]:
                     failed.add(cell)
                 yield cell, result
+
+
+@contextlib.contextmanager
+def _heard_interrupts() -> Iterator[threading.Event]:
+    """Note every Ctrl-C: Python loses one that is raised in a `__del__`, as of a reference of Ray's client."""
+    pressed, before = threading.Event(), signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield pressed  # signals are another's business
+        return
+
+    def note(number, frame) -> None:
+        pressed.set()
+        before(number, frame)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class LocalEngine:
