@@ -125,7 +125,7 @@ class Study:
     results: Path
 
     @classmethod
-    def open(cls, name: str = "sample", data: str | os.PathLike | None = None) -> Study:
+    def open(cls, name: str = "my_cars", data: str | os.PathLike | None = None) -> Study:
         """Return the study `name`; results are always in `home()/results`.
 
         `data` defaults to `data/` in `home()`; a study whose photos come as an archive, `data/<name>.zip`, has the
