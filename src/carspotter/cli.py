@@ -103,13 +103,8 @@ def import_photos(options) -> int:
 
 def curate_photos(options) -> int:
     from carspotter.curation.curate import curate_study, summary
-    from carspotter.curation.score import score_curation
 
-    study = study_of(options)
-    table = curate_study(study, options.weights, options.train)
-    print(summary(table))
-    if options.score:
-        print(score_curation(table, options.score))
+    print(summary(curate_study(study_of(options), options.weights, options.train)))
     return 0
 
 
@@ -277,7 +272,6 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("--replace", action="store_true", help="take out photos that are no longer in FOLDER")
 
     curating = add_verb(verbs, "curate", curate_photos, "find duplicates and bad photos -> data/curation.csv")
-    curating.add_argument("--score", type=Path, metavar="TRUTH", help="compare with the truth.csv of rendered photos")
     curating.add_argument(
         "--weights", type=Path, metavar="FILE", help="MobileNetV2's, without the top: ranks far better"
     )
