@@ -15,6 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image, ImageOps
 
+from carspotter.photos.images import thumbnail
+
 # Okabe and Ito's colours, told apart by colour-blind readers too: https://jfly.uni-koeln.de/color/
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8A8A8A"
 BROWN, SKY = "#7A4B1E", "#56B4E9"
@@ -286,11 +288,5 @@ def _history_table(fit) -> pd.DataFrame:
 
 def _thumbnail(photo: Path | np.ndarray, side: int = 160) -> Image.Image:
     if isinstance(photo, np.ndarray):
-        image = Image.fromarray(photo)
-    else:
-        try:
-            with Image.open(photo) as file:
-                image = ImageOps.exif_transpose(file).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            image = Image.new("RGB", (side, side * 3 // 4), "#DDDDDD")
-    return ImageOps.contain(image, (side, side))
+        return ImageOps.contain(Image.fromarray(photo), (side, side))
+    return thumbnail(photo, side)
