@@ -1,7 +1,5 @@
 """`python -m carspotter VERB`: one verb per stage, each a thin call into the package."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import importlib

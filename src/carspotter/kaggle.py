@@ -5,8 +5,6 @@ downloads, and can be ended when it hangs. What is published as train, validatio
 sites kaggle-train and so on, so that the journal remembers it.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

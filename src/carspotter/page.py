@@ -1,7 +1,5 @@
 """HTML pages that need no other file: photos and figures are written into them."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io

@@ -1,13 +1,12 @@
 """Where things are: on a laptop, in CI, on Kaggle. The only file that knows Kaggle's mounts."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 WHEEL = "carspotter-wheel"  # the data set on Kaggle with the package's wheel and the recorded results
 KAGGLE = Path("/kaggle")  # /kaggle/input/ is read-only; a notebook starts in /kaggle/working/ and may write there
@@ -125,7 +124,7 @@ class Study:
     results: Path
 
     @classmethod
-    def open(cls, name: str = "sample", data: str | os.PathLike | None = None) -> Study:
+    def open(cls, name: str = "sample", data: str | os.PathLike | None = None) -> Self:
         """Return the study `name`; results are always in `home()/results`.
 
         `data` defaults to `data/` in `home()`; a study whose photos come as an archive, `data/<name>.zip`, has the

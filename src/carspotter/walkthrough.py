@@ -3,8 +3,6 @@
 Each step is the product's own command or function; started again, it goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import html
 import importlib.util
 import io

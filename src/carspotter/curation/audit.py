@@ -4,8 +4,6 @@ The photos go through the import's decoder and the curation's detectors as if th
 photo is said here of files: copies under two names, in two classes, or in two parts of the folder's own split.
 """
 
-from __future__ import annotations
-
 import html
 import re
 import shlex

@@ -4,8 +4,6 @@ The machine rejects by itself only what needs no judgement: unreadable files, la
 Everything else it keeps and *ranks*: a score, 0 (fine) … 1 (surely bad), and a sentence why. A person's decision wins.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple

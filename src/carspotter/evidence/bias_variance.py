@@ -4,8 +4,6 @@ Bias shows as mistakes on the training photos, variance as the gap between train
 says the same of models trained on resampled training sets: mistakes that they share, and those in which they differ.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

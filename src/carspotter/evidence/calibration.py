@@ -1,7 +1,5 @@
 """Does a probability mean what it says? Reliability, its error, and the temperature that repairs most of it."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from scipy import optimize, special

@@ -5,8 +5,6 @@ fixed beforehand. *equal*: not different, and the 90 % interval lies inside ± 3
 neither, and what would settle it. A claim needs three seeds at least: one training is one sample of a recipe.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

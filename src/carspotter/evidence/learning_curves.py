@@ -6,8 +6,6 @@ them apart, so a forecast averages over the forms and over all their parameters,
 measured. An interval from the best fit alone would be far too narrow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

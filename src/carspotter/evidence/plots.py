@@ -1,7 +1,5 @@
 """Every figure of the study, in one look: colour-blind safe, labelled, small enough for a notebook in git."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import textwrap

@@ -1,7 +1,5 @@
 """The tables of a study's recorded runs, as `carspotter report` prints them and results/README.md shows them."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

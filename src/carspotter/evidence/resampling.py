@@ -4,8 +4,6 @@ A sample is a list of hashes for `training_subset`, a new split a table as `read
 take part in none of them.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 

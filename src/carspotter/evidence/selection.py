@@ -3,8 +3,6 @@
 This is the one rule by which a run is chosen: for the sealed test, for export and for the photo check.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 
 import numpy as np

@@ -3,15 +3,13 @@
 All that a killed training needs is in one file, which is replaced whole after each epoch.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -73,7 +71,7 @@ class Recorder(StateKeeper):
         self.labels, self.choosing, self.predict = labels, halves(groups), predict
         self.bar = progress_bar(epochs, folder.name, "epochs", show_progress, self.finished)
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:

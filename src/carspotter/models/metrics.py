@@ -3,8 +3,6 @@
 `labels` are class numbers, integer (N,); `probabilities` are float (N, classes), columns in the order of the classes.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 

@@ -4,8 +4,6 @@ A run is named by what it is (spec, framework, seed, split …), so that asking 
 on where it was. Importing this module imports no framework, and recorded runs need neither one nor photos.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

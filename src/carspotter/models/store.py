@@ -3,8 +3,6 @@
 Reading needs neither a framework nor the photos; only `Run.model` and `Run.predict` load the framework of the run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import difflib

@@ -3,8 +3,6 @@
 A cell that fails is reported and the others go on; asking again trains what is missing, and resumes what was killed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os
@@ -21,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
@@ -49,7 +47,7 @@ class Cell:
         return f"{self.experiment.name}, {self.framework}, {self.experiment.image_size} px, seed {self.seed}"
 
     @property
-    def start(self) -> Cell | None:
+    def start(self) -> Self | None:
         """Return the cell that must be made first, where the experiment starts from another."""
         before = starting_experiment(self.experiment)
         return before and Cell(before, self.framework, self.seed)
@@ -194,7 +192,7 @@ class LocalEngine:
     def __init__(self, study: Study, processes: int):
         self.study, self.processes = study, processes
 
-    def __enter__(self) -> LocalEngine:
+    def __enter__(self) -> Self:
         self.pool = ThreadPoolExecutor(self.processes)
         return self
 

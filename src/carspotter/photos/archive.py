@@ -1,7 +1,5 @@
 """A study's photos that come as one zip file: unpacked into the study's data folder at first use."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path

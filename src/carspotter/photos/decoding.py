@@ -8,8 +8,6 @@ in a child process with limits on CPU time and memory, which can be killed, as a
 This module imports nothing of the package: the scraper uses it, and the child processes run it as a script.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import io

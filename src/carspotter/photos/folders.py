@@ -1,7 +1,5 @@
 """Which files of a folder are photos of which class and listing; what is left out or looks wrong is said."""
 
-from __future__ import annotations
-
 import csv
 import io
 import unicodedata

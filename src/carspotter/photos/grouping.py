@@ -1,7 +1,5 @@
 """What hangs together, and which groups add up to an exact number of photos."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable
 

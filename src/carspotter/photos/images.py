@@ -1,7 +1,5 @@
 """Decode and resize once -> uint8 arrays; the one preprocessing contract of training, export, server and notebooks."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import deque

@@ -1,7 +1,5 @@
 """Import a folder of photos, one sub-folder per class; what is left out, questioned or overridden is said."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import threading

@@ -4,8 +4,6 @@ A group is what must stay on one side: photos joined by a listing or by a car, a
 The split is a function of the photos and of the previous split alone: photos are ordered by hashes.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -32,6 +30,17 @@ SEALED = ("test", "shifted")
 COLUMNS = ["sha256", "label", "group", "split"]
 ATTEMPTS = 50  # at exact shares: the first side may take what the other needs, then other groups are asked first
 FEW, UNBALANCED = 5, 10  # photos of a class on a side, and how often the smallest fits into the largest class
+
+
+@dataclass(frozen=True)
+class NewSplit:
+    """What `split_study` wrote: photos by label and split, and sentences about what looks odd."""
+
+    counts: pd.DataFrame
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([self.counts.to_string(), *(f"NOTE {note}" for note in self.notes)])
 
 
 def split_photos(
@@ -198,17 +207,6 @@ def split_version(study: Study) -> str:
     splits = read_splits(study)
     studied = splits.loc[splits["split"].isin(STUDIED), COLUMNS]
     return hashlib.sha256(studied.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class NewSplit:
-    """What `split_study` wrote: photos by label and split, and sentences about what looks odd."""
-
-    counts: pd.DataFrame
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return "\n".join([self.counts.to_string(), *(f"NOTE {note}" for note in self.notes)])
 
 
 def _choose_classes(table: pd.DataFrame, classes: Iterable[str] | None, previous: pd.DataFrame) -> list[str]:

@@ -1,7 +1,5 @@
 """Journals -> one table of photos; the removal of a photo on request."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import re
