@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from carspotter.curation.curate import curate
+from carspotter.curation.appearance import describe_photos
+from carspotter.curation.curate import judge_photos
 from carspotter.page import figure, section, write_page
 from carspotter.paths import atomic_write
 from carspotter.photos.decoding import FORMATS, UnreadablePhoto
@@ -90,7 +91,8 @@ def audit_folder(
         photos = _one_per_photo(files, folder)
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".work-", dir=out) as work:
-            judged = curate(Path(work), photos, weights, show_progress=show_progress).set_index("sha256")
+            features = describe_photos(Path(work), photos, weights, show_progress)
+            judged = judge_photos(Path(work), photos, features, show_progress=show_progress).set_index("sha256")
         files = files.join(judged[["duplicate_cluster", "car", "verdict", "reason", "score"]], on="sha256")
         files["shot"] = files["duplicate_cluster"].where(files["duplicate_cluster"] != "", files["sha256"])
         files = files.sort_values(["side", "pixels", "bytes", "file"], ascending=[True, False, False, True])
@@ -158,7 +160,7 @@ def _read_files(jobs: list[Job], found: Found, show_progress: bool) -> tuple[pd.
 
 
 def _one_per_photo(files: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Return the table that `curate` wants, one row for files of the same bytes."""
+    """Return the table that `judge_photos` wants, one row for files of the same bytes."""
 
     def names(column: pd.Series) -> tuple[str, ...]:
         return tuple(sorted(set(column) - {""}))
