@@ -251,11 +251,11 @@ def cost_chart(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
 
 
 @drawn
-def forecast_chart(curves: dict, farthest: float, title: str = "", target: float | None = None) -> Figure:
+def forecast_chart(curves: dict, farthest: float, title: str = "") -> Figure:
     """Draw measured accuracies over training photos (log scale) and what is forecast, with its 95 % interval.
 
-    `curves`: name -> `learning_curves.LearningCurve`; `farthest`: the largest number of photos drawn; `target`: an
-    accuracy, a dashed line. Left of the last dot the band says what is known, right of it what is guessed.
+    `curves`: name -> `learning_curves.LearningCurve`; `farthest`: the largest number of photos drawn. Left of
+    the last dot the band says what is known, right of it what is guessed.
     """
     figure, axis = plt.subplots(figsize=(7.5, 4))
     for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
@@ -266,8 +266,6 @@ def forecast_chart(curves: dict, farthest: float, title: str = "", target: float
         axis.plot(sizes[seen], middle[seen], color=colour)
         axis.plot(sizes[~seen], middle[~seen], color=colour, linestyle="--")
         axis.plot(curve.sizes, 1 - curve.errors, "o", color=colour, label=f"{name}, measured")
-    if target is not None:
-        axis.axhline(target, color=GREY, linestyle="--", linewidth=1, label=f"{target * 100:.4g} %")
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:,g}")
