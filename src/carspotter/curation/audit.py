@@ -19,14 +19,22 @@ from carspotter.curation.curate import judge_photos
 from carspotter.page import figure, section, write_page
 from carspotter.paths import atomic_write
 from carspotter.photos.decoding import FORMATS, UnreadablePhoto
-from carspotter.photos.folders import Found, Job, kind_of_folder, name_listings, split_folders, walk_files
+from carspotter.photos.folders import (
+    PARTS,
+    Found,
+    Job,
+    kind_of_folder,
+    name_listings,
+    part_of,
+    split_folders,
+    walk_files,
+)
 from carspotter.photos.images import in_threads
 from carspotter.photos.importing import read_photo
 from carspotter.photos.table import kind_of, slugify, write_table
 
 SUFFIXES = {*FORMATS.values(), "jpeg", "jpe", "jfif", "tiff", "heif"}  # of files that ought to be photos
 SHOWN = 60  # photos of a kind on the page; the table has all
-SIDES = {"tes": 0, "val": 1, "tra": 2}  # of copies on two sides the one in the test part stays
 COLUMNS = ["kind", "file", "part", "label", "score", "reason", "other", "group", "command"]
 
 # What is found: title, and what to do about it. The commands of the first three are certain, the others are doubts.
@@ -147,7 +155,7 @@ def _read_files(jobs: list[Job], found: Found, show_progress: bool) -> tuple[pd.
         part = job.name.partition("/")[0] if job.name.partition("/")[0] in found.labels else ""
         row = {"file": job.name, "part": part, "label": job.label}
         if isinstance(facts, dict):
-            side = SIDES.get(part[:3].casefold(), 3)
+            side = [*PARTS, None].index(part_of(part))  # of copies on two sides the one in the test part stays
             rows.append(row | facts | {"kind": job.kind or "", "listing": job.listing or "", "side": side})
         elif facts.kind == "format" and job.file.suffix.lstrip(".").lower() not in SUFFIXES:
             no_photos += 1

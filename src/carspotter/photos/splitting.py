@@ -125,11 +125,16 @@ def split_photos(
     return result
 
 
-def split_study(study: Study, classes: Iterable[str] | None = None, shifted_sites: Iterable[str] = ()) -> NewSplit:
+def split_study(
+    study: Study,
+    classes: Iterable[str] | None = None,
+    shifted_sites: Iterable[str] = (),
+    previous: pd.DataFrame | None = None,
+) -> NewSplit:
     """Split the study's photos and write `splits.csv`, with the labels of test and shifted rows sealed apart.
 
-    Test photos are frozen once the study has runs. Raises as `split_photos` does, and ValueError when photos were added
-    after the last curation.
+    `previous`: a split to go on from, by default the study's own. Test photos are frozen once the study has runs.
+    Raises as `split_photos` does, and ValueError when photos were added after the last curation.
     """
     photos, curation = read_photos(study.data), read_curation(study)
     if "car" not in curation:
@@ -142,7 +147,7 @@ def split_study(study: Study, classes: Iterable[str] | None = None, shifted_site
             photos,
             curation,
             classes,
-            _read_previous(study),
+            _read_previous(study) if previous is None else previous,
             shifted_sites,
             forgotten=read_forgotten(study.data) | read_withdrawn(study.data),
             freeze_test=study.runs_table.exists(),
