@@ -46,9 +46,8 @@ def main() -> None:
         runs = [run for run in runs if any(run.folder.glob("checkpoint.*"))]
         if runs:
             here, there = (score(runs, options.photos, cars) for cars in sites)
-            name = ", ".join(str(part) for part in recipe if part != "")
             print(
-                f"{name}, {len(runs)} seeds: main {here}, second {there}, drop {generalisation_gap(here, there)}",
+                f"{recipe}, {len(runs)} seeds: main {here}, second {there}, drop {generalisation_gap(here, there)}",
                 flush=True,
             )
 

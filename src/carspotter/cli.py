@@ -1,7 +1,5 @@
 """`python -m carspotter VERB`: one verb per stage, each a thin call into the package."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import importlib
@@ -103,13 +101,8 @@ def import_photos(options) -> int:
 
 def curate_photos(options) -> int:
     from carspotter.curation.curate import curate_study, summary
-    from carspotter.curation.score import score_curation
 
-    study = study_of(options)
-    table = curate_study(study, options.weights, options.train)
-    print(summary(table))
-    if options.score:
-        print(score_curation(table, options.score))
+    print(summary(curate_study(study_of(options), options.weights, options.train)))
     return 0
 
 
@@ -248,10 +241,6 @@ def _parser() -> argparse.ArgumentParser:
     from carspotter.models.experiments import SERIES, TRAINING_DTYPES
     from carspotter.models.store import FRAMEWORKS
 
-    dtype = {
-        "choices": TRAINING_DTYPES,
-        "help": "default: the experiment's own; bfloat16 is quicker where the hardware has units for it (see `doctor`)",
-    }
     parser = Parser(
         prog="carspotter",
         usage="carspotter VERB …",
@@ -277,7 +266,6 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("--replace", action="store_true", help="take out photos that are no longer in FOLDER")
 
     curating = add_verb(verbs, "curate", curate_photos, "find duplicates and bad photos -> data/curation.csv")
-    curating.add_argument("--score", type=Path, metavar="TRUTH", help="compare with the truth.csv of rendered photos")
     curating.add_argument(
         "--weights", type=Path, metavar="FILE", help="MobileNetV2's, without the top: ranks far better"
     )
@@ -310,31 +298,22 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--quick", action="store_true", help="48 photos, 64 px, 2 epochs: does it run?")
     training.add_argument("--epochs", type=positive, help="default: the experiment's own")
     training.add_argument("--image-size", type=positive, metavar="PIXELS", help="default: the experiment's own")
-    training.add_argument("--dtype", **dtype)
+    training.add_argument("--dtype", choices=TRAINING_DTYPES, help="bfloat16: quick where `doctor` finds units for it")
     training.add_argument(
         "--weights", metavar="FILE", help="of a backbone: imagenet (the default: downloads), a file or folder, or none"
     )
 
     sweeping = add_verb(verbs, "sweep", sweep_runs, "train many runs: experiments, frameworks, image sizes, seeds")
-    example = (
-        'experiments = ["dropout"], and where wanted frameworks = ["torch"], image_sizes = [64], seeds = [0, 1, 2], '
-    )
-    example += 'epochs = 100, dtype = "bfloat16", quick = true, weights = "FILE"; one a line'
+    example = """one a line: experiments = ["dropout"], and where wanted frameworks = ["torch"], image_sizes = [64],
+    seeds = [0, 1, 2], epochs = 100, dtype = "bfloat16", weights = "FILE", quick = true"""
     sweeping.add_argument("sweep", type=Path, metavar="SWEEP.toml", help=example)
     sweeping.add_argument("--processes", type=positive, default=1, help="runs at a time (default %(default)s)")
     sweeping.add_argument("--on", default="local", metavar="ENGINE", help="local, ray or ray://HOST:PORT (%(default)s)")
     sweeping.add_argument("--cpus", type=positive, default=1, help="for each run on Ray (default %(default)s)")
 
-    add_verb(
-        verbs,
-        "report",
-        report_runs,
-        "print tables of recorded runs and verdicts, and write them to results/STUDY/report.md",
-    )
+    add_verb(verbs, "report", report_runs, "tables of recorded runs and verdicts -> results/STUDY/report.md")
 
-    unsealing = add_verb(
-        verbs, "unseal", unseal_test, "score a run on the sealed test set; every evaluation is recorded"
-    )
+    unsealing = add_verb(verbs, "unseal", unseal_test, "score a run on the sealed test set, which is recorded")
     unsealing.add_argument("run", metavar="RUN", help="a run's id, or `chosen`: by the one-standard-error rule")
     unsealing.add_argument("--reason", required=True, help="why the test set is opened; goes into the ledger")
     unsealing.add_argument("--again", metavar="WHY", help="why another model than the first is evaluated")

@@ -5,10 +5,7 @@ downloads, and can be ended when it hangs. What is published as train, validatio
 sites kaggle-train and so on, so that the journal remembers it.
 """
 
-from __future__ import annotations
-
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -17,7 +14,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -25,17 +22,12 @@ import pandas as pd
 from carspotter.curation import curate as curation
 from carspotter.paths import WHEEL, Study, find_archive, find_kaggle_dataset, find_recorded, kaggle
 from carspotter.photos import splitting
+from carspotter.photos.folders import PARTS, part_of
 from carspotter.photos.importing import import_folder
 from carspotter.photos.table import read_photos, slugify
 
 DATASET = "ajaykgp12/cars-wagonr-swift"
 STUDY = "swift_wagonr"
-# The names that data sets use for the three parts, the test first: a photo in two parts counts for the first of them.
-PARTS = {
-    "test": ("test", "testing"),
-    "validation": ("validation", "valid", "val"),
-    "train": ("train", "training"),
-}
 SITE = "kaggle-{}"
 PAUSES = (5, 30)  # seconds before the second and the third try, when the service is busy or the line was cut
 REFUSALS = {
@@ -234,10 +226,9 @@ def _unzip(archive: Path, folder: Path) -> Path:
 def _find_parts(folder: Path) -> dict[str, Path]:
     """Return the folders of the three parts, wherever below `folder` they lie side by side."""
     for inner in (folder, *sorted(path for path in folder.glob("*") if path.is_dir()), *sorted(folder.glob("*/*/"))):
-        there = {path.name.lower(): path for path in inner.iterdir() if path.is_dir()} if inner.is_dir() else {}
-        parts = {part: there[name] for part, names in PARTS.items() for name in names if name in there}
-        if len(parts) == len(PARTS):
-            return parts
+        there = {part_of(path.name): path for path in inner.iterdir() if path.is_dir()} if inner.is_dir() else {}
+        if there.keys() >= PARTS.keys():
+            return {part: there[part] for part in PARTS}
     raise ValueError(f"{folder}: no folders train, validation and test side by side, with one folder per class in each")
 
 
@@ -287,15 +278,7 @@ def _take_over(study: Study, refused: pd.DataFrame, show_progress: bool) -> Publ
 
     taken_over = not study.splits.exists()
     if taken_over:
-        study.folder.mkdir(parents=True, exist_ok=True)
-        # Beside the study, so that a kill leaves no half split; the labels of test photos are sealed on the way.
-        with tempfile.TemporaryDirectory(dir=study.results, prefix=".draft-") as folder:
-            draft = replace(study, results=Path(folder))
-            draft.folder.mkdir()
-            table[splitting.COLUMNS].to_csv(draft.splits, index=False)
-            splitting.split_study(draft, sorted(set(table["label"])))
-            os.replace(splitting.checksum_file(draft), splitting.checksum_file(study))
-            os.replace(draft.splits, study.splits)
+        splitting.split_study(study, sorted(set(table["label"])), previous=table[splitting.COLUMNS])
     splits = splitting.read_splits(study).set_index("sha256")["split"]
     crossing = table.loc[torn | table["published"].str.contains(" "), ["sha256", "published", "duplicate_cluster"]]
     crossing = crossing.assign(split=crossing["sha256"].map(splits)).reset_index(drop=True)

@@ -3,8 +3,6 @@
 Everything is written into a folder first, which a dry run leaves to be looked at, and sent by Kaggle's own client.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,13 +1,13 @@
 """Where things are: on a laptop, in CI, on Kaggle. The only file that knows Kaggle's mounts."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import subprocess
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 WHEEL = "carspotter-wheel"  # the data set on Kaggle with the package's wheel and the recorded results
 KAGGLE = Path("/kaggle")  # /kaggle/input/ is read-only; a notebook starts in /kaggle/working/ and may write there
@@ -78,11 +78,8 @@ def real_photos() -> Path | None:
 
 
 def find_kaggle_dataset(owner: str, slug: str) -> Path | None:
-    """Return the folder where Kaggle mounted the data set `owner/slug`, or None; all three layouts are looked at."""
-    if not (mount := kaggle()):
-        return None
-    candidates = (slug, f"datasets/{owner}/{slug}", f"{owner}/{slug}")
-    return next((mount / "input" / name for name in candidates if (mount / "input" / name).is_dir()), None)
+    """Return the folder where Kaggle mounted the data set `owner/slug`, or None."""
+    return next(iter(_mounted(slug, owner)), None)
 
 
 def find_recorded() -> Path | None:
@@ -90,10 +87,10 @@ def find_recorded() -> Path | None:
     return next((found / "results" for found in _mounted(WHEEL) if (found / "results").is_dir()), None)
 
 
-def _mounted(slug: str) -> list[Path]:
-    """Return where Kaggle mounted data sets of this name, whoever owns them; all three layouts are looked at."""
-    mount = kaggle()
-    return [found for depth in ("", "*/", "*/*/") for found in mount.glob(f"input/{depth}{slug}")] if mount else []
+def _mounted(slug: str, owner: str = "*") -> list[Path]:
+    """Return where Kaggle mounted data sets of this name; all three layouts are looked at."""
+    layouts = (slug, f"datasets/{owner}/{slug}", f"{owner}/{slug}")
+    return [found for layout in layouts for found in mount.glob(f"input/{layout}")] if (mount := kaggle()) else []
 
 
 @contextlib.contextmanager
@@ -104,7 +101,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{os.getpid()}-{path.name}")
+    # Two threads may write the same photo at once.
+    part = path.with_name(f".part-{os.getpid()}-{threading.get_ident()}-{path.name}")
     try:
         yield part
         os.replace(part, path)
@@ -125,7 +123,7 @@ class Study:
     results: Path
 
     @classmethod
-    def open(cls, name: str = "my_cars", data: str | os.PathLike | None = None) -> Study:
+    def open(cls, name: str = "my_cars", data: str | os.PathLike | None = None) -> Self:
         """Return the study `name`; results are always in `home()/results`.
 
         `data` defaults to `data/` in `home()`; a study whose photos come as an archive, `data/<name>.zip`, has the
@@ -139,42 +137,15 @@ class Study:
         folder = Path(data).resolve() if data else own if find_archive(own) else own.parent
         return cls(name, folder, home() / "results")
 
-    @property
-    def raw(self) -> Path:
-        return self.data / "raw"
-
-    @property
-    def reviews(self) -> Path:
-        return self.data / "reviews.jsonl"
-
-    @property
-    def curation(self) -> Path:
-        return self.data / "curation.csv"
-
-    @property
-    def sealed(self) -> Path:
-        return self.data / "sealed" / f"{self.name}.csv"
-
-    @property
-    def images(self) -> Path:
-        return self.data / "images"
-
-    @property
-    def folder(self) -> Path:
-        return self.results / self.name
-
-    @property
-    def splits(self) -> Path:
-        return self.folder / "splits.csv"
-
-    @property
-    def runs(self) -> Path:
-        return self.folder / "runs"
-
-    @property
-    def runs_table(self) -> Path:
-        return self.folder / "runs.csv"
-
-    @property
-    def test_ledger(self) -> Path:
-        return self.folder / "test_ledger.jsonl"
+    # In `data`
+    raw = property(lambda self: self.data / "raw")
+    reviews = property(lambda self: self.data / "reviews.jsonl")
+    curation = property(lambda self: self.data / "curation.csv")
+    sealed = property(lambda self: self.data / "sealed" / f"{self.name}.csv")
+    images = property(lambda self: self.data / "images")
+    # In `results`
+    folder = property(lambda self: self.results / self.name)
+    splits = property(lambda self: self.folder / "splits.csv")
+    runs = property(lambda self: self.folder / "runs")
+    runs_table = property(lambda self: self.folder / "runs.csv")
+    test_ledger = property(lambda self: self.folder / "test_ledger.jsonl")

@@ -1,7 +1,5 @@
 """Progress of long work: a bar on a terminal and in a notebook, a plain line now and then in a log."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 

@@ -3,9 +3,6 @@
 Each step is the product's own command or function; started again, it goes on where it stopped.
 """
 
-from __future__ import annotations
-
-import base64
 import html
 import importlib.util
 import io
@@ -17,9 +14,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from string import Template
-
-from PIL import Image, ImageOps
 
 from carspotter.evidence.intervals import accuracy_interval
 from carspotter.evidence.plots import training_curves
@@ -27,7 +21,8 @@ from carspotter.evidence.report import runs_report
 from carspotter.models.experiments import BASELINE, FAST_RECIPE, Experiment
 from carspotter.models.runs import load_or_train
 from carspotter.models.store import Run
-from carspotter.paths import Study, atomic_write, checkout
+from carspotter.page import figure, image_html, photo_html, section, write_page
+from carspotter.paths import Study, checkout
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import kind_of, read_curation, read_photos
 
@@ -172,25 +167,11 @@ def page_body(study: Study, run: Run, checked: Sequence[Checked], names: dict[st
         "From photos to an answer": f'<dl class="numbers">{figures}</dl><p class="soft">{caution}</p>',
         "What it learned from": _grid(files, shown),
         "What was put aside": _grid(files, aside),
-        "How it learned": _image_html(curves.getvalue(), "svg+xml", "learning curves"),
+        "How it learned": image_html(curves.getvalue(), "svg+xml", "learning curves"),
         f"Where it is wrong: {len(wrong)} of {len(validation)} photos": _grid(files, mistakes),
     }
     cards = f'<div class="cards">{"".join(map(_card, checked))}</div>'
     return cards + "".join(section(title, body) for title, body in sections.items())
-
-
-def section(title: str, body: str) -> str:
-    """Return a framed part of the page; `title` is plain text, `body` is HTML."""
-    return f"<section><h2>{html.escape(title)}</h2>{body}</section>"
-
-
-def write_page(path: Path, title: str, lead: str, body: str) -> Path:
-    """Write one page that needs no other file; `title` and `lead` are plain text, `body` is HTML."""
-    template = Template(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-    with atomic_write(path) as part:
-        page = template.substitute(title=html.escape(title), lead=html.escape(lead), body=body)
-        part.write_text(page, encoding="utf-8")
-    return path
 
 
 def _of(study: Study) -> list[str]:
@@ -200,30 +181,11 @@ def _of(study: Study) -> list[str]:
 def _card(checked: Checked) -> str:
     words, colour = SAID[checked.verdict]
     return (
-        f'<div class="card">{_photo_html(checked.photo, checked.shows, 480)}<div>The ad says: '
+        f'<div class="card">{photo_html(checked.photo, checked.shows, 480)}<div>The ad says: '
         f'{html.escape(checked.claim)}<strong class="{colour}">{words}</strong><span class="soft">It shows '
         f"{html.escape(checked.shows)}. The check: {html.escape(checked.reason)}.</span></div></div>"
     )
 
 
 def _grid(files: dict[str, Path], photos: Sequence[tuple[str, str]]) -> str:
-    figures = (
-        f"<figure>{_photo_html(files[sha256].read_bytes(), caption, 240)}"
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for sha256, caption in photos
-    )
-    return f'<div class="photos">{"".join(figures)}</div>'
-
-
-def _photo_html(photo: bytes, alt: str, side: int) -> str:
-    with Image.open(io.BytesIO(photo)) as image:
-        image.draft("RGB", (2 * side, 2 * side))
-        small = ImageOps.exif_transpose(image).convert("RGB")
-    small.thumbnail((side, side))
-    stream = io.BytesIO()
-    small.save(stream, "WEBP", quality=80)
-    return _image_html(stream.getvalue(), "webp", alt)
-
-
-def _image_html(content: bytes, kind: str, alt: str) -> str:
-    return f'<img alt="{html.escape(alt)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
+    return f'<div class="photos">{"".join(figure(files[sha256], caption) for sha256, caption in photos)}</div>'

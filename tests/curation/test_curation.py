@@ -10,8 +10,8 @@ import pytest
 from generated_photos import encode, scene
 from PIL import ImageFilter, ImageOps
 
+from benchmarks.detectors import score_curation
 from carspotter.curation.curate import count_duplicates, curate_study, judge_photos, summary
-from carspotter.curation.score import score_curation
 from carspotter.paths import Study
 from carspotter.photos import fingerprints
 from carspotter.photos.fingerprints import measure_photos

@@ -75,7 +75,7 @@ def test_probabilities_of_zero_are_fitted_and_applied_with_one_floor():
 
 
 def test_unusable_input_is_refused_with_what_was_found():
-    with pytest.raises(ValueError, match="a row of probabilities per photo"):
+    with pytest.raises(ValueError, match="one row of probabilities per photo"):
         reliability([0, 1], [[1.0, 0.0]])
     with pytest.raises(ValueError, match="one column per class"):
         expected_calibration_error([0, 1], [[0.4], [0.7]])

@@ -42,7 +42,7 @@ def test_without_changes_each_experiment_keeps_its_own(tmp_path):
     [
         ("experiments = [", "not TOML"),
         ("seeds = [1]", "experiments is missing"),
-        ('experiments = ["dropout"]\nseeds = 3', "seeds is 3; write a list"),
+        ('experiments = ["dropout"]\nseeds = 3', "seeds is 3; it is a list"),
         ('experiments = ["vgg99"]', "vgg99.*baseline_cnn"),
         ('experiments = ["dropout"]\nframeworks = ["caffe"]', "caffe.*torch"),
         ('experiments = ["dropout"]\ndtype = "float8"', "dtype is 'float8'; use one of float32"),

@@ -17,6 +17,7 @@ from PIL import Image
 
 from carspotter.photos import decoding
 from carspotter.photos.decoding import FORMATS, Limits, UnreadablePhoto, decode, inspect, is_plain
+from carspotter.photos.headers import LIMITS, Refusal, read_header
 
 
 def refusal(content, **options):
@@ -156,7 +157,7 @@ def test_a_jpeg_keeps_its_orientation_when_other_segments_are_dropped():
 def test_a_photo_that_takes_too_long_is_killed_and_others_are_answered_meanwhile():
     limits = Limits(seconds=0.3)
     bomb = run_length_bitmap()
-    assert not is_plain(bomb, limits)
+    assert not is_plain(bomb)
     reasons = []
 
     def chew():
@@ -265,11 +266,11 @@ def test_a_48_megapixel_phone_photo_is_read_within_the_limit_that_can_be_set():
 
 def test_heic_names_what_reads_it(monkeypatch):
     content = struct.pack(">I", 24) + b"ftypheic" + bytes(4) + b"mif1heic" + bytes(100)
-    header = decoding._read_header(content, Limits())
+    header = read_header(content, LIMITS)
     assert header.format == "HEIF" and not header.plain
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as where it is not installed
-    with pytest.raises(decoding._Refusal, match=r"pip install 'carspotter\[heic\]'") as caught:
-        decoding._decode_here(header, None, None, True, Limits())
+    with pytest.raises(Refusal, match=r"pip install 'carspotter\[heic\]'") as caught:
+        decoding._decode_here(header, decoding.Wish(None, None, True), LIMITS)
     assert caught.value.kind == "library"
 
 

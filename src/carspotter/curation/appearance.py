@@ -4,8 +4,6 @@ Histograms of oriented gradients (Dalal & Triggs 2005) on an 8 × 8 grid, and me
 one. They know bodies by their outlines; of what a thing is they know nothing, so a ranking by them finds less.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -4,11 +4,7 @@ The photos go through the import's decoder and the curation's detectors as if th
 photo is said here of files: copies under two names, in two classes, or in two parts of the folder's own split.
 """
 
-from __future__ import annotations
-
-import base64
 import html
-import io
 import re
 import shlex
 import tempfile
@@ -16,21 +12,29 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import pandas as pd
-from PIL import Image
 
-from carspotter.curation.curate import curate
+from carspotter.curation.appearance import describe_photos
+from carspotter.curation.curate import judge_photos
+from carspotter.page import figure, section, write_page
 from carspotter.paths import atomic_write
-from carspotter.photos.decoding import FORMATS, UnreadablePhoto, decode
-from carspotter.photos.folders import Found, Job, kind_of_folder, name_listings, split_folders, walk_files
+from carspotter.photos.decoding import FORMATS, UnreadablePhoto
+from carspotter.photos.folders import (
+    PARTS,
+    Found,
+    Job,
+    kind_of_folder,
+    name_listings,
+    part_of,
+    split_folders,
+    walk_files,
+)
 from carspotter.photos.images import in_threads
 from carspotter.photos.importing import read_photo
 from carspotter.photos.table import kind_of, slugify, write_table
 
 SUFFIXES = {*FORMATS.values(), "jpeg", "jpe", "jfif", "tiff", "heif"}  # of files that ought to be photos
-SHOWN, SIDE = 60, 200  # photos of a kind on the page (the table has all), and the longest side of each in pixels
-SIDES = {"tes": 0, "val": 1, "tra": 2}  # of copies on two sides the one in the test part stays
+SHOWN = 60  # photos of a kind on the page; the table has all
 COLUMNS = ["kind", "file", "part", "label", "score", "reason", "other", "group", "command"]
 
 # What is found: title, and what to do about it. The commands of the first three are certain, the others are doubts.
@@ -95,7 +99,8 @@ def audit_folder(
         photos = _one_per_photo(files, folder)
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".work-", dir=out) as work:
-            judged = curate(Path(work), photos, weights, show_progress=show_progress).set_index("sha256")
+            features = describe_photos(Path(work), photos, weights, show_progress)
+            judged = judge_photos(Path(work), photos, features, show_progress=show_progress).set_index("sha256")
         files = files.join(judged[["duplicate_cluster", "car", "verdict", "reason", "score"]], on="sha256")
         files["shot"] = files["duplicate_cluster"].where(files["duplicate_cluster"] != "", files["sha256"])
         files = files.sort_values(["side", "pixels", "bytes", "file"], ascending=[True, False, False, True])
@@ -150,7 +155,7 @@ def _read_files(jobs: list[Job], found: Found, show_progress: bool) -> tuple[pd.
         part = job.name.partition("/")[0] if job.name.partition("/")[0] in found.labels else ""
         row = {"file": job.name, "part": part, "label": job.label}
         if isinstance(facts, dict):
-            side = SIDES.get(part[:3].casefold(), 3)
+            side = [*PARTS, None].index(part_of(part))  # of copies on two sides the one in the test part stays
             rows.append(row | facts | {"kind": job.kind or "", "listing": job.listing or "", "side": side})
         elif facts.kind == "format" and job.file.suffix.lstrip(".").lower() not in SUFFIXES:
             no_photos += 1
@@ -163,7 +168,7 @@ def _read_files(jobs: list[Job], found: Found, show_progress: bool) -> tuple[pd.
 
 
 def _one_per_photo(files: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """Return the table that `curate` wants, one row for files of the same bytes."""
+    """Return the table that `judge_photos` wants, one row for files of the same bytes."""
 
     def names(column: pd.Series) -> tuple[str, ...]:
         return tuple(sorted(set(column) - {""}))
@@ -221,21 +226,18 @@ def _finding(kind: str, photo, reason: str, **more: object) -> dict:
 
 
 def _write(audit: Audit, folder: Path) -> None:
-    findings = audit.findings
-    beside = "Beside this page: findings.csv, the whole table; fix.sh, the commands that move what is certain aside."
-    items = [f"<li>{html.escape(note)}</li>" for note in (beside, *audit.notes)]
+    findings, links, grids = audit.findings, [], []
     script = [FIX.format(folder=shlex.quote(str(folder)), removed=shlex.quote(str(audit.page.with_name("removed"))))]
-    grids = []
     for kind, (title, advice) in KINDS.items():
         part = findings[findings["kind"] == kind]
         if part.empty:
             continue
-        items.append(f'<li><a href="#{slugify(kind)}">{title}: {len(part):,}</a></li>')
+        heading = f"{title}: {len(part):,}"
+        links.append(f'<li><a href="#{slugify(kind)}">{heading}</a></li>')
         first = f" The first {SHOWN} are shown, findings.csv has all." if len(part) > SHOWN else ""
+        advised = re.sub("`(.+?)`", r"<code>\1</code>", advice) + first
         pictures = "".join(_picture_groups(part.head(SHOWN), folder))
-        heading = f'<h2 id="{slugify(kind)}">{title}: {len(part):,}</h2>'
-        advised = re.sub("`(.+?)`", r"<code>\1</code>", advice)
-        grids.append(f"{heading}<p>{advised}{first}</p><div>{pictures}</div>")
+        grids.append(section(heading, f'<p>{advised}</p><div class="photos">{pictures}</div>', slugify(kind)))
         script.append(f"\n# {title}. {advice}")
         comment = "" if kind in SURE else "# "
         script += [
@@ -243,10 +245,10 @@ def _write(audit: Audit, folder: Path) -> None:
             for found in part.itertuples()
             if found.command
         ]
-    title = html.escape(f"Audit of {folder.name}")
-    page = PAGE.format(title=title, items="".join(items), table=audit.photos.to_html(border=0), grids="".join(grids))
-    with atomic_write(audit.page) as part:
-        part.write_text(page, encoding="utf-8", errors="backslashreplace")
+    notes = [f"<li>{html.escape(note)}</li>" for note in audit.notes]
+    body = f"<ul>{''.join(notes + links)}</ul>{audit.photos.to_html(border=0)}{''.join(grids)}"
+    beside = "Beside this page: findings.csv, the whole table; fix.sh, the commands that move what is certain aside."
+    write_page(audit.page, f"Audit of {folder.name}", beside, body)
     write_table(audit.page.with_name("findings.csv"), findings, errors="backslashreplace")
     with atomic_write(audit.page.with_name("fix.sh")) as part:
         part.write_text("\n".join(script) + "\n", encoding="utf-8", errors="backslashreplace")
@@ -256,36 +258,11 @@ def _picture_groups(findings: pd.DataFrame, folder: Path) -> Iterator[str]:
     """Yield a frame for each group of photos that are held against each other, a figure for what stands alone."""
     groups = findings["group"].where(findings["group"] != "", findings["file"])
     for _, group in findings.groupby(groups, sort=False):
-        figures = [_figure(folder / name, f"{name}: stays") for name in group["other"].unique() if name]
-        figures += [_figure(folder / row.file, f"{row.file}: {row.reason}") for row in group.itertuples()]
-        yield f'<div class="group">{"".join(figures)}</div>' if len(figures) > 1 else figures[0]
+        figures = [figure(folder / name, f"{name}: stays") for name in group["other"].unique() if name]
+        figures += [figure(folder / row.file, f"{row.file}: {row.reason}") for row in group.itertuples()]
+        yield f'<div class="photos group">{"".join(figures)}</div>' if len(figures) > 1 else figures[0]
 
 
-def _figure(path: Path, caption: str) -> str:
-    """Return a <figure> that holds a small copy of a photo, grey where it cannot be decoded."""
-    try:
-        image, _ = decode(path, at_least=SIDE // 2, verify=False)
-    except (UnreadablePhoto, OSError):
-        image = Image.fromarray(np.full((SIDE * 3 // 4, SIDE, 3), 90, np.uint8))
-    image.thumbnail((SIDE, SIDE))
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=70)
-    picture = base64.b64encode(stream.getvalue()).decode()
-    caption = html.escape(caption)
-    return f'<figure><img alt="" src="data:image/jpeg;base64,{picture}"><figcaption>{caption}</figcaption></figure>'
-
-
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; color: #1c2733; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; }}
-h2 {{ margin: 2rem 0 .5rem; font-size: 1.1rem; }} h2::first-letter {{ text-transform: uppercase; }}
-div {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(200px, 1fr)); gap: .8rem; }}
-figure {{ margin: 0; }} img {{ max-width: 100%; display: block; }} figcaption {{ font-size: .75rem; color: #566; }}
-figcaption {{ overflow-wrap: anywhere; }} .group {{ grid-column: span 2; border: 1px solid #c8d0d8; padding: .5rem; }}
-th, td {{ text-align: left; padding: .2rem .8rem .2rem 0; }}
-</style></head><body><h1>{title}</h1><ul>{items}</ul>{table}{grids}</body></html>
-"""
 FIX = """#!/bin/sh
 # Written by `carspotter audit`. Nothing is deleted: files move to $removed under the same names.
 # What begins with "# aside" is a doubt: look at the page, and take the # away where you agree.

@@ -5,8 +5,6 @@ one: a small one from scratch, or the last blocks of a backbone where its weight
 run: the labels are as listed, one in ten may be wrong, and no split is made yet.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from collections.abc import Sequence

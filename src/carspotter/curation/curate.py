@@ -4,8 +4,6 @@ The machine rejects by itself only what needs no judgement: unreadable files, la
 Everything else it keeps and *ranks*: a score, 0 (fine) … 1 (surely bad), and a sentence why. A person's decision wins.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -67,35 +65,21 @@ def curate_study(
     with_reviews: bool = True,
     show_progress: bool = True,
 ) -> pd.DataFrame:
-    """Curate all photos of the study's data folder and write `data/curation.csv`; return the table. See `curate`.
+    """Describe, rank and judge all photos of the study's data folder; return what `judge_photos` does.
 
-    Without `with_reviews` the table is what the machine says before anybody decides; it is returned, not written.
+    `weights`: a file of MobileNetV2's, whose features rank far better than outlines and colours. `train`: a framework
+    in which models also learn from the photos themselves and doubt labels. The table goes to `data/curation.csv`, but
+    not without `with_reviews`: that is what the machine says before anybody decides. A second call is quick.
     """
-    table = curate(study.data, read_photos(study.data), weights, train, with_reviews, show_progress)
+    photos = read_photos(study.data)
+    features, doubts = describe_photos(study.data, photos, weights, show_progress), None
+    if train:
+        doubts, learnt = learn_photos(study.data, photos, train, weights)
+        features = join_features(features, learnt)
+    table = judge_photos(study.data, photos, features, doubts, with_reviews, show_progress)
     if with_reviews:
         write_curation(study, table)
     return table
-
-
-def curate(
-    data: Path,
-    photos: pd.DataFrame,
-    weights: str | Path | None = None,
-    train: str | None = None,
-    with_reviews: bool = True,
-    show_progress: bool = True,
-) -> pd.DataFrame:
-    """Describe `photos` (as from `read_photos`), rank them and judge them; return what `judge_photos` does.
-
-    `weights`: a file of MobileNetV2's, whose features rank far better than outlines and colours. `train`: a framework
-    in which models also learn from the photos themselves and doubt labels. Features and fingerprints are kept under
-    `data`, so that a second call is quick.
-    """
-    features, doubts = describe_photos(data, photos, weights, show_progress), None
-    if train:
-        doubts, learnt = learn_photos(data, photos, train, weights)
-        features = join_features(features, learnt)
-    return judge_photos(data, photos, features, doubts, with_reviews, show_progress)
 
 
 def judge_photos(

@@ -1,7 +1,5 @@
 """What people decided, and how much junk a random sample says is left."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from operator import itemgetter

@@ -4,8 +4,6 @@ Bias shows as mistakes on the training photos, variance as the gap between train
 says the same of models trained on resampled training sets: mistakes that they share, and those in which they differ.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +12,7 @@ import pandas as pd
 from carspotter.evidence.intervals import Interval, paired_difference
 
 TARGET_ACCURACY = 0.97  # what the series aims at
+WINDOW = 5  # epochs over which losses are smoothed
 
 
 @dataclass(frozen=True)
@@ -78,18 +77,18 @@ def generalisation_gap(training: Interval | float, validation: Interval) -> Inte
     return Interval(gap, gap - float(low), gap + float(high), validation.photos, validation.groups, validation.level)
 
 
-def overfitting_start(history: pd.DataFrame, window: int = 5) -> int | None:
+def overfitting_start(history: pd.DataFrame) -> int | None:
     """Return the epoch from which validation loss rises for good while training loss falls, or None.
 
-    `history`: table with epoch, train_loss, validation_loss. Losses are smoothed by a running median over `window`
+    `history`: table with epoch, train_loss, validation_loss. Losses are smoothed by a running median over five
     epochs. A rise counts when the last smoothed loss lies above the lowest by more than twice the spread of what the
     smoothing removed, measured by the median, so that a few spikes, or the rise itself, do not hide it.
 
     Method: early stopping read backwards, Prechelt 1998, "Early stopping, but when?".
     """
-    if len(history) < 2 * window:
+    if len(history) < 2 * WINDOW:
         return None
-    smooth = history[["train_loss", "validation_loss"]].rolling(window, center=True, min_periods=1).median()
+    smooth = history[["train_loss", "validation_loss"]].rolling(WINDOW, center=True, min_periods=1).median()
     training, validation = smooth["train_loss"].to_numpy(), smooth["validation_loss"].to_numpy()
     noise = 1.4826 * float(np.median(np.abs(history["validation_loss"].to_numpy() - validation)))
     lowest = int(validation.argmin())
@@ -103,24 +102,23 @@ def diagnose(
     validation: Interval,
     overfits_from: int | None = None,
     decomposition: Decomposition | None = None,
-    target: float = TARGET_ACCURACY,
 ) -> str:
     """Say in a plain sentence what is wrong with an experiment, bias or variance, and what to try next.
 
     `training`: accuracy on the training photos, see `generalisation_gap`; `overfits_from`: see `overfitting_start`.
-    What training accuracy lacks to `target` is avoidable bias, the gap is variance; the larger is the one to work on. A
-    `decomposition` then says how much of the error other training photos would have moved.
+    What training accuracy lacks to TARGET_ACCURACY is avoidable bias, the gap is variance; the larger is the one to
+    work on. A `decomposition` then says how much of the error other training photos would have moved.
 
     Method: Ng, "Machine Learning Yearning", 2018, ch. 20–27 (avoidable bias and variance).
     """
     gap = generalisation_gap(training, validation)
     trained = training.estimate if isinstance(training, Interval) else training
-    lacking = max(0.0, target - trained)
-    if validation.low >= target:
-        finding = f"good enough, as even the low end of its interval reaches {target:.0%}"
+    lacking = max(0.0, TARGET_ACCURACY - trained)
+    if validation.low >= TARGET_ACCURACY:
+        finding = f"good enough, as even the low end of its interval reaches {TARGET_ACCURACY:.0%}"
         following = "test it on harder photos"
-    elif validation.estimate >= target:
-        finding = f"it seems to reach {target:.0%}, but its interval does not"
+    elif validation.estimate >= TARGET_ACCURACY:
+        finding = f"it seems to reach {TARGET_ACCURACY:.0%}, but its interval does not"
         following = "more validation photos"
     elif lacking >= gap.estimate:
         finding = f"bias, as it lacks {lacking:.1%} even on its training photos"

@@ -1,12 +1,10 @@
 """Does a probability mean what it says? Reliability, its error, and the temperature that repairs most of it."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 from scipy import optimize, special
 
-from carspotter.models.metrics import softmax
+from carspotter.models.metrics import check_shapes, softmax
 
 SMALLEST = 1e-30  # probabilities are raised to this before their logarithm is taken, in fitting and in applying
 
@@ -30,12 +28,12 @@ def reliability(labels, probabilities, bins: int = 10) -> pd.DataFrame:
     return rows.reset_index(drop=True)
 
 
-def expected_calibration_error(labels, probabilities, bins: int = 10) -> float:
+def expected_calibration_error(labels, probabilities) -> float:
     """Return the mean distance between confidence and accuracy over the bins of `reliability`, weighted by photos.
 
     Arguments as there. Even a perfect model scores above zero on few photos. Method: Naeini et al. 2015.
     """
-    table = reliability(labels, probabilities, bins)
+    table = reliability(labels, probabilities)
     return float(np.average((table["confidence"] - table["accuracy"]).abs(), weights=table["photos"]))
 
 
@@ -66,11 +64,7 @@ def apply_temperature(probabilities, temperature: float) -> np.ndarray:
 
 
 def _checked(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities, float)
-    if len(labels) == 0 or probabilities.ndim != 2 or len(labels) != len(probabilities):
-        raise ValueError(
-            f"need a label and a row of probabilities per photo, found {labels.shape} and {probabilities.shape}"
-        )
+    labels, probabilities = check_shapes(labels, np.asarray(probabilities, float))
     if not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
         raise ValueError("probabilities of a photo must add up to 1; give one column per class, for two classes too")
     return labels, probabilities

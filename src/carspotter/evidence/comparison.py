@@ -5,8 +5,6 @@ fixed beforehand. *equal*: not different, and the 90 % interval lies inside ± 3
 neither, and what would settle it. A claim needs three seeds at least: one training is one sample of a recipe.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -122,15 +120,15 @@ def compare_correct(
     )
 
 
-def judge(difference: Interval, within: Interval, seeds: int, margin: float = MARGIN) -> tuple[str, str]:
+def judge(difference: Interval, within: Interval, seeds: int) -> tuple[str, str]:
     """Return the verdict and the sentence that gives its reason; arguments as in `Comparison`.
 
     Method of equality: two one-sided tests, Schuirmann 1987. The number of photos assumes that the difference stays as
     it is and gives an even chance; see `photos_needed` for a better one.
     """
-    points, zero = f"± {margin * 100:g} points", f"the {_percent(difference.level)} interval excludes zero"
+    points, zero = f"± {MARGIN * 100:g} points", f"the {_percent(difference.level)} interval excludes zero"
     differs = difference.low > 0 or difference.high < 0
-    near = not differs and max(-within.low, within.high) < margin
+    near = not differs and max(-within.low, within.high) < MARGIN
     needs = SEEDS_FOR_EQUALITY if near else SEEDS_FOR_A_CLAIM
     if (differs or near) and seeds >= needs:
         return ("different", zero) if differs else ("equal", f"the 90 % interval lies inside {points}")
@@ -139,7 +137,7 @@ def judge(difference: Interval, within: Interval, seeds: int, margin: float = MA
         return "undetermined", f"{what}, but that takes {needs} seeds; there {'is' if seeds == 1 else 'are'} {seeds}"
     ways = {
         "to show a difference of this size": photos_needed(difference, abs(difference.estimate), power=0.5),
-        "to show equality": photos_needed(within, margin - abs(difference.estimate), power=0.5),
+        "to show equality": photos_needed(within, MARGIN - abs(difference.estimate), power=0.5),
     }
     way = min(ways, key=ways.__getitem__)
     if np.isinf(ways[way]):

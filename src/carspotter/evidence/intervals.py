@@ -5,8 +5,6 @@ A run is one training; a recipe is what all its seeds have in common. Pass one r
 one row per seed for a claim about the recipe: its interval then covers the chance of seeds as well as of photos.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

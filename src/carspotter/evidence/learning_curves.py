@@ -6,8 +6,6 @@ them apart, so a forecast averages over the forms and over all their parameters,
 measured. An interval from the best fit alone would be far too narrow.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,12 +58,12 @@ class LearningCurve:
         """Forecast the accuracy after training on `size` photos."""
         return _forecast(self.accuracies(size), level)
 
-    def gain(self, factor: float = 2.0, level: float = 0.95) -> Forecast:
+    def gain(self, factor: float = 2.0) -> Forecast:
         """Forecast what `factor` times the largest measured size would buy, as a difference of accuracies."""
         largest = self.sizes.max()
-        return _forecast(self.accuracies(factor * largest) - self.accuracies(largest), level)
+        return _forecast(self.accuracies(factor * largest) - self.accuracies(largest))
 
-    def photos_for(self, accuracy: float, level: float = 0.95) -> tuple[Forecast, float]:
+    def photos_for(self, accuracy: float) -> tuple[Forecast, float]:
         """Forecast how many training photos reach an `accuracy`, and the probability that any number does."""
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             g = (1 - accuracy - self.a) / self.b
@@ -73,7 +71,7 @@ class LearningCurve:
             inverse = [np.abs(g) ** (-1 / self.shape), np.exp(-g), -self.shape * np.log(np.abs(g))]
         sizes = np.select([self.form == i for i in range(len(FORMS))], inverse)
         sizes = np.where(out_of_reach, np.inf, np.maximum(sizes, 0))
-        return _forecast(sizes, level), float(np.isfinite(sizes).mean())
+        return _forecast(sizes), float(np.isfinite(sizes).mean())
 
 
 def mean_errors(correct, groups) -> tuple[np.ndarray, np.ndarray]:
@@ -198,7 +196,7 @@ def _shapes(form: str, smallest: float, largest: float) -> np.ndarray:
     return np.geomspace(smallest, 3 * largest, SHAPES) if form == "exponential" else np.ones(SHAPES)
 
 
-def _forecast(values: np.ndarray, level: float) -> Forecast:
+def _forecast(values: np.ndarray, level: float = 0.95) -> Forecast:
     # "nearest", as a line between a number and inf is no number
     low, middle, high = np.quantile(values, [(1 - level) / 2, 0.5, (1 + level) / 2], method="nearest")
     return Forecast(float(middle), float(low), float(high), level)

@@ -1,7 +1,5 @@
 """Every figure of the study, in one look: colour-blind safe, labelled, small enough for a notebook in git."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import textwrap
@@ -14,6 +12,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image, ImageOps
+
+from carspotter.photos.images import thumbnail
 
 # Okabe and Ito's colours, told apart by colour-blind readers too: https://jfly.uni-koeln.de/color/
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8A8A8A"
@@ -251,11 +251,11 @@ def cost_chart(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
 
 
 @drawn
-def forecast_chart(curves: dict, farthest: float, title: str = "", target: float | None = None) -> Figure:
+def forecast_chart(curves: dict, farthest: float, title: str = "") -> Figure:
     """Draw measured accuracies over training photos (log scale) and what is forecast, with its 95 % interval.
 
-    `curves`: name -> `learning_curves.LearningCurve`; `farthest`: the largest number of photos drawn; `target`: an
-    accuracy, a dashed line. Left of the last dot the band says what is known, right of it what is guessed.
+    `curves`: name -> `learning_curves.LearningCurve`; `farthest`: the largest number of photos drawn. Left of
+    the last dot the band says what is known, right of it what is guessed.
     """
     figure, axis = plt.subplots(figsize=(7.5, 4))
     for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
@@ -266,8 +266,6 @@ def forecast_chart(curves: dict, farthest: float, title: str = "", target: float
         axis.plot(sizes[seen], middle[seen], color=colour)
         axis.plot(sizes[~seen], middle[~seen], color=colour, linestyle="--")
         axis.plot(curve.sizes, 1 - curve.errors, "o", color=colour, label=f"{name}, measured")
-    if target is not None:
-        axis.axhline(target, color=GREY, linestyle="--", linewidth=1, label=f"{target * 100:.4g} %")
     axis.set_xscale("log")
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.xaxis.set_major_formatter("{x:,g}")
@@ -286,11 +284,5 @@ def _history_table(fit) -> pd.DataFrame:
 
 def _thumbnail(photo: Path | np.ndarray, side: int = 160) -> Image.Image:
     if isinstance(photo, np.ndarray):
-        image = Image.fromarray(photo)
-    else:
-        try:
-            with Image.open(photo) as file:
-                image = ImageOps.exif_transpose(file).convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-            image = Image.new("RGB", (side, side * 3 // 4), "#DDDDDD")
-    return ImageOps.contain(image, (side, side))
+        return ImageOps.contain(Image.fromarray(photo), (side, side))
+    return thumbnail(photo, side)

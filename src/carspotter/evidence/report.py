@@ -1,7 +1,5 @@
 """The tables of a study's recorded runs, as `carspotter report` prints them and results/README.md shows them."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from carspotter.evidence.comparison import Comparison, comparison_table
+from carspotter.evidence.comparison import SEEDS_FOR_A_CLAIM, Comparison, comparison_table
 from carspotter.evidence.results import compare_runs, results_of, training_accuracy
-from carspotter.evidence.selection import full_runs, recorded_recipes
+from carspotter.evidence.selection import Recipe, full_runs, recorded_recipes
 from carspotter.models.experiments import SERIES
 from carspotter.models.store import Run, load_run, read_runs
 from carspotter.paths import Study
@@ -69,9 +67,10 @@ def recorded_steps(studies: Mapping[str, Study], before: str, after: str) -> dic
     """
     steps = {}
     for name, study in studies.items():
-        pair = _pair(recorded_recipes(study), before, after) if len(read_runs(study)) else None
+        recipes = recorded_recipes(study) if len(read_runs(study)) else {}
+        pair = _pair(recipes, before, after)
         if pair and _are_alike(*pair):
-            (_, earlier), (_, later) = pair
+            earlier, later = recipes[pair[0]], recipes[pair[1]]
             steps[name] = Step(earlier, later, compare_runs(study, earlier, later, comparisons=len(STEPS)))
     return steps
 
@@ -120,23 +119,23 @@ def recipes_report(study: Study) -> pd.DataFrame:
     """
     places = {name: place for place, name in enumerate(SERIES)}
 
-    def place_of(recipe: tuple) -> tuple:
-        experiment, framework, epochs, image_size, *_ = recipe
-        return places.get(experiment, len(places)), experiment, -image_size, -epochs, framework
+    def place_of(recipe: Recipe) -> tuple:
+        place = places.get(recipe.experiment, len(places))
+        return place, recipe.experiment, -recipe.image_size, -recipe.epochs, recipe.framework
 
     found = []
     recipes = recorded_recipes(study)
     for recipe in sorted(recipes, key=place_of):
-        runs, (experiment, framework, epochs, image_size, dtype, *_) = recipes[recipe], recipe
+        runs = recipes[recipe]
         interval = results_of(study, runs).interval()
         spread = "" if interval.seed_spread is None else f" ± {interval.seed_spread:.3f}"
         found.append(
             {
-                "experiment": experiment,
-                "framework": framework,
-                "pixels": image_size,
-                "epochs": epochs,
-                "dtype": dtype,
+                "experiment": recipe.experiment,
+                "framework": recipe.framework,
+                "pixels": recipe.image_size,
+                "epochs": recipe.epochs,
+                "dtype": recipe.dtype,
                 "seeds": len(runs),
                 "training": f"{np.mean([training_accuracy(run) for run in runs]):.3f}",
                 "validation, mean of the last five [95 %]": f"{interval}{spread}",
@@ -156,10 +155,9 @@ def verdicts_report(study: Study, questions: Sequence[tuple[str, str]]) -> pd.Da
     recipes, rows = recorded_recipes(study), []
     for first, second in questions:
         if pair := _pair(recipes, first, second):
-            (key_a, a), (key_b, b) = pair
-            row = compare_runs(study, a, b, len(questions), (first, second)).row
-            setting = ", ".join(f"{k[1]} {k[3]} px {k[2]} epochs" for k in dict.fromkeys((key_a, key_b)))
-            rows.append({"comparison": row.pop("comparison"), "setting": _shared(setting)} | row)
+            row = compare_runs(study, recipes[pair[0]], recipes[pair[1]], len(questions), (first, second)).row
+            settings = [f"{side.framework} {side.image_size} px {side.epochs} epochs" for side in pair]
+            rows.append({"comparison": row.pop("comparison"), "setting": " and ".join(dict.fromkeys(settings))} | row)
     return pd.DataFrame(rows)
 
 
@@ -198,28 +196,24 @@ def to_markdown(table: pd.DataFrame) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
-def _pair(recipes: Mapping[tuple, list[Run]], first: str, second: str) -> tuple | None:
-    """Return the recipe of each of two experiments, with its runs, by which they are compared; None without any."""
-    sides = [[(key, runs) for key, runs in recipes.items() if key[0] == name] for name in (first, second)]
-    pairs = [pair for pair in itertools.product(*sides) if _seeds(pair[0][1]) & _seeds(pair[1][1])]
+def _pair(recipes: Mapping[Recipe, list[Run]], first: str, second: str) -> tuple[Recipe, Recipe] | None:
+    """Return the recipes by which two experiments are compared; None without any that share a seed."""
+    sides = [[recipe for recipe in recipes if recipe.experiment == name] for name in (first, second)]
+    shared = {(a, b): len(_seeds(recipes[a]) & _seeds(recipes[b])) for a, b in itertools.product(*sides)}
+    pairs = [pair for pair in shared if shared[pair]]
     pairs = [pair for pair in pairs if _are_alike(*pair)] or pairs
-    return max(pairs, key=lambda pair: _worth(*pair), default=None)
+
+    def worth(pair: tuple[Recipe, Recipe]) -> tuple:
+        pixels, epochs = (sum(getattr(side, name) for side in pair) for name in ("image_size", "epochs"))
+        return shared[pair] >= SEEDS_FOR_A_CLAIM, pixels, epochs, shared[pair]
+
+    return max(pairs, key=worth, default=None)
 
 
-def _are_alike(a: tuple, b: tuple) -> bool:
+def _are_alike(a: Recipe, b: Recipe) -> bool:
     """Tell whether two recipes share framework, epochs, pixels and dtype."""
-    return a[0][1:5] == b[0][1:5]
+    return a[1:5] == b[1:5]
 
 
 def _seeds(runs: Sequence[Run]) -> set[int]:
     return {int(run.row["seed"]) for run in runs}
-
-
-def _worth(a: tuple, b: tuple) -> tuple:
-    """Rank a pair of recipes: enough seeds for a claim first, then pixels and epochs, then seeds."""
-    shared = len(_seeds(a[1]) & _seeds(b[1]))
-    return shared >= 3, a[0][3] + b[0][3], a[0][2] + b[0][2], shared
-
-
-def _shared(setting: str) -> str:
-    return " and ".join(dict.fromkeys(setting.split(", ")))

@@ -4,8 +4,6 @@ A sample is a list of hashes for `training_subset`, a new split a table as `read
 take part in none of them.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 
@@ -64,9 +62,9 @@ def over_splits(values: Sequence[float], validation_share: float, level: float =
     return Interval(mean, mean - half, mean + half, 0, 0, level, len(values), spread)
 
 
-def log_spaced_sizes(largest: int, count: int = 5, factor: float = 2.0) -> list[int]:
-    """Return `count` training sizes, each `factor` times the one before, up to `largest`; at least 8 photos each."""
-    sizes = (round(largest / factor**step) for step in reversed(range(count)))
+def log_spaced_sizes(largest: int, count: int = 5) -> list[int]:
+    """Return `count` training sizes, each twice the one before, up to `largest`; at least 8 photos each."""
+    sizes = (round(largest / 2**step) for step in reversed(range(count)))
     return sorted({max(8, size) for size in sizes if size <= largest})
 
 

@@ -4,8 +4,6 @@ The figure that is compared is the mean of the last five epochs, which nobody ch
 shown beside it as what it is, optimistic.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ A threshold that is chosen where few validation photos are wrong looks better on
 threshold is a hypothesis, "answers above it are wrong more often than promised", that has to be rejected.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

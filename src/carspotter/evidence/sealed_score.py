@@ -3,8 +3,6 @@
 Everything is predicted before the labels are read, so that a run that cannot predict costs no evaluation.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field

@@ -3,9 +3,8 @@
 This is the one rule by which a run is chosen: for the sealed test, for export and for the photo check.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +15,19 @@ from carspotter.models.history import halves
 from carspotter.models.store import Run, load_run, read_runs, subset_digest
 from carspotter.paths import Study
 
-RECIPE = ["experiment", "framework", "epochs", "image_size", "dtype", "weights"]  # all that seeds have in common
+
+class Recipe(NamedTuple):
+    """All that the seeds of a recipe have in common: columns of runs.csv."""
+
+    experiment: str
+    framework: str
+    epochs: int
+    image_size: int
+    dtype: str
+    weights: str
+
+    def __str__(self) -> str:
+        return ", ".join(str(part) for part in self if part != "")
 
 
 def full_runs(study: Study, quick: bool = False) -> pd.DataFrame:
@@ -32,10 +43,12 @@ def full_runs(study: Study, quick: bool = False) -> pd.DataFrame:
     return rows[rows["split_version"].isin(rows.sort_values("finished_time")["split_version"].iloc[-1:])]
 
 
-def recorded_recipes(study: Study, quick: bool = False) -> dict[tuple, list[Run]]:
-    """Return the runs of `full_runs` by recipe, what RECIPE names: the seeds of each in their order."""
-    recipes = full_runs(study, quick).groupby(RECIPE, sort=False)
-    return {recipe: [load_run(study, run) for run in seeds.sort_values("seed")["run"]] for recipe, seeds in recipes}
+def recorded_recipes(study: Study, quick: bool = False) -> dict[Recipe, list[Run]]:
+    """Return the runs of `full_runs` by recipe: the seeds of each in their order."""
+    recipes = full_runs(study, quick).groupby(list(Recipe._fields), sort=False)
+    return {
+        Recipe(*recipe): [load_run(study, run) for run in seeds.sort_values("seed")["run"]] for recipe, seeds in recipes
+    }
 
 
 def find_runs(study: Study, experiment: str, **settings) -> list[Run]:
@@ -85,7 +98,7 @@ def choose_run(study: Study, with_checkpoint: bool = False) -> tuple[Run, pd.Dat
         )
     correct, costs, first, groups = {}, {}, {}, None
     for recipe, runs in sorted(recipes.items()):
-        name = ", ".join(str(part) for part in recipe if part != "")
+        name = str(recipe)
         found = results_of(study, runs)
         asked = halves(found.groups) if with_checkpoint else np.full(len(found.groups), True)
         correct[name], groups = found.correct[:, asked], found.groups[asked]

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import io
 import json
 import os
+import pickle
 import shutil
-import tarfile
 import tempfile
 from concurrent.futures import Future
 from pathlib import Path
@@ -52,13 +51,14 @@ class RayEngine:
         self.ray = _import_ray()
         self._connect()
         try:
-            archive = pack_study(self.study)
-            self.digest, self.photos = hashlib.sha256(archive).hexdigest()[:16], len(read_splits(self.study))
+            files = pack_study(self.study)
+            self.digest = hashlib.sha256(pickle.dumps(files)).hexdigest()[:16]
+            self.photos = len(read_splits(self.study))
             gpus = int(self.ray.cluster_resources().get("GPU", 0) > 0)
             # A fresh process for each cell: one framework in each, and memory that is given back.
             self.task = self.ray.remote(max_calls=1)(_train)
             self.options = {"num_cpus": self.cpus, "num_gpus": gpus, "max_retries": RETRIES}
-            self.archive = self.ray.put(archive)
+            self.files = self.ray.put(files)
         except BaseException:
             self.ray.shutdown()
             raise
@@ -72,7 +72,7 @@ class RayEngine:
         memory = BESIDE_IMAGES + 3 * self.photos * cell.experiment.image_size**2
         packed = pack_run(self.study, start) if start else None
         task = self.task.options(memory=memory, **self.options)
-        return task.remote(self.study.name, cell, self.archive, self.digest, packed).future()
+        return task.remote(self.study.name, cell, self.files, self.digest, packed).future()
 
     def result(self, task: Future) -> dict:
         """Return the result of a finished task, and record its run."""
@@ -101,32 +101,28 @@ class RayEngine:
                     raise RuntimeError(f"no Ray cluster {where}: {error}") from error
 
 
-def pack_study(study: Study) -> bytes:
-    """Return a tar file of what training reads: split, journal lines and bytes of training and validation photos."""
+def pack_study(study: Study) -> dict[str, bytes]:
+    """Return what training reads, by its path: split, journal lines and bytes of training and validation photos."""
     splits = read_splits(study)
     wanted = set(splits.loc[splits["split"].isin(["train", "validation"]), "sha256"])
     photos = read_photos(study.data)
     photos = photos[photos["sha256"].isin(wanted)]
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w") as archive:
-        _add(archive, f"results/{study.name}/splits.csv", study.splits.read_bytes())
-        for journal in sorted(study.raw.glob("*/journal.jsonl")):
-            lines = [json.dumps(line) for line in read_journal(journal) if line.get("sha256") in wanted]
-            text = "".join(f"{line}\n" for line in lines)
-            _add(archive, f"data/raw/{journal.parent.name}/journal.jsonl", text.encode())
-        for path in photos["path"]:
-            _add(archive, f"data/{path}", (study.data / path).read_bytes())
-    return stream.getvalue()
+    files = {f"results/{study.name}/splits.csv": study.splits.read_bytes()}
+    for journal in sorted(study.raw.glob("*/journal.jsonl")):
+        lines = [json.dumps(line) for line in read_journal(journal) if line.get("sha256") in wanted]
+        files[f"data/raw/{journal.parent.name}/journal.jsonl"] = "".join(f"{line}\n" for line in lines).encode()
+    return files | {f"data/{path}": (study.data / path).read_bytes() for path in photos["path"]}
 
 
-def unpack_study(name: str, archive: bytes, folder: Path) -> Study:
-    """Unpack what `pack_study` returned into `folder`, once, however many processes ask; return the study there."""
+def unpack_study(name: str, files: dict[str, bytes], folder: Path) -> Study:
+    """Write what `pack_study` returned into `folder`, once, however many processes ask; return the study there."""
     with store.locked(folder):
         if not (folder / "study").exists():
             part = folder / "part"
             shutil.rmtree(part, ignore_errors=True)
-            with tarfile.open(fileobj=io.BytesIO(archive)) as files:
-                files.extractall(part, filter="data")
+            for path, content in files.items():
+                (part / path).parent.mkdir(parents=True, exist_ok=True)
+                (part / path).write_bytes(content)
             os.replace(part, folder / "study")
     return Study(name, folder / "study" / "data", folder / "study" / "results")
 
@@ -150,19 +146,12 @@ def unpack_run(study: Study, packed: dict[str, Any]) -> None:
     store.append_row(study, packed["row"])
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    # Without times and owners: the same study is the same archive.
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    archive.addfile(entry, io.BytesIO(content))
-
-
-def _train(name: str, cell: Cell, archive: bytes, digest: str, start: dict | None) -> dict:
+def _train(name: str, cell: Cell, files: dict[str, bytes], digest: str, start: dict | None) -> dict:
     """Train one cell where Ray put this process; return its result with the packed run, or with the error."""
     sweep = importlib.import_module("carspotter.models.sweep")
     node = _import_ray().get_runtime_context().get_node_id()
     folder = Path(tempfile.gettempdir()) / f"carspotter-{os.getuid()}-{digest}-{node[:12]}"
-    study = unpack_study(name, archive, folder)
+    study = unpack_study(name, files, folder)
     if start:
         with store.locked(folder):
             if start["run"] not in set(store.read_runs(study)["run"]):

@@ -3,22 +3,20 @@
 All that a killed training needs is in one file, which is replaced whole after each epoch.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
 from carspotter.models.metrics import accuracy, log_loss
 from carspotter.models.store import load_state, save_state, write_predictions
-from carspotter.paths import atomic_write
+from carspotter.photos.table import write_table
 from carspotter.progress import progress_bar
 
 HISTORY = ["epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "seconds"]
@@ -73,7 +71,7 @@ class Recorder(StateKeeper):
         self.labels, self.choosing, self.predict = labels, halves(groups), predict
         self.bar = progress_bar(epochs, folder.name, "epochs", show_progress, self.finished)
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:
@@ -102,8 +100,7 @@ class Recorder(StateKeeper):
         self.kept["probabilities"].append(probabilities)
         if self.best_epoch == epoch + 1:
             self.kept["best"] = _get_weights(self.framework, self.training[0])
-        with atomic_write(self.folder / "history.csv") as part:
-            self.history.to_csv(part, index=False, float_format="%.7g")
+        write_table(self.folder / "history.csv", self.history, float_format="%.7g")
         super().on_epoch_end(epoch, logs)
         self.bar.set_postfix_str(f"train {row[2]:.3f}, validation {row[4]:.3f}", refresh=False)
         self.bar.update()

@@ -3,20 +3,18 @@
 `labels` are class numbers, integer (N,); `probabilities` are float (N, classes), columns in the order of the classes.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 
 def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the share of photos, 0 … 1, whose most probable class is their label; raises ValueError without photos."""
-    labels, probabilities = _checked(labels, probabilities)
+    labels, probabilities = check_shapes(labels, probabilities)
     return float(np.mean(probabilities.argmax(axis=1) == labels))
 
 
 def confusion(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Count photos by class: int64 (classes, classes), rows are labels, columns are predictions."""
-    labels, probabilities = _checked(labels, probabilities)
+    labels, probabilities = check_shapes(labels, probabilities)
     counts = np.zeros((probabilities.shape[1],) * 2, dtype=np.int64)
     np.add.at(counts, (labels, probabilities.argmax(axis=1)), 1)
     return counts
@@ -27,7 +25,7 @@ def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
 
     The binary and the categorical cross-entropy of the frameworks are the same number.
     """
-    labels, probabilities = _checked(labels, probabilities)
+    labels, probabilities = check_shapes(labels, probabilities)
     of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.mean(np.log(np.maximum(of_label, 1e-30))))
 
@@ -49,7 +47,8 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def _checked(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def check_shapes(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return both as arrays; raises ValueError where they are not of the same photos, one at least."""
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     if len(labels) == 0 or probabilities.ndim != 2 or len(labels) != len(probabilities):
         raise ValueError(

@@ -3,8 +3,6 @@
 TensorFlow is not in here: its lesson uses Keras' own layers and optimizers.
 """
 
-from __future__ import annotations
-
 import keras
 import numpy as np
 import pandas as pd

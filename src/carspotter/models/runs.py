@@ -4,8 +4,6 @@ A run is named by what it is (spec, framework, seed, split …), so that asking 
 on where it was. Importing this module imports no framework, and recorded runs need neither one nor photos.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -51,7 +49,7 @@ from carspotter.models.store import (
 from carspotter.paths import Study, atomic_write, git
 from carspotter.photos.images import PREPROCESSING, load_images
 from carspotter.photos.splitting import read_splits, split_version
-from carspotter.photos.table import read_photos
+from carspotter.photos.table import read_photos, write_table
 
 
 def load_or_train(
@@ -145,8 +143,7 @@ def train_run(
             part.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
         predictions = validation[["sha256", "label"]].reset_index(drop=True)
         predictions[classes] = probabilities
-        with atomic_write(folder / "validation.csv") as part:
-            predictions.to_csv(part, index=False, float_format="%.6g")
+        write_table(folder / "validation.csv", predictions, float_format="%.6g")
         facts |= {
             "train_photos": len(chosen),
             "validation_photos": len(validation),

@@ -3,8 +3,6 @@
 Reading needs neither a framework nor the photos; only `Run.model` and `Run.predict` load the framework of the run.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import difflib
@@ -29,6 +27,7 @@ from carspotter.models.experiments import Experiment
 from carspotter.models.metrics import softmax
 from carspotter.paths import Study, atomic_write
 from carspotter.photos.journal import hold
+from carspotter.photos.table import write_table
 
 # Raise this by hand when training changes meaning: runs recorded before are then no longer taken for the same.
 RECIPE_VERSION = 2
@@ -190,9 +189,7 @@ def append_row(study: Study, row: dict[str, Any]) -> None:
         rows = read_runs(study)
         rows = rows[rows["run"] != row["run"]]
         new = pd.DataFrame([row], columns=COLUMNS)
-        table = new if rows.empty else pd.concat([rows, new], ignore_index=True)
-        with atomic_write(study.runs_table) as part:
-            table.to_csv(part, index=False)
+        write_table(study.runs_table, new if rows.empty else pd.concat([rows, new], ignore_index=True))
 
 
 @contextlib.contextmanager

@@ -3,8 +3,6 @@
 A cell that fails is reported and the others go on; asking again trains what is missing, and resumes what was killed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import os
@@ -21,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
@@ -31,7 +29,7 @@ from carspotter.models.runs import FRAMEWORKS, estimate_seconds, find_run, load_
 from carspotter.paths import Study
 from carspotter.progress import progress_bar
 
-AXES = {"experiments": "experiment", "frameworks": "framework", "image_sizes": "image_size", "seeds": "seed"}
+AXES = {"experiments": [], "frameworks": ["keras"], "image_sizes": [None], "seeds": [0]}  # with their defaults
 COMMON = {"epochs": int, "dtype": str, "quick": bool, "weights": str}
 # What a user can cause and a line explains; anything else is a mistake in the program, and shows where it was made.
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
@@ -49,7 +47,7 @@ class Cell:
         return f"{self.experiment.name}, {self.framework}, {self.experiment.image_size} px, seed {self.seed}"
 
     @property
-    def start(self) -> Cell | None:
+    def start(self) -> Self | None:
         """Return the cell that must be made first, where the experiment starts from another."""
         before = starting_experiment(self.experiment)
         return before and Cell(before, self.framework, self.seed)
@@ -65,25 +63,22 @@ def read_sweep(path: Path) -> list[Cell]:
         sweep = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: not TOML: {error}") from error
-    known = {*AXES, *COMMON}
-    if unknown := set(sweep) - known:
-        raise ValueError(f"{path}: {', '.join(sorted(unknown))} is unknown; use {', '.join(sorted(known))}")
+    kinds = dict.fromkeys(AXES, list) | COMMON
+    for name, value in sweep.items():
+        if name not in kinds:
+            raise ValueError(f"{path}: {name} is unknown; use {', '.join(sorted(kinds))}")
+        if not isinstance(value, kinds[name]):
+            raise ValueError(f"{path}: {name} is {value!r}; it is a {kinds[name].__name__}, see `sweep --help`")
     if not sweep.get("experiments"):
         raise ValueError(f"{path}: experiments is missing; name some of {', '.join(SERIES)}")
-    if wrong := [axis for axis in AXES if not isinstance(sweep.get(axis, []), list)]:
-        raise ValueError(f"{path}: {wrong[0]} is {sweep[wrong[0]]!r}; write a list, as in seeds = [0, 1, 2]")
     for axis, allowed in (("experiments", SERIES), ("frameworks", FRAMEWORKS)):
         if wrong := set(sweep.get(axis, [])) - set(allowed):
             raise ValueError(f"{path}: {axis} has {', '.join(sorted(wrong))}; use some of {', '.join(allowed)}")
-    for name, kind in COMMON.items():
-        if not isinstance(sweep.get(name, kind()), kind):
-            raise ValueError(f"{path}: {name} is {sweep[name]!r}; it is a {kind.__name__}")
     if sweep.get("dtype", "float32") not in TRAINING_DTYPES:
         raise ValueError(f"{path}: dtype is {sweep['dtype']!r}; use one of {', '.join(TRAINING_DTYPES)}")
     changes = {name: sweep[name] for name in ("epochs", "dtype", "weights") if name in sweep}
     cells = []
-    axes = (sweep["experiments"], sweep.get("frameworks", ["keras"]), sweep.get("image_sizes", [None]))
-    for name, framework, size, seed in itertools.product(*axes, sweep.get("seeds", [0])):
+    for name, framework, size, seed in itertools.product(*(sweep.get(axis, unless) for axis, unless in AXES.items())):
         experiment = quick(SERIES[name]) if sweep.get("quick") else SERIES[name]
         cells.append(Cell(replace(experiment, **changes, **({"image_size": size} if size else {})), framework, seed))
     return cells
@@ -194,7 +189,7 @@ class LocalEngine:
     def __init__(self, study: Study, processes: int):
         self.study, self.processes = study, processes
 
-    def __enter__(self) -> LocalEngine:
+    def __enter__(self) -> Self:
         self.pool = ThreadPoolExecutor(self.processes)
         return self
 

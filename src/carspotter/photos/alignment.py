@@ -4,8 +4,6 @@ The one may be a window of the other: a crop. Blocks, because two cars framed al
 details; and not the worst of the blocks, because a watermark spoils some.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 COARSE_STEPS, FINE_STEPS = 6, 5  # of the alignment, at 16 × 16 and at 32 × 32 points

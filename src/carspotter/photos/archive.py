@@ -1,7 +1,5 @@
 """A study's photos that come as one zip file: unpacked into the study's data folder at first use."""
 
-from __future__ import annotations
-
 import json
 import zipfile
 from pathlib import Path
@@ -12,7 +10,7 @@ from carspotter.paths import Study, atomic_write, find_archive
 from carspotter.progress import progress_bar
 
 
-def unpack_archive(data: Path, show_progress: bool = True) -> bool:
+def unpack_archive(data: Path) -> bool:
     """Lay out the archive of `data` as the scraper, and a reviewer after it, would have left it; False without one.
 
     The archive of `data/sample_2` is `data/sample_2.zip`, or a data set that Kaggle has mounted. Journals are written
@@ -26,7 +24,7 @@ def unpack_archive(data: Path, show_progress: bool = True) -> bool:
     journals = {entry.name: entry / "journal.jsonl" for entry in entries if (entry / "journal.jsonl").exists()}
     lines = {site: [json.loads(line) for line in file.read_bytes().splitlines()] for site, file in journals.items()}
     fetched = [(site, line) for site in lines for line in lines[site] if line["status"] == "fetched"]
-    with progress_bar(len(fetched), f"unpack {archive.name}", "photos", show_progress) as bar:
+    with progress_bar(len(fetched), f"unpack {archive.name}", "photos") as bar:
         for site, line in fetched:
             name = line["url"].rpartition("/")[2]
             photo = (root / site / line["label"] / name).read_bytes()

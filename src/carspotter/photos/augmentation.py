@@ -4,8 +4,6 @@ The draws are made here and only here; Keras, PyTorch and TensorFlow apply the s
 the same augmented photos in all three. `warp_images` is the plain reference for tests and figures.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

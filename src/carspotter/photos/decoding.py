@@ -1,14 +1,10 @@
 """Decode photos within bounds of time and memory: the one decoder of import, scraper, curation and photo check.
 
-A file's cost is neither its bytes nor its pixels: a small JPEG of a thousand empty scans takes minutes. So each header
-is read once, here, and what the picture does not need (colour profiles, comments, thumbnails) is dropped before Pillow
-sees it. JPEG, PNG and WebP files whose header proves that they are little work are decoded in this process; all others
-in a child process with limits on CPU time and memory, which can be killed, as a thread cannot.
+JPEG, PNG and WebP files whose header proves that they are little work are decoded in this process; all others in a
+child process with limits on CPU time and memory, which can be killed, as a thread cannot.
 
-This module imports nothing of the package: the scraper uses it, and the child processes run it as a script.
+This module imports nothing of the package but `headers`: the scraper uses it, and child processes run it.
 """
-
-from __future__ import annotations
 
 import atexit
 import contextlib
@@ -16,69 +12,37 @@ import io
 import json
 import os
 import queue
-import re
 import signal
-import struct
 import subprocess
 import sys
 import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
-from PIL import Image, ImageChops, ImageFile, ImageOps, features
+from PIL import Image, ImageChops, ImageFile, ImageOps
+
+from carspotter.photos.headers import FETCH_AGAIN, LIMITS, RESAVE, Header, Limits, Refusal, check_size, read_header
+from carspotter.photos.headers import FORMATS as FORMATS
 
 try:
     import resource
 except ImportError:  # Windows: the time is limited there, the memory is not
     resource = None
 
-# What is read, and the suffix under which its bytes are kept.
-FORMATS = {
-    "JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif",
-    "HEIF": "heic",
-}  # fmt: skip
 # Raise this by hand when the pixels change that every model sees: arrays on disk and exported models depend on it.
 PREPROCESSING = "squash-bilinear-draft1x-white-2"
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 
-_MAGIC = {
-    "JPEG": rb"\xff\xd8\xff",
-    "PNG": rb"\x89PNG\r\n\x1a\n",
-    "WEBP": rb"RIFF....WEBP",
-    "GIF": rb"GIF8[79]a",
-    "BMP": rb"BM",
-    "TIFF": rb"II[*+]\0|MM\0[*+]",
-    "AVIF": rb"....ftyp(?:.{4,32})?avi[fs]",
-    "HEIF": rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)",
-}
-_SEGMENTS = 1_000  # of a JPEG; a phone's photo has some dozens
-_CHUNKS = 20_000  # of a PNG; written in pieces of 8 kB, a picture of 50 MB has 6,400
-_SCANNED_PIXELS = 1_000_000_000  # pixels × scans of a JPEG: two seconds of work
-_PLAIN_WORK = 100_000_000  # of these, what is decoded in this process: a fifth of a second
-_PLAIN_PIXELS = 4_000_000  # of a PNG or WebP
-_PLAIN_TEXT = 65_536  # bytes of a text block that may hold the orientation
 _TILE_PIXELS = 16_000_000
 _RETIRING_PIXELS = 8_000_000  # a child that decoded as much may keep the memory: it is replaced
 _CHILDREN = max(2, min(4, os.cpu_count() or 1))
-_MARKER = re.compile(rb"\xff([\x02-\xcf\xd8-\xfe])")  # neither a stuffed byte nor a restart marker nor padding
 _NOISES = bytes(7 + 97 * number % 239 for number in range(96)), bytes(96)  # scan data that no photo ends with
-_RESAVE = "save it as a JPEG and try again"
 
 # Our own limit takes the place of the one at which Pillow warns, and a damaged EXIF block is passed over.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one photo may cost: bytes of its file, pixels, and seconds of CPU time and bytes of memory in a child."""
-
-    bytes: int = 50_000_000
-    pixels: int = int(1e6 * float(os.environ.get("CARSPOTTER_MEGAPIXELS", 64)))
-    seconds: float = 4.0
-    memory: int = 2**30
 
 
 @dataclass(frozen=True)
@@ -102,25 +66,12 @@ class UnreadablePhoto(ValueError):
         self.reason, self.kind = reason, kind
 
 
-class _Refusal(Exception):
-    def __init__(self, reason: str, kind: str = "damaged"):
-        super().__init__(reason)
-        self.reason, self.kind = reason, kind
+class Wish(NamedTuple):
+    """How a photo is to be decoded: the arguments of `decode`."""
 
-
-@dataclass(frozen=True)
-class _Header:
-    """What is read before decoding: `content` without what the pixels do not need, `plain` if little work is certain.
-
-    `scan_end`: of a JPEG, where the data of its last scan ends in `content`; `progressive`: whether it is.
-    """
-
-    format: str
-    content: bytes
-    size: tuple[int, int] | None = None
-    plain: bool = False
-    scan_end: int = 0
-    progressive: bool = False
+    at_least: int | None
+    square: int | None
+    verify: bool
 
 
 def decode(
@@ -128,7 +79,7 @@ def decode(
     at_least: int | None = None,
     square: int | None = None,
     verify: bool = True,
-    limits: Limits = Limits(),
+    limits: Limits = LIMITS,
 ) -> tuple[Image.Image, Facts]:
     """Decode the first frame of a photo: upright by its EXIF orientation, RGB, white where it is transparent.
 
@@ -140,24 +91,23 @@ def decode(
     """
     name = str(source) if isinstance(source, str | os.PathLike) else str(getattr(source, "name", "photo"))
     try:
-        header = _read_header(_read(source, limits), limits)
-        if header.plain:
-            return _decode_here(header, at_least, square, verify, limits)
-        return _children.decode(header, at_least, square, verify, limits)
-    except _Refusal as refusal:
+        header = read_header(_read(source, limits), limits)
+        wish = Wish(at_least, square, verify)
+        return (_decode_here if header.plain else _children.decode)(header, wish, limits)
+    except Refusal as refusal:
         raise UnreadablePhoto(name, refusal.reason, refusal.kind) from refusal.__cause__
 
 
-def inspect(source: Path | bytes | BinaryIO, limits: Limits = Limits()) -> Facts:
+def inspect(source: Path | bytes | BinaryIO, limits: Limits = LIMITS) -> Facts:
     """Decode a photo whole, to see that it can be decoded, and keep only its facts. Raises as `decode`."""
     return decode(source, at_least=1, square=1, limits=limits)[1]
 
 
-def is_plain(content: bytes, limits: Limits = Limits()) -> bool:
+def is_plain(content: bytes) -> bool:
     """Return whether `decode` is certain to answer within a fraction of a second, without a child process."""
     try:
-        return _read_header(content, limits).plain
-    except _Refusal:
+        return read_header(content, LIMITS).plain
+    except Refusal:
         return True
 
 
@@ -168,167 +118,26 @@ def _read(source: Path | bytes | BinaryIO, limits: Limits) -> bytes:
     if hasattr(source, "read"):
         source = source.read(limits.bytes + 1)
     if len(source) > limits.bytes:
-        raise _Refusal(f"larger than the limit of {limits.bytes:,} bytes; {_RESAVE}", "large")
+        raise Refusal(f"larger than the limit of {limits.bytes:,} bytes; {RESAVE}", "large")
     return bytes(source)
 
 
-def _read_header(content: bytes, limits: Limits) -> _Header:
-    """Recognise the format by its first bytes and read its header. Raises _Refusal for what is too much work."""
-    image_format = next((name for name, magic in _MAGIC.items() if re.match(magic, content[:64], re.DOTALL)), None)
-    if image_format is None:
-        raise _Refusal(_what_it_is_instead(content), "format")
-    if image_format == "AVIF" and not features.check("avif"):
-        raise _Refusal("an AVIF photo; `pip install 'pillow>=11.3'` reads it, or save it as a JPEG", "library")
-    readers = {"JPEG": _read_jpeg, "PNG": _read_png, "WEBP": _read_webp}
-    try:
-        header = readers.get(image_format, lambda content: _Header(image_format, content))(content)
-    except (struct.error, IndexError):
-        raise _Refusal(f"cannot be decoded: its header is cut off or damaged; {_FETCH_AGAIN}") from None
-    if header.size:
-        _check_size(header.size, limits)
-    return header
-
-
-_FETCH_AGAIN = "copy or download it again"
-
-
-def _check_size(size: tuple[int, int], limits: Limits) -> None:
-    width, height = size
-    if width * height > limits.pixels:
-        raise _Refusal(
-            f"{width}×{height} pixels are more than the limit of {limits.pixels:,}; make it smaller, or allow more "
-            f"with CARSPOTTER_MEGAPIXELS={width * height // 1_000_000 + 1}",
-            "large",
-        )
-    if not width * height:
-        raise _Refusal("cannot be decoded: it has no pixels")
-
-
-def _what_it_is_instead(content: bytes) -> str:
-    head = content[:512].lstrip().lower()
-    if not head:
-        return "the file is empty"
-    if b"<svg" in head:
-        return "an SVG drawing, not a photo"
-    if head.startswith((b"<!doctype html", b"<html")):
-        return "a web page, not a photo"
-    return f"not a photo in a known format ({', '.join(FORMATS)}), or a damaged one"
-
-
-def _read_jpeg(content: bytes) -> _Header:
-    """Keep a JPEG's tables, frame, scans, and of its metadata what says how to show it; judge its scans."""
-    kept, at, size, scans, scan_end = [b"\xff\xd8"], 2, None, 0, 0
-    once, progressive, unusual = set(), False, False
-    if len(content) > 1_000_000 and content.count(b"\xff") > len(content) // 8:
-        raise _Refusal(f"cannot be decoded: a JPEG made of padding; {_RESAVE}", "large")
-    missing: dict[int, list[int]] = {}  # component -> for each of its 64 coefficients, the lower bits still to come
-    for _ in range(_SEGMENTS):
-        found = _MARKER.search(content, at)
-        code = found[1][0] if found else 0xD9
-        if code == 0xD9:
-            break
-        at = found.end()
-        if code == 0xD8:
-            continue
-        length = struct.unpack_from(">H", content, at)[0]
-        segment = content[found.start() : at + max(length, 2)]
-        at += max(length, 2)
-        if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
-            if size:
-                raise _Refusal(f"cannot be decoded: two JPEG frames in one file; {_RESAVE}")
-            height, width, components = struct.unpack_from(">HHB", segment, 5)
-            size, progressive, unusual = (width, height), code == 0xC2, code > 0xC2
-            missing = {segment[10 + 3 * number]: [255] * 64 for number in range(components)}
-        if code == 0xDA:
-            scans += 1
-            components = segment[4]
-            first, last, bits = segment[5 + 2 * components : 8 + 2 * components]
-            for number in range(components):
-                if segment[5 + 2 * number] in missing:
-                    coefficients = missing[segment[5 + 2 * number]]
-                    coefficients[first : last + 1] = [bits & 15] * len(coefficients[first : last + 1])
-            following = _MARKER.search(content, at)
-            end = following.start() if following else len(content)
-            kept.append(segment + content[at:end].rstrip(b"\xff"))
-            at, scan_end = end, len(kept)
-        elif code in (0xC4, 0xCC, 0xDB, 0xDC, 0xDD) or 0xC0 <= code <= 0xCF:
-            kept.append(segment)
-        else:
-            purpose = next((word for word in _SHOWN_BY if segment[4:].startswith(word)), None)
-            if purpose and purpose not in once:
-                once.add(purpose)
-                kept.append(segment)
-    else:
-        raise _Refusal(f"cannot be decoded: more than {_SEGMENTS:,} JPEG segments; {_RESAVE}", "large")
-    if not size or not scans:
-        raise _Refusal(f"cannot be decoded: cut off before its first pixel, or damaged; {_FETCH_AGAIN}")
-    work = size[0] * size[1] * scans
-    if work > _SCANNED_PIXELS:
-        raise _Refusal(f"{scans} JPEG scans of {size[0]}×{size[1]} pixels are too much work; {_RESAVE}", "large")
-    if any(any(coefficients) for coefficients in missing.values()):
-        raise _Refusal(f"cut off: the last of its JPEG scans are missing; {_FETCH_AGAIN}")
-    whole = b"".join(kept[:scan_end])
-    plain = not unusual and work <= _PLAIN_WORK
-    return _Header("JPEG", whole + b"\xff\xd9", size, plain, len(whole), progressive)
-
-
-_SHOWN_BY = (b"JFIF\0", b"Adobe", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")  # colour model and orientation
-
-
-def _read_png(content: bytes) -> _Header:
-    """Keep a PNG's pixels, transparency and orientation; its other metadata may be large without harm."""
-    kept, at = [content[:8]], 8
-    size, depth = struct.unpack_from(">II", content, 16), content[24]
-    for _ in range(_CHUNKS):
-        if at + 8 > len(content):
-            break
-        length, kind = struct.unpack_from(">I4s", content, at)
-        chunk = content[at : at + 12 + length]
-        at += 12 + length
-        orients = kind == b"eXIf" or (
-            kind in (b"tEXt", b"iTXt") and chunk[8:].startswith((b"XML:com.adobe.xmp\0\0", b"Raw profile type exif"))
-        )
-        if kind in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND") or (orients and length <= _PLAIN_TEXT):
-            kept.append(chunk)
-        if kind == b"IEND":
-            break
-    else:
-        raise _Refusal(f"cannot be decoded: more than {_CHUNKS:,} PNG chunks; {_RESAVE}", "large")
-    plain = depth <= 8 and size[0] * size[1] <= _PLAIN_PIXELS and len(kept) < 2_000
-    return _Header("PNG", b"".join(kept), size, plain)
-
-
-def _read_webp(content: bytes) -> _Header:
-    kind, animated = content[12:16], False
-    if kind == b"VP8X":
-        animated = bool(content[20] & 2)
-        size = tuple(1 + int.from_bytes(content[start : start + 3], "little") for start in (24, 27))
-    elif kind == b"VP8L":
-        packed = struct.unpack_from("<I", content, 21)[0]
-        size = 1 + (packed & 0x3FFF), 1 + (packed >> 14 & 0x3FFF)
-    else:
-        size = tuple(side & 0x3FFF for side in struct.unpack_from("<HH", content, 26))
-    return _Header("WEBP", content, size, not animated and size[0] * size[1] <= _PLAIN_PIXELS)
-
-
-def _decode_here(
-    header: _Header, at_least: int | None, square: int | None, verify: bool, limits: Limits
-) -> tuple[Image.Image, Facts]:
+def _decode_here(header: Header, wish: Wish, limits: Limits) -> tuple[Image.Image, Facts]:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library may have switched it on: half a car is not a photo
     try:
-        image, size = _load(header.format, header.content, at_least, limits)
-        if verify and header.format == "JPEG":
+        image, size = _load(header.format, header.content, wish.at_least, limits)
+        if wish.verify and header.format == "JPEG":
             _check_whole(header, limits)
         image = _to_rgb(image)
-        if square:
-            image = image.resize((square, square), Image.Resampling.BILINEAR)
-    except (_Refusal, MemoryError):
+        if wish.square:
+            image = image.resize((wish.square, wish.square), Image.Resampling.BILINEAR)
+    except (Refusal, MemoryError):
         raise
     except Image.UnidentifiedImageError:
-        raise _Refusal(f"cannot be decoded: its header is cut off or damaged; {_FETCH_AGAIN}, or {_RESAVE}") from None
+        raise Refusal(f"cannot be decoded: its header is cut off or damaged; {FETCH_AGAIN}, or {RESAVE}") from None
     except Exception as error:  # on damaged bytes Pillow's decoders raise nearly everything there is
         said = " ".join(str(error).split())
-        raise _Refusal(f"cannot be decoded: {said}; {_FETCH_AGAIN}, or {_RESAVE}") from error
+        raise Refusal(f"cannot be decoded: {said}; {FETCH_AGAIN}, or {RESAVE}") from error
     return image, Facts(header.format, *size)
 
 
@@ -339,7 +148,7 @@ def _load(
         try:
             import pillow_heif  # noqa: PLC0415 - an extra
         except ImportError:
-            raise _Refusal(
+            raise Refusal(
                 "a HEIC photo, as iPhones take them; `pip install 'carspotter[heic]'` (pillow-heif) reads it, or save "
                 "it as a JPEG",
                 "library",
@@ -347,21 +156,21 @@ def _load(
         pillow_heif.register_heif_opener()
     image = Image.open(io.BytesIO(content), formats=[image_format])
     size = image.size
-    _check_size(size, limits)
+    check_size(size, limits)
     if image_format == "TIFF":
         if image.tag_v2.get(254, 0) & 1:  # NewSubfileType: a reduced copy of another picture in the file
-            raise _Refusal(f"a camera's raw file, of which only a thumbnail could be read; {_RESAVE}", "format")
+            raise Refusal(f"a camera's raw file, of which only a thumbnail could be read; {RESAVE}", "format")
         sides = [image.tag_v2.get(tag, 1) for tag in (322, 323)]  # TileWidth, TileLength
         if sides[0] * sides[1] > _TILE_PIXELS:
-            raise _Refusal(f"TIFF tiles of {sides[0]}×{sides[1]} pixels are too large; {_RESAVE}", "large")
+            raise Refusal(f"TIFF tiles of {sides[0]}×{sides[1]} pixels are too large; {RESAVE}", "large")
     if at_least and image_format == "JPEG":
         image.draft(None, (2 * at_least, 2 * at_least))
     image.load()
     return image, size
 
 
-def _check_whole(header: _Header, limits: Limits) -> None:
-    """Raise _Refusal when pixels of a JPEG are missing or shifted; its end marker says nothing about that.
+def _check_whole(header: Header, limits: Limits) -> None:
+    """Raise Refusal when pixels of a JPEG are missing or shifted; its end marker says nothing about that.
 
     libjpeg paints what is missing grey and does not tell. But data appended to the last scan are decoded if the scan
     was not complete, and then change pixels; and a scan's last bytes change pixels when they are replaced, unless
@@ -385,11 +194,11 @@ def _check_whole(header: _Header, limits: Limits) -> None:
         left, top = start
         last_row = height - top <= 16 * height / header.size[1]
         share = max(0.01, (height - top) * (width - left * last_row) / (width * height))
-        raise _Refusal(f"cut off: {share:.0%} of its pixels are missing or shifted; {_FETCH_AGAIN}")
+        raise Refusal(f"cut off: {share:.0%} of its pixels are missing or shifted; {FETCH_AGAIN}")
     # The bytes of several blocks, for one block's last bytes are fine detail, or outside the picture.
     several = 32 + 8 * 64 * header.scan_end // (header.size[0] * header.size[1])
     if not header.progressive and not first_change(several):
-        raise _Refusal(f"damaged: bytes in the middle are lost or wrong, the rest is shifted; {_FETCH_AGAIN}")
+        raise Refusal(f"damaged: bytes in the middle are lost or wrong, the rest is shifted; {FETCH_AGAIN}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -442,11 +251,9 @@ class _Children:
         for _ in range(_CHILDREN):
             self.idle.put(None)
 
-    def decode(
-        self, header: _Header, at_least: int | None, square: int | None, verify: bool, limits: Limits
-    ) -> tuple[Image.Image, Facts]:
-        job = {"header": vars(header) | {"content": len(header.content)}, "limits": vars(limits)}
-        job = json.dumps(job | {"options": [at_least, square, verify]}).encode() + b"\n"
+    def decode(self, header: Header, wish: Wish, limits: Limits) -> tuple[Image.Image, Facts]:
+        job = {"header": vars(header) | {"content": len(header.content)}, "wish": wish, "limits": vars(limits)}
+        job = json.dumps(job).encode() + b"\n"
         child = self.idle.get()
         answer, pixels = {}, b""
         try:
@@ -472,9 +279,9 @@ class _Children:
             self.idle.put(child)
         if not answer:
             seconds = f"it takes more than {limits.seconds:g} seconds, or its decoder crashes"
-            raise _Refusal(f"too much work to decode: {seconds}; {_RESAVE}", "large")
+            raise Refusal(f"too much work to decode: {seconds}; {RESAVE}", "large")
         if "reason" in answer:
-            raise _Refusal(answer["reason"], answer["kind"])
+            raise Refusal(answer["reason"], answer["kind"])
         return Image.frombytes("RGB", answer["size"], pixels), Facts(*answer["facts"])
 
     def close(self) -> None:
@@ -484,12 +291,15 @@ class _Children:
 
 
 def _start_child() -> subprocess.Popen:
+    # The package may be on this process' path only, in a checkout that is not installed.
+    found_from = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    one_thread = {"OPENBLAS_NUM_THREADS": "1"}  # its threads would reserve the memory that is limited here
     return subprocess.Popen(
-        [sys.executable, "-P", __file__],
+        [sys.executable, "-P", "-m", "carspotter.photos.decoding"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},  # its threads would reserve the memory that is limited here
+        env=os.environ | one_thread | {"PYTHONPATH": found_from},
     )
 
 
@@ -510,14 +320,14 @@ def _answer_jobs() -> None:
         limits, pixels = Limits(**job["limits"]), b""
         _limit_resources(limits)
         try:
-            image, facts = _decode_here(_Header(**job["header"] | {"content": content}), *job["options"], limits)
+            image, facts = _decode_here(Header(**job["header"] | {"content": content}), Wish(*job["wish"]), limits)
             pixels = image.tobytes()
             answer = {"size": image.size, "facts": list(vars(facts).values()), "bytes": len(pixels)}
             answer["retire"] = facts.width * facts.height > _RETIRING_PIXELS
-        except _Refusal as refusal:
+        except Refusal as refusal:
             answer = {"reason": refusal.reason, "kind": refusal.kind}
         except MemoryError:
-            reason = f"needs more than the limit of {limits.memory:,} bytes of memory to decode; {_RESAVE}"
+            reason = f"needs more than the limit of {limits.memory:,} bytes of memory to decode; {RESAVE}"
             answer = {"reason": reason, "kind": "large", "retire": True}
         answers.write(json.dumps(answer).encode() + b"\n" + pixels)
         answers.flush()

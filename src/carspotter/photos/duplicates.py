@@ -9,8 +9,6 @@ Photos of one car from other sides have no pixels in common, but the colours of 
 these agree far more than those of two cars do, and no listings say otherwise, the photos are taken to show one car.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

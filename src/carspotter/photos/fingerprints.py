@@ -5,8 +5,6 @@ photos of one listing show one car at one place. What the middle has and the sur
 Papers, a cabin or an engine bay bring colours that no other photo of the listing has.
 """
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Which files of a folder are photos of which class and listing; what is left out or looks wrong is said."""
 
-from __future__ import annotations
-
 import csv
 import io
 import unicodedata
@@ -13,7 +11,8 @@ from pathlib import Path, PurePosixPath
 from carspotter.photos.table import OTHER_MODEL, UNUSABLE, slugify
 
 LISTING_FROM = ("auto", "folder", "name", "none")
-PARTS_OF_A_SPLIT = {"train", "training", "val", "valid", "validation", "test", "testing"}
+# The parts of a split, and what folders of them are called; a shot in two parts counts for the first of these.
+PARTS = {"test": ("test", "testing"), "validation": ("validation", "valid", "val"), "train": ("train", "training")}
 UNUSABLE_FOLDERS = {"unusable", "rejects", "rejected", "junk"}
 OTHER_FOLDERS = {"other-model", "other-models", "others", "another-model"}
 # What systems leave in folders of photos; whatever starts with a dot or a dollar sign goes as well.
@@ -153,8 +152,13 @@ def find_files(
 def split_folders(folder: Path) -> list[Path]:
     """Return the sub-folders that are parts of a split (train, val, test …), none where they are classes."""
     folders = [child for child in _list(folder) if child.is_dir()]
-    parts = [child for child in folders if child.name.casefold() in PARTS_OF_A_SPLIT]
+    parts = [child for child in folders if part_of(child.name)]
     return parts if len(parts) > 1 or parts == folders else []
+
+
+def part_of(name: str) -> str | None:
+    """Return which of PARTS a folder of this name holds, None where it is none of them."""
+    return next((part for part, names in PARTS.items() if name.casefold() in names), None)
 
 
 def kind_of_folder(label: str) -> str | None:

@@ -1,11 +1,7 @@
 """What hangs together, and which groups add up to an exact number of photos."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable
-
-PICK_BITS = 2**31  # of a table of sums, 256 MB; larger classes have small groups enough
 
 
 class Groups:
@@ -80,27 +76,3 @@ def pick_sizes(sizes: list[int], wanted: int, at_least: int = 0) -> list[int]:
             picked.append(position)
             left -= size
     return picked
-
-
-def pick_exactly(sizes: list[int], test: int, validation: int) -> list[str]:
-    """Return a side for each size so that two of them hold exactly `test` and `validation`; [] where none do."""
-    row = validation + max(sizes, default=0) + 1  # wide enough for one size too much
-    if test < 1 or validation < 1 or len(sizes) * (test + 1) * row > PICK_BITS:
-        return []
-    # Bit t × row + v of reachable[i] says whether sizes[i:] has disjoint subsets of the sums t and v.
-    rows = ((1 << row * (test + 1)) - 1) // ((1 << row) - 1)
-    mask = rows * ((1 << validation + 1) - 1)
-    reachable = [1]
-    for size in reversed(sizes):
-        last = reachable[-1]
-        reachable.append((last | last << size | last << size * row) & mask)
-    left, sides = test * row + validation, []
-    if not reachable.pop() >> left & 1:
-        return []
-    for size in sizes:
-        after = reachable.pop()
-        steps = {"test": size * row, "validation": size, "train": 0}
-        side = next(side for side, step in steps.items() if step <= left and after >> (left - step) & 1)
-        left -= steps[side]
-        sides.append(side)
-    return sides

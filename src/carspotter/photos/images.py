@@ -1,7 +1,5 @@
 """Decode and resize once -> uint8 arrays; the one preprocessing contract of training, export, server and notebooks."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import deque
@@ -12,8 +10,9 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 
-from carspotter.photos.decoding import PREPROCESSING, decode
+from carspotter.photos.decoding import PREPROCESSING, UnreadablePhoto, decode
 from carspotter.photos.journal import hold
 from carspotter.progress import progress_bar
 
@@ -65,6 +64,16 @@ def decode_image(source: Path | bytes | BinaryIO, size: int, verify: bool = True
     pixels are missing, see `decoding.decode`. Raises UnreadablePhoto.
     """
     return np.asarray(decode(source, at_least=-(-size // 2), square=size, verify=verify)[0])
+
+
+def thumbnail(source: Path | bytes, side: int) -> Image.Image:
+    """Return a small copy of a photo, its longer side `side` pixels at most; grey where it cannot be decoded."""
+    try:
+        image = decode(source, at_least=side // 2, verify=False)[0]
+    except (UnreadablePhoto, OSError):
+        image = Image.new("RGB", (side, side * 3 // 4), "#DDDDDD")
+    image.thumbnail((side, side))
+    return image
 
 
 def load_images(data: Path, photos: pd.DataFrame, size: int, show_progress: bool = True) -> np.ndarray:

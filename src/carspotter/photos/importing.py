@@ -1,19 +1,17 @@
 """Import a folder of photos, one sub-folder per class; what is left out, questioned or overridden is said."""
 
-from __future__ import annotations
-
 import hashlib
-import os
-import threading
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
-from carspotter.photos.decoding import FORMATS, Facts, Limits, UnreadablePhoto, inspect
+from carspotter.paths import atomic_write
+from carspotter.photos.decoding import FORMATS, LIMITS, Facts, UnreadablePhoto, inspect
 from carspotter.photos.folders import Found, Job, find_files, name_listings, name_some
 from carspotter.photos.images import in_threads
 from carspotter.photos.journal import Journal, hold, read_journal
@@ -85,16 +83,9 @@ def import_folder(
         forgotten = read_forgotten(data)
         counts = pd.DataFrame(0, index=pd.Index(found.labels, name="label"), columns=["new", "known", "refused"])
         refused, lines = list(found.left_out), defaultdict(list)
-
-        def read(job: Job) -> dict:
-            return _read(job, store, forgotten)
-
         with Journal(journal_path) as journal:
-
-            def write(line: dict) -> None:
-                journal.append(line, sync=False)
-
-            results = in_threads(read, jobs, "import", "files", show_progress)
+            write = partial(journal.append, sync=False)
+            results = in_threads(partial(_read, store, forgotten), jobs, "import", "files", show_progress)
             for job, line in zip(jobs, results, strict=True):
                 if line["status"] == "refused":
                     refused.append((job.name, line["reason"]))
@@ -195,7 +186,7 @@ def _missing_photos(
     return [f"{len(gone)} photos that are no longer in this folder were taken out: {names}; put them back to undo"]
 
 
-def _read(job: Job, store: Path, forgotten: set[str]) -> dict:
+def _read(store: Path, forgotten: set[str], job: Job) -> dict:
     """Return the journal line of a file, whose bytes are kept if it is a photo."""
     line = {
         "url": f"import:{job.name}",
@@ -220,11 +211,8 @@ def _store(file: Path, site_folder: Path, forgotten: set[str]) -> dict:
     kept = site_folder / sha256[:2] / f"{sha256}.{FORMATS[facts.format]}"
     # A stored file that was emptied or changed is repaired.
     if not kept.exists() or kept.stat().st_size != len(photo) or kept.read_bytes() != photo:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        # The same bytes may lie in two class folders and be stored by two threads at once.
-        part = kept.with_name(f".{sha256}.{os.getpid()}.{threading.get_ident()}.part")
-        part.write_bytes(photo)
-        os.replace(part, kept)
+        with atomic_write(kept) as part:
+            part.write_bytes(photo)
     return {"sha256": sha256, "bytes": len(photo), "width": facts.width, "height": facts.height}
 
 
@@ -235,7 +223,7 @@ def read_photo(file: Path) -> tuple[bytes, str, Facts]:
     """
     try:
         with open(file, "rb") as content:
-            photo = content.read(Limits.bytes + 1)  # one more than `inspect` allows
+            photo = content.read(LIMITS.bytes + 1)  # one more than `inspect` allows
     except OSError as error:
         raise UnreadablePhoto(file.name, f"cannot be read: {error.strerror}; allow it (chmod)") from error
     return photo, hashlib.sha256(photo).hexdigest(), inspect(photo)

@@ -4,13 +4,12 @@ A line that was written whole stays; a last line torn by a kill or a full disk i
 Imports nothing of the package: the scraper uses it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 from filelock import lock_descriptor
 
@@ -68,7 +67,7 @@ class Journal:
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:

@@ -8,8 +8,6 @@ the chain, and the whole must continue every version of the file in git's histor
 drawn anew is a new study.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -4,8 +4,6 @@ A group is what must stay on one side: photos joined by a listing or by a car, a
 The split is a function of the photos and of the previous split alone: photos are ordered by hashes.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
@@ -15,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from carspotter.paths import Study
-from carspotter.photos.grouping import Groups, pick_exactly, pick_sizes
+from carspotter.photos.grouping import Groups, pick_sizes
 from carspotter.photos.table import (
     kind_of,
     read_curation,
@@ -30,7 +28,19 @@ SHARES = {"test": 0.2, "validation": 0.2}  # in the order they are filled; train
 STUDIED = ("train", "validation", "test")
 SEALED = ("test", "shifted")
 COLUMNS = ["sha256", "label", "group", "split"]
+ATTEMPTS = 50  # at exact shares: the first side may take what the other needs, then other groups are asked first
 FEW, UNBALANCED = 5, 10  # photos of a class on a side, and how often the smallest fits into the largest class
+
+
+@dataclass(frozen=True)
+class NewSplit:
+    """What `split_study` wrote: photos by label and split, and sentences about what looks odd."""
+
+    counts: pd.DataFrame
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([self.counts.to_string(), *(f"NOTE {note}" for note in self.notes)])
 
 
 def split_photos(
@@ -115,11 +125,16 @@ def split_photos(
     return result
 
 
-def split_study(study: Study, classes: Iterable[str] | None = None, shifted_sites: Iterable[str] = ()) -> NewSplit:
+def split_study(
+    study: Study,
+    classes: Iterable[str] | None = None,
+    shifted_sites: Iterable[str] = (),
+    previous: pd.DataFrame | None = None,
+) -> NewSplit:
     """Split the study's photos and write `splits.csv`, with the labels of test and shifted rows sealed apart.
 
-    Test photos are frozen once the study has runs. Raises as `split_photos` does, and ValueError when photos were added
-    after the last curation.
+    `previous`: a split to go on from, by default the study's own. Test photos are frozen once the study has runs.
+    Raises as `split_photos` does, and ValueError when photos were added after the last curation.
     """
     photos, curation = read_photos(study.data), read_curation(study)
     if "car" not in curation:
@@ -132,7 +147,7 @@ def split_study(study: Study, classes: Iterable[str] | None = None, shifted_site
             photos,
             curation,
             classes,
-            _read_previous(study),
+            _read_previous(study) if previous is None else previous,
             shifted_sites,
             forgotten=read_forgotten(study.data) | read_withdrawn(study.data),
             freeze_test=study.runs_table.exists(),
@@ -197,17 +212,6 @@ def split_version(study: Study) -> str:
     splits = read_splits(study)
     studied = splits.loc[splits["split"].isin(STUDIED), COLUMNS]
     return hashlib.sha256(studied.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class NewSplit:
-    """What `split_study` wrote: photos by label and split, and sentences about what looks odd."""
-
-    counts: pd.DataFrame
-    notes: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return "\n".join([self.counts.to_string(), *(f"NOTE {note}" for note in self.notes)])
 
 
 def _choose_classes(table: pd.DataFrame, classes: Iterable[str] | None, previous: pd.DataFrame) -> list[str]:
@@ -295,23 +299,33 @@ def _fill_sides(groups: Groups, free: list[str], split: dict[str, str], label: d
         for name, count in sizes[root].items():
             need[side, name] -= count
     for name in sorted(total):
-        every = rest = [root for root in order if root not in chosen and name in sizes[root]]
-        for side in SHARES:
-            # One group at least, however large: a class must show on every side.
-            at_least = int(not placed[side, name])
-            picked = pick_sizes([sizes[root][name] for root in rest], need[side, name], at_least)
-            if at_least:  # many small groups must not leave a side without any
-                picked = picked[: max(1, len(rest) - (2 if side == "test" else 1))]
-            chosen |= {rest[position]: side for position in picked}
-            rest = [root for root in rest if root not in chosen]
-        chosen |= {root: "train" for root in rest}
-        held = Counter({side: sum(sizes[root][name] for root in every if chosen[root] == side) for side in SHARES})
-        if any(held[side] != need[side, name] for side in SHARES):  # the first side may have taken what the other needs
-            exact = pick_exactly([sizes[root][name] for root in every], need["test", name], need["validation", name])
-            chosen |= dict(zip(every, exact, strict=False))
+        every = [root for root in order if root not in chosen and name in sizes[root]]
+        best = {}
+        for start in range(min(len(every), ATTEMPTS)):
+            picked = _pick_sides(every[start:] + every[:start], name, sizes, need, placed)
+            held = Counter({side: sum(sizes[root][name] for root in picked if picked[root] == side) for side in SHARES})
+            exact = all(held[side] == need[side, name] for side in SHARES)
+            best = picked if exact else best or picked
+            if exact:
+                break
+        chosen |= best
     for root, side in chosen.items():
         groups.join((root,), side=side)
         split |= dict.fromkeys(waiting[root], side)
+
+
+def _pick_sides(roots: list[str], name: str, sizes: dict, need: dict, placed: Counter) -> dict[str, str]:
+    """Put groups of the class `name` on sides, each side up to what it needs or as near as can be; the rest trains."""
+    sides = {}
+    for side in SHARES:
+        # One group at least, however large: a class must show on every side.
+        at_least = int(not placed[side, name])
+        picked = pick_sizes([sizes[root][name] for root in roots], need[side, name], at_least)
+        if at_least:  # many small groups must not leave a side without any
+            picked = picked[: max(1, len(roots) - (2 if side == "test" else 1))]
+        sides |= {roots[position]: side for position in picked}
+        roots = [root for root in roots if root not in sides]
+    return sides | dict.fromkeys(roots, "train")
 
 
 def _name_groups(groups: Groups, split: dict[str, str], previous: pd.DataFrame) -> dict[str, str]:

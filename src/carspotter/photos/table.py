@@ -1,7 +1,5 @@
 """Journals -> one table of photos; the removal of a photo on request."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import re
@@ -90,7 +88,7 @@ def find_photos(data: Path, hashes: Iterable[str]) -> dict[str, Path]:
     return {sha256: file for sha256, file in stored.items() if file}
 
 
-def forget(data: Path, sha256: str, reason: str = "removal requested") -> list[str]:
+def forget(data: Path, sha256: str) -> list[str]:
     """Delete a photo's bytes everywhere under `data`; its hash stays in the journals and is never fetched again.
 
     Returns the deleted files, relative to `data`. The original goes, and so does every file derived from it: image
@@ -105,7 +103,7 @@ def forget(data: Path, sha256: str, reason: str = "removal requested") -> list[s
         for journal in sorted(data.glob("raw/*/journal.jsonl")):
             busy = f"{journal.parent}: a crawl or an import is writing here; stop it first, it goes on where it was"
             locks.enter_context(hold(journal.parent / ".lock", busy))
-            known = _bury(journal, sha256, reason) or known
+            known = _bury(journal, sha256) or known
     if not known:
         raise ValueError(f"{sha256}: no journal under {data / 'raw'} knows this photo")
     doomed = list(data.glob(f"raw/*/{sha256[:2]}/*{sha256}*"))
@@ -120,17 +118,16 @@ def forget(data: Path, sha256: str, reason: str = "removal requested") -> list[s
     return [file.relative_to(data).as_posix() for file in doomed]
 
 
-def _bury(journal: Path, sha256: str, reason: str) -> bool:
+def _bury(journal: Path, sha256: str) -> bool:
     """Write a tombstone for every address of a photo; say whether the journal knows it."""
     lines = [line for line in read_journal(journal) if line["sha256"] == sha256]
     buried = {line["url"] for line in lines if line["status"] == "forgotten"}
     # The tombstones come first: if we are killed between the two steps, asking again finishes the job.
     with Journal(journal) as tombstones:
-        for url in dict.fromkeys(line["url"] for line in lines):
-            if url not in buried:
-                time = datetime.now(UTC).isoformat(timespec="seconds")
-                stone = {"url": url, "time": time, "status": "forgotten", "reason": reason, "sha256": sha256}
-                tombstones.append(stone)
+        for url in dict.fromkeys(line["url"] for line in lines if line["url"] not in buried):
+            time = datetime.now(UTC).isoformat(timespec="seconds")
+            stone = {"url": url, "time": time, "status": "forgotten", "reason": "removal requested", "sha256": sha256}
+            tombstones.append(stone)
     return bool(lines)
 
 

@@ -1,7 +1,5 @@
 """Check a written split: nothing crosses its sides, and it is what the curation and `split` say."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from dataclasses import dataclass
 

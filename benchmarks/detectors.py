@@ -1,14 +1,21 @@
-"""A curation compared with the truth: what was found of each kind of junk and of copy."""
+"""What did the curation find of each kind of junk and of copy? Rendered photos come with the truth.
 
-from __future__ import annotations
+    python -m carspotter sample photos --seed 11 --out FOLDER
+    python -m carspotter import FOLDER && python -m carspotter curate
+    python benchmarks/detectors.py FOLDER/truth.csv
 
+Use seeds that no limit was tuned on.
+"""
+
+import argparse
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from sklearn.metrics.cluster import pair_confusion_matrix
 
-from carspotter.photos.table import kind_of
+from carspotter.paths import Study
+from carspotter.photos.table import kind_of, read_curation
 
 # The detector that looks for a kind of junk in truth.csv; all others are looked for by the ranking alone.
 DETECTORS = {"too_dark": "too dark", "too_blurred": "blurred", "thumbnail": "too small", "other_model": "another model"}
@@ -54,3 +61,11 @@ def score_curation(table: pd.DataFrame, truth: Path) -> pd.DataFrame:
             share = both / detected.sum() if detected.any() else np.nan
             rows.append((name, right.sum(), both / right.sum(), share, worst[right].mean()))
     return pd.DataFrame(rows, columns=["kind", "photos", "recall", "precision", "worst_15"]).set_index("kind").round(3)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("truth", type=Path)
+    parser.add_argument("--data", type=Path, help="holds curation.csv (default: data)")
+    options = parser.parse_args()
+    print(score_curation(read_curation(Study.open(data=options.data)), options.truth))
