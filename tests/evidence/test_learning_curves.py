@@ -103,7 +103,7 @@ def test_the_photos_for_an_accuracy_are_where_the_curve_gets_there():
     never, chance = curve.photos_for(0.999)
     assert chance < 0.7
     assert never.high == np.inf
-    assert str(never).endswith("no number of] photos")
+    assert str(never).endswith(", never]")
 
 
 def test_forms_are_judged_on_the_sizes_held_back():
@@ -138,7 +138,7 @@ def test_errors_share_the_chance_of_the_photos_and_have_seeds_of_their_own():
 
 def test_a_forecast_reads_as_an_accuracy_or_as_photos():
     assert str(Forecast(0.9512, 0.93, 0.97)) == "0.951 [0.930, 0.970]"
-    assert str(Forecast(4_321, 1_950, np.inf)) == "4,300 [2,000, no number of] photos"
+    assert str(Forecast(4_321, 1_950, np.inf)) == "4,300 photos [2,000 photos, never]"
 
 
 def test_unusable_input_is_refused_with_what_was_found():

@@ -31,7 +31,7 @@ class Forecast:
     def __str__(self) -> str:
         if max(abs(self.estimate), abs(self.low)) < 10:
             return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
-        return f"{_photos(self.estimate)} [{_photos(self.low)}, {_photos(self.high)}] photos"
+        return f"{_photos(self.estimate)} [{_photos(self.low)}, {_photos(self.high)}]"
 
 
 @dataclass(frozen=True)
@@ -204,5 +204,5 @@ def _forecast(values: np.ndarray, level: float = 0.95) -> Forecast:
 
 def _photos(number: float) -> str:
     if number >= 1e7:
-        return "more than 10 million" if np.isfinite(number) else "no number of"
-    return f"{float(f'{number:.2g}'):,.0f}"
+        return "more than 10 million" if np.isfinite(number) else "never"
+    return f"{float(f'{number:.2g}'):,.0f} photos"
