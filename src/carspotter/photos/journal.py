@@ -81,8 +81,6 @@ def read_journal(path: Path) -> Iterator[dict]:
 
 def append_line(path: Path, line: dict) -> None:
     """Add a line that survives a kill and a power cut, while other processes may add theirs."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with hold(path.with_name(f".{path.name}.lock")), Journal(path) as journal:
         journal.append(line)
 
@@ -109,8 +107,9 @@ def repair_journal(path: Path) -> None:
 def hold(lock: Path, busy: str | None = None) -> Iterator[None]:
     """Hold a lock file for this process; the system lets go of it when the process ends, however it ends.
 
-    Waits for another holder; with `busy`, raises Busy with this message instead.
+    Waits for another holder; with `busy`, raises Busy with this message instead. The lock's folder is made if missing.
     """
+    lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "a") as file:
         if not lock_descriptor(file.fileno(), blocking=busy is None):
             raise Busy(busy)
