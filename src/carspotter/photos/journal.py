@@ -39,9 +39,11 @@ class Journal:
     def append(self, line: dict, sync: bool = True) -> int:
         """Write one line and return its place in the file; with `sync` it is on the disk then."""
         place = os.fstat(self._file.fileno()).st_size
-        # What UTF-8 lacks, such as half a surrogate pair in a file's name, is written as \u escapes.
-        text = json.dumps(line, ensure_ascii=False)
-        rest = memoryview((text if _is_utf8(text) else json.dumps(line)).encode() + b"\n")
+        try:
+            text = json.dumps(line, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # what UTF-8 lacks, such as half a surrogate pair in a file's name
+            text = json.dumps(line).encode()
+        rest = memoryview(text + b"\n")
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
@@ -140,11 +142,3 @@ def _is_whole(line: bytes) -> bool:
         return isinstance(json.loads(line), dict)
     except ValueError:
         return False
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
