@@ -75,7 +75,7 @@ lab: $(VENV)/.light  ## open the notebooks in Jupyter
 
 book: $(BOOK)/.installed  ## build the web edition of the notebooks -> build/book/_build/html/index.html
 	rm -rf build/book && mkdir -p build/book/results build/book/scraper build/book/data
-	cp -r notebooks README.md CONTRIBUTING.md LOG.md LICENSE book/_config.yml book/_toc.yml build/book/
+	cp -r notebooks README.md CONTRIBUTING.md LOG.md LICENSE book/_config.yml book/_toc.yml book/_static build/book/
 	cp scraper/*.md build/book/scraper/ && cp data/README.md build/book/data/
 	cd results && cp --parents README.md */figures/* ../build/book/results/
 	$(BOOK)/bin/jupyter-book build --quiet build/book

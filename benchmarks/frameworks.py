@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=240, help="generated, per epoch (default %(default)s)")
     parser.add_argument("--image-size", type=int, default=150, help="pixels (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="fresh processes per framework (default %(default)s)")
-    parser.add_argument("--study", default="sample", help="whose recorded runs are compared (default %(default)s)")
+    parser.add_argument("--study", default="civic_altima_2", help="whose runs are compared (default %(default)s)")
     parser.add_argument("--contestant", choices=FRAMEWORKS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contestant:

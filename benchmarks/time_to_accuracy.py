@@ -1,7 +1,7 @@
 """How much compute until a wanted accuracy? `batch_norm` until its own final accuracy less half a point; `fast_recipe`.
 
-    python benchmarks/time_to_accuracy.py --study civic_altima [--data DIR] [--framework torch] [--seeds 3]
-    python benchmarks/time_to_accuracy.py --study civic_altima --image-size 64 --recorded     # trains nothing
+    python benchmarks/time_to_accuracy.py --study civic_altima_2 [--data DIR] [--framework torch] [--seeds 3]
+    python benchmarks/time_to_accuracy.py --study civic_altima_2 --image-size 64 --recorded     # trains nothing
 
 Recorded runs are taken as they are; missing ones are trained (resumable: killed and called again, it goes on). Final
 accuracy: mean of the last five epochs and of all seeds, on validation photos. A seed reaches the target in the first
@@ -41,7 +41,7 @@ class Reached:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--study", default="sample")
+    parser.add_argument("--study", default="sample_2")
     parser.add_argument("--data", help="photos and tables (default: data)")
     parser.add_argument("--framework", choices=FRAMEWORKS, default="torch")
     parser.add_argument("--seeds", type=int, default=3)

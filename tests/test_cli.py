@@ -71,7 +71,7 @@ def test_the_whole_road_from_a_folder_to_a_checked_photo(home, carspotter, photo
 
     finished = carspotter("split", "--classes", "swift", "wagonr")
     assert finished.returncode == 0, finished.stderr
-    splits = pd.read_csv(home / "results" / "sample" / "splits.csv", keep_default_na=False)
+    splits = pd.read_csv(home / "results" / "my_cars" / "splits.csv", keep_default_na=False)
     assert set(splits.loc[splits["split"] == "test", "label"]) == {""}
     assert set(splits.loc[splits["split"] == "train", "label"]) == {"swift", "wagonr"}
     finished = carspotter("split", "--verify")
@@ -82,7 +82,7 @@ def test_the_whole_road_from_a_folder_to_a_checked_photo(home, carspotter, photo
     assert "validation accuracy" in finished.stdout
     finished = carspotter("report")
     assert finished.returncode == 0, finished.stderr
-    assert finished.stdout == (home / "results" / "sample" / "report.md").read_text()
+    assert finished.stdout == (home / "results" / "my_cars" / "report.md").read_text()
     assert "baseline_cnn" in finished.stdout
 
     photo = next((photos / "wagonr").iterdir())
@@ -106,7 +106,7 @@ def test_a_split_that_tears_a_group_apart_is_found(home, carspotter, photos):
     other = home / "torn"
     shutil.copytree(home / "data", other / "data")
     shutil.copytree(home / "results", other / "results")
-    path = other / "results" / "sample" / "splits.csv"
+    path = other / "results" / "my_cars" / "splits.csv"
     splits = pd.read_csv(path, keep_default_na=False)
     training = splits[splits["split"] == "train"]
     torn = training[training["group"].duplicated(keep=False)].index[0]

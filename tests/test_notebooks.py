@@ -1,7 +1,9 @@
 """Each notebook runs alone in quick mode, offline, and each committed one is fit to be read on the web."""
 
 import re
+import runpy
 import shutil
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -81,3 +83,32 @@ def test_a_lesson_builds_its_layers_and_trains_in_its_cells(path):
     assert any(re.search(r"layers\.(Conv2D|Dense)\(|nn\.Conv2d\(|lesson\.build_model\(", cell) for cell in cells)
     assert any(re.search(r"\.fit\(|\.backward\(|GradientTape", cell) for cell in cells)
     assert any("assert_allclose" in cell or "assert_close" in cell for cell in cells), "no proof of equality"
+
+
+def test_the_address_reaches_title_set_up_cell_and_readme_and_leaves_them(tmp_path):
+    root = Path(NOTEBOOKS[0]).parents[1]
+    shutil.copytree(root / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns("[!0]*", "0[!4]*"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(root / name, tmp_path)
+    write_badges = runpy.run_path(str(root / "book" / "badges.py"))["main"]
+    notebook, readme = tmp_path / "notebooks" / "04_baseline_cnn.ipynb", tmp_path / "README.md"
+    write_badges(tmp_path)
+    assert notebook.read_bytes() == (root / "notebooks" / notebook.name).read_bytes(), "what is in git has its address"
+    assert readme.read_bytes() == (root / "README.md").read_bytes()
+    own = (tmp_path / "pyproject.toml").read_text()
+    address = "https://github.com/somebody/carspotter"
+    own = re.sub(r"(?m)^Repository = .*\n", "", own).replace(
+        "[project.urls]", f'[project.urls]\nRepository = "{address}"'
+    )
+    (tmp_path / "pyproject.toml").write_text(own)
+    for _ in range(2):  # the second time changes nothing more
+        write_badges(tmp_path)
+        cells = nbformat.read(notebook, as_version=4).cells
+        title, badges, text = cells[0].source.split("\n\n")[:3]
+        assert title.startswith("# 04 · ") and not text.startswith("[![")
+        assert (
+            "colab.research.google.com/github/somebody/carspotter/blob/main/notebooks/04_baseline_cnn.ipynb" in badges
+        )
+        assert f"kaggle.com/kernels/welcome?src={address}/blob/main/notebooks/04_baseline_cnn.ipynb" in badges
+        assert [f'GIT = "{address}"' in source for source in bootstraps(notebook)] == [True]
+        assert readme.read_text().startswith("# Carspotter\n\n[![Open in Colab]")

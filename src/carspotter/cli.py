@@ -232,9 +232,9 @@ def list_runs(options) -> int:
 
 
 def study_of(options) -> Study:
-    """Return the study that --study names, else the one split last in this data folder, else the sample."""
-    last = Study.open("sample", options.data).data / LAST_STUDY
-    return Study.open(options.study or (last.read_text(encoding="utf-8") if last.exists() else "sample"), options.data)
+    """Return the study that --study names, else the one split last in this data folder, else my_cars."""
+    last = Study.open(data=options.data).data / LAST_STUDY
+    return Study.open(options.study or (last.read_text(encoding="utf-8") if last.exists() else "my_cars"), options.data)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -366,7 +366,7 @@ def _parser() -> argparse.ArgumentParser:
 def add_verb(verbs, name: str, verb, text: str) -> argparse.ArgumentParser:
     parser = verbs.add_parser(name, help=text, description=text)
     parser.add_argument("--data", type=Path, metavar="DIR", help="photos and tables (default: data)")
-    parser.add_argument("--study", metavar="NAME", help="default: the one split last, else sample")
+    parser.add_argument("--study", metavar="NAME", help="default: the one split last, else my_cars")
     parser.set_defaults(verb=verb)
     return parser
 

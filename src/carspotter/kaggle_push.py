@@ -18,7 +18,7 @@ import nbformat
 
 from carspotter.kaggle import DATASET, KaggleRefused, run_client
 from carspotter.models.store import FILES
-from carspotter.paths import WHEEL, Study, checkout, git
+from carspotter.paths import WHEEL, Study, checkout
 from carspotter.photos.table import slugify
 
 # Of results/, what notebooks read.
@@ -56,10 +56,10 @@ def push(
     if not dry_run:
         _upload(package, f"{user}/{WHEEL}", wheel.name)
         _wait_until_ready(f"{user}/{WHEEL}")
-    origin, folders = _git_source(), []
+    folders = []
     for source in sources:
         folder = out / source.stem
-        write_notebook(source, folder, user, internet, origin, [DATASET, f"{user}/{WHEEL}"])
+        write_notebook(source, folder, user, internet, [DATASET, f"{user}/{WHEEL}"])
         if not dry_run:
             said = run_client(("kernels", "push", "--path", str(folder)), source.name, SECONDS)
             print(said.strip().splitlines()[-1], flush=True)
@@ -83,16 +83,12 @@ def build_wheel(folder: Path) -> Path:
     return next(folder.glob("carspotter-*.whl"))
 
 
-def write_notebook(
-    source: Path, folder: Path, user: str, internet: bool, origin: str, datasets: list[str]
-) -> dict[str, object]:
+def write_notebook(source: Path, folder: Path, user: str, internet: bool, datasets: list[str]) -> dict[str, object]:
     """Write a notebook without its outputs and its kernel-metadata.json into `folder`; return the metadata."""
     notebook = nbformat.read(source, as_version=4)
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-        if "bootstrap" in cell.metadata.get("tags", []):
-            cell.source = cell.source.replace('GIT = ""', f"GIT = {json.dumps(origin)}")
     folder.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, folder / source.name)
     title = f"Carspotter {source.stem.replace('_', ' ')}"
@@ -133,13 +129,6 @@ def _user(dry_run: bool) -> str:
     if not found or found.group(1) == "None":
         raise KaggleRefused("Kaggle's client knows no user; make a token at https://www.kaggle.com/settings/api")
     return found.group(1)
-
-
-def _git_source() -> str:
-    """Return where pip finds this commit over the net, "" where the checkout has no public origin."""
-    remote = re.sub(r"^git@([^:]+):", r"https://\1/", git(checkout(), "remote", "get-url", "origin").strip())
-    commit = git(checkout(), "rev-parse", "HEAD").strip()
-    return f"git+{remote}@{commit}" if re.match(r"https://[^@]+$", remote) and commit else ""
 
 
 def _upload(folder: Path, name: str, notes: str) -> None:

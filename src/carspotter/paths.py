@@ -123,7 +123,7 @@ class Study:
     results: Path
 
     @classmethod
-    def open(cls, name: str = "sample", data: str | os.PathLike | None = None) -> Self:
+    def open(cls, name: str = "my_cars", data: str | os.PathLike | None = None) -> Self:
         """Return the study `name`; results are always in `home()/results`.
 
         `data` defaults to `data/` in `home()`; a study whose photos come as an archive, `data/<name>.zip`, has the

@@ -166,7 +166,7 @@ def test_the_verb_ranks_by_what_was_learnt(tmp_path, monkeypatch, weights):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(encode(scene(number, (320, 240))))
     monkeypatch.setenv("CARSPOTTER_HOME", str(tmp_path))
-    study = Study.open("sample")
+    study = Study.open()
     import_folder(study.data, tmp_path / "photos", show_progress=False)
     asked = []
 

@@ -240,7 +240,7 @@ def test_a_push_sends_the_wheel_and_a_notebook_that_the_client_finds_no_fault_wi
 @pytest.mark.parametrize("path", kaggle_push._find_notebooks(None), ids=lambda path: path.stem)
 def test_every_notebook_gets_metadata_whose_title_is_its_id(tmp_path, path):
     slugify = pytest.importorskip("slugify").slugify  # the one that Kaggle's client holds the title against
-    metadata = kaggle_push.write_notebook(path, tmp_path, "tester", False, "git+https://example.org/x@1", ["a/b"])
+    metadata = kaggle_push.write_notebook(path, tmp_path, "tester", False, ["a/b"])
     assert metadata["id"] == f"tester/{slugify(metadata['title'])}"
     assert 5 <= len(metadata["title"]) <= 50
     assert 'outputs": [\n' not in (tmp_path / path.name).read_text()

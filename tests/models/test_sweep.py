@@ -108,7 +108,7 @@ def test_a_cell_waits_for_the_one_it_starts_from(toy_study, monkeypatch):
     engine.fails, engine.log = ("vgg16_features",), []
     table = run_sweep(toy_study, [tuned, Cell(DROPOUT, "torch")], processes=3, show_progress=False)
     assert list(table["error"].astype(bool)) == [True, True, False]
-    assert "starts from vgg16_features, torch, 150 px, seed 0, which failed" in table["error"][1]
+    assert "starts from vgg16_features, torch, 224 px, seed 0, which failed" in table["error"][1]
     assert "begin vgg16_fine_tune" not in engine.log
 
 

@@ -26,7 +26,7 @@ RECIPES = (
     ("mobilenet_features", "mobilenet_fine_tune"),
     ("baseline_cnn", "fast_recipe"),
     ("fast_recipe", "mobilenet_features"),
-    ("fast_recipe_plain", "fast_recipe"),
+    ("fast_recipe", "fast_recipe_dropout"),
 )
 
 
