@@ -34,11 +34,8 @@ def push(
     internet: bool = False,
     dry_run: bool = False,
     out: Path | None = None,
-    dataset: str = DATASET,
 ) -> list[Path]:
-    """Build the wheel, upload it with the recorded results as the user's private data set, push the notebooks.
-
-    Return the folders of the notebooks.
+    """Upload wheel and recorded results as the user's private data set, push the notebooks; return their folders.
 
     `notebooks`: numbers such as "04", all of them by default. `user`: the name on Kaggle, else that of the credentials.
     With `dry_run` nothing is sent and only `out` is written. Raises KaggleRefused when the service does, ValueError for
@@ -62,7 +59,7 @@ def push(
     folders = []
     for source in sources:
         folder = out / source.stem
-        write_notebook(source, folder, user, internet, [dataset, f"{user}/{WHEEL}"])
+        write_notebook(source, folder, user, internet, [DATASET, f"{user}/{WHEEL}"])
         if not dry_run:
             said = run_client(("kernels", "push", "--path", str(folder)), source.name, SECONDS)
             print(said.strip().splitlines()[-1], flush=True)
@@ -103,13 +100,9 @@ def write_notebook(source: Path, folder: Path, user: str, internet: bool, datase
         "kernel_type": "notebook",
         "is_private": True,
         "enable_gpu": True,
-        "enable_tpu": False,
         "enable_internet": internet,
         "machine_shape": MACHINE,
         "dataset_sources": datasets,
-        "competition_sources": [],
-        "kernel_sources": [],
-        "model_sources": [],
     }
     (folder / "kernel-metadata.json").write_text(json.dumps(metadata, indent=2) + "\n")
     return metadata

@@ -146,6 +146,8 @@ class Study:
     # In `results`
     folder = property(lambda self: self.results / self.name)
     splits = property(lambda self: self.folder / "splits.csv")
+    splits_checksum = property(lambda self: self.folder / "splits.sha256")  # as `sha256sum` writes it
     runs = property(lambda self: self.folder / "runs")
     runs_table = property(lambda self: self.folder / "runs.csv")
     test_ledger = property(lambda self: self.folder / "test_ledger.jsonl")
+    test_scores = property(lambda self: self.folder / "test_scores.jsonl")

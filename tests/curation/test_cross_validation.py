@@ -14,10 +14,10 @@ from carspotter.curation import curate as curation
 from carspotter.curation.cross_validation import choose_experiment, cross_validate, join_features, learn_photos
 from carspotter.models.experiments import FAST_RECIPE, MOBILENET_FINE_TUNE
 from carspotter.models.history import StateKeeper
-from carspotter.models.store import locked
 from carspotter.paths import Study
 from carspotter.photos.fingerprints import readable_photos
 from carspotter.photos.importing import import_folder
+from carspotter.photos.journal import hold
 from carspotter.photos.table import read_curation, read_photos
 
 SMALL = replace(FAST_RECIPE, conv_channels=(8, 16, 16), epochs=12, image_size=32, batch_size=8)
@@ -120,7 +120,7 @@ def test_a_study_is_learnt_once(tmp_path, monkeypatch):
 
     def finds_it_locked(*rest):
         (folder,) = study.images.glob("learning-*")
-        with pytest.raises(RuntimeError, match="taken"), locked(folder, "taken"):
+        with pytest.raises(RuntimeError, match="taken"), hold(folder / ".lock", "taken"):
             pass
         return cross_validate(*rest)
 

@@ -277,5 +277,6 @@ def test_a_push_that_fails_says_so(stub, tmp_path, monkeypatch, built, faults, w
 
 def test_a_notebook_whose_data_set_is_not_there_is_no_success(stub, tmp_path, monkeypatch, built):
     sign_in(monkeypatch)
+    monkeypatch.setattr(kaggle_push, "DATASET", "nobody/nothing")
     with pytest.raises(kaggle.KaggleRefused, match="not valid dataset sources.*nobody/nothing"):
-        kaggle_push.push(["04"], out=tmp_path / "push", dataset="nobody/nothing")
+        kaggle_push.push(["04"], out=tmp_path / "push")

@@ -16,6 +16,7 @@ import pytest
 from carspotter.models import history, runs, store
 from carspotter.models.experiments import AUGMENTATION, Experiment, quick
 from carspotter.models.history import HISTORY, TrainingDiverged
+from carspotter.photos.journal import hold
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import read_photos
 
@@ -263,7 +264,7 @@ def test_out_of_memory_is_explained(name):
 
 def test_one_run_is_trained_by_one_process_at_a_time(toy_study):
     folder = toy_study.runs / runs.specify_run(toy_study, TINY, "torch", 0)["run"]
-    with store.locked(folder), pytest.raises(RuntimeError, match="another process"):
+    with hold(folder / ".lock"), pytest.raises(RuntimeError, match="another process"):
         runs.train_run(toy_study, TINY, "torch", show_progress=False)
 
 

@@ -19,10 +19,11 @@ from sklearn.model_selection import GroupKFold
 from carspotter.curation.ranking import first_listings
 from carspotter.models.experiments import FAST_RECIPE, MOBILENET_FINE_TUNE, Experiment
 from carspotter.models.history import StateKeeper, TrainingDiverged, as_callback, set_random_seed
-from carspotter.models.store import import_builder, import_framework, locked
+from carspotter.models.store import import_builder, import_framework
 from carspotter.models.transfer import cached_features, find_weights, identify_weights, read_features, width_in_name
 from carspotter.photos.fingerprints import readable_photos
 from carspotter.photos.images import PREPROCESSING, load_images
+from carspotter.photos.journal import hold
 from carspotter.progress import progress_bar
 
 FOLDS = 3
@@ -52,8 +53,7 @@ def learn_photos(
 
     def learn() -> np.ndarray:
         images = load_images(data, photos, experiment.image_size)
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder, f"{folder}: another process learns from these photos; wait for it or end it"):
+        with hold(folder / ".lock", f"{folder}: another process learns from these photos; wait for it or end it"):
             return np.column_stack(cross_validate(images, labels, listings, framework, folder, experiment))
 
     learnt = cached_features(data / "images", key, names, learn)

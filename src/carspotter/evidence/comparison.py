@@ -148,17 +148,15 @@ def judge(difference: Interval, within: Interval, seeds: int) -> tuple[str, str]
     return "undetermined", f"about {more:,} more photos{and_seeds} would be needed {way}"
 
 
-def photos_needed(measured: Interval, difference: float, seeds: int | None = None, power: float = 0.8) -> float:
+def photos_needed(measured: Interval, difference: float, power: float = 0.8) -> float:
     """Return how many photos in all would show a `difference` (.02 is two points), from an interval measured before.
 
-    `seeds`: how many are planned, by default as many as measured. `power`: the chance that the interval then excludes
-    zero. Photos are assumed to come in groups as before. Inf where the seeds alone spread too much, or for no
-    difference.
+    `power`: the chance that the interval then excludes zero. Seeds are assumed to be as many as before, and photos to
+    come in such groups. Inf where the seeds alone spread too much, or for no difference.
     """
     quantile = stats.norm.ppf(0.5 + measured.level / 2)
     reach = (measured.high - measured.low) / 2 * (quantile + stats.norm.ppf(power)) / quantile
-    of_seeds = reach**2 * measured.seed_share * measured.seeds / (seeds or measured.seeds)
-    room = difference**2 - of_seeds if difference > 0 else 0.0
+    room = difference**2 - reach**2 * measured.seed_share if difference > 0 else 0.0
     return float(np.ceil(measured.photos * reach**2 * (1 - measured.seed_share) / room)) if room > 0 else np.inf
 
 

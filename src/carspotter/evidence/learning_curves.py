@@ -21,12 +21,11 @@ DRAWS = 8_000
 
 @dataclass(frozen=True)
 class Forecast:
-    """A median with its central interval; `high` is inf where the curve may never get there."""
+    """A median with its central 95 % interval; `high` is inf where the curve may never get there."""
 
     estimate: float
     low: float
     high: float
-    level: float = 0.95
 
     def __str__(self) -> str:
         if max(abs(self.estimate), abs(self.low)) < 10:
@@ -54,9 +53,9 @@ class LearningCurve:
         g = np.select([self.form == i for i in range(len(FORMS))], [_g(name, size, self.shape) for name in FORMS])
         return 1 - np.clip(self.a + self.b * g, 0, 1)
 
-    def at(self, size: float, level: float = 0.95) -> Forecast:
+    def at(self, size: float) -> Forecast:
         """Forecast the accuracy after training on `size` photos."""
-        return _forecast(self.accuracies(size), level)
+        return _forecast(self.accuracies(size))
 
     def gain(self, factor: float = 2.0) -> Forecast:
         """Forecast what `factor` times the largest measured size would buy, as a difference of accuracies."""
@@ -196,10 +195,10 @@ def _shapes(form: str, smallest: float, largest: float) -> np.ndarray:
     return np.geomspace(smallest, 3 * largest, SHAPES) if form == "exponential" else np.ones(SHAPES)
 
 
-def _forecast(values: np.ndarray, level: float = 0.95) -> Forecast:
+def _forecast(values: np.ndarray) -> Forecast:
     # "nearest", as a line between a number and inf is no number
-    low, middle, high = np.quantile(values, [(1 - level) / 2, 0.5, (1 + level) / 2], method="nearest")
-    return Forecast(float(middle), float(low), float(high), level)
+    low, middle, high = np.quantile(values, [0.025, 0.5, 0.975], method="nearest")
+    return Forecast(float(middle), float(low), float(high))
 
 
 def _photos(number: float) -> str:

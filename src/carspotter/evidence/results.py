@@ -49,8 +49,11 @@ def results_of(study: Study, runs: Sequence[Run], epochs: str | int = LAST_EPOCH
     if epochs == "best":
         predicted = [table["predicted"].to_numpy(str)[np.newaxis] for table in tables]
     else:
-        classes = [run.epoch_probabilities[-int(epochs) :].argmax(axis=2)[:, _order(run)] for run in runs]
-        predicted = [np.array(run.class_names)[numbers] for run, numbers in zip(runs, classes, strict=True)]
+        predicted = []
+        for run in runs:
+            by_hash = run.validation["sha256"].argsort(kind="stable")
+            classes = run.epoch_probabilities[-int(epochs) :].argmax(axis=2)[:, by_hash]
+            predicted.append(np.array(run.class_names)[classes])
     return Results(tables[0]["label"].to_numpy(str), tables[0]["group"].to_numpy(str), np.stack(predicted))
 
 
@@ -89,7 +92,3 @@ def training_accuracy(run: Run) -> float:
     """
     at_inference = run.row["last_inference_train_accuracy"]
     return float(at_inference) if at_inference != "" else float(run.history["train_accuracy"].iloc[-1])
-
-
-def _order(run: Run) -> np.ndarray:
-    return run.validation["sha256"].argsort(kind="stable").to_numpy()

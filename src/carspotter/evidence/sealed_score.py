@@ -6,7 +6,6 @@ Everything is predicted before the labels are read, so that a run that cannot pr
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -76,7 +75,7 @@ def score_sealed(study: Study, run: Run, reason: str, again: str | None = None, 
     correct, groups, level = photos["correct"].to_numpy(bool), photos["group"].to_numpy(str), 1 - 0.05 / 2**look
     parts = _parts(photos, ["label", "city"], level)
     score = SealedScore(run.id, split, look, accuracy_interval(correct, groups, level), parts, correct, groups)
-    with open(scores_file(study), "a", encoding="utf-8") as file:
+    with open(study.test_scores, "a", encoding="utf-8") as file:
         record = {"run": run.id, "split": split, "look": look, "interval": asdict(score.interval)}
         file.write(json.dumps(record | {"parts": parts.to_dict("records")}, ensure_ascii=False) + "\n")
     return score
@@ -117,17 +116,13 @@ def parts_text(score: SealedScore) -> str:
 
 def read_scores(study: Study) -> list[SealedScore]:
     """Return the scores of all evaluations so far, oldest first; no label is read."""
-    if not scores_file(study).exists():
+    if not study.test_scores.exists():
         return []
-    records = [json.loads(line) for line in scores_file(study).read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for line in study.test_scores.read_text(encoding="utf-8").splitlines()]
     return [
         SealedScore(r["run"], r["split"], r["look"], Interval(**r["interval"]), pd.DataFrame(r["parts"]))
         for r in records
     ]
-
-
-def scores_file(study: Study) -> Path:
-    return study.folder / "test_scores.jsonl"
 
 
 def drop(correct, groups, after: SealedScore) -> Interval:

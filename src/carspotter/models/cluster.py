@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from carspotter.models import runs, store
 from carspotter.paths import Study
-from carspotter.photos.journal import read_journal
+from carspotter.photos.journal import hold, read_journal
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import read_photos
 
@@ -116,7 +116,7 @@ def pack_study(study: Study) -> dict[str, bytes]:
 
 def unpack_study(name: str, files: dict[str, bytes], folder: Path) -> Study:
     """Write what `pack_study` returned into `folder`, once, however many processes ask; return the study there."""
-    with store.locked(folder):
+    with hold(folder / ".lock"):
         if not (folder / "study").exists():
             part = folder / "part"
             shutil.rmtree(part, ignore_errors=True)
@@ -153,7 +153,7 @@ def _train(name: str, cell: Cell, files: dict[str, bytes], digest: str, start: d
     folder = Path(tempfile.gettempdir()) / f"carspotter-{os.getuid()}-{digest}-{node[:12]}"
     study = unpack_study(name, files, folder)
     if start:
-        with store.locked(folder):
+        with hold(folder / ".lock"):
             if start["run"] not in set(store.read_runs(study)["run"]):
                 unpack_run(study, start)
     result = sweep.train_cell(study, cell)

@@ -41,13 +41,13 @@ from carspotter.models.store import (
     import_framework,
     load_run,
     load_weights,
-    locked,
     read_runs,
     save_weights,
     subset_digest,
 )
 from carspotter.paths import Study, atomic_write, git
 from carspotter.photos.images import PREPROCESSING, load_images
+from carspotter.photos.journal import hold
 from carspotter.photos.splitting import read_splits, split_version
 from carspotter.photos.table import read_photos, write_table
 
@@ -91,7 +91,7 @@ def train_run(
     spec = specify_run(study, experiment, framework, seed)
     start = _starting_weights(study, experiment, framework, seed, show_progress)
     folder = study.runs / spec["run"]
-    with locked(folder, f"{spec['run']} is being trained by another process; wait for it or end it"):
+    with hold(folder / ".lock", f"{spec['run']} is being trained by another process; wait for it or end it"):
         lesson, builder = import_framework(framework), import_builder(experiment, framework)
         training, validation = read_training_photos(study, experiment)
         chosen = _positions(training, experiment.training_subset)

@@ -185,19 +185,11 @@ def load_run(study: Study, run_id: str) -> Run:
 
 def append_row(study: Study, row: dict[str, Any]) -> None:
     """Append one row to runs.csv, atomically and one process at a time; a row of the same run is replaced."""
-    with locked(study.folder):
+    with hold(study.folder / ".lock"):
         rows = read_runs(study)
         rows = rows[rows["run"] != row["run"]]
         new = pd.DataFrame([row], columns=COLUMNS)
         write_table(study.runs_table, new if rows.empty else pd.concat([rows, new], ignore_index=True))
-
-
-@contextlib.contextmanager
-def locked(folder: Path, busy: str | None = None) -> Iterator[None]:
-    """Hold a folder for this process, after any other; with `busy`, raise RuntimeError of it where another holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with hold(folder / ".lock", busy):
-        yield
 
 
 def import_framework(framework: str) -> ModuleType:

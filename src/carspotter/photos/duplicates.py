@@ -24,6 +24,8 @@ EXHAUSTIVE = 8_000  # photos of which every two are compared, in some seconds
 # Windows: what a crop may have cut off the two ends of a side, in shares of it.
 CUTS = [(0, 0), (0.075, 0), (0, 0.075), (0.075, 0.075), (0.15, 0), (0, 0.15)]
 WITHOUT_EDGE = (24, 30)  # the windows that lack the uppermost or the lowest 15 %, where sites print their banner
+# What is compared: a window of the one photo (0 is the whole) and windows of the other.
+COMPARED = [(0, range(len(CUTS) ** 2)), *((edge, [edge]) for edge in WITHOUT_EDGE)]
 FREQUENCIES = 12  # cosines along a side
 # Of 143 bits, and of the 63 lowest frequencies: farther apart, a pair is not looked at. Of crops by 5–15 % of both
 # sides .99 come as near; of pairs of different photos some 10 in a million.
@@ -235,12 +237,7 @@ def find_candidates(hashes: np.ndarray, show_progress: bool = True) -> np.ndarra
         np.bitwise_or.reduce(np.uint64(1) << rng.choice(LOW_BITS, key_bits, replace=False).astype(np.uint64))
         for _ in range(TABLES)
     ]
-    every = range(hashes.shape[1])
-    jobs = [
-        (table, whole, windows)
-        for table in range(TABLES)
-        for whole, windows in [(0, every), *((window, [window]) for window in WITHOUT_EDGE)]
-    ]
+    jobs = [(table, whole, windows) for table in range(TABLES) for whole, windows in COMPARED]
 
     def look_up(job: tuple[int, int, Sequence[int]]) -> np.ndarray:
         table, whole, windows = job
@@ -254,8 +251,7 @@ def find_candidates(hashes: np.ndarray, show_progress: bool = True) -> np.ndarra
 
 def compare_all(hashes: np.ndarray, show_progress: bool = True) -> np.ndarray:
     """Return what `find_candidates` looks for, as CANDIDATE, by comparing every two photos."""
-    wholes = [(np.ascontiguousarray(hashes[:, 0]), range(hashes.shape[1]))]
-    wholes += [(np.ascontiguousarray(hashes[:, edge]), [edge]) for edge in WITHOUT_EDGE]
+    wholes = [(np.ascontiguousarray(hashes[:, whole]), windows) for whole, windows in COMPARED]
 
     def compare(row: int) -> np.ndarray:
         found = []

@@ -89,7 +89,6 @@ def load_images(data: Path, photos: pd.DataFrame, size: int, show_progress: bool
     folder = Path(data) / "images"
     final = folder / f"{digest}.npy"
     if not final.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{digest}.part"
         # A second process that wants the same images waits for the first instead of decoding them again.
         with hold(folder / ".lock"):

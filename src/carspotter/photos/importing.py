@@ -74,7 +74,6 @@ def import_folder(
     )
     jobs = name_listings(found, folder and Path(folder) / "listings.csv", listing_from)
     store = data / "raw" / site
-    store.mkdir(parents=True, exist_ok=True)
     journal_path = store / "journal.jsonl"
     with hold(store / ".lock"):
         earlier = list(read_journal(journal_path))

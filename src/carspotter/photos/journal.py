@@ -39,9 +39,11 @@ class Journal:
     def append(self, line: dict, sync: bool = True) -> int:
         """Write one line and return its place in the file; with `sync` it is on the disk then."""
         place = os.fstat(self._file.fileno()).st_size
-        # What UTF-8 lacks, such as half a surrogate pair in a file's name, is written as \u escapes.
-        text = json.dumps(line, ensure_ascii=False)
-        rest = memoryview((text if _is_utf8(text) else json.dumps(line)).encode() + b"\n")
+        try:
+            text = json.dumps(line, ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # what UTF-8 lacks, such as half a surrogate pair in a file's name
+            text = json.dumps(line).encode()
+        rest = memoryview(text + b"\n")
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]
@@ -81,8 +83,6 @@ def read_journal(path: Path) -> Iterator[dict]:
 
 def append_line(path: Path, line: dict) -> None:
     """Add a line that survives a kill and a power cut, while other processes may add theirs."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with hold(path.with_name(f".{path.name}.lock")), Journal(path) as journal:
         journal.append(line)
 
@@ -109,8 +109,9 @@ def repair_journal(path: Path) -> None:
 def hold(lock: Path, busy: str | None = None) -> Iterator[None]:
     """Hold a lock file for this process; the system lets go of it when the process ends, however it ends.
 
-    Waits for another holder; with `busy`, raises Busy with this message instead.
+    Waits for another holder; with `busy`, raises Busy with this message instead. The lock's folder is made if missing.
     """
+    lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "a") as file:
         if not lock_descriptor(file.fileno(), blocking=busy is None):
             raise Busy(busy)
@@ -141,11 +142,3 @@ def _is_whole(line: bytes) -> bool:
         return isinstance(json.loads(line), dict)
     except ValueError:
         return False
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -15,9 +15,9 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 
 import pandas as pd
-from filelock import FileLock
 
 from carspotter.paths import Study, git
+from carspotter.photos.journal import hold
 from carspotter.photos.splitting import read_splits, split_version
 from carspotter.photos.table import read_table
 
@@ -52,8 +52,7 @@ def read_test_labels(
         raise FileNotFoundError(f"{study.sealed}: no sealed labels; run `python -m carspotter split` first")
     if faults := find_label_faults(study, labels_known):
         raise SealedTestRefused(f"{study.sealed}: {'; '.join(faults)}; run `python -m carspotter split` first")
-    study.folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(study.folder / ".ledger.lock"):  # a second process evaluates after this one, and knows it
+    with hold(study.folder / ".ledger.lock"):  # a second process evaluates after this one, and knows it
         return _evaluate(study, run_id, predictions, reason, again, split)
 
 

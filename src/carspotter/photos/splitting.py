@@ -8,7 +8,6 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 
@@ -158,16 +157,12 @@ def split_study(
     write_table(study.sealed, splits.loc[splits["split"].isin(SEALED), ["sha256", "label"]])
     open_rows = splits["split"].isin(("train", "validation"))
     write_table(study.splits, splits.assign(label=splits["label"].where(open_rows, "")))
-    checksum_file(study).write_text(checksum(study), encoding="utf-8")
+    study.splits_checksum.write_text(checksum(study), encoding="utf-8")
     return NewSplit(pd.crosstab(splits["label"], splits["split"]), tuple(_question(splits)))
 
 
-def checksum_file(study: Study) -> Path:
-    """Return the file beside `splits.csv` by which a change of it by hand is noticed, as `sha256sum` writes it."""
-    return study.splits.with_suffix(".sha256")
-
-
 def checksum(study: Study) -> str:
+    """Return what stands in `splits.sha256`, by which a change of `splits.csv` by hand is noticed."""
     content = study.splits.read_bytes().replace(b"\r\n", b"\n")  # git may have turned the line ends
     return f"{hashlib.sha256(content).hexdigest()}  {study.splits.name}\n"
 
