@@ -1,8 +1,12 @@
+import signal
 import tempfile
 from pathlib import Path
 
 import pytest
 from generated_photos import noise_study
+
+# A shell starts jobs in the background with Ctrl-C ignored; tests that send it would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
