@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RISK = 0.01  # at most this share of the answers is wrong
 TOLERANCE = 1e-6
-FLAGGED = 0.06  # of good photos, and of good listings, at most this share is called unlike; with few of them more
+FLAGGED = 0.05  # of good photos, and of good listings, at most this share is called unlike; with few of them more
 UNLUCKY = 0.05  # chance that even so more are
 LISTINGS_NEEDED = 20  # with two photos or more, to fit their correlation; from fewer, chance decides
 
@@ -94,12 +94,12 @@ class Rejection:
         )
 
     def with_limits_of(self, images: np.ndarray, smallest: int) -> Rejection:
-        """Fit the quality limits on good images uint8 (N, S, S, 3): half of what 199 of 200 of them have.
+        """Fit the quality limits on good images uint8 (N, S, S, 3): three quarters of what 199 of 200 of them have.
 
         `smallest`: the shorter side of the smallest photo that training saw, in pixels.
         """
         measured = np.array([list(quality(image).values()) for image in images])
-        brightness, contrast, sharpness = np.percentile(measured, 0.5, axis=0) / 2
+        brightness, contrast, sharpness = 0.75 * np.percentile(measured, 0.5, axis=0)
         return replace(self, limits=Limits(float(brightness), float(contrast), float(sharpness), smallest))
 
 
