@@ -91,6 +91,9 @@ class OnePage:
     def load(self, url, max_listings=None):
         yield self.page
 
+    def open(self, url, is_detail=True, hurry=False):
+        return self.page
+
 
 def crawl_photos(clock: Clock, site: MisbehavingSite, folder: Path, *photos: str, **politeness):
     """Crawl one page that shows `photos`; return (exit code, the journal's newest line by photo name)."""

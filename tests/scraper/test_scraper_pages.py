@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from scraper.addresses import without_parameters
+from scraper.addresses import lasting
 from scraper.cards import Cards
 from scraper.pages import (
     extract_detail,
@@ -275,7 +275,7 @@ VISITS = {
 
 @pytest.mark.parametrize("address", VISITS)
 def test_what_changes_from_visit_to_visit_does_not_count(address):
-    assert without_parameters(address, ["Stamp"]) == VISITS[address]
+    assert lasting(address, ["Stamp"]) == VISITS[address]
 
 
 CHALLENGES = {
@@ -355,7 +355,7 @@ def test_cards_without_any_identity_stay_apart():
 def test_a_card_whose_clock_ticks_stays_the_same_card():
     read = site(selectors={"listing": ".card", "photos": "img"})
     card = '<div class="card"><h2>Swift 2015, 4 km away</h2>ends in 1:02:{}, seen {} min ago</div>'
-    keys = [read_card(BeautifulSoup(card.format(*now), "html.parser").div, read)[0] for now in ((59, 3), ("07", 4))]
+    keys = [read_card(BeautifulSoup(card.format(*now), "html.parser").div, read)[1] for now in ((59, 3), ("07", 4))]
     assert keys[0] == keys[1] and keys[0].startswith("Swift 2015, 4 km away")
 
 
@@ -460,7 +460,7 @@ MISTAKES = {
     "a number among texts": ({"paging": {"click": [1]}}, "click in paging is"),
     "replace that is no expression": (
         {"selectors": {"listing": ".card", "photos": "img", "replace": {"(": "x"}}},
-        r"replace '\('",
+        r"'\(' in \[selectors\] is no regular expression",
     ),
     "a certificate that is not there": ({"request": {"ca_file": "none.pem"}}, "ca_file 'none.pem' is not there"),
     "id pattern": (
