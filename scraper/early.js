@@ -69,18 +69,22 @@
   const attach = Element.prototype.attachShadow;
   Element.prototype.attachShadow = function (options) { return attach.call(this, {...options, mode: "open"}); };
 
-  const due = new Map(), runs = new Map();  // timer -> when it runs; what it runs -> how often it did
+  // timer -> when it runs next; what timers run -> how often they did since something new came to the page: what has
+  // run three times in vain, as a clock does, does not count any more
+  const due = new Map(), runs = new Map();
   for (const name of ["setTimeout", "setInterval"]) {
     const set = window[name];
     window[name] = function (what, delay = 0, ...rest) {
       if (typeof what !== "function") return set.call(window, what, delay, ...rest);
       const text = String(what), key = text.includes("[native code]") ? what : text;
+      const count = timer => { if ((runs.get(key) ?? 0) < 3) due.set(timer, performance.now() + Number(delay)); };
       const timer = set.call(window, function (...given) {
         due.delete(timer);
         runs.set(key, (runs.get(key) ?? 0) + 1);
+        if (name === "setInterval") count(timer);
         return what.apply(this, given);
       }, delay, ...rest);
-      if ((runs.get(key) ?? 0) < 3) due.set(timer, performance.now() + Number(delay));  // not a clock that ticks
+      count(timer);
       return timer;
     };
   }
@@ -88,7 +92,10 @@
     const clear = window[name];
     window[name] = timer => { due.delete(timer); return clear.call(window, timer); };
   }
-  // whether a timer is to run within so many milliseconds
-  const isDue = within => [...due.values()].some(time => time < performance.now() + within);
+  // whether a timer is to run within so many milliseconds; `isNew`: something new came
+  const isDue = (within, isNew) => {
+    if (isNew) runs.clear();
+    return [...due.values()].some(time => time < performance.now() + within);
+  };
   Object.defineProperty(window, "__scraperIsDue", {value: isDue});
 })();

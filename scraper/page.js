@@ -92,12 +92,13 @@ function destinations(selector, link, name) {
 }
 
 function following(selector) {  // the address of the next page; "#" where a script handles the click
-  const found = all(selector)[0];
+  const found = all(selector).find(shown) ?? all(selector)[0];
   const link = found && (found.href ? found : found.querySelector("a[href]") ?? found.closest("a[href]"));
   const address = link ? new URL(link.href, document.baseURI) : null;
   const isPage = address && address.protocol.startsWith("http") && address.href !== location.href
     && (/^#[/!]./.test(address.hash) || address.href.split("#")[0] !== location.href.split("#")[0]);
-  return isPage ? address.href : (found && found.localName !== "link" ? "#" : "");
+  const isLive = found && (shown(found) || found.localName === "link" || isPage && !address.hash);
+  return isPage && isLive ? address.href : isLive && found.localName !== "link" ? "#" : "";
 }
 
 const address = value => /[./]/.test(value) && !/^(data|blob|about):/.test(value);
@@ -106,7 +107,7 @@ const isBare = picture => [picture, ...picture.querySelectorAll("img, source")].
 
 // Moves, then tells which cards there are, which are in view, and the HTML of those that changed.
 // `photos` selects the pictures in a card; null where the cards are pictures themselves.
-function survey(selector, photos, move, again, background, target, within) {
+function survey(selector, photos, move, again, background, target, within, isNew) {
   const state = window.__scraper ??= {
     token: String(Math.random()), serials: new WeakMap(), next: 0, seen: new WeakSet(), observed: new WeakSet(),
     plain: new WeakSet(), bare: new WeakMap(), strips: new WeakMap(), turns: new WeakMap(), dirty: new Set()};
@@ -244,6 +245,6 @@ function survey(selector, photos, move, again, background, target, within) {
   const alive = [...document.scripts].some(s => !/json|template|html/.test(s.type))
     || document.querySelector("meta[http-equiv=refresh i]") !== null;
   state.dirty.clear();
-  const ready = document.readyState === "complete" && !window.__scraperIsDue?.(within), drawn = state.drawn ?? true;
+  const ready = document.readyState === "complete" && !window.__scraperIsDue?.(within, isNew), drawn = state.drawn ?? true;
   return {token: state.token, serials, changed, inView, unseen, bare, moved, drawn, alive, ready};
 }

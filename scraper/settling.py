@@ -66,7 +66,7 @@ class Settling:
         self.is_in_frame = False
         self.loads = 0  # times that scrolling or clicking brought new cards
         self._longest = site.politeness.page_timeout
-        self._again = False
+        self._again, self._changed_at = False, 0.0
         self._clicks: dict[str, list[tuple[float, int]]] = {selector: [] for selector in self.paging.click}
         self._frames_at = 0.0  # when frames were looked into for what is to be clicked
         self._paid = -1  # requests that had been started at the last permit
@@ -79,10 +79,10 @@ class Settling:
 
     def survey(self, move: str = "", target: int | None = None) -> str:
         """Move as page.js knows it, take note of what the page shows, and return what moved."""
-        within = 1000 * self.paging.patience
-        arguments = (self._selector or "html", self._photos, move, self._again, BACKGROUND, target, within)
-        self.answer = self.driver.execute_script(SURVEY, *arguments)
-        self._again = False
+        where = self._selector or "html", self._photos, move, self._again, BACKGROUND, target
+        within, changed_at = 1000 * self.paging.patience, self.cards.changed_at
+        self.answer = self.driver.execute_script(SURVEY, *where, within, changed_at != self._changed_at)
+        self._again, self._changed_at = False, changed_at
         self.cards.take(self.answer)
         return self.answer["moved"]
 
