@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -23,6 +23,7 @@ RESULT_KEYS = {"status", "reason", "sha256", "bytes", "width", "height", "final_
 MAX_FAILURES_IN_A_ROW = 20
 EXPIRED = ("status 400", "status 401", "status 403", "status 404", "status 410")  # what an address becomes in time
 MOST_TRIALS = 2  # addresses of a host that are refused, yet still shown, until others are taken to be gone at once
+MOST_IN_VAIN = 3  # times in a row that a page is opened again
 FEW = 3  # photos for which a long page is not loaded whole once more
 
 # Opens a page once more, in a hurry or with all that comes late; None where it cannot be had.
@@ -81,17 +82,11 @@ class Photos:
     def fetch_all(self, listings: list[Listing], page: LoadedPage, start: Start, take_again: TakeAgain) -> None:
         """Fetch the photos that a page shows; where addresses expired on the way, take new ones from it.
 
-        The page is opened again until that has twice in a row given no photo more: first in a hurry, for what expires
+        The page is opened again until that has thrice in a row given no photo more: first in a hurry, for what expires
         within seconds, then with all that comes late.
         """
-        with self._shared:
-            for listing in listings:
-                self.stats.without_photos += not listing.photos
-                self.stats.bare += listing.bare if listing.photos else 0
-                self._find(names := set(names_of(listing, self.site, self.journal).values()))
-                self._shown.update(names)
         expired, in_vain = self._fetch_shown(listings, page, start), 0
-        while expired and in_vain < 2:
+        while expired and in_vain < MOST_IN_VAIN:
             is_worth_it = len(expired) >= FEW or any(photo.is_volatile for photo in expired.values())
             again = take_again(not in_vain) if is_worth_it or not in_vain else None
             if again is None:
@@ -131,27 +126,30 @@ class Photos:
     def _outcomes(self, listing: Listing) -> list:
         return [self.journal.outcomes.get(name) for name in names_of(listing, self.site, self.journal).values()]
 
-    def _find(self, names: set[str] | list[str]) -> None:
+    def _find(self, names: Iterable[str]) -> None:
         with self._shared:
             self._found.update(names)
             self.stats.found = len(self._found)
 
     def _fetch_shown(self, listings: list[Listing], page: LoadedPage, start: Start) -> dict[object, Expired]:
         """Fetch what a page shows, and return by its place what could not be had, since its address expired perhaps."""
-        refusal = self._refusal(page)
-        shown = _by_place(listings, self.site, self.journal).items()
-        expired = {
-            place: self._photo(_about(name, listing, page, start), address, refusal)
-            for place, (name, address, listing) in shown
-        }
-        return {place: photo for place, photo in expired.items() if photo}
+        refusal, expired = self._refusal(page), {}
+        with self._shared:
+            self.stats.without_photos += sum(not listing.photos for listing in listings)
+            self.stats.bare += sum(listing.bare for listing in listings if listing.photos)
+            for listing in listings:
+                self._find(names_of(listing, self.site, self.journal).values())
+        for place, (name, address, listing) in _by_place(listings, self.site, self.journal):
+            if photo := self._photo(_about(name, listing, page, start), address, refusal):
+                expired[place] = photo
+        return expired
 
     def _fetch_renewed(
         self, expired: dict[object, Expired], page: LoadedPage, listings: list[Listing], start: Start
     ) -> dict[object, Expired]:
         """Fetch from a page that was opened again what had expired, by its name or its place; return what is left."""
         refusal, left = self._refusal(page), {}
-        by_place = _by_place(listings, self.site, self.journal)
+        by_place = dict(_by_place(listings, self.site, self.journal))
         by_name = {shown[0]: shown for shown in by_place.values()}
         for place, photo in expired.items():
             shown = by_name.get(photo.about["url"])
@@ -159,6 +157,7 @@ class Photos:
                 shown = here
             if shown and shown[1] != photo.address:
                 name, address, listing = shown
+                self._found -= {photo.about["url"]}
                 again = self._photo(_about(name, listing, page, start), address, refusal, is_again=True)
                 left |= {place: Expired(again.about, again.address, again.error, True)} if again else {}
             elif shown and not photo.is_volatile:
@@ -180,9 +179,11 @@ class Photos:
 
         Returns it where its address was good for a time only, perhaps, and that is over.
         """
-        url = about["url"]
         with self._shared:
+            self._shared.wait_for(lambda: about["url"] not in self._in_hand)
+            url = self._told_apart(about, address)
             self._shared.wait_for(lambda: url not in self._in_hand)
+            self._shown[url] += not is_again
             is_settled, outcome = self._is_settled(url, about), self.journal.outcomes.get(url)
             if is_settled and not (is_again and not (outcome and outcome.is_final)):
                 return None
@@ -205,6 +206,14 @@ class Photos:
                 self._in_hand.discard(url)
                 self._shared.notify_all()
         return None
+
+    def _told_apart(self, about: dict, address: str) -> str:
+        """Return a photo's name, with all that may tell it from theirs where only other listings showed it."""
+        known, certain = self.journal.outcomes.get(about["url"]), lasting_name(address, self.site, guess=False)
+        if known and all(about["listing"] != shown_by for shown_by, _ in known.shown_by):
+            about["url"] = certain
+        self._find([about["url"]])
+        return about["url"]
 
     def _is_settled(self, url: str, about: dict) -> bool:
         """Tell whether `url` need not be asked for; note it when another listing shows a photo that we have."""
@@ -290,24 +299,24 @@ def names_of(listing: Listing, site: Site, journal: Journal) -> dict[str, str]:
     """Return for each photo address of a listing the name under which the photo is known from visit to visit.
 
     What is a signature by guess may tell photos apart (`show.jpg?key=7`): it belongs to the name where two photos of
-    the listing would have the same name without it, or where another listing's photo has.
+    the listing would have the same name without it, or where the photo is known by it.
     """
     guesses = {address: lasting_name(address, site) for address in listing.photos}
-    count, names = Counter(guesses.values()), {}
-    for address, guess in guesses.items():
-        certain, known = lasting_name(address, site, guess=False), journal.outcomes.get(guess)
-        is_others = known is not None and all(listing.id != shown_by for shown_by, _ in known.shown_by)
-        names[address] = certain if count[guess] > 1 or certain in journal.outcomes or is_others else guess
-    return names
-
-
-def _by_place(listings: list[Listing], site: Site, journal: Journal) -> dict[object, tuple[str, str, Listing]]:
-    """Return the name, the address and the listing of each photo, by its place: the listing, and its number there."""
+    certain = {address: lasting_name(address, site, guess=False) for address in listing.photos}
+    count = Counter(guesses.values())
     return {
-        (listing.id or place, number): (name, address, listing)
-        for place, listing in enumerate(listings)
-        for number, (address, name) in enumerate(names_of(listing, site, journal).items())
+        address: certain[address] if count[guess] > 1 or certain[address] in journal.outcomes else guess
+        for address, guess in guesses.items()
     }
+
+
+def _by_place(
+    listings: list[Listing], site: Site, journal: Journal
+) -> Iterator[tuple[object, tuple[str, str, Listing]]]:
+    """Yield the place of each photo, its listing and its number there, with its name, address and listing."""
+    for place, listing in enumerate(listings):
+        for number, (address, name) in enumerate(names_of(listing, site, journal).items()):
+            yield (listing.id or place, number), (name, address, listing)
 
 
 def _about(name: str, listing: Listing, page: LoadedPage, start: Start) -> dict:

@@ -405,7 +405,7 @@ def test_an_expired_address_is_taken_anew_from_its_page(renewed, code, site, clo
         (url,) = journal.outcomes
         assert url == f"{site.base_url}/expiring.jpg"
         assert journal.outcomes[url].status == ("failed" if code else "fetched")
-    assert (exit_code(stats), browser.opened) == (code, 2 if code else 1)
+    assert (exit_code(stats), browser.opened) == (code, 3 if code else 1)
 
 
 def test_what_is_missing_decides_the_exit_code():
