@@ -26,6 +26,8 @@ class Reported:
     code: int = 0
     said: str = ""  # a regular expression for the output
     more: str = ""
+    asked_by_page: int = 0  # requests of photos that the page itself makes
+    delay: float = 0.0  # seconds
 
 
 CARDS = 'listing = "div.car"\nid = "@data-id"\nphotos = "img"'
