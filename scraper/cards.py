@@ -36,7 +36,7 @@ class Cards:
         self.changed_at = time.monotonic()
         self.pause = 0.0  # seconds between the last two changes, but for those of one moment
         self.documents = 0  # that were looked at: a click or a script may lead to another
-        self._tried: set[tuple[str, int]] = set()  # of cards that were brought into view once more
+        self._tried: set[tuple[str, int]] = set()  # serials of cards that were in view
         self._token = ""
         self._by_serial: dict[int, Card] = {}
         self._present: list[int] = []
@@ -86,12 +86,13 @@ class Cards:
     def give_up(self) -> None:
         """Wait no more for the cards in view."""
         self.given_up |= {card.key for card in self.in_view()} - {None}
+        self._tried |= {(self._token, serial) for serial in self._in_view}
 
     def take_unseen(self) -> int | None:
-        """Return the serial of a card that is incomplete, out of view and was not returned before; None without."""
+        """Return the serial of a card that is incomplete, was not in view and not returned before; None without."""
         for serial in self._present:
             card = self._by_serial.get(serial)
-            if card is None or serial in self._in_view or (self._token, serial) in self._tried:
+            if card is None or (self._token, serial) in self._tried:
                 continue
             kept = self._kept.get(card.key) if card.key else None
             if not self._is_complete(card) and card.key not in self.given_up and not (kept and self._is_complete(kept)):

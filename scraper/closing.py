@@ -93,7 +93,7 @@ def gaps(stats: Stats) -> list[tuple[str, int, str]]:
         (
             "pictures without an address",
             stats.bare,
-            "they load later (settle, patience), or are no photos: make `photos` more exact, as in img[src]",
+            "they load later (settle, patience), or are no photos: make `photos` more exact, as img:not(.icon)",
         ),
         (
             "listings that share a photo address",

@@ -195,7 +195,8 @@ class OpenPage:
         lost = self.page.cards.lost_html()
         if self.site.detail and not self.is_detail and not all(card.link for card in self.page.cards.present()):
             link, count = split_selector(self.site.selectors.link)[0], len(self.page.cards.present())
-            self.driver.execute_script(DESTINATIONS, self.site.selectors.listing, link, DESTINATION)
+            with self.page.permit(self.url):
+                self.driver.execute_script(DESTINATIONS, self.site.selectors.listing, link, DESTINATION)
             self.page.survey()
             if len(self.page.cards.present()) == count:
                 html = self._serialise()

@@ -50,8 +50,8 @@ function press(selector, intoView, size) {
 
 // What seems to lead to further listings, in words; empty where nothing does. `cards` selects the listings.
 function more(cards) {
-  const words = new RegExp("^((load|show|see|view) (\\d+ )?more|more)( (cars|vehicles|listings|results|ads|offers))?\\b"
-    + "[\\s.…›»>]*$|^next( page)?\\s*[→›»>]*$|^[→›»>]$", "i");
+  const words = new RegExp("^(load|show) (\\d+ )?more\\b.{0,20}$|^(see|view)? ?(\\d+ )?more (cars|vehicles|listings|results|ads|offers)"
+    + "|^next( page)?\\s*[→›»>]*$|^[→›»>]$", "i");
   const elsewhere = "carousel slide swiper slick gallery filter".split(" ").map(name => `[class*=${name}]`).join();
   const disabled = ".disabled, .inactive, [disabled], [aria-disabled=true]";
   const here = location.href.split("#")[0];
@@ -60,7 +60,7 @@ function more(cards) {
     const isHere = e.href && e.href.split("#")[0] === here && !e.onclick && !/#[/!]/.test(e.href);
     if (e.localName === "link") return isNext && !isHere;
     if (!shown(e) || !isAble(e) || isHere || e.closest(disabled) || e.closest(cards)) return false;
-    const now = e.closest("nav, ul, [class*=pag]")?.querySelector("[aria-current], .active, .current");
+    const now = e.closest("[class*=pag], [aria-label*=pag i]")?.querySelector("[aria-current], .active, .current");
     const isLater = /^\d+$/.test(text) && parseInt(now?.innerText) < Number(text);
     return isNext || isLater || words.test(text) && !e.closest(elsewhere);
   };
@@ -107,7 +107,7 @@ const isBare = picture => [picture, ...picture.querySelectorAll("img, source")].
 
 // Moves, then tells which cards there are, which are in view, and the HTML of those that changed.
 // `photos` selects the pictures in a card; null where the cards are pictures themselves.
-function survey(selector, photos, move, again, background, target, within, isNew) {
+function survey(selector, photos, move, again, background, target, within, isNew, end) {
   const state = window.__scraper ??= {
     token: String(Math.random()), serials: new WeakMap(), next: 0, seen: new WeakSet(), observed: new WeakSet(),
     plain: new WeakSet(), bare: new WeakMap(), strips: new WeakMap(), turns: new WeakMap(), dirty: new Set()};
@@ -246,5 +246,6 @@ function survey(selector, photos, move, again, background, target, within, isNew
     || document.querySelector("meta[http-equiv=refresh i]") !== null;
   state.dirty.clear();
   const ready = document.readyState === "complete" && !window.__scraperIsDue?.(within, isNew), drawn = state.drawn ?? true;
-  return {token: state.token, serials, changed, inView, unseen, bare, moved, drawn, alive, ready};
+  const ended = Boolean(end) && marks(end).length > 0;
+  return {token: state.token, serials, changed, inView, unseen, bare, moved, drawn, alive, ready, ended};
 }

@@ -23,6 +23,7 @@ RESULT_KEYS = {"status", "reason", "sha256", "bytes", "width", "height", "final_
 MAX_FAILURES_IN_A_ROW = 20
 EXPIRED = ("status 400", "status 401", "status 403", "status 404", "status 410")  # what an address becomes in time
 MOST_TRIALS = 2  # addresses of a host that are refused, yet still shown, until others are taken to be gone at once
+NOT_SHOWN = "address expired, and no page shows it any more"
 MOST_IN_VAIN = 3  # times in a row that a page is opened again
 FEW = 3  # photos for which a long page is not loaded whole once more
 
@@ -107,8 +108,8 @@ class Photos:
             about = {key: value for key, value in line.items() if key not in RESULT_KEYS}
             if expired := self._photo(about, line.get("asked", url)):
                 is_gone = not self.stats.pages_lost  # all pages were seen
-                words = "address expired, and no page shows it any more" if is_gone else "address expired"
-                error = (Refused if is_gone else Failed)(f"{words}: {expired.error}")
+                words = f"{NOT_SHOWN if is_gone else 'address expired'}: {expired.error}"
+                error = Refused(words) if is_gone else Failed(words)
                 self._record_loss(expired.about, error if expired.is_volatile else expired.error)
 
     def are_final(self, listing: Listing) -> bool:
@@ -223,8 +224,9 @@ class Photos:
         if not outcome or not outcome.is_final:
             return not is_new_here  # it failed a moment ago
         if outcome.status == "refused":
-            # what robots.txt says may have changed, and costs no request of the photo
-            if is_new_here and (outcome.reason == ROBOTS_FORBID or not self.is_judged_the_same(outcome.judged_by)):
+            # what robots.txt says may have changed, and costs no request of the photo; an address that expired is new
+            is_passing = outcome.reason == ROBOTS_FORBID or outcome.reason.startswith(NOT_SHOWN)
+            if is_new_here and (is_passing or not self.is_judged_the_same(outcome.judged_by)):
                 return False
             self.stats.known_refused[kind_of(outcome.reason)] += is_new_here
         self.stats.known += is_new_here

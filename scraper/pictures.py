@@ -129,8 +129,13 @@ def _plain(tag: Tag, stand_ins: Collection[str]) -> str | None:
 
 def _odd(tag: Tag) -> list[str]:
     """Return what an attribute holds whose name nobody knows: the address of no image file, or JSON with some."""
-    own = [name for name in tag.attrs if not SMALL_SIZE.fullmatch(name) and not OTHER.fullmatch(name)]
-    values = [tag[name].strip() for name in own if isinstance(tag[name], str) and tag.name not in LINKS]
+    own = {name: value for name, value in tag.attrs.items() if isinstance(value, str) and tag.name not in LINKS}
+    own = {
+        name: value.strip()
+        for name, value in own.items()
+        if is_address(value) and name not in (*LAZY_ATTRIBUTES, "src")
+    }
+    values = [value for name, value in own.items() if not SMALL_SIZE.fullmatch(name) and not OTHER.fullmatch(name)]
     files = (list(dict.fromkeys(_in_text(value, None))) for value in values if value.startswith(("{", "[")))
     addresses = ([value] for value in values if re.match(r"(https?:)?//[^\s/]+/|/\w", value))
     return next(filter(None, (*files, *addresses)), [])

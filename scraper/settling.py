@@ -62,7 +62,7 @@ class Settling:
         else:
             self._selector, self._photos = site.selectors.listing, split_selector(site.selectors.photos or "")[0]
         self.cards = Cards(site, is_detail)
-        self.answer: dict = {"serials": [], "inView": [], "alive": True, "ready": False}
+        self.answer: dict = {"serials": [], "inView": [], "alive": True, "ready": False, "ended": False}
         self.is_in_frame = False
         self.loads = 0  # times that scrolling or clicking brought new cards
         self._longest = site.politeness.page_timeout
@@ -81,7 +81,8 @@ class Settling:
         """Move as page.js knows it, take note of what the page shows, and return what moved."""
         where = self._selector or "html", self._photos, move, self._again, BACKGROUND, target
         within, changed_at = 1000 * self.paging.patience, self.cards.changed_at
-        self.answer = self.driver.execute_script(SURVEY, *where, within, changed_at != self._changed_at)
+        is_new, end = changed_at != self._changed_at, self.paging.end
+        self.answer = self.driver.execute_script(SURVEY, *where, within, is_new, end)
         self._again, self._changed_at = False, changed_at
         self.cards.take(self.answer)
         return self.answer["moved"]
@@ -104,19 +105,18 @@ class Settling:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def at_end(self) -> bool:
-        return self.shows(self.paging.end)
+        return self.answer["ended"]
 
     def is_enough(self, most: int) -> bool:
         return self.cards.count() >= most or self.loads >= self.paging.max_pages
 
     def wait_for_first(self) -> None:
         """Wait until a card or a marker is there; a page that shows neither in time is taken as it is."""
-        marks = ", ".join(filter(None, (self.paging.empty, self.paging.end)))
 
         def is_there() -> bool:
             self._look_again()
             is_done = not self.answer["alive"] and self.answer["ready"]
-            return is_done or self.answer["serials"] or self.shows(marks)
+            return is_done or self.answer["serials"] or self.at_end() or self.shows(self.paging.empty)
 
         self.until(is_there, self.paging.patience)
 

@@ -15,6 +15,7 @@ from scraper.pages import (
     extract_detail,
     extract_listings,
     find_refusal,
+    is_busy,
     is_challenge,
     is_end_of_search,
     nearest_selector,
@@ -125,6 +126,26 @@ PICTURES = {
         '"@graph": [[{"image": {"contentUrl": "/a.jpg?w=1&amp;h=2",},}]]}]</script>',
         ["https://cars.example/a.jpg?w=1&h=2"],
     ),
+    "JSON-LD of a dealer, a car and others like it": (
+        '<script type="application/ld+json">{"@graph": [{"@type": "AutoDealer", "image": "/shop.jpg"}, '
+        '{"@type": ["Car"], "image": {"@list": ["/a.jpg", {"@id": "#b"}]}, "isSimilarTo": [{"image": "/other.jpg"}]}, '
+        '{"@type": ["ImageObject"], "@id": "#b", "url": "/b.jpg", "thumbnail": {"image": "/t.jpg"}}]}</script>',
+        ["https://cars.example/a.jpg", "https://cars.example/b.jpg"],
+    ),
+    "densities alone, and types that nobody knows first": (
+        '<picture><source type="image/jxl" srcset="/9.jxl 4x"><img srcset="/1.jpg 1x, /2.jpg 2x"></picture>',
+        ["https://cars.example/2.jpg"],
+    ),
+    "an attribute that nobody knows, without data-": (
+        '<img lazy="/a.jpg" alt="x.jpg">',
+        ["https://cars.example/a.jpg"],
+    ),
+    "an attribute that nobody knows, no file": ('<img data-pic="/image/7">', ["https://cars.example/image/7"]),
+    "JSON in an attribute that nobody knows": (
+        """<img data-pics='{"big": "/a.jpg"}' src="data:,">""",
+        ["https://cars.example/a.jpg"],
+    ),
+    "a script's mistake": ('<img src="/undefined"><img src="null">', []),
     "an object of JavaScript": (
         "<script>var car = {id: 7, sold: undefined, 'pics': ['/a.jpg', `/b.jpg`], note: \"it's 5' long\",}</script>",
         ["https://cars.example/a.jpg", "https://cars.example/b.jpg"],
@@ -237,6 +258,9 @@ LINKS = {
     "tracking does not count": (["/car/a-1?src=list&utm_x=1", "/car/b-2?pos=2"], ["car/a-1", "car/b-2"]),
     "a script's query": (["/view.php?id=1&ref=x", "/view.php?id=2"], ["view.php?id=1", "view.php?id=2"]),
     "a script's query, one card": (["/view.php?id=1"], ["view.php?id=1"]),
+    "a script's query named as elsewhere the way there": (["/v.php?ref=A7&src=l", "/v.php?ref=B8&src=l"],)
+    + (["v.php?ref=A7", "v.php?ref=B8"],),
+    "one path, other places to come from": (["/c/2015?from=1", "/c/2015?from=2"], ["c/2015?from=1", "c/2015?from=2"]),
     "a slug without a number": (["/swift?ad=1"], ["swift?ad=1"]),
     "one path, other queries": (["/c/2015?ad=1&x=9", "/c/2015?ad=2&x=9"], ["c/2015?ad=1", "c/2015?ad=2"]),
     "one path, one link, a parameter named as an id is": (["/c/2015?ad=1&x=9"], ["c/2015?ad=1"]),
@@ -250,9 +274,39 @@ LINKS = {
 
 @pytest.mark.parametrize("links, ids", LINKS.values(), ids=LINKS)
 def test_what_a_link_says_of_its_listing(links, ids):
-    cards = "".join(f'<div class="card"><a class="more" href="{link}">more</a></div>' for link in links)
+    card = '<div class="card"><a class="more" href="{}">car {}</a></div>'
+    cards = "".join(card.format(link, number) for number, link in enumerate(links))
     read = site(selectors={"listing": ".card", "photos": "img", "link": "a.more"})
     assert [listing.id for listing in extract_listings(cards, "https://cars.example/used/swift", read)] == ids
+
+
+def test_the_same_car_in_two_places_of_a_page_is_one_listing():
+    card = '<div class="card"><a class="more" href="/v.php?id=7&pos={0}">Swift</a></div>'
+    read = site(selectors={"listing": ".card", "photos": "img", "link": "a.more"})
+    (listing,) = extract_listings(card.format(1) + card.format(9), URL, read)
+    assert (listing.id, listing.cards) == ("v.php?id=7", 1)
+
+
+LEADS = {
+    "an address in onclick": "<h2 onclick=\"location.href='/car/7'\">Swift</h2>",
+    "the card's own onclick": "<h2>Swift</h2>",
+    "where a click led": '<h2 data-scraper-destination="/car/7">Swift</h2>',
+}
+
+
+@pytest.mark.parametrize("inner", LEADS.values(), ids=LEADS)
+def test_where_a_card_without_a_link_leads(inner):
+    read = site(selectors={"listing": ".card", "photos": "img", "link": "h2"})
+    card = f"""<div class="card" onclick="open('/car/7', 'w=1')">{inner}</div>"""
+    (listing,) = extract_listings(card, URL, read)
+    assert listing.link == "https://cars.example/car/7"
+
+
+def test_pictures_without_an_address_are_counted():
+    inner = f'<img src="/a.jpg"><img><img src="{DATA_URI}"><img><noscript><img src="/b.jpg"></noscript>'
+    icon = '<img src="data:image/svg+xml,x">'
+    (listing,) = extract_listings(f'<div class="card" data-id="7">{inner}{icon}</div>', URL, site())
+    assert (len(listing.photos), listing.bare) == (2, 2)
 
 
 def test_cards_that_become_one_listing_are_counted():
@@ -269,6 +323,12 @@ VISITS = {
     "/a.jpg?se=2&id=7": "/a.jpg?se=2&id=7",
     "/a.jpg?w=9&token=x&exp=1": "/a.jpg?w=9",
     "/photo?token=x": "/photo?token=x",
+    "/photo/7?token=x&expires=9": "/photo/7",
+    "/s/0123456789abcdef0123/1764422222/7.jpg": "/s/7.jpg",
+    "/c/1764422222/0123456789abcdef0123/7.jpg": "/c/7.jpg",
+    "/c/exp=1764422222~hmac=01ab/7.jpg": "/c/7.jpg",
+    "/photos/1764422222/7.jpg": "/photos/1764422222/7.jpg",
+    "https://pictures-cdn7.example.com/1764422222/7.jpg": "https://pictures-cdn7.example.com/1764422222/7.jpg",
     "/a.jpg?stamp=12&id=7": "/a.jpg?id=7",
 }
 
@@ -296,6 +356,11 @@ def test_pages_that_turn_robots_away(html):
     assert is_challenge(html) == CHALLENGES[html]
     paging = {"paging": {"kind": "next", "next": "a"}}
     assert not (CHALLENGES[html] and is_end_of_search(html, FIRST_PAGE, site(**paging)))
+
+
+@pytest.mark.parametrize("html", ["<p>Too many requests", "<title>503</title>", "<h1>Bad gateway</h1>"])
+def test_pages_that_ask_to_come_later(html):
+    assert is_busy(html) and not is_busy("<p>No cars found. 503 others near you")
 
 
 NEAREST = {
