@@ -6,7 +6,7 @@ import hashlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from scraper.addresses import lasting
@@ -29,6 +29,9 @@ FEW = 3  # photos for which a long page is not loaded whole once more
 
 # Opens a page once more, in a hurry or with all that comes late; None where it cannot be had.
 TakeAgain = Callable[[bool], tuple[LoadedPage, list[Listing]] | None]
+
+
+Shown = tuple[str, str, Listing]  # a photo's name, its address, and the listing that shows it
 
 
 class CrawlStopped(Exception):
@@ -83,13 +86,13 @@ class Photos:
     def fetch_all(self, listings: list[Listing], page: LoadedPage, start: Start, take_again: TakeAgain) -> None:
         """Fetch the photos that a page shows; where addresses expired on the way, take new ones from it.
 
-        The page is opened again until that has thrice in a row given no photo more: first in a hurry, for what expires
-        within seconds, then with all that comes late.
+        The page is opened again until that has thrice in a row given no photo more: in a hurry, for what expires within
+        seconds; the second time with all that comes late.
         """
         expired, in_vain = self._fetch_shown(listings, page, start), 0
         while expired and in_vain < MOST_IN_VAIN:
             is_worth_it = len(expired) >= FEW or any(photo.is_volatile for photo in expired.values())
-            again = take_again(not in_vain) if is_worth_it or not in_vain else None
+            again = take_again(in_vain != 1) if is_worth_it or not in_vain else None
             if again is None:
                 break
             left = self._fetch_renewed(expired, *again, start)
@@ -97,7 +100,9 @@ class Photos:
             expired = left
         for photo in expired.values():
             is_gone = not photo.is_volatile
-            self._record_loss(photo.about, photo.error if is_gone else Failed(f"address expired: {photo.error}"))
+            about = photo.about | ({} if is_gone else {"asked": photo.address})
+            self._handled.add(about["url"])
+            self._record_loss(about, photo.error if is_gone else Failed(f"address expired: {photo.error}"))
 
     def retry_earlier_failures(self) -> None:
         """Ask for what failed in earlier runs and no page of this one showed."""
@@ -134,40 +139,51 @@ class Photos:
 
     def _fetch_shown(self, listings: list[Listing], page: LoadedPage, start: Start) -> dict[object, Expired]:
         """Fetch what a page shows, and return by its place what could not be had, since its address expired perhaps."""
-        refusal, expired = self._refusal(page), {}
         with self._shared:
             self.stats.without_photos += sum(not listing.photos for listing in listings)
             self.stats.bare += sum(listing.bare for listing in listings if listing.photos)
             for listing in listings:
                 self._find(names_of(listing, self.site, self.journal).values())
-        for place, (name, address, listing) in _by_place(listings, self.site, self.journal):
-            if photo := self._photo(_about(name, listing, page, start), address, refusal):
-                expired[place] = photo
-        return expired
+        return self._ask(_by_place(listings, self.site, self.journal), page, start)
 
     def _fetch_renewed(
         self, expired: dict[object, Expired], page: LoadedPage, listings: list[Listing], start: Start
     ) -> dict[object, Expired]:
         """Fetch from a page that was opened again what had expired, by its name or its place; return what is left."""
-        refusal, left = self._refusal(page), {}
         by_place = dict(_by_place(listings, self.site, self.journal))
         by_name = {shown[0]: shown for shown in by_place.values()}
+        renewed, left = [], {}
         for place, photo in expired.items():
             shown = by_name.get(photo.about["url"])
             if not shown and (here := by_place.get(place)) and here[0] not in self.journal.outcomes:
                 shown = here
             if shown and shown[1] != photo.address:
-                name, address, listing = shown
                 self._found -= {photo.about["url"]}
-                again = self._photo(_about(name, listing, page, start), address, refusal, is_again=True)
-                left |= {place: Expired(again.about, again.address, again.error, True)} if again else {}
+                renewed.append((place, shown))
             elif shown and not photo.is_volatile:
                 with self._shared:
                     self._trials[urlsplit(photo.address).netloc] += 1
                 self._record_loss(photo.about, photo.error)
             else:
                 left[place] = photo
-        return left
+        again = self._ask(renewed, page, start, is_again=True)
+        return {place: replace(photo, is_volatile=True) for place, photo in again.items()} | left
+
+    def _ask(
+        self, shown: Iterable[tuple[object, Shown]], page: LoadedPage, start: Start, is_again: bool = False
+    ) -> dict[object, Expired]:
+        """Fetch photos of one page and return what expired, first what was not asked for any more therefore."""
+        refusal, skipped, expired = self._refusal(page), {}, {}
+        is_old = False
+        for place, (name, address, listing) in shown:
+            about, known = _about(name, listing, page, start), self.journal.outcomes.get(name)
+            is_volatile = is_again or lasting_name(address, self.site) != address
+            if is_old and is_volatile and not (known and known.is_final):
+                skipped[place] = Expired(about, address, Refused("the page is too old"), True)
+            elif photo := self._photo(about, address, refusal, is_again):
+                expired[place] = photo
+                is_old |= is_volatile
+        return skipped | expired
 
     def _refusal(self, page: LoadedPage) -> Refused | None:
         word = find_refusal(page.html) if self.site.politeness.respect_noai else None
@@ -312,9 +328,7 @@ def names_of(listing: Listing, site: Site, journal: Journal) -> dict[str, str]:
     }
 
 
-def _by_place(
-    listings: list[Listing], site: Site, journal: Journal
-) -> Iterator[tuple[object, tuple[str, str, Listing]]]:
+def _by_place(listings: list[Listing], site: Site, journal: Journal) -> Iterator[tuple[object, Shown]]:
     """Yield the place of each photo, its listing and its number there, with its name, address and listing."""
     for place, listing in enumerate(listings):
         for number, (address, name) in enumerate(names_of(listing, site, journal).items()):
