@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import soupsieve
 from bs4 import BeautifulSoup, Tag
 
-from scraper.addresses import absolute, absolute_link, listing_ids
+from scraper.addresses import absolute, absolute_link, lasting, listing_ids
 from scraper.pictures import addresses_of, image_files, is_bare, object_lists, read_json
 from scraper.politeness import AI_REFUSALS
 from scraper.site import Site, named_selectors, split_selector
@@ -63,19 +63,26 @@ def extract_listings(html: str, page_url: str, site: Site) -> list[Listing]:
     links = [_link(card, base, site) for card in cards]
     stand_ins = shared_sources(cards, site)
     found = [_photos(card, base, site, stand_ins) for card in cards]
-    looks = [tuple(photos) or card.get_text(" ") for card, (photos, _) in zip(cards, found, strict=True)]
+    looks = [_look(card, photos, site) for card, (photos, _) in zip(cards, found, strict=True)]
     ids = listing_ids(links, page_url, site.selectors.ignore_query, looks)
     listings: dict[str | int, Listing] = {}
     different: defaultdict[str | int, set] = defaultdict(set)
-    for card, link, by_link, (photos, bare) in zip(cards, links, ids, found, strict=True):
+    for card, link, by_link, look, (photos, bare) in zip(cards, links, ids, looks, found, strict=True):
         identity = _named_id(card, by_link, link, site)
         fields = {name: value for name, css in site.fields.items() if (value := read(card, css))}
         listing = Listing(identity, link, fields, photos, bare=bare)
         key = identity if identity is not None else len(listings)
         known = listings.get(key)  # a "load more" that repeats itself shows a card twice
         listings[key] = _merge(known, listing) if known else listing
-        different[key] |= {by_link} if by_link else set(photos[:1])
+        different[key].add((by_link, look))
     return [replace(listing, cards=max(1, len(different[key]))) for key, listing in listings.items()]
+
+
+def _look(card: Tag, photos: tuple[str, ...], site: Site) -> tuple:
+    """Return what is the same where a page shows one car twice: its first photo, and price, year or kilometres."""
+    first = [lasting(photo, site.selectors.ignore_query, site.selectors.ignore_path) for photo in photos[:1]]
+    text = card.get_text(" ")
+    return *first, *sorted(re.findall(r"\d[\d.,]{2,}", text) or [" ".join(text.split())])
 
 
 def extract_detail(html: str, page_url: str, site: Site, listing: Listing) -> Listing:

@@ -314,6 +314,10 @@ def test_cards_that_become_one_listing_are_counted():
     same = extract_listings(card.format(7, 7, 1) + card.format(7, 7, 2), URL, site())
     merged = extract_listings(card.format(7, 7, 1) + card.format(7, 8, 1), URL, site())
     assert [listing.cards for listing in same + merged] == [1, 2]
+    dealer = '<div class="card"><a class="more" href="/dealer">{}</a><img src="/wait.gif"></div>'
+    read = site(selectors={"listing": ".card", "photos": "img", "link": "a.more"})
+    (cars,) = extract_listings("".join(map(dealer.format, ("3,450 €", "2,990 €", "3,450 €, our tip"))), URL, read)
+    assert cars.cards == 2, "one link, two cars"
 
 
 VISITS = {
