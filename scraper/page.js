@@ -56,10 +56,11 @@ function more(cards) {
   const disabled = ".disabled, .inactive, [disabled], [aria-disabled=true]";
   const here = location.href.split("#")[0];
   const leadsOn = e => {
+    if (e.closest(cards)) return false;
     const isNext = e.matches("[rel~=next]"), text = (e.innerText || e.ariaLabel || "").trim();
     const isHere = e.href && e.href.split("#")[0] === here && !e.onclick && !/#[/!]/.test(e.href);
     if (e.localName === "link") return isNext && !isHere;
-    if (!shown(e) || !isAble(e) || isHere || e.closest(disabled) || e.closest(cards)) return false;
+    if (!shown(e) || !isAble(e) || isHere || e.closest(disabled)) return false;
     const now = e.closest("[class*=pag], [aria-label*=pag i]")?.querySelector("[aria-current], .active, .current");
     const isLater = /^\d+$/.test(text) && parseInt(now?.innerText) < Number(text);
     return isNext || isLater || words.test(text) && !e.closest(elsewhere);
