@@ -75,8 +75,15 @@ class OpenPage:
         led_to, status = answer
         self._check_busy()
         following = self._following() if self.paging.kind == "next" and not self.is_detail else ""
-        more = self._more(stopped_by, following)
-        found = led_to, self._html(), stopped_by, self.driver.get_cookies(), self.url, status
+        more = "" if hurry else self._more(stopped_by, following)
+        found = (
+            led_to,
+            self._serialise() if hurry else self._html(),
+            stopped_by,
+            self.driver.get_cookies(),
+            self.url,
+            status,
+        )
         return LoadedPage(*found, self.page.odd, following if following != "#" else "", more)
 
     def _check_answer(self) -> tuple[str, int | None]:
