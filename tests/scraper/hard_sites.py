@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections import Counter
 
 from tests.scraper.lively_sites import BUTTON
 from tests.scraper.reported_sites import BLANK, CARDS, LIVELY, NUMBERED, OWN_PAGES, Reported, card, numbered, photo
@@ -80,8 +81,6 @@ SITES = {
     "expiring-path": Reported(
         "github.com/Glitchy-Sheep/boosty-downloader/pull/150",
         *("", CARDS.replace("photos =", 'ignore_path = ["/s/[^/]+"]\nphotos ='), 12, 12),
-        more="[politeness]\njitter = 0\n",
-        delay=0.5,
     ),
     # 9: what a user says in the site file
     "late-handler": Reported(
@@ -321,14 +320,17 @@ def signed_path(path: str, query: dict, count: int) -> str | tuple[int, dict[str
     return "".join(card(n, f'<img src="/reported/signed-path/s/{code(n)}/{until}/{n}.jpg">') for n in range(6))
 
 
+ASKED: Counter = Counter()  # view of a page -> requests with its addresses
+
+
 def expiring_path(path: str, query: dict, count: int) -> str | tuple[int, dict[str, str], str]:
-    """Addresses, whose path changes, are good for four seconds."""
+    """Addresses, whose path changes from view to view, are good for five requests."""
     if path:
-        _, signature, name = path.split("/")
-        is_good = time.time() < float(signature.partition("-")[0])
-        return (302, {"Location": f"/photos/{name}"}, "") if is_good else (403, {}, "expired")
-    until = time.time() + 4
-    return "".join(card(n, f'<img src="/reported/expiring-path/s/{until:.2f}-{code(n)}/{n}.jpg">') for n in range(12))
+        _, view, name = path.split("/")
+        ASKED[view] += 1
+        return (302, {"Location": f"/photos/{name}"}, "") if ASKED[view] <= 5 else (403, {}, "expired")
+    view = code(0)
+    return "".join(card(n, f'<img src="/reported/expiring-path/s/{view}/{n}.jpg">') for n in range(12))
 
 
 def late_handler(path: str, query: dict, count: int) -> str:

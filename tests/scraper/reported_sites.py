@@ -27,7 +27,6 @@ class Reported:
     said: str = ""  # a regular expression for the output
     more: str = ""
     asked_by_page: int = 0  # requests of photos that the page itself makes
-    delay: float = 0.0  # seconds
 
 
 CARDS = 'listing = "div.car"\nid = "@data-id"\nphotos = "img"'

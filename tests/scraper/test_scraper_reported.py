@@ -27,7 +27,7 @@ def write_site_file(folder: Path, base_url: str, name: str) -> Path:
     path.write_text(
         f'contact = "test@example.org"\n[[start]]\nlabel = "swift"\nurl = "{base_url}/reported/{name}{site.url}"\n'
         f"[selectors]\n{site.selectors}\n{site.more}\n{'' if '[politeness]' in site.more else '[politeness]'}\n"
-        f'delay = {site.delay}\npage_timeout = 120\nallow_private = ["127.0.0.1"]\n'
+        'delay = 0\npage_timeout = 120\nallow_private = ["127.0.0.1"]\n'
     )
     return path
 
