@@ -2,9 +2,10 @@
 
     python -m scraper SITE --out data/raw
 
-`browser` opens pages and `loading` says when they may be taken; `pages`, `pictures` and `addresses` read them;
-`download` fetches the photos under the rules of `politeness`; `journal` remembers; `crawl` joins them and `closing`
-says what may be missing. A new site is a new file in `sites/`, no code. The README beside this file says more.
+`browser` opens pages, `loading` follows their paging and `settling` says when they may be taken; `pages`, `pictures`
+and `addresses` read them; `photos` sees to it that each photo has its outcome, `download` fetches it under the rules of
+`politeness`; `journal` remembers; `crawl` joins them and `closing` says what may be missing. A new site is a new file
+in `sites/`, no code. The README beside this file says more.
 """
 
 __version__ = "0.1.0"

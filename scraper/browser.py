@@ -1,7 +1,7 @@
 """Opens pages in a real browser and returns their HTML; `loading` says when they may be taken. Selenium only.
 
 Pictures are not loaded: the downloader fetches each photo once. Their addresses stay in the HTML, which is all that
-is needed, and scripts that wait for a picture are told that it is there (`pictures.js`). Linux and macOS; elsewhere a
+is needed, and scripts that wait for a picture are told that it is there (`early.js`). Linux and macOS; elsewhere a
 remote browser (`--remote-url`) does.
 """
 
@@ -44,7 +44,7 @@ MAX_ALERTS = 5  # boxes that one page may open while it is read
 TAB_MEGABYTES = 512  # what a page's scripts may keep
 SOCKET = "/org.chromium.Chromium.XXXXXX/SingletonSocket"  # what Chromium puts into the temporary folder
 LONGEST_SOCKET_PATH = 107  # bytes: a limit of the kernel's
-PICTURES = (Path(__file__).parent / "pictures.js").read_text(encoding="utf-8")
+EARLY = (Path(__file__).parent / "early.js").read_text(encoding="utf-8")
 # commands that always have an answer; our scripts, too, return something each
 ANSWERED = (
     Command.FIND_ELEMENTS,
@@ -190,7 +190,7 @@ class Browser:
             raise
         page_timeout = self.site.politeness.page_timeout
         self._shown, self._traffic = "", Traffic(self._driver)
-        self._devtools("Page.addScriptToEvaluateOnNewDocument", {"source": PICTURES})
+        self._devtools("Page.addScriptToEvaluateOnNewDocument", {"source": EARLY})
         if self.site.request.headers:
             self._devtools("Network.enable", {})
             self._devtools("Network.setExtraHTTPHeaders", {"headers": self.site.request.headers})

@@ -21,6 +21,7 @@ class Card:
     link: str | None
     photos: tuple[str, ...]
     html: str
+    is_named: bool = True  # an id or a link is its key, not what it says
     left_over: Collection[str] = ()  # photos that the same element showed for another car
 
 
@@ -33,6 +34,9 @@ class Cards:
         self.noticed: set = set()  # (card, link or photo address) pairs
         self.given_up: set = set()  # cards that were waited for in vain
         self.changed_at = time.monotonic()
+        self.pause = 0.0  # seconds between the last two changes, but for those of one moment
+        self.documents = 0  # that were looked at: a click or a script may lead to another
+        self._tried: set[tuple[str, int]] = set()  # serials of cards that were in view
         self._token = ""
         self._by_serial: dict[int, Card] = {}
         self._present: list[int] = []
@@ -44,12 +48,15 @@ class Cards:
         """Take note of what `survey` of page.js found."""
         if answer["token"] != self._token:  # another document
             self._token, self._by_serial = answer["token"], {}
+            self.documents += 1
         self._present, self._in_view = answer["serials"], answer["inView"]
         for serial, html in answer["changed"]:
             card = self._read(serial, html)
             pairs = {(None if self.is_detail else card.key, value) for value in (None, card.link, *card.photos)}
             if not pairs <= self.noticed:
-                self.changed_at = time.monotonic()
+                now = time.monotonic()
+                self.pause = now - self.changed_at if self.noticed and now - self.changed_at > 0.2 else self.pause
+                self.changed_at = now
                 self.noticed |= pairs
             self.keys |= {card.key} - {None}
             self._by_serial[serial] = card
@@ -58,13 +65,13 @@ class Cards:
             self._shown_by = Counter(photo for card in by_key.values() for photo in set(card.photos))
 
     def _read(self, serial: int, html: str) -> Card:
-        key, link, photos = read_card(BeautifulSoup(html, "html.parser").find(True), self.site, self.is_detail)
+        name, text, link, photos = read_card(BeautifulSoup(html, "html.parser").find(True), self.site, self.is_detail)
         if self.is_detail:
-            return Card((self._token, serial) if photos else key, link, photos, html)
-        key, before = key or photos or None, self._by_serial.get(serial)
+            return Card((self._token, serial) if photos else None, link, photos, html)
+        key, before = name or text or photos or None, self._by_serial.get(serial)
         is_another = before is not None and before.key not in (None, key)
         left_over = before.photos if is_another else before.left_over if before else ()
-        return Card(key, link, photos, html, left_over)
+        return Card(key, link, photos, html, bool(name), left_over)
 
     def present(self) -> list[Card]:
         return [self._by_serial[serial] for serial in self._present if serial in self._by_serial]
@@ -79,6 +86,19 @@ class Cards:
     def give_up(self) -> None:
         """Wait no more for the cards in view."""
         self.given_up |= {card.key for card in self.in_view()} - {None}
+        self._tried |= {(self._token, serial) for serial in self._in_view}
+
+    def take_unseen(self) -> int | None:
+        """Return the serial of a card that is incomplete, was not in view and not returned before; None without."""
+        for serial in self._present:
+            card = self._by_serial.get(serial)
+            if card is None or (self._token, serial) in self._tried:
+                continue
+            kept = self._kept.get(card.key) if card.key else None
+            if not self._is_complete(card) and card.key not in self.given_up and not (kept and self._is_complete(kept)):
+                self._tried.add((self._token, serial))
+                return serial
+        return None
 
     def has_lost(self) -> bool:
         """Tell whether the page no longer shows some card, as lists do that hold only what is in view."""
@@ -105,7 +125,7 @@ class Cards:
             card.html
             for key, card in self._kept.items()
             if not (self.is_detail and shown.issuperset(card.photos))
-            and (card.photos or card.link or self.site.selectors.id)  # what it said may be "loading"
+            and (card.photos or card.link or card.is_named)  # what it said may be "loading"
             and (key not in present or len(self._own_photos(card)) > len(self._own_photos(present[key])))
         ]
         return f"\n<{KEPT}>{''.join(lost)}</{KEPT}>" if lost else ""

@@ -37,6 +37,10 @@ PAGE_ADVICE = {
     "still changing": "raise page_timeout under [politeness]",
     "cards kept coming": "the list may have no end: give `end`, or more exact selectors",
     "a script's request": "run again, slower: raise delay under [politeness]",
+    "the last page": "to further listings, perhaps: name it under [paging], or say that this is all: kind = 'none'",
+    "the second page": "{page} may be in the wrong place of the address; is there one page only: max_pages = 1",
+    "status 404": "are they the search's own, click to get there: kind = 'button' under [paging]",
+    "status 410": "are they the search's own, click to get there: kind = 'button' under [paging]",
     "a script on": "read them there: photos = 'script' under [detail], with photos_path where that is too much",
     "": "look at one of them in the archive",
 }
@@ -58,6 +62,8 @@ class Stats:
     pages_lost: Counter = field(default_factory=Counter)
     odd_pages: Counter = field(default_factory=Counter)  # what may be missing -> pages
     without_photos: int = 0  # listings
+    bare: int = 0  # pictures without an address, beside others of their listing
+    came_again: int = 0  # photos of earlier runs, under other addresses
     merged: int = 0  # cards that became a listing together with another card
     shared: Counter = field(default_factory=Counter)  # address -> listings, where several show the same
     warnings: list[str] = field(default_factory=list)
@@ -83,6 +89,11 @@ def gaps(stats: Stats) -> list[tuple[str, int, str]]:
             "listings without photos",
             stats.without_photos,
             "look at one of them: `photos` may not find what it shows, or it loads later (settle)",
+        ),
+        (
+            "pictures without an address",
+            stats.bare,
+            "they load later (settle, patience), or are no photos: make `photos` more exact, as img:not(.icon)",
         ),
         (
             "listings that share a photo address",

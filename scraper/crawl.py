@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
+import re
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from functools import partial
 from urllib.parse import urlsplit
 
-from scraper.addresses import without_parameters
 from scraper.browser import Browser
 from scraper.closing import Stats, kind_of
-from scraper.download import Downloader, Photo
-from scraper.journal import Journal, archive_page, store_photo
+from scraper.download import Downloader
+from scraper.journal import Journal, archive_page
 from scraper.loading import PAST_THE_END, LoadedPage
 from scraper.pages import (
     CHALLENGE,
@@ -25,34 +23,25 @@ from scraper.pages import (
     count_unread,
     extract_detail,
     extract_listings,
-    find_refusal,
     hints,
     is_challenge,
     is_empty_search,
     is_end_of_search,
     title_of,
 )
-from scraper.pictures import DECODABLE
-from scraper.politeness import ROBOTS_FORBID, Failed, Refused
+from scraper.photos import CrawlStopped, LimitReached, Photos, lasting_name
+from scraper.politeness import Failed, Refused
 from scraper.site import Site, Start, named_selectors
 from scraper.tasks import Tasks
 
-RESULT_KEYS = {"status", "reason", "sha256", "bytes", "width", "height", "final_url", "time", "asked", "judged_by"}
-MAX_FAILURES_IN_A_ROW = 20
-EXPIRED = ("status 400", "status 401", "status 403", "status 404", "status 410")  # what a signed address becomes
 MAX_BARE_PAGES_IN_A_ROW = 3  # a listing without photos happens; three in a row are a changed layout
-
-
-class CrawlStopped(Exception):
-    """The crawl ended before its end because going on would not help; the text says why and what to do."""
+LEADS_ON = "the last page of a search leads on"
+# Where a site leads that has no page of this listing for us.
+LED_AWAY = re.compile(r"log-?in|sign-?in|captcha|consent|error|expired|not-?found|(^|/)404", re.IGNORECASE)
 
 
 class NoListings(CrawlStopped):
     """A page gave nothing: the site changed its layout, or shows something else to robots."""
-
-
-class _LimitReached(Exception):
-    pass
 
 
 class Crawl:
@@ -76,14 +65,12 @@ class Crawl:
         self.limit, self.report = limit, report
         self.stats = Stats()
         self._tasks = Tasks([partial(self._crawl_start, start) for start in site.starts])
-        # holds what the threads share: all below, the stats, the journal's folder; never held while a site is asked
-        self._shared = threading.Condition(threading.RLock())
-        self._in_hand: set[str] = set()  # photo URLs that a thread is fetching now
-        self._found: set[str] = set()
-        self._handled: set[str] = set()
-        self._shown: Counter = Counter()  # photo URL -> listings that show it
+        # for what the threads share: all below, the stats, the journal's folder; never held while a site is asked
+        self._shared = threading.RLock()
+        self._photos = Photos(site, journal, downloader, self.stats, self._shared, limit, report)
         self._answers_404: set[str] = set()  # hosts that answer so to every page, and show it
-        self._failures_in_a_row = self._bare_pages_in_a_row = 0
+        self._bare_pages_in_a_row = 0
+        self._later_pages = self._new_pages = 0  # after the first of a search
         self._misses = dict.fromkeys(site.fields, 0)
 
     def run(self) -> Stats:
@@ -94,15 +81,23 @@ class Crawl:
                 self._tasks.work(self.browsers[0])
             else:
                 self._work_side_by_side()
-            self._retry_earlier_failures()
-        except _LimitReached:
+            self._photos.retry_earlier_failures()
+        except LimitReached:
             pass
         finally:
             self.stats.seconds = round(time.monotonic() - started, 2)
             for name, misses in self._misses.items():
                 if misses and misses == self.stats.listings:
                     self.stats.warnings.append(f"fields.{name} = {self.site.fields[name]!r} found nothing anywhere")
-            self.stats.shared = Counter({url: count for url, count in self._shown.items() if count >= SHARED_BY})
+            self.stats.shared = self._photos.shared(SHARED_BY)
+            if self._later_pages and not self._new_pages:
+                kind = "the second page of each search shows the same listings as the first"
+                self._warn(kind, kind)
+            if self.stats.came_again:
+                self.stats.warnings.append(
+                    f"{self.stats.came_again} photos of earlier runs came again under other addresses: name what "
+                    "changes in them with ignore_query or ignore_path under [selectors]"
+                )
         return self.stats
 
     def _work_side_by_side(self) -> None:
@@ -121,29 +116,37 @@ class Crawl:
 
     def _crawl_start(self, start: Start, browser: Browser) -> None:
         known: dict[object, tuple[int, int]] = {}
-        first: LoadedPage | None = None
+        first = last = None  # pages with listings
         is_stale = False  # whether the page before showed known listings only
         bare: str | None = None  # what to say of a page without listings if another with listings comes after it
         try:
             for number, page in enumerate(browser.load(start.url, self.limit)):
                 self._archive(page, start)
                 listings = self._read_page(page, first)
-                first = first or page
-                if not listings and not bare and number and not is_empty_search(page.html, self.site):
+                if not listings and not bare and first and not is_empty_search(page.html, self.site):
                     bare = self._nothing_on(page, "selectors.listing")
                     continue
                 fresh = [listing for listing in listings if not self._is_known(listing, known)]
+                if number:
+                    self._later_pages += bool(listings)
+                    self._new_pages += bool(fresh)
                 # past its last page a site shows nothing, or the last page once more; a page may also be sorted anew
                 if not fresh and (not listings or is_stale):
-                    return
+                    break
                 is_stale = not fresh
                 if bare:
                     raise NoListings(bare)
+                first, last = first or page, page
                 known.update((key, self._look_of(listing)) for listing in fresh if (key := _key(listing)))
                 self._count(fresh, page)
                 self._collect(fresh, page, start, browser)
             if number + 1 == self.site.paging.max_pages:
                 self._warn(f"{start.url}: stopped after paging.max_pages, there may be more", "stopped at a bound")
+            elif last and last.more and not is_stale and not is_empty_search(page.html, self.site):
+                # what paging.next finds on a first page, it finds on the others as long as there are any
+                if number and self.site.paging.kind == "next":
+                    return
+                self._warn(f"{last.url}: {LEADS_ON}: {last.more!r}", LEADS_ON)
         except (Refused, Failed) as error:
             self._lose_page(start.url, error)
 
@@ -151,17 +154,24 @@ class Crawl:
         own_pages = [listing for listing in listings if self.site.detail and listing.link]
         here = [listing for listing in listings if not (self.site.detail and listing.link)]
 
-        def take_again(hurry: bool) -> tuple[LoadedPage, list[Listing]]:
+        def take(hurry: bool) -> tuple[LoadedPage, list[Listing]]:
             again = browser.open(page.asked, is_detail=False, hurry=hurry)
             self._archive(again, start)
             return again, extract_listings(again.html, again.url, self.site)
 
-        self._fetch_all(here, page, start, take_again)
+        self._photos.fetch_all(here, page, start, partial(self._take_again, page.asked, take))
         for listing in own_pages:
             if len(self.browsers) == 1:
-                self._open_and_fetch(listing, start, browser)
+                self._open_and_fetch(listing, page, start, browser)
             else:  # whichever browser is free
-                self._tasks.add(partial(self._open_and_fetch, listing, start))
+                self._tasks.add(partial(self._open_and_fetch, listing, page, start))
+
+    def _take_again(self, url: str, take: Callable, hurry: bool) -> tuple[LoadedPage, list[Listing]] | None:
+        try:
+            return take(hurry)
+        except (Refused, Failed) as error:
+            self._lose_page(url, error)
+            return None
 
     def _count(self, listings: list[Listing], page: LoadedPage) -> None:
         with self._shared:
@@ -180,7 +190,7 @@ class Crawl:
         """Tell whether a page before showed this listing; count another car that has the id of one."""
         look = known.get(_key(listing))
         link = self._look_of(listing)[0]
-        photos = {hash(self._key_of(url)) for url in listing.photos}
+        photos = {hash(self._name_of(url)) for url in listing.photos}
         is_photo_known = look is not None and (look[1] in photos if photos else link == look[0])
         is_other = look is not None and not is_photo_known and (link != look[0] or not listing.link)
         self.stats.merged += is_other
@@ -188,8 +198,8 @@ class Crawl:
 
     def _look_of(self, listing: Listing) -> tuple[int, int]:
         """Return hashes of a listing's link and first photo; without photos the link's path must do."""
-        link = self._key_of(listing.link or "") if listing.photos else _path(listing.link or "")
-        return hash(link), hash(self._key_of(next(iter(listing.photos), "")))
+        link = self._name_of(listing.link or "") if listing.photos else _path(listing.link or "")
+        return hash(link), hash(self._name_of(next(iter(listing.photos), "")))
 
     def _warn(self, text: str, kind: str) -> None:
         with self._shared:
@@ -225,6 +235,9 @@ class Crawl:
             elif first is None:
                 raise Failed(f"status {page.http_status}: a page titled {title_of(page.html)!r}")
             else:
+                if listings:
+                    kind = f"status {page.http_status}, but it shows listings"
+                    self._warn(f"{page.url}: {kind}: not taken", kind)
                 return []
         if not listings:
             self._check_challenge(page)
@@ -256,18 +269,18 @@ class Crawl:
             ]
         )
 
-    def _open_and_fetch(self, listing: Listing, start: Start, browser: Browser) -> None:
-        """Fetch the photos of one listing from its own page."""
-        collected = self.journal.collected.get(self._key_of(listing.link))
-        if collected is not None and self._is_judged_the_same(collected.get("judged_by")):
+    def _open_and_fetch(self, listing: Listing, search: LoadedPage, start: Start, browser: Browser) -> None:
+        """Fetch the photos of one listing from its own page, to which the page `search` leads."""
+        name = self._name_of(listing.link)
+        collected = self.journal.collected.get(name)
+        if collected is not None and self._photos.is_judged_the_same(collected.get("judged_by")):
             with self._shared:
                 self.stats.known_refused.update(collected.get("refused", {}))
             return
 
         def take(hurry: bool = False) -> tuple[LoadedPage, list[Listing]]:
             own_page = browser.open(listing.link, hurry=hurry)
-            if own_page.http_status in PAST_THE_END and urlsplit(own_page.url).netloc not in self._answers_404:
-                raise Failed(f"status {own_page.http_status}: a page titled {title_of(own_page.html)!r}")
+            self._check_own_page(own_page, listing.link, search)
             self._archive(own_page, start, listing.link)
             full = extract_detail(own_page.html, own_page.url, self.site, replace(listing, photos=()))
             return own_page, [full]
@@ -292,185 +305,22 @@ class Crawl:
             bare_pages = self._bare_pages_in_a_row = 0 if full.photos else self._bare_pages_in_a_row + 1
         if bare_pages >= MAX_BARE_PAGES_IN_A_ROW:
             raise NoListings(self._nothing_on(own_page, "detail.photos"))
-        self._fetch_all([full], own_page, start, take)
-        outcomes = [self.journal.outcomes.get(self._key_of(url)) for url in full.photos]
-        if not odd and outcomes and all(outcome and outcome.is_final for outcome in outcomes):
-            refused = [outcome for outcome in outcomes if outcome.status == "refused"]
-            judged_by = {name: value for outcome in refused for name, value in (outcome.judged_by or {}).items()}
-            line = {"refused": Counter(kind_of(outcome.reason) for outcome in refused), "judged_by": judged_by}
+        self._photos.fetch_all([full], own_page, start, partial(self._take_again, listing.link, take))
+        if not odd and not full.bare and self._photos.are_final(full):
             with self._shared:
-                self.journal.append_page(
-                    {"url": self._key_of(listing.link), "status": "collected"} | (line if refused else {})
-                )
+                self.journal.append_page({"url": name, "status": "collected"} | self._photos.refusals(full))
 
-    def _refusal(self, page: LoadedPage) -> Refused | None:
-        word = find_refusal(page.html) if self.site.politeness.respect_noai else None
-        return Refused(f"the page says {word}", "respect_noai") if word else None
+    def _check_own_page(self, page: LoadedPage, link: str, search: LoadedPage) -> None:
+        """Raises Failed where a site answers with something else than the listing's own page."""
+        led_to = urlsplit(page.url)
+        if page.http_status in PAST_THE_END and led_to.netloc not in self._answers_404:
+            raise Failed(f"status {page.http_status}: a page titled {title_of(page.html)!r}")
+        elsewhere = {_path(search.url), _path(search.asked or search.url), ""}
+        if _path(link) != _path(page.url) and (_path(page.url) in elsewhere or LED_AWAY.search(led_to.path)):
+            raise Failed(f"led to {page.url}, which is not the listing's own page: sold, perhaps, or a log-in is asked")
 
-    def _fetch_all(
-        self,
-        listings: list[Listing],
-        page: LoadedPage,
-        start: Start,
-        take_again: Callable[[bool], tuple[LoadedPage, list[Listing]]],
-    ) -> None:
-        """Fetch the photos that a page shows; where addresses expired on the way, take new ones from it.
-
-        `take_again(hurry)` opens the page again, until that has twice in a row given no photo more: first in a hurry,
-        for what expires within seconds, then with all that comes late.
-        """
-        with self._shared:
-            for listing in listings:
-                self.stats.without_photos += not listing.photos
-                self._shown.update({self._key_of(url) for url in listing.photos})
-        self._find(*(url for listing in listings for url in listing.photos))
-        expired = self._fetch_shown(listings, page, start)
-        in_vain = 0
-        while expired and in_vain < 2:
-            try:
-                again, listings = take_again(not in_vain)
-            except (Refused, Failed) as error:
-                self._lose_page(page.asked, error)
-                break
-            left = self._fetch_shown(listings, again, start, only=expired.keys())
-            in_vain = in_vain + 1 if len(left) >= len(expired) else 0
-            expired = left
-        for about, error in expired.values():
-            self._record_loss(about, Failed(f"address expired: {error}"))
-
-    def _fetch_shown(
-        self, listings: list[Listing], page: LoadedPage, start: Start, only: Collection[str] | None = None
-    ) -> dict[str, tuple[dict, Refused]]:
-        """Fetch what a page shows, or `only` some of it, and return what could not be had since its address expired."""
-        refusal, expired = self._refusal(page), {}
-        for listing in listings:
-            for address in listing.photos:
-                url = self._key_of(address)
-                if only is not None and url not in only:
-                    continue
-                about = {"url": url, "page_url": page.url, "listing": listing.id}
-                about |= {"label": start.label, "city": start.city} | listing.fields
-                if error := self._photo(about, address, refusal, is_second_try=only is not None):
-                    expired[url] = about, error
-        return expired
-
-    def _key_of(self, url: str) -> str:
-        """Return the address under which a photo is known from visit to visit."""
-        return without_parameters(url, self.site.selectors.ignore_query)
-
-    def _find(self, *urls: str) -> None:
-        with self._shared:
-            self._found.update(map(self._key_of, urls))
-            self.stats.found = len(self._found)
-
-    def _photo(
-        self, about: dict, address: str, refusal: Refused | None = None, is_second_try: bool = False
-    ) -> Refused | None:
-        """See that one photo has its outcome: fetched now, known from before, or shown by a second listing.
-
-        Returns the error where `address` was good for a time only, and that is over.
-        """
-        url = about["url"]
-        with self._shared:
-            self._shared.wait_for(lambda: url not in self._in_hand)
-            is_settled, outcome = self._is_settled(url, about), self.journal.outcomes.get(url)
-            if is_settled and not (is_second_try and not (outcome and outcome.is_final)):
-                return None
-            self._in_hand.add(url)
-        try:
-            if refusal:
-                raise refusal
-            photo = self.downloader.fetch(address, about["page_url"])
-            if photo.sha256 in self.journal.forgotten:
-                raise Refused("forgotten: somebody asked for this photo to be removed")
-            self._keep(photo, about)
-        except (Refused, Failed) as error:
-            if address != url and str(error) in EXPIRED:
-                return error
-            self._record_loss(about | ({"asked": address} if address != url else {}), error)
-        finally:
-            with self._shared:
-                self._in_hand.discard(url)
-                self._shared.notify_all()
-        return None
-
-    def _is_settled(self, url: str, about: dict) -> bool:
-        """Tell whether `url` need not be asked for; note it when another listing shows a photo that we have."""
-        outcome = self.journal.outcomes.get(url)
-        is_new_here = url not in self._handled
-        self._handled.add(url)
-        if not outcome or not outcome.is_final:
-            return not is_new_here  # it failed a moment ago
-        if outcome.status == "refused":
-            # what robots.txt says may have changed, and costs no request of the photo
-            if is_new_here and (outcome.reason == ROBOTS_FORBID or not self._is_judged_the_same(outcome.judged_by)):
-                return False
-            self.stats.known_refused[kind_of(outcome.reason)] += is_new_here
-        self.stats.known += is_new_here
-        if outcome.status == "fetched" and (about["listing"], about["label"]) not in outcome.shown_by:
-            known = self.journal.newest_line(url)
-            self.journal.append({**known, **about, "reason": "shown by another listing too"})
-        return True
-
-    def _is_judged_the_same(self, judged_by: dict | None) -> bool:
-        """Tell whether the settings that led to a refusal are still the same."""
-        return all(self._setting(name) == value for name, value in (judged_by or {}).items())
-
-    def _setting(self, name: str) -> object:
-        """Return a setting as it is kept beside a refusal."""
-        if name == "formats":
-            return sorted(kind for kind, is_read in DECODABLE.items() if is_read)
-        if name == "request":  # it may hold passwords
-            sent = self.site.request
-            return hashlib.sha256(repr((sent.headers, sent.cookies, sent.user_agent)).encode()).hexdigest()[:12]
-        value = getattr(self.site.politeness, name)
-        return list(value) if isinstance(value, tuple) else value
-
-    def _keep(self, photo: Photo, about: dict) -> None:
-        moved = {"final_url": photo.final_url} if self._key_of(photo.final_url) != about["url"] else {}
-        size = {"bytes": len(photo.content), "width": photo.width, "height": photo.height}
-        with self._shared:
-            if self.limit and self.stats.fetched >= self.limit:
-                raise _LimitReached  # another browser was quicker
-            # bytes first: after a kill between the two, the same bytes come to the same name once more
-            store_photo(self.journal.folder, photo.sha256, photo.extension, photo.content)
-            self.journal.append(about | {"status": "fetched", "reason": None, "sha256": photo.sha256} | size | moved)
-            self._failures_in_a_row = 0
-            self.stats.fetched += 1
-            self.stats.bytes += len(photo.content)
-            self.report(self.stats, "")
-            if self.limit and self.stats.fetched >= self.limit:
-                raise _LimitReached
-
-    def _record_loss(self, about: dict, error: Refused | Failed) -> None:
-        is_final = isinstance(error, Refused)
-        nothing = {"sha256": None, "bytes": None, "width": None, "height": None}
-        line = about | {"status": "refused" if is_final else "failed", "reason": str(error)} | nothing
-        if is_final and error.settings:
-            line["judged_by"] = {name: self._setting(name) for name in error.settings}
-        with self._shared:
-            known = self.journal.outcomes.get(about["url"])
-            is_said = known and is_final and known.reason == line["reason"] and known.judged_by == line.get("judged_by")
-            if not is_said or (about["listing"], about["label"]) not in known.shown_by:
-                self.journal.append(line)
-            (self.stats.refused if is_final else self.stats.failed)[kind_of(error)] += 1
-            self.report(self.stats, "")
-            failures = self._failures_in_a_row = 0 if is_final else self._failures_in_a_row + 1
-        if failures >= MAX_FAILURES_IN_A_ROW:
-            raise CrawlStopped(
-                f"{MAX_FAILURES_IN_A_ROW} photos in a row could not be had, the last because: {error}. The site may "
-                "be down or have had enough of us; run the same command again later, it goes on where it stopped"
-            )
-
-    def _retry_earlier_failures(self) -> None:
-        """Pages change: what failed in an earlier run may no longer be shown anywhere."""
-        left = [url for url, known in self.journal.outcomes.items() if not known.is_final and url not in self._handled]
-        self._find(*left)
-        for url in left:
-            line = self.journal.newest_line(url)
-            about = {key: value for key, value in line.items() if key not in RESULT_KEYS}
-            if error := self._photo(about, line.get("asked", url)):
-                self._record_loss(about | {"asked": line["asked"]}, Failed(f"address expired: {error}"))
+    def _name_of(self, url: str) -> str:
+        return lasting_name(url, self.site)
 
 
 def _key(listing: Listing) -> object:

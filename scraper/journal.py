@@ -176,12 +176,12 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.close(folder)
 
 
-def store_photo(folder: Path, sha256: str, extension: str, content: bytes) -> Path:
-    """Keep a photo's original bytes as `<sha256[:2]>/<sha256>.<ext>`; the same bytes are kept once."""
+def store_photo(folder: Path, sha256: str, extension: str, content: bytes) -> bool:
+    """Keep a photo's original bytes as `<sha256[:2]>/<sha256>.<ext>`; return whether they were not there already."""
     path = folder / sha256[:2] / f"{sha256}.{extension}"
-    if not path.exists():
+    if is_new := not path.exists():
         write_atomically(path, content)
-    return path
+    return is_new
 
 
 def archive_page(folder: Path, html: str) -> Path:

@@ -19,31 +19,87 @@ const flat = node => {
 const outer = element => roots.length === 1 ? element.outerHTML : flat(element).outerHTML;
 const above = element => element.parentElement ?? element.getRootNode().host ?? null;
 const shown = element => element.getClientRects().length > 0 && getComputedStyle(element).visibility !== "hidden";
+const marks = css => all(css).filter(e => shown(e) || /^(input|link|meta|script)$/.test(e.localName));
+const isAble = element => !element.disabled && element.ariaDisabled !== "true";
 
 function answer() {  // what the browser was led to, and how that was answered; 0 where it does not tell
   const entry = performance.getEntriesByType("navigation")[0];
   return [entry?.name ?? "", entry?.responseStatus ?? 0];
 }
 
-function html() {  // of a page with shadow roots; the driver knows that of others
+function html(empty, hidden) {  // of a page with shadow roots; the driver knows that of others
+  const shows = marks(empty);
+  for (const mark of all(empty)) if (!shows.includes(mark)) mark.setAttribute(hidden, "");
   return roots.length > 1 ? "<!DOCTYPE html>" + outer(document.documentElement) : "";
 }
 
-function press(selector, intoView) {  // by script: a banner over a button does not matter
-  const isAble = element => !element.disabled && element.ariaDisabled !== "true";
+function shows(selector) {
+  return marks(selector).length > 0;
+}
+
+// By script: a banner over a button does not matter. With `size`, only where the page has still this size, as one has
+// whose button did nothing yet. Returns the page's size before, 0 where there is nothing to press.
+function press(selector, intoView, size) {
   const found = all(selector).find(element => shown(element) && isAble(element));
-  if (found && intoView) found.scrollIntoView({behavior: "instant"});
-  if (found) found.click();
-  return Boolean(found);
+  const before = document.documentElement.innerHTML.length;
+  if (!found || size && size !== before) return 0;
+  if (intoView) found.scrollIntoView({behavior: "instant"});
+  found.click();
+  return before;
+}
+
+// What seems to lead to further listings, in words; empty where nothing does. `cards` selects the listings.
+function more(cards) {
+  const words = new RegExp("^(load|show) (\\d+ )?more\\b.{0,20}$|^(see|view)? ?(\\d+ )?more (cars|vehicles|listings|results|ads|offers)"
+    + "|^next( page)?\\s*[→›»>]*$|^[→›»>]$", "i");
+  const elsewhere = "carousel slide swiper slick gallery filter".split(" ").map(name => `[class*=${name}]`).join();
+  const disabled = ".disabled, .inactive, [disabled], [aria-disabled=true]";
+  const here = location.href.split("#")[0];
+  const leadsOn = e => {
+    if (e.closest(cards)) return false;
+    const isNext = e.matches("[rel~=next]"), text = (e.innerText || e.ariaLabel || "").trim();
+    const isHere = e.href && e.href.split("#")[0] === here && !e.onclick && !/#[/!]/.test(e.href);
+    if (e.localName === "link") return isNext && !isHere;
+    if (!shown(e) || !isAble(e) || isHere || e.closest(disabled)) return false;
+    const now = e.closest("[class*=pag], [aria-label*=pag i]")?.querySelector("[aria-current], .active, .current");
+    const isLater = /^\d+$/.test(text) && parseInt(now?.innerText) < Number(text);
+    return isNext || isLater || words.test(text) && !e.closest(elsewhere);
+  };
+  const found = all("link[rel~=next], a, button, [role=button]").find(leadsOn);
+  return found ? (found.innerText || found.ariaLabel || "rel=next").trim().slice(0, 40) : "";
+}
+
+// Notes where a click on each card leads whose link has no address; the click goes nowhere. Returns how many there are.
+function destinations(selector, link, name) {
+  let found = "";
+  const {open} = window;
+  const hear = event => { found = event.destination.url; if (event.cancelable) event.preventDefault(); };
+  window.open = address => { found = new URL(address, document.baseURI).href; return null; };
+  window.navigation?.addEventListener("navigate", hear);
+  const cards = all(selector), without = cards.filter(card => {
+    const element = link && card.querySelector(link) || card;
+    return !element.href && !element.closest("a[href]") && !element.querySelector("a[href]");
+  });
+  for (const card of without) {
+    found = "";
+    const element = link && card.querySelector(link) || card;
+    if (element.isConnected) element.click();
+    if (found && found !== location.href) element.setAttribute(name, found);
+    else break;  // it does something else
+  }
+  window.open = open;
+  window.navigation?.removeEventListener("navigate", hear);
+  return without.length;
 }
 
 function following(selector) {  // the address of the next page; "#" where a script handles the click
-  const found = all(selector)[0];
+  const found = all(selector).find(shown) ?? all(selector)[0];
   const link = found && (found.href ? found : found.querySelector("a[href]") ?? found.closest("a[href]"));
   const address = link ? new URL(link.href, document.baseURI) : null;
   const isPage = address && address.protocol.startsWith("http") && address.href !== location.href
     && (/^#[/!]./.test(address.hash) || address.href.split("#")[0] !== location.href.split("#")[0]);
-  return isPage ? address.href : (found && found.localName !== "link" ? "#" : "");
+  const isLive = found && (shown(found) || found.localName === "link" || isPage && !address.hash);
+  return isPage && isLive ? address.href : isLive && found.localName !== "link" ? "#" : "";
 }
 
 const address = value => /[./]/.test(value) && !/^(data|blob|about):/.test(value);
@@ -52,7 +108,7 @@ const isBare = picture => [picture, ...picture.querySelectorAll("img, source")].
 
 // Moves, then tells which cards there are, which are in view, and the HTML of those that changed.
 // `photos` selects the pictures in a card; null where the cards are pictures themselves.
-function survey(selector, photos, move, again, background) {
+function survey(selector, photos, move, again, background, target, within, isNew, end) {
   const state = window.__scraper ??= {
     token: String(Math.random()), serials: new WeakMap(), next: 0, seen: new WeakSet(), observed: new WeakSet(),
     plain: new WeakSet(), bare: new WeakMap(), strips: new WeakMap(), turns: new WeakMap(), dirty: new Set()};
@@ -123,7 +179,10 @@ function survey(selector, photos, move, again, background) {
   };
   const targets = () => found.flatMap(e => [e, ...(state.bare.get(e) ?? [])]);
   let moved = "";
-  if (move === "on" || move === "first") {
+  if (move === "to") {
+    const card = found.find(e => state.serials.get(e) === target);
+    if (card && place(card) !== null) { show(card); moved = "card"; }
+  } else if (move === "on" || move === "first") {
     const isNext = where => where !== null && (move === "first" || where > 0);
     const strip = found.flatMap(openStrips)[0];
     const target = targets().find(e => !state.seen.has(e) && isNext(place(e)));
@@ -161,7 +220,8 @@ function survey(selector, photos, move, again, background) {
     for (const e of shows) {
       if (/^(img|source|picture|script|svg)$/.test(e.localName)) continue;
       state.plain.delete(element);  // a style sheet may give it another picture at any time
-      const image = getComputedStyle(e).backgroundImage;
+      const image = [null, "::before", "::after"].map(part => getComputedStyle(e, part).backgroundImage)
+        .find(value => value.includes("url(")) ?? "";
       if (image.includes("url(") && !image.startsWith('url("data:') && e.getAttribute(background) !== image)
         e.setAttribute(background, image);
     }
@@ -183,8 +243,10 @@ function survey(selector, photos, move, again, background) {
     }
     bare += openStrips(element).length;
   }
-  const alive = [...document.scripts].some(s => !/json|template|html/.test(s.type));
+  const alive = [...document.scripts].some(s => !/json|template|html/.test(s.type))
+    || document.querySelector("meta[http-equiv=refresh i]") !== null;
   state.dirty.clear();
-  const ready = document.readyState === "complete", drawn = state.drawn ?? true;
-  return {token: state.token, serials, changed, inView, unseen, bare, moved, drawn, alive, ready};
+  const ready = document.readyState === "complete" && !window.__scraperIsDue?.(within, isNew), drawn = state.drawn ?? true;
+  const ended = Boolean(end) && marks(end).length > 0;
+  return {token: state.token, serials, changed, inView, unseen, bare, moved, drawn, alive, ready, ended};
 }

@@ -5,19 +5,22 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import soupsieve
 from bs4 import BeautifulSoup, Tag
 
-from scraper.addresses import absolute, absolute_link, listing_ids
-from scraper.pictures import addresses_of, image_files, object_lists, read_json
+from scraper.addresses import absolute, absolute_link, lasting, listing_ids
+from scraper.pictures import addresses_of, image_files, is_bare, object_lists, read_json
 from scraper.politeness import AI_REFUSALS
 from scraper.site import Site, named_selectors, split_selector
 
 # At the end of a page's HTML, around what the page no longer showed when it was taken: see `loading`.
 KEPT = "scraper-kept"
+HIDDEN = "data-scraper-hidden"  # set by `loading` on the marker of an empty search that does not show
+DESTINATION = "data-scraper-destination"  # set by `loading` on what leads to another page when it is clicked
+ONCLICK = re.compile(r"""['"]((?:https?:/|\.)?/[^'"\s]+|[\w./-]+\.(?:php|aspx?|html?)[^'"\s]*)['"]""")
 SHARED_BY = 3  # listings that show one address: no photo of any of them
 SIZES = {"width", "w", "size", "sizes", "format"}  # what tells one size of a photo from the next
 CHALLENGE = re.compile(
@@ -25,6 +28,13 @@ CHALLENGE = re.compile(
     "checking your browser|access (to this page )?(has been |is )?denied|attention required|unusual (traffic|activity)|"
     "too many requests|rate limit|security (check|verification)|pardon our|ddos|(request|access|been) blocked|"
     "enable javascript and cookies",
+    re.IGNORECASE,
+)
+# A short page without listings that says so may be well a moment later.
+BUSY_NOW = re.compile(
+    r"too many requests|rate[- ]?limit|slow(ing)? down|try again in\b|temporarily (unavailable|down|out of)|"
+    r"(service|server) (is )?(temporarily )?(unavailable|busy|overloaded)|bad gateway|gateway time-?out|"
+    r"internal server error|something went wrong|error.{0,40}try again|^(error )?(429|50[0234])\b",
     re.IGNORECASE,
 )
 # What changes in a card while one looks at it.
@@ -42,6 +52,7 @@ class Listing:
     fields: dict[str, str]
     photos: tuple[str, ...]
     cards: int = 1  # elements of the page that were different cars to look at, and became this listing
+    bare: int = 0  # pictures that have no address
 
 
 def extract_listings(html: str, page_url: str, site: Site) -> list[Listing]:
@@ -51,46 +62,49 @@ def extract_listings(html: str, page_url: str, site: Site) -> list[Listing]:
     cards = [*_select(soup, site.selectors.listing), *_kept(soup)]
     links = [_link(card, base, site) for card in cards]
     stand_ins = shared_sources(cards, site)
-    ids = listing_ids(links, page_url, site.selectors.ignore_query)
+    found = [_photos(card, base, site, stand_ins) for card in cards]
+    looks = [_look(card, photos, site) for card, (photos, _) in zip(cards, found, strict=True)]
+    ids = listing_ids(links, page_url, site.selectors.ignore_query, looks)
     listings: dict[str | int, Listing] = {}
-    looks: defaultdict[str | int, set] = defaultdict(set)
-    for card, link, by_link in zip(cards, links, ids, strict=True):
+    different: defaultdict[str | int, set] = defaultdict(set)
+    for card, link, by_link, look, (photos, bare) in zip(cards, links, ids, looks, found, strict=True):
         identity = _named_id(card, by_link, link, site)
         fields = {name: value for name, css in site.fields.items() if (value := read(card, css))}
-        listing = Listing(identity, link, fields, tuple(_photos(card, base, site, stand_ins)))
+        listing = Listing(identity, link, fields, photos, bare=bare)
         key = identity if identity is not None else len(listings)
         known = listings.get(key)  # a "load more" that repeats itself shows a card twice
         listings[key] = _merge(known, listing) if known else listing
-        looks[key] |= {by_link} if by_link else set(listing.photos[:1])
-    return [replace(listing, cards=max(1, len(looks[key]))) for key, listing in listings.items()]
+        different[key].add((by_link, look))
+    return [replace(listing, cards=max(1, len(different[key]))) for key, listing in listings.items()]
+
+
+def _look(card: Tag, photos: tuple[str, ...], site: Site) -> tuple:
+    """Return what is the same where a page shows one car twice: its first photo, and price, year or kilometres."""
+    first = [lasting(photo, site.selectors.ignore_query, site.selectors.ignore_path) for photo in photos[:1]]
+    text = card.get_text(" ")
+    return *first, *sorted(re.findall(r"\d[\d.,]{2,}", text) or [" ".join(text.split())])
 
 
 def extract_detail(html: str, page_url: str, site: Site, listing: Listing) -> Listing:
     """Return `listing` with what its own page shows: the gallery's photos and the fields of `[detail]`."""
     soup = BeautifulSoup(html, "html.parser")
     fields = {name: value for name, css in site.detail.fields.items() if (value := read(soup, css))}
-    photos = tuple(_photos(soup, _base_url(soup, page_url), site, detail=True))
+    photos, bare = _photos(soup, _base_url(soup, page_url), site, detail=True)
     # a search page shows the same photos small
-    return replace(listing, fields=listing.fields | fields, photos=photos or listing.photos)
+    return replace(listing, fields=listing.fields | fields, photos=photos or listing.photos, bare=bare)
 
 
-def read_card(card: Tag, site: Site, detail: bool = False) -> tuple[str | None, str | None, tuple[str, ...]]:
-    """Return (what identifies it, its link, its photo addresses) of a card, or of an element of a gallery.
+def read_card(card: Tag, site: Site, detail: bool = False) -> tuple[str | None, str, str | None, tuple[str, ...]]:
+    """Return (its id or link, its text, its link, its photo addresses) of a card, or of an element of a gallery.
 
     None of them is resolved against the page: this is for comparing a page with itself a moment later.
     """
     if detail:
-        photos = tuple(_photos(card, "", site, detail=True)) or tuple(_picture(card, site))
-        return None, None, photos
-    link = read(card, site.selectors.link, default_attribute="href")
-    photos = tuple(_photos(card, "", site))
+        itself = addresses_of(card, split_selector(site.detail.photos)[1], site.detail.photos_path)
+        return None, "", None, _photos(card, "", site, detail=True)[0] or tuple(itself)
+    link = _read_link(card, site)
     text = " ".join(TICKING.sub("", card.get_text(" ")).split())
-    return _named_id(card, link, link, site) or text or None, link, photos
-
-
-def _picture(tag: Tag, site: Site) -> list[str]:
-    """Return the addresses of a gallery's element itself."""
-    return addresses_of(tag, split_selector(site.detail.photos)[1], site.detail.photos_path)
+    return _named_id(card, link, link, site), text, link, _photos(card, "", site)[0]
 
 
 def shared_sources(cards: list[Tag], site: Site) -> set[str]:
@@ -118,17 +132,28 @@ def read(tag: Tag, selector: str | None, default_attribute: str | None = None) -
 
 
 def is_empty_search(html: str, site: Site) -> bool:
-    """Tell whether the page says itself that nothing was found, by the marker of the site file."""
-    return bool(site.paging.empty) and BeautifulSoup(html, "html.parser").select_one(site.paging.empty) is not None
+    """Tell whether the page says itself that nothing was found, by the marker of the site file, where it shows."""
+    marks = BeautifulSoup(html, "html.parser").select(site.paging.empty) if site.paging.empty else ()
+    return any(not mark.has_attr(HIDDEN) for mark in marks)
 
 
 def is_challenge(html: str) -> bool:
     """Tell whether a short page asks who is there, or turns robots away."""
+    text = _text_of(html)
+    return len(text) < 2000 and bool(CHALLENGE.search(text) or GATEKEEPERS.search(html))
+
+
+def is_busy(html: str) -> bool:
+    """Tell whether a short page, whatever its status, says that it may be well a moment later."""
+    text = _text_of(html)
+    return len(text) < 600 and bool(BUSY_NOW.search(text) or BUSY_NOW.search(title_of(html)))
+
+
+def _text_of(html: str) -> str:
     soup = BeautifulSoup(html, "html.parser")
     for script in soup.find_all(["script", "style"]):
         script.extract()
-    text = " ".join(soup.get_text(" ").split())
-    return len(text) < 2000 and bool(CHALLENGE.search(text) or GATEKEEPERS.search(html))
+    return " ".join(soup.get_text(" ").split())
 
 
 def title_of(html: str) -> str:
@@ -149,6 +174,8 @@ def hints(html: str) -> list[str]:
         )
     if soup.find("scraper-shadow"):
         found.append("Parts of the page are in shadow roots: write selectors as if their content stood in the page.")
+    if soup.find("scraper-closed"):
+        found.append("A part of the page is in a closed shadow root, which is not read: ask the site's owner.")
     if soup.find("button", string=re.compile("accept|agree|consent|allow|enter|continue", re.IGNORECASE)):
         found.append("A dialog may be in the way: name its button with click = ['…'] under [paging].")
     return found
@@ -221,7 +248,7 @@ def count_matches(html: str, page_url: str, site: Site, names: Collection[str]) 
         addresses = 0
         if found and name.endswith("photos"):
             detail = name.startswith("detail")
-            photos = [url for scope in inside for url in _photos(scope, base, site, stand_ins, detail)]
+            photos = [url for scope in inside for url in _photos(scope, base, site, stand_ins, detail)[0]]
             addresses, first = len(set(photos)), next(iter(photos), "")
         elif found:
             first = read(found[0][0], selector, "href" if name == "selectors.link" else None) or ""
@@ -265,8 +292,23 @@ def _kept(soup: BeautifulSoup) -> list[Tag]:
 
 
 def _link(card: Tag, base: str, site: Site) -> str | None:
-    link = read(card, site.selectors.link, default_attribute="href")
+    link = _read_link(card, site)
     return absolute_link(base, link) if link else None
+
+
+def _read_link(card: Tag, site: Site) -> str | None:
+    """Return the address of the listing's own page as the card has it: a link's, or that to which a click leads."""
+    link = read(card, site.selectors.link, default_attribute="href")
+    if not site.selectors.link or link and link != "#" and not link.startswith("javascript:"):
+        return link
+    css, attribute = split_selector(site.selectors.link)
+    tag = css and not attribute and card.select_one(css) or card
+    while tag is not None:
+        clicked = ONCLICK.search(tag.get("onclick") or "")
+        if tag.get(DESTINATION) or clicked:
+            return tag.get(DESTINATION) or clicked[1]
+        tag = tag.parent if tag is not card else None
+    return link
 
 
 def _named_id(card: Tag, by_link: str | None, link: str | None, site: Site) -> str | None:
@@ -290,21 +332,24 @@ def _base_url(soup: BeautifulSoup, page_url: str) -> str:
     return absolute(page_url, base["href"]) or page_url if base else page_url
 
 
-def _photos(scope: Tag, base: str, site: Site, stand_ins: Collection[str] = (), detail: bool = False) -> Iterator[str]:
-    """Yield the photo addresses in a card, or in the page of one listing, each once."""
+def _photos(
+    scope: Tag, base: str, site: Site, stand_ins: Collection[str] = (), detail: bool = False
+) -> tuple[tuple[str, ...], int]:
+    """Return the photo addresses in a card, or in the page of one listing, and how many pictures there have none."""
     selectors = site.detail if detail else site.selectors
     if not selectors.photos:
-        return
+        return (), 0
     css, attribute = split_selector(selectors.photos)
     tags = _select(scope, css) if css else [scope]
     if detail and isinstance(scope, BeautifulSoup):
         tags += _kept(scope)
-    seen = set()
+    found: dict[str, None] = {}
+    bare = 0
     for tag in tags:
-        for source in addresses_of(tag, attribute, selectors.photos_path, stand_ins):
-            url = absolute(base, source)
+        sources = addresses_of(tag, attribute, selectors.photos_path, stand_ins)
+        bare += not sources and not attribute and is_bare(tag)
+        for url in filter(None, (absolute(base, source) for source in sources)):
             for pattern, text in site.selectors.replace.items():
-                url = re.sub(pattern, text, url) if url else url
-            if url and url not in seen:
-                seen.add(url)
-                yield url
+                url = re.sub(pattern, text, url)
+            found |= {url: None} if url else {}
+    return tuple(found), bare

@@ -13,6 +13,7 @@ from PIL import features
 
 # Where lazy loaders keep the address until a picture comes into view, in the order of preference.
 LAZY_ATTRIBUTES = (
+    "data-scraper-source",  # set by `early.js` on a picture in memory: where its bytes came from
     *("data-src", "data-original", "data-lazy-src", "data-lazy"),
     *("data-image", "data-background-image", "data-bg", "data-url"),
 )
@@ -20,6 +21,11 @@ LARGE = re.compile("data-.*(zoom|large|full|big|hi-?res|high|retina).*")
 LIKELY = re.compile("data-.*(orig|lazy|src).*")
 SMALL_SIZE = re.compile(
     "data-.*(thumb|small|mini|preview|placeholder|low|blur|lqip|icon|logo|avatar|hover|next|prev).*"
+)
+# Attributes that never hold a picture's address.
+OTHER = re.compile(
+    r"alt|title|id|class|name|style|width|height|loading|decoding|sizes|(data-)?(href|link|alt|title|name|caption|id)|"
+    r"aria-.*|on\w+|srcset|.*-srcset|href|content|usemap|type"
 )
 BACKGROUND = "data-scraper-background"  # set by `loading` where a style sheet gives an element its picture
 IMAGE_FILE = re.compile(r"[^\s\"'<>{}]+\.(jpe?g|png|webp|gif|avif|bmp|jfif)([?#!@;/][^\s\"'<>{}]*)?", re.IGNORECASE)
@@ -34,6 +40,9 @@ DECODABLE = {"avif": features.check("avif"), "heic": find_spec("pillow_heif") is
 UNDECODABLE = {"jxl", "jp2", "svg", "svg+xml"} | {kind for kind, is_read in DECODABLE.items() if not is_read}
 # One step of a path: `..`, ['a name'], a name, a number or *.
 PATH_PART = re.compile(r"""\[\s*(['"])(.*?)\1\s*\]|(?<=\.)(?=\.)|([^.\[\]]+)""")
+# Of schema.org data: who sells the car, and what does not show it.
+SELLERS = {"AutoDealer", "AutomotiveBusiness", "LocalBusiness", "Organization", "Person", "Store", "WebSite"}
+NOT_THE_CAR = {"logo", "author", "publisher", "seller", "brand", "isSimilarTo", "isRelatedTo", "thumbnail"}
 DESKTOP = {"width": 1920.0, "height": 1080.0}  # pixels of the window for which art direction is judged
 LINKS = {"a": ("href",), "link": ("href",), "meta": ("content",), "image": ("href", "xlink:href")}
 
@@ -73,7 +82,15 @@ def addresses_of(
         return [plain] if is_avif and size == 1.0 and plain and _is_decodable(plain, None) else [address]
     if plain and (not choices or _is_decodable(plain, None)):
         return [plain]
-    return [choices[0][0]] if choices else _background(tag)
+    return [choices[0][0]] if choices else _background(tag) or next(filter(None, map(_odd, candidates)), [])
+
+
+def is_bare(tag: Tag) -> bool:
+    """Tell whether a picture without an address is one that should have one: neither a drawing nor shown otherwise."""
+    beside = (tag.find_next_sibling(), tag.find_previous_sibling())
+    is_in_noscript = any(other is not None and other.name == "noscript" and other.find("img") for other in beside)
+    is_drawing = (tag.get("src") or "").startswith("data:image/svg")
+    return tag.name in ("img", "picture", "amp-img") and not is_in_noscript and not is_drawing
 
 
 def _large(tag: Tag) -> str | None:
@@ -95,7 +112,7 @@ def _plain(tag: Tag, stand_ins: Collection[str]) -> str | None:
     if tag.name in LINKS:
         names = known = LINKS[tag.name]
     else:
-        own = [name for name in tag.attrs if name.startswith("data-") and not SMALL_SIZE.fullmatch(name)]
+        own = [name for name in tag.attrs if not SMALL_SIZE.fullmatch(name) and not OTHER.fullmatch(name)]
         known = (*LAZY_ATTRIBUTES, "src")
         names = (*LAZY_ATTRIBUTES, *filter(LIKELY.fullmatch, own), "src", *own)
     for name in names:
@@ -108,6 +125,20 @@ def _plain(tag: Tag, stand_ins: Collection[str]) -> str | None:
         return value
     shared = tag.get("src")
     return shared if shared in stand_ins and is_address(shared) else None
+
+
+def _odd(tag: Tag) -> list[str]:
+    """Return what an attribute holds whose name nobody knows: the address of no image file, or JSON with some."""
+    own = {name: value for name, value in tag.attrs.items() if isinstance(value, str) and tag.name not in LINKS}
+    own = {
+        name: value.strip()
+        for name, value in own.items()
+        if is_address(value) and name not in (*LAZY_ATTRIBUTES, "src")
+    }
+    values = [value for name, value in own.items() if not SMALL_SIZE.fullmatch(name) and not OTHER.fullmatch(name)]
+    files = (list(dict.fromkeys(_in_text(value, None))) for value in values if value.startswith(("{", "[")))
+    addresses = ([value] for value in values if re.match(r"(https?:)?//[^\s/]+/|/\w", value))
+    return next(filter(None, (*files, *addresses)), [])
 
 
 def _unwrap(value: str) -> str:
@@ -177,7 +208,8 @@ def parse_srcset(text: str) -> list[tuple[str, float]]:
 def is_address(text: str | None) -> bool:
     """Tell whether an attribute's value can be the address of a picture: not empty, and no data in itself."""
     text = (text or "").strip().lower()
-    return bool(text) and not text.startswith(("data:", "blob:", "about:", "javascript:", "#"))
+    is_nothing = text.rpartition("/")[2] in ("undefined", "null", "nan")  # a script's mistake
+    return bool(text) and not is_nothing and not text.startswith(("data:", "blob:", "about:", "javascript:", "#"))
 
 
 def _in_text(value: str, path: str | None) -> list[str]:
@@ -318,8 +350,10 @@ def _linked_images(node: object, is_image: bool = False) -> Iterator[str]:
         for part in node:
             yield from _linked_images(part, is_image)
     elif isinstance(node, dict):
-        if is_image or node.get("@type") == "ImageObject":
-            yield from _linked_images(node.get("contentUrl") or node.get("url"), True)
-        else:
+        kinds = node.get("@type") if isinstance(node.get("@type"), list) else [node.get("@type")]
+        if is_image or "ImageObject" in kinds:
+            yield from _linked_images(node.get("contentUrl") or node.get("url") or node.get("@list"), True)
+        elif not SELLERS.intersection(map(str, kinds)):
             for key, part in node.items():
-                yield from _linked_images(part, key in ("image", "photo"))
+                if key not in NOT_THE_CAR:
+                    yield from _linked_images(part, key in ("image", "images", "photo", "photos"))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from scraper.addresses import without_parameters
-from scraper.crawl import RESULT_KEYS
 from scraper.journal import Journal, read_archived_page
 from scraper.pages import Listing, extract_detail, extract_listings
+from scraper.photos import RESULT_KEYS, names_of
 from scraper.site import Site
 
 NOT_FETCHED = {
@@ -45,15 +44,15 @@ def reparse(site: Site, journal: Journal) -> dict[str, int]:
             counts["listings"] += page["listing_link"] is None
             if site.detail and listing.link and page["listing_link"] is None:
                 continue  # its photos come from its own page
-            for url in listing.photos:
+            for address, name in names_of(listing, site, journal).items():
                 counts["photos"] += 1
-                counts[_update(site, journal, page, url, listing)] += 1
+                counts[_update(journal, page, address, name, listing)] += 1
     del counts["unchanged"]
     return counts
 
 
-def _update(site: Site, journal: Journal, page: dict, address: str, listing: Listing) -> str:
-    start, url = page["start"], without_parameters(address, site.selectors.ignore_query)
+def _update(journal: Journal, page: dict, address: str, url: str, listing: Listing) -> str:
+    start = page["start"]
     about = {"url": url, "page_url": page["url"], "listing": listing.id, "label": start["label"], "city": start["city"]}
     about |= listing.fields
     if url not in journal.outcomes:

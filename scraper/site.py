@@ -65,6 +65,7 @@ class Selectors:
     frame: str | None = None  # the <iframe> that holds the listings
     replace: dict[str, str] = field(default_factory=dict)  # regular expression -> text, as thumbnail -> full size
     ignore_query: tuple[str, ...] = ()  # query parameters of addresses that change from visit to visit
+    ignore_path: tuple[str, ...] = ()  # regular expressions for pieces of an address's path that do
     id: str | None = None
     id_pattern: str | None = None  # a regular expression whose first group is the id
     link: str | None = None  # the listing's own page
@@ -280,11 +281,11 @@ def _check(site: Site, path: Path) -> None:
             raise SiteError(f"{path}: id_pattern {site.selectors.id_pattern!r}: {error}") from error
         if groups != 1:
             raise SiteError(f"{path}: id_pattern {site.selectors.id_pattern!r} needs exactly one group ( )")
-    for pattern, text in site.selectors.replace.items():
+    for pattern, text in (*site.selectors.replace.items(), *((path, "") for path in site.selectors.ignore_path)):
         try:
             re.sub(pattern, text, "")
         except (re.error, IndexError) as error:
-            raise SiteError(f"{path}: replace {pattern!r} = {text!r}: {error}") from error
+            raise SiteError(f"{path}: {pattern!r} in [selectors] is no regular expression: {error}") from error
 
 
 def split_selector(selector: str) -> tuple[str, str | None]:

@@ -51,6 +51,8 @@ def check_site(site: Site, browser: Browser) -> Report:
     ]
     if site.paging.kind is None:
         lines.append("no paging.kind: a crawl reads this one page of each start")
+    if page.more and site.paging.kind != "numbered":
+        lines.append(f"{page.more!r} seems to lead on to further listings: name it under [paging]")
     if own_page:
         lines += ["", f"{own_page.url} (the first listing's own page)", *_describe(own_page)]
         lines += _table(own_page, site, [name for name in names if name.startswith("detail.")])

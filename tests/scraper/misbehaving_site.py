@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 from PIL import Image
 
-from tests.scraper import lively_sites, reported_sites
+from tests.scraper import hard_sites, lively_sites, reported_sites
 
 
 def jpeg(name: str, size: tuple[int, int] = (64, 48), mode: str = "RGB", kind: str = "JPEG", **options) -> bytes:
@@ -68,6 +68,9 @@ ON_SCROLL = """
 addEventListener("scroll", () => { if (innerHeight + scrollY >= document.body.scrollHeight - 50) more(); });
 """
 DATA_URI = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+
+
+REPORTED = {name: module for module in (reported_sites, lively_sites, hard_sites) for name in module.SITES}
 
 
 class MisbehavingSite:
@@ -169,8 +172,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
 
     def reported(self, name: str, path: str, query: dict[str, str]) -> None:
-        sites = lively_sites if name in lively_sites.SITES else reported_sites
-        answer = sites.page(name, path, query, self.site.counts[self.path])
+        answer = REPORTED[name].page(name, path, query, self.site.counts[self.path])
         status, headers, text = answer if isinstance(answer, tuple) else (200, {}, answer)
         kind = headers.pop("Content-Type", "text/html; charset=utf-8")
         self.send(text.encode(), kind, status, **{key.replace("-", "_"): value for key, value in headers.items()})

@@ -26,6 +26,7 @@ class Reported:
     code: int = 0
     said: str = ""  # a regular expression for the output
     more: str = ""
+    asked_by_page: int = 0  # requests of photos that the page itself makes
 
 
 CARDS = 'listing = "div.car"\nid = "@data-id"\nphotos = "img"'

@@ -91,6 +91,9 @@ class OnePage:
     def load(self, url, max_listings=None):
         yield self.page
 
+    def open(self, url, is_detail=True, hurry=False):
+        return self.page
+
 
 def crawl_photos(clock: Clock, site: MisbehavingSite, folder: Path, *photos: str, **politeness):
     """Crawl one page that shows `photos`; return (exit code, the journal's newest line by photo name)."""
@@ -384,8 +387,8 @@ def test_photos_that_robots_txt_forbade_are_had_once_it_allows_them(site, clock,
 class Renewing(OnePage):
     """A page whose address of a photo is good for a time only; opened again, it has a new one."""
 
-    def __init__(self, url: str, renewed: str):
-        super().__init__(url, "/expiring.jpg?Expires=1")
+    def __init__(self, url: str, renewed: str, first: str = "/expiring.jpg?Expires=1"):
+        super().__init__(url, first)
         self.again, self.opened = OnePage(url, renewed).page, 0
 
     def open(self, url: str, is_detail: bool = True, hurry: bool = False) -> LoadedPage:
@@ -402,7 +405,17 @@ def test_an_expired_address_is_taken_anew_from_its_page(renewed, code, site, clo
         (url,) = journal.outcomes
         assert url == f"{site.base_url}/expiring.jpg"
         assert journal.outcomes[url].status == ("failed" if code else "fetched")
-    assert (exit_code(stats), browser.opened) == (code, 2 if code else 1)
+    assert (exit_code(stats), browser.opened) == (code, 3 if code else 1)
+
+
+@pytest.mark.parametrize("renewed, status", [("/photos/1.jpg", "fetched"), ("/gone.jpg", "refused")])
+def test_an_address_that_does_not_look_signed_is_renewed_by_its_place(renewed, status, site, clock, tmp_path):
+    browser = Renewing(f"{site.base_url}/search", renewed, "/gone.jpg")
+    fetcher = downloader(clock, site.base_url)
+    with Journal(tmp_path) as journal:
+        stats = Crawl(fetcher.site, journal, [browser], fetcher).run()
+        assert {url: known.status for url, known in journal.outcomes.items()} == {site.base_url + renewed: status}
+    assert (exit_code(stats), browser.opened, stats.found) == (0 if status == "fetched" else 5, 1, 1)
 
 
 def test_what_is_missing_decides_the_exit_code():

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from bs4 import BeautifulSoup
 
-from scraper.addresses import without_parameters
+from scraper.addresses import lasting
 from scraper.cards import Cards
 from scraper.pages import (
     extract_detail,
     extract_listings,
     find_refusal,
+    is_busy,
     is_challenge,
     is_end_of_search,
     nearest_selector,
@@ -125,6 +126,26 @@ PICTURES = {
         '"@graph": [[{"image": {"contentUrl": "/a.jpg?w=1&amp;h=2",},}]]}]</script>',
         ["https://cars.example/a.jpg?w=1&h=2"],
     ),
+    "JSON-LD of a dealer, a car and others like it": (
+        '<script type="application/ld+json">{"@graph": [{"@type": "AutoDealer", "image": "/shop.jpg"}, '
+        '{"@type": ["Car"], "image": {"@list": ["/a.jpg", {"@id": "#b"}]}, "isSimilarTo": [{"image": "/other.jpg"}]}, '
+        '{"@type": ["ImageObject"], "@id": "#b", "url": "/b.jpg", "thumbnail": {"image": "/t.jpg"}}]}</script>',
+        ["https://cars.example/a.jpg", "https://cars.example/b.jpg"],
+    ),
+    "densities alone, and types that nobody knows first": (
+        '<picture><source type="image/jxl" srcset="/9.jxl 4x"><img srcset="/1.jpg 1x, /2.jpg 2x"></picture>',
+        ["https://cars.example/2.jpg"],
+    ),
+    "an attribute that nobody knows, without data-": (
+        '<img lazy="/a.jpg" alt="x.jpg">',
+        ["https://cars.example/a.jpg"],
+    ),
+    "an attribute that nobody knows, no file": ('<img data-pic="/image/7">', ["https://cars.example/image/7"]),
+    "JSON in an attribute that nobody knows": (
+        """<img data-pics='{"big": "/a.jpg"}' src="data:,">""",
+        ["https://cars.example/a.jpg"],
+    ),
+    "a script's mistake": ('<img src="/undefined"><img src="null">', []),
     "an object of JavaScript": (
         "<script>var car = {id: 7, sold: undefined, 'pics': ['/a.jpg', `/b.jpg`], note: \"it's 5' long\",}</script>",
         ["https://cars.example/a.jpg", "https://cars.example/b.jpg"],
@@ -237,6 +258,9 @@ LINKS = {
     "tracking does not count": (["/car/a-1?src=list&utm_x=1", "/car/b-2?pos=2"], ["car/a-1", "car/b-2"]),
     "a script's query": (["/view.php?id=1&ref=x", "/view.php?id=2"], ["view.php?id=1", "view.php?id=2"]),
     "a script's query, one card": (["/view.php?id=1"], ["view.php?id=1"]),
+    "a script's query named as elsewhere the way there": (["/v.php?ref=A7&src=l", "/v.php?ref=B8&src=l"],)
+    + (["v.php?ref=A7", "v.php?ref=B8"],),
+    "one path, other places to come from": (["/c/2015?from=1", "/c/2015?from=2"], ["c/2015?from=1", "c/2015?from=2"]),
     "a slug without a number": (["/swift?ad=1"], ["swift?ad=1"]),
     "one path, other queries": (["/c/2015?ad=1&x=9", "/c/2015?ad=2&x=9"], ["c/2015?ad=1", "c/2015?ad=2"]),
     "one path, one link, a parameter named as an id is": (["/c/2015?ad=1&x=9"], ["c/2015?ad=1"]),
@@ -250,9 +274,39 @@ LINKS = {
 
 @pytest.mark.parametrize("links, ids", LINKS.values(), ids=LINKS)
 def test_what_a_link_says_of_its_listing(links, ids):
-    cards = "".join(f'<div class="card"><a class="more" href="{link}">more</a></div>' for link in links)
+    card = '<div class="card"><a class="more" href="{}">car {}</a></div>'
+    cards = "".join(card.format(link, number) for number, link in enumerate(links))
     read = site(selectors={"listing": ".card", "photos": "img", "link": "a.more"})
     assert [listing.id for listing in extract_listings(cards, "https://cars.example/used/swift", read)] == ids
+
+
+def test_the_same_car_in_two_places_of_a_page_is_one_listing():
+    card = '<div class="card"><a class="more" href="/v.php?id=7&pos={0}">Swift</a></div>'
+    read = site(selectors={"listing": ".card", "photos": "img", "link": "a.more"})
+    (listing,) = extract_listings(card.format(1) + card.format(9), URL, read)
+    assert (listing.id, listing.cards) == ("v.php?id=7", 1)
+
+
+LEADS = {
+    "an address in onclick": "<h2 onclick=\"location.href='/car/7'\">Swift</h2>",
+    "the card's own onclick": "<h2>Swift</h2>",
+    "where a click led": '<h2 data-scraper-destination="/car/7">Swift</h2>',
+}
+
+
+@pytest.mark.parametrize("inner", LEADS.values(), ids=LEADS)
+def test_where_a_card_without_a_link_leads(inner):
+    read = site(selectors={"listing": ".card", "photos": "img", "link": "h2"})
+    card = f"""<div class="card" onclick="open('/car/7', 'w=1')">{inner}</div>"""
+    (listing,) = extract_listings(card, URL, read)
+    assert listing.link == "https://cars.example/car/7"
+
+
+def test_pictures_without_an_address_are_counted():
+    inner = f'<img src="/a.jpg"><img><img src="{DATA_URI}"><img><noscript><img src="/b.jpg"></noscript>'
+    icon = '<img src="data:image/svg+xml,x">'
+    (listing,) = extract_listings(f'<div class="card" data-id="7">{inner}{icon}</div>', URL, site())
+    assert (len(listing.photos), listing.bare) == (2, 2)
 
 
 def test_cards_that_become_one_listing_are_counted():
@@ -260,6 +314,10 @@ def test_cards_that_become_one_listing_are_counted():
     same = extract_listings(card.format(7, 7, 1) + card.format(7, 7, 2), URL, site())
     merged = extract_listings(card.format(7, 7, 1) + card.format(7, 8, 1), URL, site())
     assert [listing.cards for listing in same + merged] == [1, 2]
+    dealer = '<div class="card"><a class="more" href="/dealer">{}</a><img src="/wait.gif"></div>'
+    read = site(selectors={"listing": ".card", "photos": "img", "link": "a.more"})
+    (cars,) = extract_listings("".join(map(dealer.format, ("3,450 €", "2,990 €", "3,450 €, our tip"))), URL, read)
+    assert cars.cards == 2, "one link, two cars"
 
 
 VISITS = {
@@ -269,13 +327,19 @@ VISITS = {
     "/a.jpg?se=2&id=7": "/a.jpg?se=2&id=7",
     "/a.jpg?w=9&token=x&exp=1": "/a.jpg?w=9",
     "/photo?token=x": "/photo?token=x",
+    "/photo/7?token=x&expires=9": "/photo/7",
+    "/s/0123456789abcdef0123/1764422222/7.jpg": "/s/7.jpg",
+    "/c/1764422222/0123456789abcdef0123/7.jpg": "/c/7.jpg",
+    "/c/exp=1764422222~hmac=01ab/7.jpg": "/c/7.jpg",
+    "/photos/1764422222/7.jpg": "/photos/1764422222/7.jpg",
+    "https://pictures-cdn7.example.com/1764422222/7.jpg": "https://pictures-cdn7.example.com/1764422222/7.jpg",
     "/a.jpg?stamp=12&id=7": "/a.jpg?id=7",
 }
 
 
 @pytest.mark.parametrize("address", VISITS)
 def test_what_changes_from_visit_to_visit_does_not_count(address):
-    assert without_parameters(address, ["Stamp"]) == VISITS[address]
+    assert lasting(address, ["Stamp"]) == VISITS[address]
 
 
 CHALLENGES = {
@@ -296,6 +360,11 @@ def test_pages_that_turn_robots_away(html):
     assert is_challenge(html) == CHALLENGES[html]
     paging = {"paging": {"kind": "next", "next": "a"}}
     assert not (CHALLENGES[html] and is_end_of_search(html, FIRST_PAGE, site(**paging)))
+
+
+@pytest.mark.parametrize("html", ["<p>Too many requests", "<title>503</title>", "<h1>Bad gateway</h1>"])
+def test_pages_that_ask_to_come_later(html):
+    assert is_busy(html) and not is_busy("<p>No cars found. 503 others near you")
 
 
 NEAREST = {
@@ -355,7 +424,7 @@ def test_cards_without_any_identity_stay_apart():
 def test_a_card_whose_clock_ticks_stays_the_same_card():
     read = site(selectors={"listing": ".card", "photos": "img"})
     card = '<div class="card"><h2>Swift 2015, 4 km away</h2>ends in 1:02:{}, seen {} min ago</div>'
-    keys = [read_card(BeautifulSoup(card.format(*now), "html.parser").div, read)[0] for now in ((59, 3), ("07", 4))]
+    keys = [read_card(BeautifulSoup(card.format(*now), "html.parser").div, read)[1] for now in ((59, 3), ("07", 4))]
     assert keys[0] == keys[1] and keys[0].startswith("Swift 2015, 4 km away")
 
 
@@ -460,7 +529,7 @@ MISTAKES = {
     "a number among texts": ({"paging": {"click": [1]}}, "click in paging is"),
     "replace that is no expression": (
         {"selectors": {"listing": ".card", "photos": "img", "replace": {"(": "x"}}},
-        r"replace '\('",
+        r"'\(' in \[selectors\] is no regular expression",
     ),
     "a certificate that is not there": ({"request": {"ca_file": "none.pem"}}, "ca_file 'none.pem' is not there"),
     "id pattern": (

@@ -1,0 +1,294 @@
+"""When a page may be taken: everything on it was in view once, and nothing new has come for a moment.
+
+This is the one place that decides so. A page is walked through from card to card, as a reader scrolls, because many
+pages give a card its photo only when it comes into view, and some take cards away again that left it. Each card is
+kept as it was when it was complete; those that the page no longer shows in the end are added to its HTML.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+
+from selenium.common.exceptions import NoSuchFrameException, NoSuchWindowException, StaleElementReferenceException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webdriver import WebDriver
+
+from scraper.cards import Cards
+from scraper.pictures import BACKGROUND
+from scraper.site import Site, split_selector
+from scraper.traffic import Traffic
+
+POLL = 0.05  # seconds
+REDRAW = 0.35  # seconds in which a list redraws itself after it was scrolled
+LONGEST_FRAME = 2.0  # seconds; a page that nobody sees is not drawn at all
+MAX_STEPS = 5000  # of a walk through one page
+MAX_ROUNDS = 20  # walks after something came late
+MAX_CLICKS = 3  # on what stands in the way, while it does nothing: a page's scripts may not have begun
+
+PAGE = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+
+
+def script(name: str) -> str:
+    """Return the script that calls a function of page.js in a page."""
+    return f"{PAGE}\nreturn {name}(...arguments);"
+
+
+PRESS, SHOWS, SURVEY = map(script, ("press", "shows", "survey"))
+
+
+class Settling:
+    """The page that a browser shows at `url`, and what is known of its cards; `is_detail`: a listing's own page.
+
+    What may make the site work is done in the context that `permit(url)` returns.
+    """
+
+    def __init__(
+        self,
+        driver: WebDriver,
+        site: Site,
+        url: str,
+        permit: Callable[[str], AbstractContextManager],
+        requests: Traffic,
+        is_detail: bool,
+    ):
+        self.driver, self.site, self.url, self.permit, self.requests = driver, site, url, permit, requests
+        self.paging = site.paging
+        self.odd: str | None = None  # what may be missing, in words
+        if is_detail:
+            self._selector, self._photos = split_selector(site.detail.photos)[0], None
+        else:
+            self._selector, self._photos = site.selectors.listing, split_selector(site.selectors.photos or "")[0]
+        self.cards = Cards(site, is_detail)
+        self.answer: dict = {"serials": [], "inView": [], "alive": True, "ready": False, "ended": False}
+        self.is_in_frame = False
+        self.loads = 0  # times that scrolling or clicking brought new cards
+        self._longest = site.politeness.page_timeout
+        self._again, self._changed_at = False, 0.0
+        self._clicks: dict[str, list[tuple[float, int]]] = {selector: [] for selector in self.paging.click}
+        self._frames_at = 0.0  # when frames were looked into for what is to be clicked
+        self._paid = -1  # requests that had been started at the last permit
+        self._bare_patience = self._longest_for_bare = max(self.paging.settle, self.paging.patience / 2)
+
+    def begin(self) -> None:
+        """Read every card anew, as when an alert box cut an answer off."""
+        self._again, self.is_in_frame = True, False
+        self.driver.switch_to.default_content()
+
+    def survey(self, move: str = "", target: int | None = None) -> str:
+        """Move as page.js knows it, take note of what the page shows, and return what moved."""
+        where = self._selector or "html", self._photos, move, self._again, BACKGROUND, target
+        within, changed_at = 1000 * self.paging.patience, self.cards.changed_at
+        is_new, end = changed_at != self._changed_at, self.paging.end
+        self.answer = self.driver.execute_script(SURVEY, *where, within, is_new, end)
+        self._again, self._changed_at = False, changed_at
+        self.cards.take(self.answer)
+        return self.answer["moved"]
+
+    def until(self, condition: Callable[[], object], seconds: float) -> bool:
+        """Ask for `condition` again and again; tell whether it came true within `seconds`."""
+        end = time.monotonic() + seconds
+        while True:
+            time.sleep(POLL)
+            if condition():
+                return True
+            if time.monotonic() > end:
+                return False
+
+    def shows(self, selector: str | None) -> bool:
+        """Tell whether the page shows a marker; one that is hidden does not count."""
+        return bool(selector) and self.driver.execute_script(SHOWS, selector)
+
+    def find(self, selector: str) -> list:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def at_end(self) -> bool:
+        return self.answer["ended"]
+
+    def is_enough(self, most: int) -> bool:
+        return self.cards.count() >= most or self.loads >= self.paging.max_pages
+
+    def wait_for_first(self) -> None:
+        """Wait until a card or a marker is there; a page that shows neither in time is taken as it is."""
+
+        def is_there() -> bool:
+            self._look_again()
+            is_done = not self.answer["alive"] and self.answer["ready"]
+            return is_done or self.answer["serials"] or self.at_end() or self.shows(self.paging.empty)
+
+        self.until(is_there, self.paging.patience)
+
+    def click_away(self) -> None:
+        """Click what stands in the way: on the page, or in one of its frames, which are looked into less often."""
+        left = [s for s, clicks in self._clicks.items() if len(clicks) < MAX_CLICKS]
+        self._press_each(left)
+        waiting = [selector for selector in left if not self._clicks[selector]]
+        if waiting and not self.is_in_frame and time.monotonic() - self._frames_at > LONGEST_FRAME / 2:
+            self._frames_at = time.monotonic()
+            for frame in self.find("iframe"):
+                # a dialog may take its frame with it
+                with suppress(NoSuchFrameException, NoSuchWindowException, StaleElementReferenceException):
+                    self.driver.switch_to.frame(frame)
+                    self._press_each(waiting)
+                self.driver.switch_to.default_content()
+
+    def _press_each(self, selectors: list[str]) -> None:
+        """Click each once, and again after a second where the whole page is as it was before."""
+        for selector in selectors:
+            clicks = self._clicks[selector]
+            if clicks and time.monotonic() - clicks[-1][0] < 1.0:
+                continue
+            if size := self.driver.execute_script(PRESS, selector, False, clicks[-1][1] if clicks else 0):
+                clicks.append((time.monotonic(), size))
+                self._paid = -1
+
+    def settle_walking(self, most: int) -> None:
+        """Walk to the end of the page and wait there until it has settled; again where cards came meanwhile."""
+        for _ in range(MAX_ROUNDS):
+            self.walk(most)
+            while self.answer["alive"] and not self.is_enough(most) and self.scroll_on(0):
+                self.walk(most)
+            before = len(self.cards.noticed)
+            self._settle()
+            self.cards.keep()
+            if self.loads >= self.paging.max_pages:
+                self.odd = "stopped at paging.max_pages while more cards came"
+            is_new = len(self.cards.noticed) > before
+            if self.is_enough(most) or not is_new and not self._visit_unseen():
+                return
+            if is_new:
+                self.survey("first")
+        self.odd = f"cards kept coming after {MAX_ROUNDS} times through the page"
+
+    def _visit_unseen(self) -> bool:
+        """Bring cards into view that came above where the page stood; tell whether there were any."""
+        count = 0
+        while self.answer["alive"] and (serial := self.cards.take_unseen()) is not None:
+            if self.survey("to", serial):
+                self._redraw()
+                self._look()
+                count += 1
+        return count > 0
+
+    def walk(self, most: int) -> None:
+        """Bring each card and picture into view that was not, from where the page stands downwards."""
+        self._look()
+        for _ in range(MAX_STEPS):
+            is_all_seen = not self.answer["unseen"] and not self.answer["bare"]
+            if is_all_seen or not self.answer["alive"] or self.is_enough(most):
+                return
+            known = len(self.cards.keys)
+            with self._pace(self.answer["unseen"] <= len(self.answer["inView"])):
+                self.survey("on")
+            self._redraw()
+            self._look()
+            self.note_load(known)
+
+    def start_paying(self) -> None:
+        """Take the page itself as permitted; what its scripts ask for from now on costs a turn."""
+        self._paid = self.requests.started()
+
+    def _pace(self, may_load: bool) -> AbstractContextManager:
+        """Return the site's permission for a step near the end of a list, unless none has caused a request lately."""
+        started = self.requests.started()
+        if not may_load or started == self._paid:
+            return nullcontext()
+        self._paid = started
+        return self.permit(self.url)
+
+    def _redraw(self) -> None:
+        """Wait until the page was drawn after it moved, and a moment longer where the last known card is in view."""
+        changed_at, began = self.cards.changed_at, time.monotonic()
+
+        def is_drawn() -> bool:
+            self.survey()
+            more = self.answer["unseen"] or self.answer["bare"] or self.cards.changed_at != changed_at
+            return self.answer["drawn"] and (more or time.monotonic() - began > REDRAW)
+
+        self.until(is_drawn, LONGEST_FRAME)
+
+    def _look(self) -> None:
+        """Wait until each card in view is complete, or nothing has changed for a while; then keep what is there."""
+        began = time.monotonic()
+        while self.cards.is_something_missing() and self.answer["alive"]:
+            if self._is_calm(began, self._bare_patience) or time.monotonic() - began > self._longest:
+                # after each wait in vain a shorter one: cards without a photo are usual here
+                in_vain = self.cards.changed_at < began
+                self._bare_patience = max(2 * POLL, self._bare_patience / 2) if in_vain else self._longest_for_bare
+                break
+            time.sleep(POLL)
+            self._look_again()
+        self.cards.give_up()
+        self.cards.keep()
+
+    def _look_again(self) -> None:
+        self.click_away()
+        self.survey()
+
+    def _settle(self) -> None:
+        """Wait until nothing new has come for the time of `settle`, no script waits for data and no timer is to run."""
+
+        def is_settled() -> bool:
+            self._look_again()
+            return not self.answer["alive"] or self._is_calm(0.0, self.paging.settle)
+
+        if self.answer["alive"] and not self.until(is_settled, self._longest):
+            self.odd = f"still changing after {self._longest:g} s"
+
+    def _is_calm(self, since: float, seconds: float) -> bool:
+        """Tell whether nothing new has come for `seconds`, or for `patience` while something is still on its way.
+
+        Where things come one by one, the pause between the last two tells how long the next may take.
+        """
+        calm = time.monotonic() - max(self.cards.changed_at, since)
+        is_loaded = self.answer["ready"] and not self.requests.are_pending()
+        usual = min(2 * self.cards.pause, self.paging.patience) if not since else 0.0
+        return calm > max(seconds, usual if is_loaded else self.paging.patience)
+
+    def scroll_on(self, patience: float) -> bool:
+        """Scroll beyond the last card and tell whether new ones came, at the bottom within `patience` seconds."""
+        known = len(self.cards.keys)
+        for _ in range(MAX_STEPS):
+            with self._pace(True):
+                moved = self.survey("on")
+            self._redraw()
+            if len(self.cards.keys) > known or self.at_end() or moved != "further":
+                break
+        if patience and not self.has_more(known, patience / 2):
+            # some loaders watch for movement: a step back up before the end is reached again
+            self.survey("back")
+            self._redraw()
+            with self._pace(True):
+                while self.survey("on") == "further":
+                    time.sleep(POLL)
+            self.has_more(known, patience / 2)
+        return self.note_load(known)
+
+    def press(self, selector: str) -> bool:
+        """Click the button that shows more, or others, and tell whether cards came that were not there before."""
+        known = len(self.cards.keys)
+        with self.permit(self.url):
+            if not self.driver.execute_script(PRESS, selector, True):
+                return False
+        came = self.has_more(known, self.paging.patience) and self.note_load(known)
+        if not came and not self.scroll_on(0):  # to where a list draws what it got
+            return False
+        self.survey("first")
+        return True
+
+    def note_load(self, known: int) -> bool:
+        self.loads += len(self.cards.keys) > known
+        return len(self.cards.keys) > known
+
+    def has_more(self, known: int, seconds: float) -> bool:
+        """Tell whether new cards, or the end marker, came within `seconds`, or with an answer that is on its way."""
+        began = time.monotonic()
+
+        def is_over() -> bool:
+            self._look_again()
+            is_there = len(self.cards.keys) > known or self.at_end()
+            return is_there or time.monotonic() - began > seconds and not self.requests.are_pending()
+
+        return self.until(is_over, self._longest) and (len(self.cards.keys) > known or self.at_end())
