@@ -1,9 +1,9 @@
 """How unlike the cars it knows is a photo? A photo check meets what it was not trained on, and should say so.
 
-One figure for each class: how likely a photo shows it, by kernel ridge regression on all photos at hand (the mean of a
-Gaussian process; Rasmussen & Williams 2006, chapter 2). It is 1 near photos of the class, 0 near those of all else
-(other classes, other models, rejected photos: outlier exposure, Hendrycks et al. 2019), and falls to 0 far from all of
-them, where kinds lie that nobody has seen. LOG.md says what else was tried.
+Three measures, added: the distance to the nearest known photos of the class, which also meets kinds that nobody has
+seen (Sun et al. 2022); that of the known cars as a share of the distance to the nearest of all else that is at hand
+(other models, rejected photos: outlier exposure, Hendrycks et al. 2019); and a linear verdict on cars of the classes
+against all else. The last two tell models of the same shape apart. LOG.md says what else was tried.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import numpy as np
 from carspotter_check.rejection import careful_share
 
 OTHER_MODEL = "other model"  # the kind of photos that show a car, but none of the classes
-NEIGHBOURS = 5  # photos whose kind is looked at, to say what a photo resembles
+NEIGHBOURS = 3
 QUANTILES = np.linspace(0, 1, 201)
-STEEPNESS = 0.5  # the kernel is exp(-STEEPNESS) at the median squared distance of two cars of a class
-NOISE = 0.1  # of the targets, where all sides have as many photos; of a side with few photos less
+WEIGHTS = (0.5, 1.0, 1.0)  # of distance, nearness and verdict, each in deviations of good photos
+RIDGE = 3e-4  # of the verdict, as a share of the features' variance
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,15 @@ class Known:
     """Known photos in a model's feature space.
 
     `photos` float32 (N, D), unit vectors, `kinds` (N,): a class number as text, or the kind of what is no class.
-    `weights` float32 (N, classes + 1): what each photo adds to the likeness to each class, and last to all else, times
-    exp(-`steepness` × squared distance). `good` (classes, Q): quantiles of the likeness to their class of good photos,
-    negated, so ascending: the first is for the share 0, the last for 1. `shares` (classes,): the share that is not
-    called unlike.
+    `weights` float32 (D + 1,): of the verdict against the classes, the constant last. `scales` (classes, 3, 2): mean
+    and deviation of the measures on good photos. `good` (classes, Q): quantiles of the sum on good photos, ascending,
+    of which the first is for the share 0, the last for 1. `shares` (classes,): the share that is not called unlike.
     """
 
     photos: np.ndarray
     kinds: np.ndarray
     weights: np.ndarray
-    steepness: float
+    scales: np.ndarray
     good: np.ndarray
     shares: np.ndarray
 
@@ -53,25 +52,24 @@ class Known:
     ) -> Known:
         """Fit on features (N, D) of training photos, of good photos that were not trained on, and of all `others`.
 
-        `labels` are class numbers from 0 on; `kinds` say what each of `others`, of which there may be none, shows. The
-        threshold is a `careful_share`: fewer photos make the check more careful.
+        `labels` are class numbers; `kinds` say what each of `others`, of which there may be none, shows. The threshold
+        is a `careful_share`: fewer photos make the check more careful.
         """
-        training, classes = unit_rows(training), len(np.unique(labels))
+        training = unit_rows(training)
         others = unit_rows(others).reshape(-1, training.shape[1])
         photos, all_kinds = np.concatenate([training, others]), np.r_[labels.astype(str), np.asarray(kinds, dtype=str)]
-        sides = np.r_[labels, np.full(len(others), classes)]
-        squared = 2 - 2.0 * similarity(photos, photos)
-        of_one_class = squared[: len(training), : len(training)][labels[:, np.newaxis] == labels]
-        steepness = STEEPNESS / max(float(np.median(of_one_class)), 1e-6)
-        counts = np.bincount(sides)
-        noise = NOISE * len(counts) * counts[sides] / len(sides)
-        weights = np.linalg.solve(np.exp(-steepness * squared) + np.diag(noise), np.eye(classes + 1)[sides])
-        known, good, shares = cls(photos, all_kinds, np.float32(weights), steepness, np.zeros(0), np.zeros(0)), [], []
-        for number in range(classes):
+        weights = fit_verdict(training, others)
+        classes = np.unique(labels)
+        scales = np.tile([0.0, 1.0], (len(classes), 3, 1))
+        known, good, shares = cls(photos, all_kinds, weights, scales, np.zeros(0), np.zeros(0)), [], []
+        for number in classes:
             rows = validation[validation_labels == number]
             if not len(rows):
                 raise ValueError(f"no validation photo of class number {number}: nothing says how unlike is too unlike")
-            good.append(np.quantile(-known._likeness(unit_rows(rows))[:, number], QUANTILES))
+            measures = known._measure(unit_rows(rows), similarity(unit_rows(rows), photos), number)
+            deviations = measures.std(axis=1)
+            scales[number] = np.column_stack([measures.mean(axis=1), np.where(deviations > 0, deviations, 1.0)])
+            good.append(np.quantile(known._add(measures, number), QUANTILES))
             shares.append(careful_share(len(rows)))
         return replace(known, good=np.array(good), shares=np.array(shares))
 
@@ -79,15 +77,16 @@ class Known:
         """Say how unlike class `number` the features (1, D) of a photo are, and what else they resemble.
 
         Returns the share of good photos that are less unlike, 0 … 1, and the kind of the nearest photos of no class,
-        None where some class is still likelier.
+        None where the classes are still likelier.
         """
         rows = unit_rows(features)
-        likeness = self._likeness(rows)[0]
-        share = float(np.interp(-likeness[number], self.good[number], QUANTILES))
-        if likeness[-1] <= max(*likeness[:-1], 0):
+        near = similarity(rows, self.photos)
+        measures = self._measure(rows, near, number)
+        share = float(np.interp(self._add(measures, number)[0], self.good[number], QUANTILES))
+        if measures[2, 0] <= 0:
             return share, None
-        nearest = np.argsort(-similarity(rows, self.photos)[0, self._of_no_class])[:NEIGHBOURS]
-        names, counts = np.unique(self.kinds[self._of_no_class][nearest], return_counts=True)
+        nearest = np.argsort(np.where(self._numbers < 0, -near[0], 2))[: 2 * NEIGHBOURS - 1]
+        names, counts = np.unique(self.kinds[nearest[self._numbers[nearest] < 0]], return_counts=True)
         return share, str(names[counts.argmax()])
 
     def is_unlike(self, share: float, number: int) -> bool:
@@ -96,7 +95,7 @@ class Known:
 
     def save(self, path: Path) -> None:
         arrays = {"photos": self.photos.astype(np.float16), "kinds": self.kinds, "weights": self.weights}
-        np.savez_compressed(path, **arrays, steepness=self.steepness, good=self.good, shares=self.shares)
+        np.savez_compressed(path, **arrays, scales=self.scales, good=self.good, shares=self.shares)
 
     @classmethod
     def load(cls, path: Path, classes: int) -> Known:
@@ -109,33 +108,69 @@ class Known:
                 known = cls(
                     stored["photos"].astype(np.float32),
                     stored["kinds"],
-                    stored["weights"],
-                    float(stored["steepness"]),
-                    *(stored[name] for name in ("good", "shares")),
+                    *(stored[name] for name in ("weights", "scales", "good", "shares")),
                 )
         except Exception as error:  # zip, zlib, numpy: each has its own
             raise ValueError(f"{path} cannot be read: {str(error)[:100]}; export the run again") from error
-        count = len(known.photos) if known.photos.ndim == 2 else 0
-        shapes = {"kinds": (count,), "weights": (count, classes + 1), "shares": (classes,)}
+        count, width = known.photos.shape if known.photos.ndim == 2 else (0, 0)
+        shapes = {"kinds": (count,), "weights": (width + 1,), "scales": (classes, 3, 2), "shares": (classes,)}
         sound = known.kinds.dtype.kind == "U" and set(map(str, range(classes))) <= set(known.kinds.flat)
         sound = sound and known.good.ndim == 2 and len(known.good) == classes
+        numbers = (known.photos, known.weights, known.scales, known.good, known.shares)
         if not sound or any(getattr(known, name).shape != shape for name, shape in shapes.items()):
             raise ValueError(f"{path} does not fit the model's {classes} classes; export the run again")
-        arrays = (known.photos, known.weights, known.good, known.shares)
-        finite = all(array.dtype.kind == "f" and np.isfinite(array).all() for array in arrays)
-        if not (finite and 0 < known.steepness < np.inf):
-            raise ValueError(f"{path} holds a number that no export writes; export the run again")
+        if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in numbers):
+            raise ValueError(f"{path} holds what is no number; export the run again")
         return known
 
     @cached_property
-    def _of_no_class(self) -> np.ndarray:
-        """Return the places of the photos that are of no class."""
-        return np.flatnonzero(~np.isin(self.kinds, [str(number) for number in range(len(self.shares))]))
+    def _numbers(self) -> np.ndarray:
+        """Return the class number of each photo, −1 where it is of none."""
+        names = [str(number) for number in range(len(self.scales))]
+        return np.array([names.index(kind) if kind in names else -1 for kind in self.kinds])
 
-    def _likeness(self, rows: np.ndarray) -> np.ndarray:
-        """Return how like each class, and last all else, unit vectors (N, D) are: (N, classes + 1)."""
-        kernel = np.exp(-self.steepness * (2 - 2 * similarity(rows, self.photos)))
-        return similarity(kernel, self.weights.T)
+    def _score(self, features: np.ndarray, number: int) -> np.ndarray:
+        rows = unit_rows(features)
+        return self._add(self._measure(rows, similarity(rows, self.photos), number), number)
+
+    def _add(self, measures: np.ndarray, number: int) -> np.ndarray:
+        mean, deviation = self.scales[number].T[:, :, np.newaxis]
+        return WEIGHTS @ ((measures - mean) / deviation)
+
+    def _measure(self, rows: np.ndarray, near: np.ndarray, number: int) -> np.ndarray:
+        """Return how far from class `number`, how near to what is no class, and the verdict against classes: (3, N).
+
+        `rows` (N, D) are unit vectors, `near` (N, photos) their similarity to the known photos.
+        """
+
+        def distance(chosen: np.ndarray) -> np.ndarray:
+            of = near[:, chosen]
+            nearest = of if of.shape[1] <= NEIGHBOURS else np.partition(of, -NEIGHBOURS, axis=1)[:, -NEIGHBOURS:]
+            return np.sqrt(np.maximum(2 - 2 * nearest, 1e-6)).mean(axis=1)
+
+        own, none = distance(self._numbers == number), self._numbers < 0
+        nearness = distance(~none) / distance(none) if none.any() else np.zeros(len(rows))
+        return np.stack([own, nearness, rows @ self.weights[:-1] + self.weights[-1]])
+
+
+def fit_verdict(training: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return weights float32 (D + 1,), the constant last: −1 for training photos (N, D), 1 for all else (M, D).
+
+    Ridge regression in which both sides weigh the same, on features scaled by their deviation among training photos.
+    """
+    width = training.shape[1]
+    if not len(others):
+        return np.zeros(width + 1, np.float32)
+    scale = training.std(axis=0) + 1e-4
+    rows, targets = np.concatenate([training, others]) / scale, np.repeat([-1.0, 1.0], [len(training), len(others)])
+    share = np.repeat([0.5 / len(training), 0.5 / len(others)], [len(training), len(others)])
+    centre = share @ rows
+    rows, root = rows - centre, np.sqrt(share)[:, np.newaxis]
+    rows = (rows * root).astype(np.float64)
+    # Solved for the photos, which are some thousands at most, however many features there are.
+    dual = np.linalg.solve(rows @ rows.T + RIDGE * width * np.eye(len(rows)), targets * root[:, 0])
+    weights = rows.T @ dual
+    return np.float32(np.r_[weights / scale, -weights @ centre])
 
 
 def measure_kinds(
@@ -155,9 +190,11 @@ def measure_kinds(
 
     def flagged(examples: np.ndarray, judged: np.ndarray) -> float:
         known = Known.fit(training, labels, validation, validation_labels, others[examples], kinds[examples])
-        rows = unit_rows(others[judged])
-        limits = [np.interp(share, QUANTILES, good) for share, good in zip(known.shares, known.good, strict=True)]
-        return float((-known._likeness(rows)[:, :-1] > limits).all(axis=1).mean())
+        rows = others[judged]
+        passed = [
+            known._score(rows, n) <= np.interp(known.shares[n], QUANTILES, known.good[n]) for n in np.unique(labels)
+        ]
+        return float(1 - np.any(passed, axis=0).mean())
 
     found = {}
     for kind in np.unique(kinds):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 RISK = 0.01  # at most this share of the answers is wrong
 TOLERANCE = 1e-6
-FLAGGED = 0.05  # of good photos, and of good listings, at most this share is called unlike; with few of them more
+FLAGGED = 0.06  # of good photos, and of good listings, at most this share is called unlike; with few of them more
 UNLUCKY = 0.05  # chance that even so more are
 LISTINGS_NEEDED = 20  # with two photos or more, to fit their correlation; from fewer, chance decides
 
