@@ -21,7 +21,7 @@ help:  ## say what can be made
 
 setup: $(INSTALLED) browser  ## make .venv and install everything (4 GB, two to four minutes), find or install Chromium
 
-setup-light: $(VENV)/.light browser  ## Keras only, without PyTorch and Ray (1.7 GB): enough for the demo and notebooks 01 to 08
+setup-light: $(VENV)/.light browser  ## Keras only, without PyTorch and Ray (2.3 GB): enough for the demo and notebooks 01 to 08
 
 $(VENV)/bin/python:
 	@$(SYSTEM_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -36,7 +36,7 @@ $(INSTALLED): requirements.txt pyproject.toml | $(VENV)/bin/python
 
 # On Linux the build of TensorFlow without GPU code is half as large.
 $(VENV)/.light: requirements.txt pyproject.toml | $(VENV)/bin/python
-	@echo "Installing Keras, the notebooks and the photo check into $(VENV): 1.7 GB, one to two minutes on a fast line"
+	@echo "Installing Keras, the notebooks and the photo check into $(VENV): 2.3 GB, one to four minutes on a fast line"
 	@sed -e '/setup-light. stops here/,$$d' requirements.txt > $(VENV)/light.txt
 	@if [ "$$(uname -sm)" = "Linux x86_64" ]; then sed -i 's/^tensorflow==/tensorflow-cpu==/' $(VENV)/light.txt; fi
 	$(PIP) install --progress-bar off -r $(VENV)/light.txt
