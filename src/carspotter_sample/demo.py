@@ -23,8 +23,8 @@ from carspotter_check.photo_check import PhotoCheck
 
 from .site import ARCHIVE, MODEL_NAMES, SampleSite, read_listings
 
-EPOCHS = 34
-MINUTES, MATRIX_SECONDS = 4.5, 0.1  # the demo's, and those of `_minutes_here`, on one and the same machine
+EPOCHS = 28
+MINUTES, MATRIX_SECONDS = 4.0, 0.1  # the demo's, and those of `_minutes_here`, on one and the same machine
 QUESTIONS = (  # what a photo shows, the ad's claim, and where the archive has one: folder, kind, model, view
     ("a Swift", "swift", "sample", "car", "swift", "left"),
     ("a WagonR", "swift", "sample", "car", "wagonr", "front_left"),
