@@ -1,7 +1,7 @@
 """When a page may be taken: everything on it was in view once, and nothing new has come for a moment.
 
 This is the one place that decides so. A page is walked through from card to card, as a reader scrolls, because many
-pages give a card its photo only when it comes into view, and some take cards away again that left it. Each card is
+pages give a card its photo only when it comes into view, and some remove cards that have left it. Each card is
 kept as it was when it was complete; those that the page no longer shows in the end are added to its HTML.
 """
 

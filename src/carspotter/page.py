@@ -21,7 +21,8 @@ def write_page(path: Path, title: str, lead: str, body: str) -> Path:
 
 def section(title: str, body: str, anchor: str = "") -> str:
     """Return a framed part of a page; `title` is plain text, `body` is HTML, `anchor` what a link may name."""
-    return f'<section id="{anchor}"><h2>{html.escape(title)}</h2>{body}</section>'
+    name = f' id="{anchor}"' if anchor else ""
+    return f"<section{name}><h2>{html.escape(title)}</h2>{body}</section>"
 
 
 def figure(photo: Path | bytes, caption: str, side: int = 240) -> str:

@@ -1,4 +1,4 @@
-"""Sites on which the scraper lost photos without a word, made after public reports; see `reported_sites`."""
+"""Sites on which the scraper lost photos without saying so, made after public reports; see `reported_sites`."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ def in_memory(path: str, query: dict, count: int) -> str:
 
 
 def before(path: str, query: dict, count: int) -> str:
-    """Style sheets give the pictures to what stands before each card's content."""
+    """A style sheet sets the picture on the ::before element of each card."""
     rule = ".p{0}::before {{content: ''; display: block; height: 100px; background: url(/photos/{0}.jpg)}}"
     cards = "".join(card(n, f"<div class='pic p{n}'></div>") for n in range(6))
     return f"<style>{''.join(map(rule.format, range(6)))}</style>{cards}<script></script>"
