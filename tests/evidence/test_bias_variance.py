@@ -100,6 +100,14 @@ def test_overfitting_starts_where_validation_loss_turns_while_training_loss_fall
     assert overfitting_start(history(turning[:3])) is None
 
 
+def test_a_rise_in_the_last_epochs_is_no_overfitting_yet():
+    epochs = np.arange(1, 101)
+    noise = np.random.default_rng(3).normal(0, 0.005, 100)
+    late = 0.3 + np.exp(-epochs / 10) + np.maximum(0, epochs - 95) * 0.02 + noise
+    assert overfitting_start(history(late)) is None
+    assert 85 <= overfitting_start(history(np.r_[late, late[-1] + 0.02 * np.arange(10)])) <= 95
+
+
 @pytest.mark.parametrize(
     ("training", "validation", "says"),
     [

@@ -81,8 +81,8 @@ def overfitting_start(history: pd.DataFrame) -> int | None:
     """Return the epoch from which validation loss rises for good while training loss falls, or None.
 
     `history`: table with epoch, train_loss, validation_loss. Losses are smoothed by a running median over five
-    epochs. A rise counts when the last smoothed loss lies above the lowest by more than twice the spread of what the
-    smoothing removed, measured by the median, so that a few spikes, or the rise itself, do not hide it.
+    epochs. A rise counts when each of the last ten smoothed losses lies above the lowest by more than twice the spread
+    of what the smoothing removed, measured by the median, so that a few spikes, or the rise itself, do not hide it.
 
     Method: early stopping read backwards, Prechelt 1998, "Early stopping, but when?".
     """
@@ -92,7 +92,7 @@ def overfitting_start(history: pd.DataFrame) -> int | None:
     training, validation = smooth["train_loss"].to_numpy(), smooth["validation_loss"].to_numpy()
     noise = 1.4826 * float(np.median(np.abs(history["validation_loss"].to_numpy() - validation)))
     lowest = int(validation.argmin())
-    rises = validation[-1] > validation[lowest] + 2 * noise and training[-1] < training[lowest]
+    rises = (validation[-2 * WINDOW :] > validation[lowest] + 2 * noise).all() and training[-1] < training[lowest]
     return int(history["epoch"].iloc[lowest]) if rises else None
 
 
