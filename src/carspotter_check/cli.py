@@ -68,41 +68,34 @@ def check_photos(options) -> int:
 
     if bool(options.photos) == bool(options.listing):
         raise ValueError("name photos, or one --listing")
-    cars = read_listings(options.listing) if options.listing else []
-    files = list(photos_in(options.photos))
+    asked = [(None, [photo], options.claim) for photo in photos_in(options.photos)]
+    if options.listing:
+        asked = [(name, photos, claim or options.claim) for name, photos, claim in read_listings(options.listing)]
     check = _load(options)
-    rows = csv.writer(sys.stdout, lineterminator="\n") if options.csv else None
-    total = len(files) + sum(len(photos) for _, photos, _ in cars)
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    total = sum(len(photos) for _, photos, _ in asked)
     with progress_bar(total, "check", "photos", shown=total > 20) as progress:
-
-        def judge(photos: list[Path], claim: str | None) -> list:
+        for number, (listing, photos, claim) in enumerate(asked):
             answers = [check.check(photo, claim) for photo in photos]
             progress.update(len(photos))
-            return answers
-
-        def judge_all():
-            """Yield the listing's name, if it is one, with the answer."""
-            for file in files:
-                yield {}, judge([file], options.claim)[0]
-            for name, photos, claim in cars:
-                claim = claim or options.claim
-                yield {"listing": name}, combine(check, judge(photos, claim), claim)
-
-        for number, (name, answer) in enumerate(judge_all()):
-            facts = name | asdict(answer)
+            answer = answers[0] if listing is None else combine(check, answers, claim)
+            name = {} if listing is None else {"listing": listing}
             if options.json:
-                print(json.dumps(facts), flush=True)
-            elif rows:
-                facts.pop("answers", None)
-                shares = {f"p_{label}": share for label, share in (facts.pop("probabilities", None) or {}).items()}
-                facts |= {f"p_{label}": shares.get(f"p_{label}") for label in check.class_names} if not cars else {}
-                facts = {key: "; ".join(value) if isinstance(value, list) else value for key, value in facts.items()}
-                if number == 0:
-                    rows.writerow(facts)
-                rows.writerow(facts.values())
+                print(json.dumps(name | asdict(answer)), flush=True)
+            elif options.csv:
+                row = name | _row(asdict(answer), check.class_names)
+                rows.writerows([row, row.values()] if number == 0 else [row.values()])
             else:
-                print(*name.values(), answer, sep=": " if name else "", flush=True)
+                print(*name.values(), answer, sep=": ", flush=True)
     return 0
+
+
+def _row(facts: dict, class_names: list[str]) -> dict:
+    """Return the cells of an answer's row in a table: of one photo a column per class, of a listing none."""
+    if facts.pop("answers", None) is None:
+        shares = facts.pop("probabilities")
+        facts |= {f"p_{label}": shares.get(label) for label in class_names}
+    return {key: "; ".join(value) if isinstance(value, list) else value for key, value in facts.items()}
 
 
 def _load(options):

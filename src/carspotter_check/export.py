@@ -100,7 +100,8 @@ def export_run(
         groups = read_groups(study, photos)
         rejection = Rejection.fit(plain, labels, groups, risk, answerable)
         listing = ListingRule.fit(plain, labels, groups, rejection, answerable, unlike)
-        rejection = rejection.with_limits_of(images, _smallest_side(study, run))
+        smallest = _training_photos(study, run)[["width", "height"]].min(axis=None)
+        rejection = rejection.with_limits_of(images, int(smallest))
         views = "; a prediction is the mean of the photo's and its mirror image's" * experiment.average_mirror_images
         manifest = {
             "run": run.id,
@@ -194,11 +195,6 @@ def _training_photos(study: Study, run: store.Run) -> pd.DataFrame:
     splits = read_splits(study)
     training = splits[(splits["split"] == "train") & splits["label"].isin(run.class_names)].sort_values("sha256")
     return training.merge(read_photos(study.data).drop(columns="label"), on="sha256")
-
-
-def _smallest_side(study: Study, run: store.Run) -> int:
-    """Return the shorter side of the smallest photo that training saw, in pixels."""
-    return int(_training_photos(study, run)[["width", "height"]].min(axis=1).min())
 
 
 def _write_model(run: store.Run, model: Any, experiment, to: str, path: Path) -> Predict:

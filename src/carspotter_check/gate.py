@@ -99,15 +99,15 @@ class Gate:
         except ClientDisconnect:
             pass  # 499, as nginx calls it: nobody is there to hear more
         except Refused as refusal:
-            await _error(request_id, refusal.status, refusal.sentence)(scope, receive, answer)
+            await say_error(request_id, refusal.status, refusal.sentence)(scope, receive, answer)
         except asyncio.CancelledError:
             if facts["status"] == 499:
-                await _error(request_id, 503, "the server is stopping; try again")(scope, receive, answer)
+                await say_error(request_id, 503, "the server is stopping; try again")(scope, receive, answer)
         except Exception:
             log.exception(json.dumps({"request_id": request_id, "event": "failed"}))
             if facts["status"] == 499:
                 sentence = "the check failed; this is our fault, not the photo's"
-                await _error(request_id, 500, sentence)(scope, receive, answer)
+                await say_error(request_id, 500, sentence)(scope, receive, answer)
         finally:
             facts["ms"] = round(1000 * (time.perf_counter() - started), 1)
             self.metrics.count(facts)
@@ -304,5 +304,5 @@ class OnceAMinute(logging.Filter):
 rare = logging.getLogger("carspotter.server.connections")
 
 
-def _error(request_id: str, status: int, sentence: str) -> JSONResponse:
+def say_error(request_id: str, status: int, sentence: str) -> JSONResponse:
     return JSONResponse({"error": sentence, "request_id": request_id}, status)

@@ -31,7 +31,7 @@ from starlette.middleware.cors import CORSMiddleware
 from carspotter import __version__
 from carspotter.photos.decoding import UnreadablePhoto, is_plain
 from carspotter_check.explain import occlusion_covers, occlusion_heat
-from carspotter_check.gate import Gate, Limits, OnceAMinute, bounded_protocol, rare, read_form
+from carspotter_check.gate import Gate, Limits, OnceAMinute, bounded_protocol, rare, read_form, say_error
 from carspotter_check.listing import ListingAnswer, combine
 from carspotter_check.photo_check import Answer, PhotoCheck
 from carspotter_check.workers import Refused, Workers, usable_cores
@@ -268,11 +268,12 @@ def create_app(
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused):
-        return _error(request, error.status, error.sentence)
+        return say_error(request.scope["facts"]["request_id"], error.status, error.sentence)
 
     @app.exception_handler(HTTPException)
     async def wrong(request: Request, error: HTTPException):
-        return _error(request, error.status_code, f"{error.detail}: {request.method} {request.url.path}")
+        sentence = f"{error.detail}: {request.method} {request.url.path}"
+        return say_error(request.scope["facts"]["request_id"], error.status_code, sentence)
 
     return Gate(app, limits, (workers, hard), metrics, root_path)
 
@@ -369,7 +370,3 @@ def _serve_file(path: Path):
         return FileResponse(path)
 
     return file
-
-
-def _error(request: Request, status: int, sentence: str) -> JSONResponse:
-    return JSONResponse({"error": sentence, "request_id": request.scope["facts"]["request_id"]}, status)

@@ -485,3 +485,18 @@ def test_where_a_study_has_no_run_the_shipped_model_answers_and_says_so(tmp_path
     assert json.loads(answered.out)["photo"] == "photo.png"
     assert "unheard_of" in answered.err and "comes with Carspotter" in answered.err
     assert main([*asked, "--run", "this_one"]) == 2  # who names a run gets that one or an error
+
+
+def test_the_command_answers_in_lines_and_in_tables_by_photo_and_by_car(tmp_path, capsys):
+    bundle = str(write_bundle(tmp_path / "bundle"))
+    for name in ("one/a.png", "one/b.png", "two/c.png"):
+        (tmp_path / "cars" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cars" / name).write_bytes(as_png(noise()))
+    asked = ["check", "--model", bundle, "--claim", "wagonr"]
+    by_car = [*asked, "--listing", str(tmp_path / "cars")]
+    assert main([*asked, str(tmp_path / "cars"), "--csv"]) == main(by_car) == main([*by_car, "--csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    header = "photo,verdict,label,reason,decided_by,run,version,unlike,p_swift,p_wagonr"
+    assert lines[0] == header and lines[1].startswith("a.png,match,wagonr,") and len(lines) == 9
+    assert lines[4].startswith("one: match: 2 of 2 photos look like wagonr") and lines[5].startswith("two: match: ")
+    assert lines[6] == "listing,verdict,label,probability,decided,unusable,reason" and "a.png; b.png" in lines[7]
