@@ -1,7 +1,6 @@
-"""Draws one affine and one colour change per photo, in numpy, for all frameworks.
+"""Draw one affine and one colour change per photo, in numpy, for all frameworks.
 
-The draws are made here and only here; Keras, PyTorch and TensorFlow apply the same matrices, so that one seed gives
-the same augmented photos in all three. `warp_images` is the plain reference for tests and figures.
+Keras, PyTorch and TensorFlow apply the same matrices, so that one seed gives the same augmented photos in all three.
 """
 
 from dataclasses import dataclass
@@ -44,10 +43,10 @@ def draw_affine(
     size: int,
     ranges: AugmentationRanges = RANGES["original"],
 ) -> np.ndarray:
-    """Draw one geometric change per photo: float64, (count, 3, 3), output pixel (x, y, 1) -> input pixel.
+    """Draw one geometric change per photo: float64 (count, 3, 3), output pixel (x, y, 1) -> input pixel.
 
-    Pixel centres lie at whole numbers, 0 … size - 1, x to the right and y down; the change turns about the centre
-    (size - 1) / 2. Order as in Keras' ImageDataGenerator: rotation · shift · shear · zoom, then the mirror image.
+    Pixel centres lie at 0 … size - 1, x to the right and y down; the change turns about the centre. Order as in Keras'
+    ImageDataGenerator: rotation · shift · shear · zoom, then the mirror image.
     """
     # One row of draws per photo: the first n photos are the same whatever the batch size.
     draws = rng.random((count, 7))
@@ -76,9 +75,9 @@ def draw_affine(
 
 
 def draw_colours(rng: np.random.Generator, count: int, ranges: AugmentationRanges) -> np.ndarray:
-    """Draw one colour change per photo: float64, (count, 3, 4), to be multiplied with (R, G, B, 1), values 0 … 1.
+    """Draw one colour change per photo: float64 (count, 3, 4), to be multiplied with (R, G, B, 1), values 0 … 1.
 
-    Saturation, then contrast, then brightness, fused into one matrix; the caller clips to 0 … 1.
+    Saturation, then contrast, then brightness in one matrix; the caller clips to 0 … 1.
     """
     draws = 2 * rng.random((count, 3)) - 1
     saturation = 1 + ranges.saturation * draws[:, 0, None, None]
@@ -93,8 +92,7 @@ def draw_colours(rng: np.random.Generator, count: int, ranges: AugmentationRange
 def warp_images(images: np.ndarray, matrices: np.ndarray) -> np.ndarray:
     """Apply `draw_affine` matrices (N, 3, 3) to images (N, S, S, 3); return float32, same shape and scale.
 
-    Bilinear; the nearest border pixel repeats. The reference for the frameworks' own warps and enough for a figure;
-    not fast.
+    Bilinear; the nearest border pixel repeats. The reference for the frameworks' own warps; not fast.
     """
     count, height, width, _ = images.shape
     y, x = np.mgrid[0:height, 0:width]

@@ -32,7 +32,7 @@ def in_threads(
 ) -> Iterator[T]:
     """Yield the function's result of each item, in order, from WORKERS threads that work a few items ahead.
 
-    With `batch`, the function gets so many items at a time. `what` and `unit` as in `progress_bar`.
+    With `batch`, the function gets that many items at a time. `what` and `unit` as in `progress_bar`.
     """
     parts = items if batch is None else [items[start : start + batch] for start in range(0, len(items), batch)]
     waiting: deque[tuple[int, Future]] = deque()
@@ -56,18 +56,16 @@ def in_threads(
 
 
 def decode_image(source: Path | bytes | BinaryIO, size: int, verify: bool = True) -> np.ndarray:
-    """Decode a photo to the pixels every model sees: uint8, (size, size, 3), RGB.
+    """Decode a photo to the pixels every model sees: uint8 (size, size, 3), RGB.
 
-    EXIF orientation, RGB, first frame, squashed to the square with an antialiased bilinear filter (no cropping, no
-    padding). A JPEG is decoded at the coarsest of 1/1, 1/2, 1/4, 1/8 that leaves `size` pixels on each side: more than
-    twice as quick for 640×480 at 150 px, and 0.8 of 255 levels apart on average. `verify`: refuse a JPEG of which
-    pixels are missing, see `decoding.decode`. Raises UnreadablePhoto.
+    Squashed to the square with an antialiased bilinear filter; a JPEG is decoded at the coarsest scale that leaves
+    `size` pixels on each side. `verify` as in `decoding.decode`. Raises UnreadablePhoto.
     """
     return np.asarray(decode(source, at_least=-(-size // 2), square=size, verify=verify)[0])
 
 
 def thumbnail(source: Path | bytes, side: int) -> Image.Image:
-    """Return a small copy of a photo, its longer side `side` pixels at most; grey where it cannot be decoded."""
+    """Return a copy of a photo whose longer side is at most `side` pixels; grey where it cannot be decoded."""
     try:
         image = decode(source, at_least=side // 2, verify=False)[0]
     except (UnreadablePhoto, OSError):
@@ -77,11 +75,10 @@ def thumbnail(source: Path | bytes, side: int) -> Image.Image:
 
 
 def load_images(data: Path, photos: pd.DataFrame, size: int, show_progress: bool = True) -> np.ndarray:
-    """Return the images of `photos` (columns sha256 and path, in the wanted order) as uint8, (N, size, size, 3).
+    """Return the images of `photos` (columns sha256 and path, in that order) as uint8 (N, size, size, 3).
 
-    They are decoded once, into `data/images/<digest>.npy`, and memory-mapped read-only; the digest covers the ordered
-    hashes, the size and PREPROCESSING. Memory stays flat; a killed call leaves nothing that a later one would trust.
-    Raises UnreadablePhoto, and FileNotFoundError for a photo that is not on this machine.
+    They are decoded once, into `data/images/<digest>.npy`, and memory-mapped; the digest covers the ordered hashes, the
+    size and PREPROCESSING. Raises UnreadablePhoto, and FileNotFoundError for a photo that is not on this machine.
     """
     digest = hashlib.sha256(
         "\n".join([PREPROCESSING, str(size), *photos["sha256"]]).encode(),

@@ -1,4 +1,4 @@
-"""Import a folder of photos, one sub-folder per class; what is left out, questioned or overridden is said."""
+"""Import a folder of photos, one sub-folder per class."""
 
 import hashlib
 from collections import defaultdict
@@ -20,10 +20,9 @@ from carspotter.photos.table import read_forgotten, standing_claims
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did.
+    """What an import did: new, known and refused files per label, and what was refused (file, reason).
 
-    `photos` counts new, known and refused files per label; `refused` has the columns file and reason; `with_listing`,
-    `without` and `groups` count the photos of the folder, before near-duplicates are searched; `notes` are sentences.
+    `with_listing`, `without` and `groups` count the photos of the folder before near-duplicates are searched.
     """
 
     photos: pd.DataFrame
@@ -57,16 +56,14 @@ def import_folder(
     ignore_split: bool = False,
     replace_all: bool = False,
 ) -> ImportReport:
-    """Copy the photos of FOLDER/<class>/… into `data/raw/<site>/` and journal what became of every file.
+    """Copy the photos of FOLDER/<class>/… into `data/raw/<site>/` and journal the outcome of every file.
 
     FOLDER/listings.csv (columns file, listing, city) says which photos show one car; else, by `listing_from`, the
-    sub-folder of a class does ("folder"), or a name <listing>__<number>.<ext> ("name"), in this order ("auto"), or
-    nothing ("none"). `rejects`: a folder of unusable photos; `others`: one of other models, with or without sub-folders
-    per model; folders named as in UNUSABLE_FOLDERS and OTHER_FOLDERS beside the classes are taken as such.
-    `ignore_split`: pool FOLDER/{train,val,test}/<class>. The folder's present state wins for the photos in it: earlier
-    labels and listings of theirs are withdrawn; with `replace_all`, so are photos that are no longer there. Importing
-    again adds nothing; a killed import goes on where it stopped; two processes wait for each other. Raises
-    FileNotFoundError for a missing folder, ValueError for one that cannot be understood.
+    sub-folder of a class ("folder"), a name <listing>__<number>.<ext> ("name"), either ("auto") or nothing ("none").
+    `rejects` and `others`: folders of unusable photos and of other models. `ignore_split`: pool
+    FOLDER/{train,val,test}/<class>. Earlier labels and listings of photos in the folder are replaced; `replace_all`
+    also withdraws photos that are no longer there. Importing again adds nothing; a killed import goes on where it
+    stopped.
     """
     data = Path(data)
     found = find_files(
@@ -121,7 +118,7 @@ def import_folder(
 
 
 def _content(line: dict) -> tuple:
-    """Return what makes a journal line the same as an earlier one: everything but the time."""
+    """Return all of a journal line but its time."""
     return tuple(line.get(key) for key in ("url", "sha256", "reason", "label", "kind", "listing", "city"))
 
 
@@ -203,7 +200,7 @@ def _read(store: Path, forgotten: set[str], job: Job) -> dict:
 
 
 def _store(file: Path, site_folder: Path, forgotten: set[str]) -> dict:
-    """Verify a photo by decoding it and keep its bytes, written under another name first. Raises UnreadablePhoto."""
+    """Verify a photo by decoding it and keep its bytes."""
     photo, sha256, facts = read_photo(file)
     if sha256 in forgotten:
         raise UnreadablePhoto(file.name, "forgotten on request; its hash is a tombstone")
@@ -216,10 +213,7 @@ def _store(file: Path, site_folder: Path, forgotten: set[str]) -> dict:
 
 
 def read_photo(file: Path) -> tuple[bytes, str, Facts]:
-    """Return a photo's bytes, their SHA-256 and its facts; it is decoded, to see that it is whole.
-
-    Raises UnreadablePhoto, also for a file that may not be read.
-    """
+    """Return a photo's bytes, their SHA-256 and its facts. Raises UnreadablePhoto unless it can be decoded whole."""
     try:
         with open(file, "rb") as content:
             photo = content.read(LIMITS.bytes + 1)  # one more than `inspect` allows

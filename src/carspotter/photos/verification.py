@@ -15,7 +15,7 @@ from carspotter.photos.table import kind_of, read_curation, read_photos, read_ta
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What `verify_split` found: photos by label and split, and the problems, none of them if all is well."""
+    """Photos by label and split, and the problems found, none if all is well."""
 
     version: str
     counts: pd.DataFrame
@@ -37,11 +37,10 @@ class SplitReport:
 
 
 def verify_split(study: Study, show_progress: bool = True) -> SplitReport:
-    """Check that nothing crosses the sides of a written split; what shows one car is searched anew in the pixels.
+    """Check that nothing crosses the sides of a written split; photos of one car are searched anew in the pixels.
 
-    Also checks that the sealed file covers exactly the test and shifted photos, that no sealed label is in
-    `splits.csv`, that all labels, the sealed ones too, are those of the curation, that no photo was rejected since, and
-    that the file is the one that `split` wrote. Prints no label. Raises FileNotFoundError when there is no split.
+    Also checks that the file is the one `split` wrote, that labels are those of the curation, and that the sealed file
+    covers exactly the test and shifted photos. Prints no label.
     """
     splits = read_splits(study)
     photos = read_photos(study.data)
@@ -95,7 +94,7 @@ def verify_split(study: Study, show_progress: bool = True) -> SplitReport:
 
 
 def _check_labels(study: Study, active: pd.DataFrame, curation: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Return problems and notes about the labels of a split, without saying any: only photos are counted."""
+    """Return problems and notes about the labels of a split, without naming any label."""
     problems, notes = [], []
     hidden = active["split"].isin(SEALED)
     if (active.loc[hidden, "label"] != "").any():
