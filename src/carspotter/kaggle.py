@@ -1,8 +1,7 @@
-"""Fetch a data set from Kaggle and take over its published split; open a study on the data that Kaggle mounts.
+"""Fetch a data set from Kaggle with its published split; open a study on the data that Kaggle mounts.
 
-The traffic is that of Kaggle's own client in a process of its own: it knows every kind of credentials, resumes
-downloads, and can be ended when it hangs. What is published as train, validation and test lies in `data/raw/` as the
-sites kaggle-train and so on, so that the journal remembers it.
+All traffic is that of Kaggle's own client, in a process that can be ended. The published parts lie in `data/raw/` as
+the sites kaggle-train and so on.
 """
 
 import importlib.util
@@ -40,7 +39,7 @@ REFUSALS = {
 
 
 class KaggleRefused(RuntimeError):
-    """Kaggle cannot be reached or says no; the message says why and what to do. `passing`: later may be better."""
+    """Kaggle cannot be reached or refuses; the message says why and what to do. `passing`: later may be better."""
 
     def __init__(self, message: str, passing: bool = False):
         super().__init__(message)
@@ -49,11 +48,10 @@ class KaggleRefused(RuntimeError):
 
 @dataclass(frozen=True)
 class PublishedSplit:
-    """What a fetch found.
+    """What a fetch found: photos by label and published part, refused files, and the split taken over.
 
-    `counts`: photos by label and published part. `refused`: file and reason. `crossing`: one row per photo that shows
-    the same shot as one in another part: sha256, published (its parts), duplicate_cluster, split (what became of it).
-    `taken_over` is False where the study had a split before, which then stays.
+    `crossing`: one row per photo that shows the same shot as one in another part: sha256, published (its parts),
+    duplicate_cluster, split. `taken_over` is False where the study had a split before, which then stays.
     """
 
     study: str
@@ -91,11 +89,9 @@ def fetch(
 ) -> PublishedSplit:
     """Bring a data set laid out {train,validation,test}/<class>/ into `study.data`, with its split as the study's.
 
-    Its photos come from `source` (a folder or a zip file), else from where Kaggle mounts it, else over the net within
-    `minutes`; killed and called again, it goes on. Copies of a shot in two parts would let the model meet a car again
-    in the test: only those in the part that is asked most stay (test, then validation). Raises KaggleRefused when the
-    service does, ValueError for another layout or photos of these classes from elsewhere, FileNotFoundError for a
-    missing source.
+    Its photos come from `source` (a folder or a zip file), else from where Kaggle mounts it, else from the net within
+    `minutes`. Of copies of a shot in several parts only those in the test, else validation, part stay. Raises
+    KaggleRefused when the service refuses, ValueError for another layout or photos of these classes from elsewhere.
     """
     owner, separator, slug = dataset.partition("/")
     if not separator or not re.fullmatch(r"\w[\w-]*", owner) or not re.fullmatch(r"\w[\w-]*", slug):
@@ -115,9 +111,8 @@ def fetch(
 def open_study(name: str) -> Study:
     """Return the study that a notebook works on, with its photos in place.
 
-    On Kaggle that is `name` where its archive is attached, else the original's data set; the recorded runs that come
-    with the wheel are copied to where runs are recorded. Raises FileNotFoundError, with what to attach, where there are
-    no photos.
+    On Kaggle that is `name` where its archive is attached, else the original's data set; recorded runs attached with
+    the wheel are copied. Raises FileNotFoundError, with what to attach, where there are no photos.
     """
     study = Study.open(name)
     if not kaggle():
@@ -144,10 +139,7 @@ def open_study(name: str) -> Study:
 
 
 def download(data: Path, dataset: str, minutes: float, pauses: Sequence[float]) -> Path:
-    """Download a data set and return its zip file; goes on with what was cut off, and asks nothing twice.
-
-    Raises KaggleRefused when the service does, or without its client.
-    """
+    """Download a data set, going on with what was cut off, and return its zip file. Raises KaggleRefused."""
     if importlib.util.find_spec("kaggle") is None:
         raise KaggleRefused(f"Kaggle's client is missing: pip install 'carspotter[kaggle]'. {_by_hand(dataset)}")
     folder = Path(data) / "kaggle"
@@ -171,9 +163,10 @@ def download(data: Path, dataset: str, minutes: float, pauses: Sequence[float]) 
 
 
 def run_client(arguments: Iterable[str], about: str, seconds: float) -> str:
-    """Run Kaggle's client, for so long at most; return what it printed. `about`: the data set or notebook in question.
+    """Run Kaggle's client, for `seconds` at most; return what it printed. `about`: the data set or notebook in
+    question.
 
-    Raises KaggleRefused, in words that help, when the client fails or says that it failed.
+    Raises KaggleRefused when the client fails or says that it failed.
     """
     command = [sys.executable, "-m", "kaggle", *arguments]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": seconds}
@@ -191,7 +184,7 @@ def run_client(arguments: Iterable[str], about: str, seconds: float) -> str:
 
 
 def _explain(about: str, text: str) -> KaggleRefused:
-    """Turn what the client printed into one sentence that helps."""
+    """Turn what the client printed into one helpful sentence."""
     line = (text.strip().splitlines() or ["it said nothing"])[-1].strip()
     said = re.search(r"\b([45]\d\d) (?:Client|Server) Error", text)
     status = int(said[1]) if said else 0
@@ -245,7 +238,7 @@ def _import_parts(study: Study, folder: Path, show_progress: bool) -> pd.DataFra
 
 
 def _refuse_mixture(study: Study, labels: set[str]) -> None:
-    """A later split would add photos of other sites to the study: rendered cars to real ones, say."""
+    """Refuse photos of these labels from other sites, which a later split would add to the study."""
     if not list(study.raw.glob("*/journal.jsonl")):
         return
     photos = read_photos(study.data)

@@ -16,9 +16,8 @@ KAGGLE = Path("/kaggle")  # /kaggle/input/ is read-only; a notebook starts in /k
 def home() -> Path:
     """Return the folder that holds `data/` and `results/`.
 
-    `CARSPOTTER_HOME` when set; else the nearest folder, from the working folder upwards, that is a Carspotter
-    checkout; else Kaggle's working folder in a Kaggle notebook; else the working folder. A notebook in `notebooks/`
-    therefore finds the repository's data, and `make demo` can send everything into `demo/`.
+    That is `CARSPOTTER_HOME` when set; else the nearest Carspotter checkout from the working folder upwards; else
+    Kaggle's working folder in a Kaggle notebook; else the working folder.
     """
     if chosen := os.environ.get("CARSPOTTER_HOME"):
         return Path(chosen).resolve()
@@ -39,10 +38,7 @@ def kaggle() -> Path | None:
 
 
 def checkout() -> Path:
-    """Return the repository's folder, which holds the notebooks and the scraper.
-
-    Raises FileNotFoundError when the package is installed without one, as from a wheel.
-    """
+    """Return the repository's folder. Raises FileNotFoundError when the package is installed from a wheel."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / "notebooks").is_dir():
         raise FileNotFoundError(
@@ -63,7 +59,7 @@ def git(folder: Path, *arguments: str) -> str:
 def find_archive(data: Path) -> Path | None:
     """Return the archive whose photos belong into the folder `data`, or None.
 
-    It is `<data>.zip` beside the folder; on Kaggle the data set `carspotter-<name>`, which Kaggle may have unzipped.
+    It is `<data>.zip` beside the folder; on Kaggle the data set `carspotter-<name>`, perhaps unzipped.
     """
     beside = data.with_name(data.name + ".zip")
     mounted = _mounted("carspotter-" + data.name.replace("_", "-"))
@@ -72,7 +68,7 @@ def find_archive(data: Path) -> Path | None:
 
 
 def real_photos() -> Path | None:
-    """Return the folder of real photos named by `CARSPOTTER_REAL_PHOTOS`, or None when there is none."""
+    """Return the folder named by `CARSPOTTER_REAL_PHOTOS`, or None when there is none."""
     folder = os.environ.get("CARSPOTTER_REAL_PHOTOS")
     return Path(folder) if folder and Path(folder).is_dir() else None
 
@@ -83,22 +79,19 @@ def find_kaggle_dataset(owner: str, slug: str) -> Path | None:
 
 
 def find_recorded() -> Path | None:
-    """Return the folder of recorded results that `kaggle push` attached beside the package's wheel, or None."""
+    """Return the folder of recorded results that `kaggle push` attached beside the wheel, or None."""
     return next((found / "results" for found in _mounted(WHEEL) if (found / "results").is_dir()), None)
 
 
 def _mounted(slug: str, owner: str = "*") -> list[Path]:
-    """Return where Kaggle mounted data sets of this name; all three layouts are looked at."""
+    """Return where Kaggle mounted data sets of this name, in any of its three layouts."""
     layouts = (slug, f"datasets/{owner}/{slug}", f"{owner}/{slug}")
     return [found for layout in layouts for found in mount.glob(f"input/{layout}")] if (mount := kaggle()) else []
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Provide a temporary path, with the same suffixes, that takes the place of `path` when the block ends well.
-
-    A reader, and whoever comes after a kill, finds the old file or the new one, never half of one.
-    """
+    """Provide a temporary path, with the same suffixes, that takes the place of `path` when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Two threads may write the same photo at once.
@@ -114,8 +107,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 class Study:
     """The files of one study: a set of classes and photos with its split and its runs.
 
-    `data` is shared by all studies without an archive (photos, journal, curation); `results` holds one folder per study
-    and is in git.
+    `data` is shared by all studies without an archive; `results` holds one folder per study and is in git.
     """
 
     name: str
@@ -126,8 +118,7 @@ class Study:
     def open(cls, name: str = "my_cars", data: str | os.PathLike | None = None) -> Self:
         """Return the study `name`; results are always in `home()/results`.
 
-        `data` defaults to `data/` in `home()`; a study whose photos come as an archive, `data/<name>.zip`, has the
-        folder `data/<name>` for itself, so that its photos never mix with yours.
+        `data` defaults to `data/` in `home()`, or to `data/<name>` for a study whose photos come as `data/<name>.zip`.
         """
         if not name or name != Path(name).name or name.startswith("."):
             raise ValueError(

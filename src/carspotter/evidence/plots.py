@@ -1,4 +1,4 @@
-"""Every figure of the study, in one look: colour-blind safe, labelled, small enough for a notebook in git."""
+"""Every figure of the study, in one style: colour-blind safe, labelled, small enough for a notebook in git."""
 
 import functools
 import itertools
@@ -34,7 +34,7 @@ TITLE = {"x": 0.01, "ha": "left", "fontsize": 11, "fontweight": "bold"}
 
 
 def drawn(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw in the style of the study; a notebook shows the figure that a cell returns, and no second time."""
+    """Draw in the style of the study; a notebook shows the figure that a cell returns once."""
 
     @functools.wraps(draw)
     def drawing(*arguments, **options) -> Figure:
@@ -57,8 +57,7 @@ def photo_grid(
 ) -> Figure:
     """Draw photos in a grid, each with a caption under it and, where `colours` are given, a coloured frame.
 
-    `photos`: files, shown upright and uncropped, or uint8 arrays (H, W, 3). A file that cannot be decoded is shown as
-    an empty frame, since a grid of rejected photos must be able to show an unreadable one.
+    `photos`: files, shown upright and uncropped, or uint8 arrays (H, W, 3). An unreadable file is grey.
     """
     rows = max(1, -(-len(photos) // columns))
     captions = [textwrap.fill(caption, 32) for caption in captions]
@@ -80,10 +79,7 @@ def photo_grid(
 
 @drawn
 def count_bars(counts: pd.DataFrame, title: str = "", unit: str = "photos") -> Figure:
-    """Draw horizontal stacked bars: one bar per row of `counts`, one colour per column, numbers written in.
-
-    Where the parts of a bar are small their sum is written behind it.
-    """
+    """Draw horizontal stacked bars: one bar per row of `counts`, one colour per column, numbers written in."""
     colours = [SPLIT_COLOURS.get(name, colour) for name, colour in zip(counts, itertools.cycle(COLOURS), strict=False)]
     totals = counts.to_numpy().sum(1)
     figure, axis = plt.subplots(figsize=(8, 0.9 + 0.42 * len(counts)))
@@ -112,10 +108,8 @@ def training_curves(
 ) -> Figure:
     """Draw accuracy and loss by epoch, training dashed and validation solid, one colour per run, one title for both.
 
-    `histories`: name -> table with epoch, train_accuracy, validation_accuracy, train_loss, validation_loss, or what
-    Keras' `fit` returns. The dot marks the epoch with the best validation accuracy, which is the optimistic one.
-    `overfits_from`: name -> the epoch from which validation loss rises for good (`bias_variance.overfitting_start`),
-    drawn as a dotted line on the loss.
+    `histories`: name -> `Run.history`, or what Keras' `fit` returns. The dot marks the epoch with the best validation
+    accuracy. `overfits_from`: name -> epoch, a dotted line on the loss.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
     for (name, history), colour in zip(histories.items(), itertools.cycle(COLOURS), strict=False):
@@ -191,7 +185,7 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
 def reliability_diagram(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
     """Draw accuracy against confidence, one colour per model; dots are bins, their area the share of photos.
 
-    `tables`: name -> table of `calibration.reliability`. On the diagonal a model is as sure as it is right.
+    `tables`: name -> table of `calibration.reliability`.
     """
     figure, axis = plt.subplots(figsize=(4.8, 4.4))
     axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
@@ -208,10 +202,7 @@ def reliability_diagram(tables: dict[str, pd.DataFrame], title: str = "") -> Fig
 
 @drawn
 def decomposition_bars(decompositions: dict, title: str = "") -> Figure:
-    """Draw the error of each recipe as bias and variance side by side: name -> `bias_variance.Decomposition`.
-
-    The lines are 95 % intervals over groups of photos; the diamond is the error, which is the sum of the two.
-    """
+    """Draw the error of each recipe as bias and variance side by side: name -> `bias_variance.Decomposition`."""
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.65 * len(decompositions)))
     found, rows = list(decompositions.values()), np.arange(len(decompositions))
     for part, colour, offset in (("bias", BLUE, -0.2), ("variance", ORANGE, 0.2)):
@@ -252,10 +243,9 @@ def cost_chart(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
 
 @drawn
 def forecast_chart(curves: dict, farthest: float, title: str = "") -> Figure:
-    """Draw measured accuracies over training photos (log scale) and what is forecast, with its 95 % interval.
+    """Draw measured accuracies over training photos (log scale) and the forecast, with its 95 % interval.
 
-    `curves`: name -> `learning_curves.LearningCurve`; `farthest`: the largest number of photos drawn. Left of
-    the last dot the band says what is known, right of it what is guessed.
+    `curves`: name -> `learning_curves.LearningCurve`; `farthest`: the largest number of photos drawn.
     """
     figure, axis = plt.subplots(figsize=(7.5, 4))
     for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):

@@ -1,8 +1,4 @@
-"""What recorded runs predicted on the same validation photos, side by side.
-
-The figure that is compared is the mean of the last five epochs, which nobody chose; the best epoch on validation is
-shown beside it as what it is, optimistic.
-"""
+"""What recorded runs predicted on the same validation photos, side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,7 +25,7 @@ class Results:
 
     @property
     def correct(self) -> np.ndarray:
-        """The share of the epochs in which each photo was classified correctly: float (runs, N)."""
+        """Return the share of the epochs in which each photo was classified correctly: float (runs, N)."""
         return (self.predicted == self.labels).mean(axis=1)
 
     def interval(self, level: float = 0.95) -> Interval:
@@ -38,10 +34,7 @@ class Results:
 
 
 def results_of(study: Study, runs: Sequence[Run], epochs: str | int = LAST_EPOCHS) -> Results:
-    """Return the validation predictions of runs side by side: of their last `epochs`, or of the "best" one.
-
-    Raises ValueError where their photos are not the same, FileNotFoundError for runs that kept no epochs' predictions.
-    """
+    """Return the validation predictions of runs side by side: of their last `epochs`, or of the "best" one."""
     tables = [correct_by_photo(study, run) for run in runs]
     for run, table in zip(runs, tables, strict=True):
         if table["sha256"].tolist() != tables[0]["sha256"].tolist():
@@ -62,8 +55,7 @@ def compare_runs(
 ) -> Comparison:
     """Compare two recipes by their recorded runs, seed by seed, on the mean of the last five epochs.
 
-    Only seeds that both have are compared. `comparisons`: m, how many this is one of; `names` default to those of the
-    experiments. Raises ValueError where no seed is shared, and as `results_of` does.
+    Only seeds that both have are compared. `comparisons`: m; `names` default to those of the experiments.
     """
     a, b = ({int(run.row["seed"]): run for run in side} for side in (a, b))
     seeds = sorted(set(a) & set(b))

@@ -1,4 +1,4 @@
-"""One honest evaluation on the test set: how good is the chosen model, how much worse on photos from elsewhere?
+"""Evaluate the chosen model on the test set once, and on photos from elsewhere.
 
 Everything is predicted before the labels are read, so that a run that cannot predict costs no evaluation.
 """
@@ -28,7 +28,7 @@ BATCH = 256  # photos predicted at a time: 17 MB of pixels at 150 px
 class SealedScore:
     """What evaluation `look` of a sealed set found; `parts` has a row per part: by, part, photos, accuracy, low, high.
 
-    `correct`, `groups`: one value per photo, so that other levels can be computed; None when read back from the file.
+    `correct`, `groups`: one value per photo; None when read back from the file.
     """
 
     run: str
@@ -50,8 +50,8 @@ def score_sealed(study: Study, run: Run, reason: str, again: str | None = None, 
     """Open the sealed labels for `run`, score it, and write the score to `results/<study>/test_scores.jsonl`.
 
     `split`: "test" or "shifted". The interval of evaluation k is at 1 − .05/2^k, over groups, so that all of them
-    together, however many follow, stay at 95 %. Raises what `sealed_test.read_test_labels` does, and FileNotFoundError
-    without photos or checkpoint; then no evaluation is counted.
+    together stay at 95 %. Raises what `sealed_test.read_test_labels` does, and FileNotFoundError without photos or
+    checkpoint.
     """
     photos = read_splits(study).query("split == @split").drop(columns="label")
     if photos.empty:
@@ -84,7 +84,7 @@ def score_sealed(study: Study, run: Run, reason: str, again: str | None = None, 
 def unseal(study: Study, run_id: str, reason: str, again: str | None = None) -> Iterator[str]:
     """Score a run (or the "chosen" one, see `selection.choose_run`) on the test set, and on the shifted one if any.
 
-    Yields what a terminal shows, line by line. Raises as `score_sealed` does, ValueError for an unknown run.
+    Yields what a terminal shows, line by line.
     """
     if run_id == "chosen":
         run, table = choose_run(study)
@@ -107,7 +107,7 @@ def unseal(study: Study, run_id: str, reason: str, again: str | None = None) -> 
 
 
 def parts_text(score: SealedScore) -> str:
-    """Write a score's parts as lines; parts are many and small, so they hint and do not prove."""
+    """Write a score's parts as lines."""
     return "\n".join(
         f"  {row.by:12} {row.part:28} {row.accuracy:.3f} [{row.low:.3f}, {row.high:.3f}]  {row.photos} photos"
         for row in score.parts.itertuples()
@@ -126,10 +126,7 @@ def read_scores(study: Study) -> list[SealedScore]:
 
 
 def drop(correct, groups, after: SealedScore) -> Interval:
-    """Return how much higher the accuracy was on other photos, bool (N,) with their groups, at the level of `after`.
-
-    Positive where accuracy fell. Method: as `bias_variance.generalisation_gap`, two separate sets of groups.
-    """
+    """Return how much higher the accuracy was on other photos, bool (N,) with their groups, at the level of `after`."""
     return generalisation_gap(accuracy_interval(correct, groups, after.interval.level), after.interval)
 
 

@@ -1,7 +1,4 @@
-"""What happens around a training: its epochs are recorded, its best weights kept, and a killed one goes on.
-
-All that a killed training needs is in one file, which is replaced whole after each epoch.
-"""
+"""Record the epochs of a training, keep its best weights, and let a killed one go on."""
 
 import os
 import platform
@@ -31,7 +28,7 @@ class TrainingDiverged(RuntimeError):
 class StateKeeper:
     """A callback of the lesson files that lets a killed training go on; `finished` epochs need not be trained again.
 
-    `kept` is what a subclass stores with the training's state, to find it again.
+    `kept` is what a subclass stores beside the training's state.
     """
 
     def __init__(self, folder: Path, framework: str, on_epoch: Callable[[], Any] = lambda: None):
@@ -50,10 +47,10 @@ class StateKeeper:
 
 
 class Recorder(StateKeeper):
-    """Validates after each epoch, records it and keeps the best weights of what is trained.
+    """Validates after each epoch, records it and keeps the best weights; used in `with`, which ends its progress bar.
 
-    `labels` are the class numbers of the validation photos, `groups` what belongs together among them, `predict()`
-    returns their probabilities now. Used in `with`, which ends its progress bar.
+    `labels`: class numbers of the validation photos; `groups`: their groups; `predict()` returns their probabilities
+    now.
     """
 
     def __init__(
@@ -127,14 +124,14 @@ def best_epoch(history: pd.DataFrame) -> pd.Series:
 def halves(groups, seed: int = 0) -> np.ndarray:
     """Return which validation photos are in the first half of the groups, bool (N,), of `groups` (N,).
 
-    The first half chooses (epoch, recipe, temperature), the other certifies what the photo check promises.
+    The first half chooses (epoch, recipe, temperature), the other certifies the photo check's promise.
     """
     names, index = np.unique(np.asarray(groups).astype(str), return_inverse=True)
     return (np.random.default_rng(seed).permutation(len(names)) < len(names) / 2)[index]
 
 
 def as_callback(framework: str, model: Any, keeper: StateKeeper) -> Any:
-    """Return the keeper as the framework's lesson file wants it; Keras hands its callbacks no optimizer."""
+    """Return the keeper as the framework's lesson file wants it."""
     if framework != "keras":
         return keeper
 
@@ -148,7 +145,7 @@ def as_callback(framework: str, model: Any, keeper: StateKeeper) -> Any:
 
 
 def set_random_seed(framework: str, seed: int) -> None:
-    """Seed what draws initial weights and dropout in the framework, which is imported."""
+    """Seed initial weights and dropout in the framework, which is imported."""
     if framework == "torch":
         sys.modules["torch"].manual_seed(seed)
     else:
@@ -156,7 +153,7 @@ def set_random_seed(framework: str, seed: int) -> None:
 
 
 def describe_model(framework: str, model: Any) -> dict[str, Any]:
-    """Return what a run records of its model and machine: parameters (those that learn), device, versions."""
+    """Return what a run records of its model and machine: parameters that learn, device, versions."""
     if framework == "torch":
         torch = sys.modules["torch"]
         parameters = sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
@@ -177,7 +174,7 @@ def describe_model(framework: str, model: Any) -> dict[str, Any]:
 
 
 def explain_device(device: str, framework: str) -> str:
-    """Return the device, and for a CPU why it is no GPU."""
+    """Return the device, and for a CPU why no GPU is used."""
     if not device.startswith("CPU"):
         return device
     if GPU.exists():
@@ -186,7 +183,7 @@ def explain_device(device: str, framework: str) -> str:
 
 
 def _get_state(framework: str, training: tuple) -> list:
-    """Return all from which training goes on: weights, optimizer, schedule, and the random state of dropout."""
+    """Return everything from which training goes on: weights, optimizer, schedule, and the random state of dropout."""
     if framework == "torch":
         torch = sys.modules["torch"]
         parts = [part.state_dict() for part in training if part]

@@ -1,7 +1,7 @@
 """VGG16 and MobileNetV2 in Keras, from `keras.applications`, with the head of the series; TensorFlow uses it too.
 
-What to see here: a pretrained network is a graph like any other. It can be cut at any layer: what stands before the
-first layer that learns is one model, what learns is another, and both share their weights with the whole.
+What to see here: a pretrained network can be cut at any layer. What stands before the first layer that learns is one
+model, what learns is another, and both share their weights with the whole.
 """
 
 from __future__ import annotations

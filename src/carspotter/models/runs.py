@@ -1,7 +1,6 @@
 """One experiment, one framework, one seed: one recorded run.
 
-A run is named by what it is (spec, framework, seed, split …), so that asking twice trains once, and a killed run goes
-on where it was. Importing this module imports no framework, and recorded runs need neither one nor photos.
+Importing this module imports no framework, and recorded runs need neither one nor photos.
 """
 
 import contextlib
@@ -64,7 +63,7 @@ def load_or_train(
 def find_run(study: Study, experiment: Experiment, framework: str = "keras", seed: int = 0) -> str | None:
     """Return the id of the recorded run of these arguments, or None; needs neither photos nor weights.
 
-    With weights "imagenet" a run recorded with any file of pretrained weights will do: who has no file can read it.
+    With weights "imagenet" a run recorded with any file of pretrained weights counts.
     """
     recorded = read_runs(study)
     weights = [experiment.weights]
@@ -83,10 +82,10 @@ def train_run(
 ) -> Run:
     """Train `experiment` on the study's split in `framework` and record the run; it replaces a recorded one.
 
-    Killed and called again, the run goes on after the last epoch that was finished. An experiment that starts from
-    another trains that one first, or takes its recorded run. Only training and validation labels are read. Raises
-    TrainingDiverged, MemoryError with advice, ValueError for a subset that holds other than training photos,
-    FileNotFoundError for weights or photos that are not here, RuntimeError when another process trains this run.
+    Killed and called again, the run goes on after its last finished epoch. An experiment that starts from another
+    trains that one first, or takes its recorded run. Only training and validation labels are read. Raises
+    TrainingDiverged, FileNotFoundError for weights or photos that are not here, RuntimeError when another process
+    trains this run.
     """
     spec = specify_run(study, experiment, framework, seed)
     start = _starting_weights(study, experiment, framework, seed, show_progress)
@@ -157,10 +156,7 @@ def train_run(
 
 
 def specify_run(study: Study, experiment: Experiment, framework: str = "keras", seed: int = 0) -> dict[str, Any]:
-    """Return everything that makes a run this run and no other, with its name.
-
-    Raises ValueError for an unknown framework, FileNotFoundError for weights that cannot be had.
-    """
+    """Return everything that makes a run this run and no other, with its id."""
     if framework not in FRAMEWORKS:
         raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(FRAMEWORKS)}")
     # What is named by its content: a path or 2,000 hashes would say nothing on another machine.
@@ -183,10 +179,7 @@ def specify_run(study: Study, experiment: Experiment, framework: str = "keras", 
 
 
 def estimate_seconds(study: Study, experiment: Experiment, framework: str) -> float | None:
-    """Return about how long training will take, by the study's recorded runs of this experiment on as many processors.
-
-    None where there are none; pixels and photos count in proportion.
-    """
+    """Return about how long training will take, by recorded runs of this experiment on as many processors, or None."""
     runs = read_runs(study)
     runs = runs[(runs["experiment"] == experiment.name) & (runs["framework"] == framework)]
     runs = runs[(runs["dtype"] == experiment.dtype) & runs["device"].str.startswith(f"CPU, {os.cpu_count()} cores")]
@@ -216,8 +209,8 @@ def starting_experiment(experiment: Experiment) -> Experiment | None:
 def read_training_photos(study: Study, experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the training and the validation photos (sha256, label, group, path), ordered by hash.
 
-    All training photos, whatever the subset: they are decoded once for all subsets. Where the experiment limits the
-    photos, as many of each class. Raises ValueError for a subset of other photos, FileNotFoundError for missing ones.
+    All training photos, whatever the subset: they are decoded once for all subsets. `photo_limit` takes as many of each
+    class. Raises ValueError for a subset of other photos, FileNotFoundError for missing ones.
     """
     splits = read_splits(study)
     if (subset := experiment.training_subset) is not None:
@@ -288,7 +281,7 @@ def _say_what_begins(study: Study, run: str, experiment: Experiment, framework: 
 
 
 def _positions(training: pd.DataFrame, subset: tuple[str, ...] | None) -> np.ndarray:
-    """Return the rows to train on, int64, one as often as it is named."""
+    """Return the rows to train on, int64, each as often as it is named."""
     rows = pd.Series(np.arange(len(training)), index=training["sha256"])
     return rows.to_numpy() if subset is None else rows[[n for n in sorted(subset) if n in rows.index]].to_numpy()
 
@@ -324,7 +317,7 @@ def _summarise(spec: dict, experiment: Experiment, history: pd.DataFrame) -> dic
 
 @contextlib.contextmanager
 def explain_memory(run: str, experiment: Experiment) -> Iterator[None]:
-    """Turn each framework's own way of running out of memory into one sentence that helps."""
+    """Turn each framework's own out-of-memory error into one helpful sentence."""
     try:
         yield
     except Exception as error:

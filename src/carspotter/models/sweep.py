@@ -1,6 +1,6 @@
 """Many runs: experiments × frameworks × image sizes × seeds, each in a process of its own, here or on a cluster.
 
-A cell that fails is reported and the others go on; asking again trains what is missing, and resumes what was killed.
+A cell that fails is reported and the others go on; asking again trains what is missing.
 """
 
 import contextlib
@@ -54,8 +54,7 @@ class Cell:
 
 
 def read_sweep(path: Path) -> list[Cell]:
-    """Read the cells of a sweep from TOML: `experiments = ["dropout"]`, and where wanted `frameworks`, `image_sizes`,
-    `seeds` (lists), `epochs`, `dtype`, `quick`, `weights` (a file or folder of a backbone's).
+    """Read the cells of a sweep from TOML; see `carspotter sweep --help` for what it may say.
 
     Raises ValueError, naming the file, for anything unknown.
     """
@@ -94,9 +93,8 @@ def run_sweep(
 ) -> pd.DataFrame:
     """Make the runs of `cells`: one row per cell, its fields, run, validation accuracy, seconds, error.
 
-    `on` is local, `processes` at a time; or ray (see `cluster`), ray://HOST:PORT or a cluster's HOST:PORT, with `cpus`
-    for each cell. What a cell starts from is made too, and has a row. error is "" where the run is recorded; seconds
-    are what was spent on a cell now, 0 where it was recorded.
+    `on` is local, `processes` at a time; or ray, ray://HOST:PORT or HOST:PORT, with `cpus` for each cell. What a cell
+    starts from is made too. error is "" where the run is recorded; seconds are 0 where it was recorded before.
     """
     cells = list(dict.fromkeys(cell for asked in cells for cell in (asked.start, asked) if cell))
     results = {cell: {"run": run, "seconds": 0.0, "error": ""} for cell in cells if (run := _recorded(study, cell))}
@@ -231,7 +229,7 @@ def main() -> None:
 
 
 def train_cell(study: Study, cell: Cell) -> dict[str, Any]:
-    """Train a cell; return run, seconds and error, and the traceback of an error that nobody expects."""
+    """Train a cell; return run, seconds and error, and the traceback of an unexpected error."""
     started = time.perf_counter()
     result = {"run": "", "error": "", "traceback": ""}
     try:

@@ -1,7 +1,4 @@
-"""Transfer: which weights a backbone starts from, and what it computes once for all epochs because it never changes.
-
-Where the photos are the same in every epoch (no augmentation, or copies that were augmented once), the maps before the
-first layer that learns are computed once, kept in `data/images` and trained on.
+"""Transfer: a backbone's weights, and the maps of its frozen part, which are computed once and kept in `data/images`.
 """
 
 from __future__ import annotations
@@ -46,9 +43,7 @@ BATCH = 50  # images that a frozen part sees at a time
 
 
 def identify_weights(experiment: Experiment) -> str:
-    """Return what names the backbone's weights in a run's id: 12 digits of the file's SHA-256, "none", "" without one.
-
-    Raises as `find_weights`.
+    """Return the name of the backbone's weights in a run's id: 12 digits of the file's SHA-256, "none", "" without one.
     """
     if experiment.backbone is None:
         return ""
@@ -57,17 +52,17 @@ def identify_weights(experiment: Experiment) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """Return the first 12 digits of a file's SHA-256; raises FileNotFoundError for a file that is not there."""
+    """Return the first 12 digits of a file's SHA-256."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file of weights; give a path, imagenet or none")
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
 
 
 def find_weights(experiment: Experiment) -> Path | None:
-    """Return the file of the backbone's weights, downloaded where that is needed; None for "none" or no backbone.
+    """Return the file of the backbone's weights, downloaded where needed; None for "none" or no backbone.
 
-    "imagenet" looks into Keras' cache first (`KERAS_HOME` or ~/.keras, folder models), and downloads there. A folder
-    is searched for the backbone's file. Raises FileNotFoundError, saying which file to bring, where it cannot be had.
+    "imagenet" looks into Keras' cache (`KERAS_HOME` or ~/.keras), and downloads there; a folder is searched. Raises
+    FileNotFoundError, saying which file to bring.
     """
     weights = str(experiment.weights)
     if experiment.backbone is None or weights == "none":
@@ -88,7 +83,7 @@ def find_weights(experiment: Experiment) -> Path | None:
 
 
 def width_in_name(weights: Path) -> float:
-    """Read MobileNetV2's width from the name of its file, as in "mobilenet_v2_0.35_224…"; raises ValueError."""
+    """Read MobileNetV2's width from the name of its file, as in "mobilenet_v2_0.35_224…"."""
     found = re.search(r"mobilenet_v2_(?:weights_tf_dim_ordering_tf_kernels_)?(\d\.\d+)", Path(weights).name)
     if found is None:
         raise ValueError(f"{weights}: the name does not tell the width; name it mobilenet_v2_1.0_224…")
@@ -96,7 +91,7 @@ def width_in_name(weights: Path) -> float:
 
 
 class Learner:
-    """What is trained for an experiment, and what it is trained on: the whole model on images, or its head on maps.
+    """What is trained for an experiment, and on what: the whole model on images, or its head on maps.
 
     `trained` shares its weights with the model.
     """
@@ -127,7 +122,7 @@ class Learner:
         return views
 
     def copies(self, photos: pd.DataFrame, images: np.ndarray) -> list[np.ndarray]:
-        """Return what is learned from: the images or their maps, and the maps of augmented copies; N rows each."""
+        """Return the training input: images or their maps, and maps of augmented copies; N rows each."""
         if self.body is None:
             return [images]
         copies = range(1, self.experiment.cached_copies + 1)
@@ -192,8 +187,7 @@ def compute_maps(
 def cached_features(cache: Path, key: str, photos: Iterable[str], compute: Callable[[], np.ndarray]) -> np.ndarray:
     """Return features (N, …) of the photos with these hashes from the folder `cache`, or compute and keep them.
 
-    `key` says all else that they depend on. They name their photos as image arrays do, so that a forgotten photo's
-    features go with it. The array is memory-mapped.
+    `key` names all else that they depend on. A .txt file names the photos, so that `forget` finds their features.
     """
     photos = list(photos)
     digest = hashlib.sha256("\n".join([key, str(FEATURES_VERSION), *photos]).encode()).hexdigest()[:32]
@@ -210,8 +204,7 @@ def cached_features(cache: Path, key: str, photos: Iterable[str], compute: Calla
 def extract_features(images: np.ndarray, weights: Path, show_progress: bool = True) -> np.ndarray:
     """Return MobileNetV2's pooled features of images uint8 (N, S, S, 3): float32 (N, 1280), for curation.
 
-    `weights` is a Keras file without the top, whose name tells the width ("mobilenet_v2_0.35_224…"). Raises ValueError
-    when they do not fit.
+    `weights`: a Keras file without the top, whose name tells the width ("mobilenet_v2_0.35_224…").
     """
     if not len(images):
         return np.empty((0, 1280), np.float32)
