@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +84,6 @@ def fetch(
     dataset: str = DATASET,
     source: Path | None = None,
     minutes: float = 60,
-    pauses: Sequence[float] = PAUSES,
     show_progress: bool = True,
 ) -> PublishedSplit:
     """Bring a data set laid out {train,validation,test}/<class>/ into `study.data`, with its split as the study's.
@@ -98,7 +97,7 @@ def fetch(
         raise ValueError(f"data set {dataset!r}: Kaggle names them owner/name, as in {DATASET}")
     source = Path(source) if source else find_kaggle_dataset(owner, slug)
     if source is None:
-        source = download(study.data, dataset, minutes, pauses)
+        source = download(study.data, dataset, minutes)
     study.data.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         refused = _import_parts(study, source, show_progress)
@@ -138,7 +137,7 @@ def open_study(name: str) -> Study:
     return study
 
 
-def download(data: Path, dataset: str, minutes: float, pauses: Sequence[float]) -> Path:
+def download(data: Path, dataset: str, minutes: float) -> Path:
     """Download a data set, going on with what was cut off, and return its zip file. Raises KaggleRefused."""
     if importlib.util.find_spec("kaggle") is None:
         raise KaggleRefused(f"Kaggle's client is missing: pip install 'carspotter[kaggle]'. {_by_hand(dataset)}")
@@ -150,7 +149,7 @@ def download(data: Path, dataset: str, minutes: float, pauses: Sequence[float]) 
         return archive
     print(f"downloading {dataset} from Kaggle, {minutes:g} minutes at most", file=sys.stderr, flush=True)
     end = time.monotonic() + 60 * minutes
-    for pause in (*pauses, None):
+    for pause in (*PAUSES, None):
         try:
             run_client(("datasets", "download", dataset, "--path", str(folder)), dataset, end - time.monotonic())
             return archive

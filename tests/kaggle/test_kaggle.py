@@ -68,7 +68,12 @@ def lay_out(files, folder):
 
 
 def fetch(study, **options):
-    return kaggle.fetch(study, **{"pauses": (0,), "show_progress": False} | options)
+    return kaggle.fetch(study, show_progress=False, **options)
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch):
+    monkeypatch.setattr(kaggle, "PAUSES", (0,))
 
 
 def test_a_fetch_takes_over_the_published_split(stub, study, files):
@@ -157,7 +162,7 @@ def test_a_download_that_was_cut_goes_on_where_it_was(stub, study, archive):
 def test_a_fetch_is_bounded_in_time(stub, study, monkeypatch):
     stub.faults["GetDatasetMetadata"] = ["hang"]
     with pytest.raises(kaggle.KaggleRefused, match="the time given is over.*run the same command again"):
-        fetch(study, minutes=1 / 60, pauses=())
+        fetch(study, minutes=1 / 60)
 
 
 @pytest.mark.parametrize("kind", ["token", "access_token", "kaggle.json", "none", "wrong token"])

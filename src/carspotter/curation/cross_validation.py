@@ -73,8 +73,7 @@ def cross_validate(
     listings: Sequence[str],
     framework: str,
     folder: Path,
-    experiment: Experiment = FAST_RECIPE,
-    seed: int = 0,
+    experiment: Experiment,
     show_progress: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return doubts and features of photos by models that were trained on the others: float32 (N,) and (N, F).
@@ -93,15 +92,15 @@ def cross_validate(
         )
     lesson, builder = import_framework(framework), import_builder(experiment, framework)
     doubts, features = np.empty(len(images), np.float32), []
-    folds = GroupKFold(FOLDS, shuffle=True, random_state=seed).split(images, groups=groups)
+    folds = GroupKFold(FOLDS, shuffle=True, random_state=0).split(images, groups=groups)
     photos = (FOLDS - 1) * len(images) * experiment.epochs
     with progress_bar(photos, "learn the labels", "photos", show_progress) as progress:
         for number, (learnt, asked) in enumerate(folds):
-            set_random_seed(framework, seed + number)
+            set_random_seed(framework, number)
             model = builder.build_model(experiment, len(classes))
             if weights := find_weights(experiment):
                 builder.load_backbone(model, weights, experiment)
-            batches = lesson.PhotoBatches(images[learnt], numbers[learnt], experiment, seed + number)
+            batches = lesson.PhotoBatches(images[learnt], numbers[learnt], experiment, number)
             keeper = StateKeeper(folder / f"fold-{number}", framework, partial(progress.update, len(learnt)))
             progress.update(keeper.finished * len(learnt))  # what a killed call had learnt counts
             lesson.train(model, batches, experiment, None, keeper.finished, [as_callback(framework, model, keeper)])

@@ -48,9 +48,7 @@ REFERENCES = 2000  # photos at most that a likeness is ranked among: keeps the w
 MATES = 40  # photos of its listing at most that one is compared with
 
 
-def rank_photos(
-    features, labels, groups, rejected=None, apart=None, listings=None, doubts=None, seed: int = 0
-) -> pd.DataFrame:
+def rank_photos(features, labels, groups, rejected=None, apart=None, listings=None, doubts=None) -> pd.DataFrame:
     """Return each photo a score, 0 (fine) … 1 (surely bad), and a reason ("another model: …"), empty below .5.
 
     `features`: float (N, F). `labels`, `groups`: N names each. `rejected`: float (N,), by people: 1 rejected, 0 kept,
@@ -66,7 +64,7 @@ def rank_photos(
     rejected = np.full(len(labels), np.nan) if rejected is None else np.asarray(rejected, dtype=float)
     if len(features) < FEWEST or groups.max() + 1 < FOLDS:
         return pd.DataFrame({"score": np.zeros(len(labels)), "reason": [""] * len(labels)})
-    evidence = _gather(features, labels, groups, rejected == 1, seed)
+    evidence = _gather(features, labels, groups, rejected == 1)
     parts = [evidence.unlabelled, evidence.neighbours] if len(evidence.classes) > 1 else []
     parts = [evidence.distance, *parts]
     if doubts is not None:
@@ -84,7 +82,7 @@ def rank_photos(
         blended = first = _rank((signs**ONE_SIGN).sum(axis=1))
     say = EXAMPLES_SAY if np.nansum(rejected) else GUESSES_SAY
     for _ in range(ROUNDS):
-        likeness = _rank(_likeness_to_rejects(evidence.whitened, blended, rejected, evidence.folds, seed))
+        likeness = _rank(_likeness_to_rejects(evidence.whitened, blended, rejected, evidence.folds))
         blended = _rank((1 - say) * first + say * likeness)
     if known_apart:
         enough = [np.nan_to_num(apart[:, 0], nan=0.5), *([] if doubts is None else [doubted])]
@@ -117,26 +115,17 @@ class _Evidence:
     folds: list
 
 
-def _gather(features, labels, groups, bad, seed) -> _Evidence:
+def _gather(features, labels, groups, bad) -> _Evidence:
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     components, whitened = _principal_components(unit)
-    folds = list(GroupKFold(FOLDS, shuffle=True, random_state=seed).split(components, groups=groups))
+    folds = list(GroupKFold(FOLDS, shuffle=True, random_state=0).split(components, groups=groups))
     distance = _distance_to_class(unit, labels, groups, ~bad)
     probabilities, classes = out_of_fold(components, labels, folds, ~bad)
     own = probabilities[np.arange(len(labels)), np.searchsorted(classes, labels)]
     share = _disagreement(whitened, labels, groups, bad)
     strangeness = _mean_distance(unit, np.arange(len(unit)), np.flatnonzero(~bad & (_rank(distance) < SUSPECT)), groups)
-    return _Evidence(
-        _rank(distance),
-        _rank(strangeness),
-        _rank(1 - own),
-        _rank(share),
-        probabilities,
-        share,
-        classes,
-        whitened,
-        folds,
-    )
+    ranks = map(_rank, (distance, strangeness, 1 - own, share))
+    return _Evidence(*ranks, probabilities, share, classes, whitened, folds)
 
 
 def out_of_fold(features, labels, folds, good) -> tuple[np.ndarray, np.ndarray]:
@@ -207,13 +196,13 @@ def _disagreement(whitened, labels, groups, bad) -> np.ndarray:
     return share
 
 
-def _likeness_to_rejects(whitened, blended, rejected, folds, seed) -> np.ndarray:
+def _likeness_to_rejects(whitened, blended, rejected, folds) -> np.ndarray:
     """Return how far on the rejects' side each photo is, learned out of fold from verdicts, else guesses."""
     reviewed = ~np.isnan(rejected)
     target = np.where(reviewed, rejected, blended > GUESSED_REJECT).astype(bool)
     guessed = np.flatnonzero(~reviewed & ((blended > GUESSED_REJECT) | (blended < GUESSED_KEEP)))
     used = reviewed.copy()
-    used[np.random.default_rng(seed).permutation(guessed)[:LEARNT_FROM]] = True
+    used[np.random.default_rng(0).permutation(guessed)[:LEARNT_FROM]] = True
     weight = np.where(reviewed, VERDICT_WEIGHT, 1.0)
     side = np.zeros(len(whitened))
     for train, test in folds:
@@ -250,7 +239,6 @@ def stand_apart(
     vectors: np.ndarray,
     listings: Sequence[str],
     summaries: Sequence[Callable[[np.ndarray], float]] = (np.median, np.max),
-    seed: int = 0,
 ) -> np.ndarray:
     """Rank photos by how little they are like the other photos of their listing: float (N, summaries), 0 … 1 or nan.
 
@@ -258,7 +246,7 @@ def stand_apart(
     summary of the likenesses: the median is that to a typical photo of the listing, the maximum that to the nearest.
     """
     apart = np.full((len(vectors), len(summaries)), np.nan)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     references = rng.permutation(len(vectors))[:REFERENCES]
     known = vectors[references].astype(np.float32)
     for rows in _listings_of(2, listings):

@@ -28,9 +28,9 @@ class Results:
         """Return the share of the epochs in which each photo was classified correctly: float (runs, N)."""
         return (self.predicted == self.labels).mean(axis=1)
 
-    def interval(self, level: float = 0.95) -> Interval:
+    def interval(self) -> Interval:
         """Return the accuracy of all runs together, over groups and seeds."""
-        return accuracy_interval(self.correct, self.groups, level)
+        return accuracy_interval(self.correct, self.groups)
 
 
 def results_of(study: Study, runs: Sequence[Run], epochs: str | int = LAST_EPOCHS) -> Results:
@@ -78,9 +78,5 @@ def correct_by_photo(study: Study, run: Run) -> pd.DataFrame:
 
 
 def training_accuracy(run: Run) -> float:
-    """Return the accuracy on the training photos as they are, after the last epoch.
-
-    Older runs have only the history's figure, which has augmentation and dropout in it and is then too low.
-    """
-    at_inference = run.row["last_inference_train_accuracy"]
-    return float(at_inference) if at_inference != "" else float(run.history["train_accuracy"].iloc[-1])
+    """Return the accuracy on the training photos as they are, in evaluation mode, after the last epoch."""
+    return float(run.row["last_inference_train_accuracy"])

@@ -49,13 +49,8 @@ def certify_risk(confidence, correct, groups, risk: float = 0.01, delta: float =
     rejected. MAPIE's fixed sequence has larger p-values and no lowest certifiable risk.
     """
     confidence, correct, groups = np.asarray(confidence, float), np.asarray(correct), np.asarray(groups)
-    if not len(confidence) == len(correct) == len(groups) > 0 or correct.dtype != bool:
-        raise ValueError(
-            f"need as many confidences, booleans and groups, found {confidence.shape}, {correct.shape} of "
-            f"{correct.dtype}, {groups.shape}"
-        )
-    if not np.isfinite(confidence).all() or not 0 < risk < 1 or not 0 < delta < 1:
-        raise ValueError(f"confidences must be finite numbers, risk ({risk}) and delta ({delta}) between 0 and 1")
+    if not np.isfinite(confidence).all() or correct.dtype != bool:
+        raise ValueError(f"need finite confidences and booleans, found {confidence.dtype} and {correct.dtype}")
     drawn = np.random.default_rng(seed).permutation(len(groups))
     _, first = np.unique(groups[drawn], return_index=True)
     drawn = drawn[first]
@@ -87,10 +82,8 @@ def certify_risk(confidence, correct, groups, risk: float = 0.01, delta: float =
         f", with {1 - delta:.0%} confidence; {answered[last]} of {photos} photos were answered, {wrong[at]} wrongly"
     )
     coverage = answered[last] / photos
-    return Certificate(
-        float(confidence[at]), float(certified), risk, float(coverage), photos, int(answered[last]), int(wrong[at]),
-        delta, reason,
-    )  # fmt: skip
+    found = photos, int(answered[last]), int(wrong[at])
+    return Certificate(float(confidence[at]), float(certified), risk, float(coverage), *found, delta, reason)
 
 
 def _percent(share: float) -> str:

@@ -63,8 +63,6 @@ class Experiment:
                 raise ValueError(f"{self.name}: {field} is {getattr(self, field)}; it must be above 0")
         if self.batch_norm != "none" and self.backbone:
             raise ValueError(f"{self.name}: batch_norm is {self.batch_norm!r}; a backbone keeps its own, use 'none'")
-        if not self.conv_channels and not self.backbone:
-            raise ValueError(f"{self.name}: conv_channels is empty; give one block at least")
         if self.pooling == "levels" and self.backbone != "mobilenet_v2":
             raise ValueError(f"{self.name}: pooling is 'levels'; it is there for the backbone mobilenet_v2 only")
         if self.cached_copies and (self.augmentation == "none" or not self.cached):
@@ -143,24 +141,14 @@ VGG16_FINE_TUNE = replace(
     cached_copies=5,
 )
 # A linear head: 4,385 parameters.
-MOBILENET_FEATURES = Experiment(
-    "mobilenet_features",
-    conv_channels=(),
-    dense_units=0,
-    dropout_rate=0.5,
-    learning_rate=1e-3,
-    epochs=30,
-    image_size=224,
-    average_mirror_images=True,
-    backbone="mobilenet_v2",
-    pooling="levels",
+MOBILENET_FEATURES = replace(
+    VGG16_FEATURES, name="mobilenet_features", optimizer="rmsprop", backbone="mobilenet_v2", pooling="levels"
 )
 # The last blocks learn with a linear head, at a rate that suits both: what distinguishes two hatchbacks is not what
 # distinguishes a thousand kinds of things. Eight epochs: the weights know photos already (more were not tried).
-MOBILENET_FINE_TUNE = Experiment(
-    "mobilenet_fine_tune",
-    conv_channels=(),
-    dense_units=0,
+MOBILENET_FINE_TUNE = replace(
+    MOBILENET_FEATURES,
+    name="mobilenet_fine_tune",
     dropout_rate=0.3,
     augmentation="mild",
     optimizer="adam",
@@ -168,28 +156,13 @@ MOBILENET_FINE_TUNE = Experiment(
     schedule="warmup_cosine",
     batch_size=32,
     epochs=8,
-    image_size=224,
-    average_mirror_images=True,
-    backbone="mobilenet_v2",
+    pooling="mean",
     tuned_blocks=7,
 )
 
-SERIES = {
-    experiment.name: experiment
-    for experiment in (
-        BASELINE,
-        AUGMENTATION,
-        DROPOUT,
-        BATCH_NORM,
-        BATCH_NORM_BEFORE_RELU,
-        VGG16_FEATURES,
-        VGG16_FINE_TUNE,
-        MOBILENET_FEATURES,
-        MOBILENET_FINE_TUNE,
-        FAST_RECIPE,
-        FAST_RECIPE_DROPOUT,
-    )
-}
+CNNS = (BASELINE, AUGMENTATION, DROPOUT, BATCH_NORM, BATCH_NORM_BEFORE_RELU)
+PRETRAINED = (VGG16_FEATURES, VGG16_FINE_TUNE, MOBILENET_FEATURES, MOBILENET_FINE_TUNE)
+SERIES = {experiment.name: experiment for experiment in (*CNNS, *PRETRAINED, FAST_RECIPE, FAST_RECIPE_DROPOUT)}
 
 
 def quick(experiment: Experiment) -> Experiment:

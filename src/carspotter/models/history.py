@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +33,7 @@ class StateKeeper:
 
     def __init__(self, folder: Path, framework: str, on_epoch: Callable[[], Any] = lambda: None):
         self.folder, self.framework, self.on_epoch = folder, framework, on_epoch
-        self.finished, self.state, self.kept = load_state(framework, folder) or (0, None, {})
+        self.finished, self.state, self.kept = load_state(folder) or (0, None, {})
 
     def on_train_begin(self, model: Any, optimizer: Any, schedule: Any) -> None:
         self.training = model, optimizer, schedule
@@ -42,15 +42,14 @@ class StateKeeper:
         self.state = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        save_state(self.framework, self.folder, (epoch + 1, _get_state(self.framework, self.training), self.kept))
+        save_state(self.folder, (epoch + 1, _get_state(self.framework, self.training), self.kept))
         self.on_epoch()
 
 
 class Recorder(StateKeeper):
-    """Validates after each epoch, records it and keeps the best weights; used in `with`, which ends its progress bar.
+    """Validates after each epoch, records it and keeps the best weights; the caller closes its progress `bar`.
 
-    `labels`: class numbers of the validation photos; `groups`: their groups; `predict()` returns their probabilities
-    now.
+    `labels`: class numbers of the validation photos; `groups`: theirs; `predict()` returns their probabilities now.
     """
 
     def __init__(
@@ -67,12 +66,6 @@ class Recorder(StateKeeper):
         self.kept = self.kept or {"rows": [], "probabilities": [], "best": None}
         self.labels, self.choosing, self.predict = labels, halves(groups), predict
         self.bar = progress_bar(epochs, folder.name, "epochs", show_progress, self.finished)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.bar.close()
 
     def on_train_begin(self, model: Any, optimizer: Any, schedule: Any) -> None:
         super().on_train_begin(model, optimizer, schedule)
@@ -95,7 +88,7 @@ class Recorder(StateKeeper):
         self.started = now
         self.kept["rows"].append(row)
         self.kept["probabilities"].append(probabilities)
-        if self.best_epoch == epoch + 1:
+        if best_epoch(self.history)["epoch"] == epoch + 1:
             self.kept["best"] = _get_weights(self.framework, self.training[0])
         write_table(self.folder / "history.csv", self.history, float_format="%.7g")
         super().on_epoch_end(epoch, logs)
@@ -105,10 +98,6 @@ class Recorder(StateKeeper):
     @property
     def history(self) -> pd.DataFrame:
         return pd.DataFrame(self.kept["rows"], columns=HISTORY)
-
-    @property
-    def best_epoch(self) -> int:
-        return int(best_epoch(self.history)["epoch"])
 
     def finish(self) -> None:
         """Write the predictions of all epochs and load the best epoch's weights into the model."""

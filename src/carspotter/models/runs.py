@@ -3,12 +3,10 @@
 Importing this module imports no framework, and recorded runs need neither one nor photos.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -111,32 +109,27 @@ def train_run(
             load_images(study.data, photos, experiment.image_size, show_progress) for photos in (training, validation)
         )
         labels, asked_labels = (photos["label"].map(classes.index).to_numpy() for photos in (training, validation))
-        with explain_memory(spec["run"], experiment):
-            learner = transfer.Learner(study, spec, experiment, lesson, builder, model, show_progress)
-            seen = learner.views(validation, asked)
-            copies = learner.copies(training, images)
-            if experiment.training_subset is not None:
-                copies = [copy[chosen] for copy in copies]
-            batches = lesson.PhotoBatches(
-                copies[0] if len(copies) == 1 else np.concatenate(copies),
-                np.tile(labels[chosen], len(copies)),
-                experiment,
-                seed,
-            )
-            facts = describe_model(framework, learner.trained)
-            if show_progress:
-                _say_what_begins(study, spec["run"], experiment, framework, len(chosen), facts["device"])
-            groups, epochs = validation["group"].to_numpy(), experiment.epochs
-            predict = partial(learner.predict, seen)
-            with Recorder(folder, framework, asked_labels, groups, predict, epochs, show_progress) as recorder:
-                callbacks = [as_callback(framework, learner.trained, recorder)]
-                lesson.train(learner.trained, batches, experiment, None, recorder.finished, callbacks)
-            # In evaluation mode, on the photos as they are: the history's training figures have augmentation in them.
-            known = [view[chosen] for view in learner.views(training, images)]
-            facts["last_inference_train_accuracy"] = round(accuracy(labels[chosen], learner.predict(known)), 6)
-            recorder.finish()
-            facts["best_inference_train_accuracy"] = round(accuracy(labels[chosen], learner.predict(known)), 6)
-            probabilities = learner.predict(seen)
+        learner = transfer.Learner(study, spec, experiment, lesson, builder, model, show_progress)
+        seen, copies = learner.views(validation, asked), learner.copies(training, images)
+        if experiment.training_subset is not None:
+            copies = [copy[chosen] for copy in copies]
+        learned = copies[0] if len(copies) == 1 else np.concatenate(copies)
+        batches = lesson.PhotoBatches(learned, np.tile(labels[chosen], len(copies)), experiment, seed)
+        facts = describe_model(framework, learner.trained)
+        if show_progress:
+            _say_what_begins(study, spec["run"], experiment, framework, len(chosen), facts["device"])
+        groups, epochs = validation["group"].to_numpy(), experiment.epochs
+        predict = partial(learner.predict, seen)
+        recorder = Recorder(folder, framework, asked_labels, groups, predict, epochs, show_progress)
+        with recorder.bar:
+            callbacks = [as_callback(framework, learner.trained, recorder)]
+            lesson.train(learner.trained, batches, experiment, None, recorder.finished, callbacks)
+        # In evaluation mode, on the photos as they are: the history's training figures have augmentation in them.
+        known = [view[chosen] for view in learner.views(training, images)]
+        facts["last_inference_train_accuracy"] = round(accuracy(labels[chosen], learner.predict(known)), 6)
+        recorder.finish()
+        facts["best_inference_train_accuracy"] = round(accuracy(labels[chosen], learner.predict(known)), 6)
+        probabilities = learner.predict(seen)
         save_weights(framework, model, folder / CHECKPOINTS[framework])
         with atomic_write(folder / "spec.json") as part:
             part.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
@@ -198,11 +191,6 @@ def starting_experiment(experiment: Experiment) -> Experiment | None:
     names = ("conv_channels", "dense_units", "backbone", "backbone_width", "pooling", "weights", "image_size")
     names += ("dtype", "training_subset", "photo_limit")
     before = replace(SERIES[experiment.starts_from], **{name: getattr(experiment, name) for name in names})
-    if before.tuned_blocks > experiment.tuned_blocks:
-        raise ValueError(
-            f"{experiment.name}: tuned_blocks is {experiment.tuned_blocks}, it starts from {before.name}, which "
-            f"trains {before.tuned_blocks}; what is frozen must still be as it was published: use as many or more"
-        )
     return replace(before, epochs=min(before.epochs, experiment.epochs)) if experiment.photo_limit else before
 
 
@@ -313,21 +301,6 @@ def _summarise(spec: dict, experiment: Experiment, history: pd.DataFrame) -> dic
         "commit": find_commit(),
         "finished_time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-@contextlib.contextmanager
-def explain_memory(run: str, experiment: Experiment) -> Iterator[None]:
-    """Turn each framework's own out-of-memory error into one helpful sentence."""
-    try:
-        yield
-    except Exception as error:
-        names = {kind.__name__ for kind in type(error).__mro__}
-        if names & {"OutOfMemoryError", "ResourceExhaustedError", "MemoryError"} or "not enough memory" in str(error):
-            raise MemoryError(
-                f"{run}: out of memory with batches of {experiment.batch_size} images of {experiment.image_size} px; "
-                "use a smaller batch_size or image_size, or free the device"
-            ) from error
-        raise
 
 
 def find_commit() -> str:

@@ -62,10 +62,7 @@ class Run:
 
         About 3 digits; each photo's most probable class is exact.
         """
-        path = self.folder / PREDICTIONS
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: this run kept no predictions of its epochs; train_run records it anew")
-        with np.load(path) as file:
+        with np.load(self.folder / PREDICTIONS) as file:
             return softmax(file["scores"].astype(np.float64)).astype(np.float32)
 
     @property
@@ -78,7 +75,6 @@ class Run:
 
     @property
     def image_size(self) -> int:
-        """Return the pixels on a side of the images that the run was trained on."""
         return int(self.row["image_size"])
 
     @property
@@ -98,12 +94,11 @@ class Run:
 
     @property
     def minutes(self) -> float:
-        """Return how long training took, in processor minutes; older runs recorded only minutes on the clock."""
-        return float(self.row["processor_seconds"] or self.row["seconds"]) / 60
+        """Return how long training took, in processor minutes."""
+        return float(self.row["processor_seconds"]) / 60
 
     @property
     def checkpoint(self) -> Path:
-        """Return where the weights of the best epoch are kept, if they are."""
         return self.folder / CHECKPOINTS[self.framework]
 
     @cached_property
@@ -190,8 +185,6 @@ def append_row(study: Study, row: dict[str, Any]) -> None:
 
 def import_framework(framework: str) -> ModuleType:
     """Import the lesson file of `framework`. Raises ImportError with advice where the framework is missing."""
-    if framework not in FRAMEWORKS:
-        raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(FRAMEWORKS)}")
     if platform.libc_ver()[0] == "glibc":
         # Keep freed memory for the next step (M_MMAP_MAX 0, M_TRIM_THRESHOLD at its most): the system fills fresh
         # pages with zeros, which cost PyTorch a third of its time.
@@ -253,23 +246,16 @@ def load_weights(framework: str, model: Any, path: Path) -> None:
         model.load_weights(path)
 
 
-def save_state(framework: str, folder: Path, state: Any) -> None:
+def save_state(folder: Path, state: Any) -> None:
     """Write all that a killed training needs to go on, replacing that of an earlier epoch."""
     with atomic_write(folder / STATE) as part:
-        if framework == "torch":
-            importlib.import_module("torch").save(state, part)
-        else:
-            part.write_bytes(pickle.dumps(state))
+        part.write_bytes(pickle.dumps(state))
 
 
-def load_state(framework: str, folder: Path) -> Any:
+def load_state(folder: Path) -> Any:
     """Return what `save_state` wrote last, None where there is nothing."""
     path = folder / STATE
-    if not path.exists():
-        return None
-    if framework == "torch":
-        return importlib.import_module("torch").load(path, map_location="cpu", weights_only=False)
-    return pickle.loads(path.read_bytes())
+    return pickle.loads(path.read_bytes()) if path.exists() else None
 
 
 def write_predictions(folder: Path, probabilities: np.ndarray) -> None:

@@ -24,7 +24,7 @@ from typing import Any, Self
 import pandas as pd
 
 from carspotter.models.cluster import RayEngine
-from carspotter.models.experiments import SERIES, TRAINING_DTYPES, Experiment, quick
+from carspotter.models.experiments import SERIES, Experiment, quick
 from carspotter.models.runs import FRAMEWORKS, estimate_seconds, find_run, load_or_train, read_runs, starting_experiment
 from carspotter.paths import Study
 from carspotter.progress import progress_bar
@@ -73,8 +73,6 @@ def read_sweep(path: Path) -> list[Cell]:
     for axis, allowed in (("experiments", SERIES), ("frameworks", FRAMEWORKS)):
         if wrong := set(sweep.get(axis, [])) - set(allowed):
             raise ValueError(f"{path}: {axis} has {', '.join(sorted(wrong))}; use some of {', '.join(allowed)}")
-    if sweep.get("dtype", "float32") not in TRAINING_DTYPES:
-        raise ValueError(f"{path}: dtype is {sweep['dtype']!r}; use one of {', '.join(TRAINING_DTYPES)}")
     changes = {name: sweep[name] for name in ("epochs", "dtype", "weights") if name in sweep}
     cells = []
     for name, framework, size, seed in itertools.product(*(sweep.get(axis, unless) for axis, unless in AXES.items())):

@@ -183,11 +183,6 @@ def hash_windows(grey: np.ndarray) -> np.ndarray:
     return hashes
 
 
-def mirror_hashes(hashes: np.ndarray) -> np.ndarray:
-    """Return the hashes (…, 3) of the mirror images: the odd horizontal frequencies turn their signs."""
-    return hashes ^ ODD
-
-
 def _pack(bits: np.ndarray) -> np.ndarray:
     """Pack up to 64 bits along the last axis into a uint64."""
     padded = np.zeros((*bits.shape[:-1], 64), dtype=bool)
@@ -248,7 +243,7 @@ def compare_all(hashes: np.ndarray, show_progress: bool = True) -> np.ndarray:
     def compare(row: int) -> np.ndarray:
         found = []
         for whole, windows in wholes:
-            both = np.concatenate([hashes[row, windows], mirror_hashes(hashes[row, windows])])
+            both = np.concatenate([hashes[row, windows], hashes[row, windows] ^ ODD])
             low = np.bitwise_count(both[:, :1] ^ whole[None, :, 0]) <= LOW_DISTANCE
             window, other = np.nonzero(low)
             near = np.bitwise_count(both[window] ^ whole[other]).sum(axis=1) <= HASH_DISTANCE

@@ -65,11 +65,8 @@ def import_folder(
     also withdraws photos that are no longer there. Importing again adds nothing; a killed import goes on where it
     stopped.
     """
-    data = Path(data)
-    found = find_files(
-        folder and Path(folder), classes, rejects and Path(rejects), others and Path(others), ignore_split
-    )
-    jobs = name_listings(found, folder and Path(folder) / "listings.csv", listing_from)
+    found = find_files(folder, classes, rejects, others, ignore_split)
+    jobs = name_listings(found, folder and folder / "listings.csv", listing_from)
     store = data / "raw" / site
     journal_path = store / "journal.jsonl"
     with hold(store / ".lock"):

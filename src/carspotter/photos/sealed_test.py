@@ -39,8 +39,6 @@ def read_test_labels(
     SealedTestRefused for an empty reason, a second run unless `again` says why, predictions of other photos, a test set
     drawn anew, faulty labels, and a changed ledger.
     """
-    if split not in ("test", "shifted"):
-        raise ValueError(f"split {split!r} is not sealed; only test and shifted are")
     if not reason.strip():
         raise SealedTestRefused(f"{study.name}: say why the test set is opened")
     if not study.sealed.exists():
@@ -72,7 +70,7 @@ def _evaluate(
             f"each of its photos once, and no other"
         )
     photos = _digest(wanted)
-    if any(look.get("photos", photos) != photos for look in looks):
+    if any(look["photos"] != photos for look in looks):
         raise SealedTestRefused(
             f"{study.test_ledger}: the {split} set is not the one evaluated before; photos drawn anew are a new study: "
             f"split them with another --study, as in {study.name}_2"
@@ -107,8 +105,7 @@ def _evaluate(
 def read_ledger(study: Study) -> list[dict]:
     """Return all evaluations so far, oldest first.
 
-    Raises SealedTestRefused where a line is not JSON or lacks the hash of the line before. Lines older than the chain
-    have none; they can only come first.
+    Raises SealedTestRefused where a line is not JSON or lacks the hash of the line before.
     """
     lines, looks = _read_lines(study), []
     for number, line in enumerate(lines):
@@ -118,9 +115,7 @@ def read_ledger(study: Study) -> list[dict]:
             raise SealedTestRefused(
                 f"{study.test_ledger}: line {number + 1} is not JSON; restore the file from git"
             ) from None
-        before = _digest(lines[max(0, number - 1) : number])
-        chained = any("previous" in earlier for earlier in looks)
-        if look.get("previous", None if chained else before) != before:
+        if look.get("previous") != _digest(lines[max(0, number - 1) : number]):
             raise SealedTestRefused(
                 f"{study.test_ledger}: line {number + 1} does not carry the hash of the line before it, so a line was "
                 f"changed or dropped; restore the file from git"

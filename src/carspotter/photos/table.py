@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import re
 import unicodedata
 from collections import defaultdict
@@ -93,8 +94,6 @@ def forget(data: Path, sha256: str) -> list[str]:
     Returns the deleted files, relative to `data`. Raises RuntimeError while a crawl writes to a journal.
     """
     data = Path(data)
-    if not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise ValueError(f"{sha256!r} is not a SHA-256: 64 hexadecimal digits name a photo")
     known = False
     with contextlib.ExitStack() as locks:
         for journal in sorted(data.glob("raw/*/journal.jsonl")):
@@ -130,18 +129,15 @@ def _bury(journal: Path, sha256: str) -> bool:
 
 def read_forgotten(data: Path) -> set[str]:
     """Return the hashes of the photos that were removed on request."""
-    return _with_status(data, "forgotten")
+    lines = itertools.chain.from_iterable(_read_journals(Path(data)).values())
+    return {line["sha256"] for line in lines if line["status"] == "forgotten"}
 
 
 def read_withdrawn(data: Path) -> set[str]:
     """Return the hashes of the photos that were taken out of all folders they were imported from."""
     journals = _read_journals(Path(data)).values()
-    return _with_status(data, "withdrawn").difference(*(standing_claims(lines) for lines in journals))
-
-
-def _with_status(data: Path, status: str) -> set[str]:
-    journals = _read_journals(Path(data)).values()
-    return {line["sha256"] for lines in journals for line in lines if line["status"] == status}
+    withdrawn = {line["sha256"] for lines in journals for line in lines if line["status"] == "withdrawn"}
+    return withdrawn.difference(*map(standing_claims, journals))
 
 
 def _read_journals(data: Path) -> dict[str, tuple[dict, ...]]:
