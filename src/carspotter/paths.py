@@ -104,6 +104,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A path below one of a study's folders, which `parent` names; {name} in it is the study's name."""
+
+    parent: str
+    path: str
+
+    def __get__(self, study: "Study", owner: type) -> Path:
+        return getattr(study, self.parent) / self.path.format(name=study.name)
+
+
+@dataclass(frozen=True)
 class Study:
     """The files of one study: a set of classes and photos with its split and its runs.
 
@@ -128,17 +139,15 @@ class Study:
         folder = Path(data).resolve() if data else own if find_archive(own) else own.parent
         return cls(name, folder, home() / "results")
 
-    # In `data`
-    raw = property(lambda self: self.data / "raw")
-    reviews = property(lambda self: self.data / "reviews.jsonl")
-    curation = property(lambda self: self.data / "curation.csv")
-    sealed = property(lambda self: self.data / "sealed" / f"{self.name}.csv")
-    images = property(lambda self: self.data / "images")
-    # In `results`
-    folder = property(lambda self: self.results / self.name)
-    splits = property(lambda self: self.folder / "splits.csv")
-    splits_checksum = property(lambda self: self.folder / "splits.sha256")  # as `sha256sum` writes it
-    runs = property(lambda self: self.folder / "runs")
-    runs_table = property(lambda self: self.folder / "runs.csv")
-    test_ledger = property(lambda self: self.folder / "test_ledger.jsonl")
-    test_scores = property(lambda self: self.folder / "test_scores.jsonl")
+    raw = Place("data", "raw")
+    reviews = Place("data", "reviews.jsonl")
+    curation = Place("data", "curation.csv")
+    sealed = Place("data", "sealed/{name}.csv")
+    images = Place("data", "images")
+    folder = Place("results", "{name}")
+    splits = Place("folder", "splits.csv")
+    splits_checksum = Place("folder", "splits.sha256")  # as `sha256sum` writes it
+    runs = Place("folder", "runs")
+    runs_table = Place("folder", "runs.csv")
+    test_ledger = Place("folder", "test_ledger.jsonl")
+    test_scores = Place("folder", "test_scores.jsonl")
