@@ -11,12 +11,13 @@ from generated_photos import encode, published_photos, scene
 from kaggle_stub import KaggleStub
 from notebook_cells import BOOTSTRAP
 
-from carspotter import kaggle, kaggle_push
+from carspotter import kaggle
 from carspotter.curation import curate as curation
 from carspotter.paths import Study
 from carspotter.photos import splitting, verification
 from carspotter.photos.journal import read_journal
 from carspotter.photos.table import read_photos
+from carspotter_project import kaggle_push
 
 PER_CLASS = {"train": 8, "validation": 3, "test": 3}
 

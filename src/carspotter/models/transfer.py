@@ -1,5 +1,4 @@
-"""Transfer: a backbone's weights, and the maps of its frozen part, which are computed once and kept in `data/images`.
-"""
+"""Transfer: a backbone's weights, and the maps of its frozen part, which are computed once and kept in `data/images`."""
 
 from __future__ import annotations
 
@@ -42,8 +41,7 @@ BATCH = 50  # images that a frozen part sees at a time
 
 
 def identify_weights(experiment: Experiment) -> str:
-    """Return the name of the backbone's weights in a run's id: 12 digits of the file's SHA-256, "none", "" without one.
-    """
+    """Return the name of the backbone's weights in a run's id: 12 digits of the file's SHA-256, "none", "" without one."""
     if experiment.backbone is None:
         return ""
     weights = str(experiment.weights)

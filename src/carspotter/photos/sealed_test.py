@@ -125,8 +125,7 @@ def read_ledger(study: Study) -> list[dict]:
 
 
 def check_history(study: Study) -> None:
-    """Raise SealedTestRefused unless the ledger continues each version of it that any commit of this repository holds.
-    """
+    """Raise SealedTestRefused unless the ledger continues each version of it that any commit of this repository holds."""
     here = _read_lines(study)
     ledger = study.test_ledger
     commits = git(study.folder, "log", "--all", "--full-history", "--format=%H", "--", ledger.name).split()

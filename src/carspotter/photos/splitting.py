@@ -304,8 +304,7 @@ def _fill_sides(groups: Groups, free: list[str], split: dict[str, str], label: d
 
 
 def _pick_sides(roots: list[str], name: str, sizes: dict, need: dict, placed: Counter) -> dict[str, str]:
-    """Put groups of the class `name` on sides, each side up to what it needs or as near as possible; the rest trains.
-    """
+    """Put groups of the class `name` on sides, each side up to what it needs or as near as possible; the rest trains."""
     sides = {}
     for side in SHARES:
         # One group at least, however large: a class must show on every side.
