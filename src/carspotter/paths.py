@@ -57,10 +57,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def find_archive(data: Path) -> Path | None:
-    """Return the archive whose photos belong into the folder `data`, or None.
-
-    It is `<data>.zip` beside the folder; on Kaggle the data set `carspotter-<name>`, perhaps unzipped.
-    """
+    """Return the archive of the folder `data`: <data>.zip beside it, Kaggle's carspotter-<name>, or None."""
     beside = data.with_name(data.name + ".zip")
     mounted = _mounted("carspotter-" + data.name.replace("_", "-"))
     candidates = [beside, *(place for found in mounted for place in (found / beside.name, found / data.name, found))]

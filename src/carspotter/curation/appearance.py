@@ -36,10 +36,7 @@ def describe_images(images: np.ndarray, show_progress: bool = True) -> np.ndarra
 def describe_photos(
     data: Path, photos: pd.DataFrame, weights: Path | None = None, show_progress: bool = True
 ) -> pd.DataFrame:
-    """Return features of the readable ones of `photos` (columns sha256, path), indexed by sha256.
-
-    Those of MobileNetV2 where its `weights` are given, else of `describe_images`; kept in `data`/images.
-    """
+    """Return features by sha256 of the readable `photos`: MobileNetV2's with its `weights`, else `describe_images`'."""
     photos, size = readable_photos(data, photos, show_progress), 224 if weights else SIDE
 
     def describe() -> np.ndarray:

@@ -1,7 +1,4 @@
-"""What is wrong with a folder of photos: no study, no split, and nothing written into the folder.
-
-The photos go through the import's decoder and the curation's detectors as if they were imported.
-"""
+"""What is wrong with a folder of photos, by the detectors of import and curation; nothing is written into it."""
 
 import html
 import re

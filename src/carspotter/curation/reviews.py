@@ -87,7 +87,7 @@ class Audit(NamedTuple):
 
 
 def read_audit(study: Study, count: int, seed: int = 0) -> Audit:
-    """Return what reviewers said in an audit; junk is what one of them rejected or would keep under another label only."""
+    """Return what reviewers said in an audit; junk is what one of them rejected or would keep under another label."""
     drawn = draw_audit(study, count, seed).set_index("sha256")["label"]
     found: dict[str, bool] = {}
     for (sha256, _), line in standing_lines(_lines_of_audit(study, seed), "verdict").items():

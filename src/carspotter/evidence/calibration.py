@@ -27,10 +27,7 @@ def reliability(labels, probabilities, bins: int = 10) -> pd.DataFrame:
 
 
 def expected_calibration_error(labels, probabilities) -> float:
-    """Return the mean distance between confidence and accuracy over the bins of `reliability`, weighted by photos.
-
-    Even a perfect model scores above zero on few photos. Method: Naeini et al. 2015.
-    """
+    """Return the mean distance of confidence and accuracy over the bins of `reliability` (Naeini et al. 2015)."""
     table = reliability(labels, probabilities)
     return float(np.average((table["confidence"] - table["accuracy"]).abs(), weights=table["photos"]))
 

@@ -165,10 +165,7 @@ class _Variances:
 
 
 def _variances(values: np.ndarray, groups) -> _Variances:
-    """Take the variance of the mean of `values` (seeds, N) apart.
-
-    The variance between seeds' means contains that of the photos a second time, which is subtracted.
-    """
+    """Take the variance of the mean of `values` (seeds, N) apart; the seeds' part is less that of the photos in it."""
     means, influences, sizes = group_means(values, groups)
     seeds, count = len(values), len(sizes)
     correction = count / max(1, count - 1)

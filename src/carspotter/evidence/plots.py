@@ -157,10 +157,7 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], title: s
 
 @drawn
 def interval_chart(intervals: dict, title: str = "", unit: str = "validation accuracy", margin: float = 0) -> Figure:
-    """Draw estimates with their intervals, one line each. `intervals`: name -> `evidence.intervals.Interval`.
-
-    `margin`: for differences; a green band from −`margin` to it shows what counts as equal.
-    """
+    """Draw named `Interval`s, one line each; a green band from −`margin` to `margin` shows what counts as equal."""
     figure, axis = plt.subplots(figsize=(7, 1.0 + 0.4 * len(intervals)))
     for row, interval in enumerate(intervals.values()):
         axis.plot([interval.low, interval.high], [row, row], color=BLUE, linewidth=2)
@@ -183,10 +180,7 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
 
 @drawn
 def reliability_diagram(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
-    """Draw accuracy against confidence, one colour per model; dots are bins, their area the share of photos.
-
-    `tables`: name -> table of `calibration.reliability`.
-    """
+    """Draw accuracy against confidence from tables of `calibration.reliability`; a dot's area is its share of photos."""
     figure, axis = plt.subplots(figsize=(4.8, 4.4))
     axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
     for (name, table), colour in zip(tables.items(), COLOURS, strict=False):
@@ -220,10 +214,7 @@ def decomposition_bars(decompositions: dict, title: str = "") -> Figure:
 
 @drawn
 def cost_chart(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
-    """Draw accuracy over minutes a run (log scale), one panel per study, pretrained recipes in orange.
-
-    `tables`: name of the study -> table with recipe, accuracy and "minutes a run".
-    """
+    """Draw accuracy over minutes a run, a panel per study; tables have recipe, accuracy and "minutes a run"."""
     figure, axes = plt.subplots(1, len(tables), figsize=(12, 3.8), sharey=True, squeeze=False)
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
         points = list(zip(table["recipe"], table["minutes a run"], table["accuracy"], strict=True))
@@ -243,10 +234,7 @@ def cost_chart(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
 
 @drawn
 def forecast_chart(curves: dict, farthest: float, title: str = "") -> Figure:
-    """Draw measured accuracies over training photos (log scale) and the forecast, with its 95 % interval.
-
-    `curves`: name -> `learning_curves.LearningCurve`; `farthest`: the largest number of photos drawn.
-    """
+    """Draw measured and forecast accuracies over training photos, up to `farthest`; name -> `LearningCurve`."""
     figure, axis = plt.subplots(figsize=(7.5, 4))
     for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
         sizes = np.geomspace(curve.sizes.min(), max(farthest, curve.sizes.max()), 60)

@@ -60,10 +60,7 @@ class Step:
 
 
 def recorded_steps(studies: Mapping[str, Study], before: str, after: str) -> dict[str, Step]:
-    """Return what a step of the series changed in each study that has runs of both sides, alike in all else.
-
-    The interval is at 1 − .05/m for the m steps of the series.
-    """
+    """Return what a step of the series changed in each study with alike runs of both sides, at 1 − .05/m for m steps."""
     steps = {}
     for name, study in studies.items():
         recipes = recorded_recipes(study) if len(read_runs(study)) else {}
@@ -156,10 +153,7 @@ def verdicts_report(study: Study, questions: Sequence[tuple[str, str]]) -> pd.Da
 
 
 def framework_verdicts(study: Study, experiment: str) -> pd.DataFrame:
-    """Compare an experiment's recorded full runs between frameworks: one row of `comparison_table` per pair.
-
-    m is the number of pairs of frameworks.
-    """
+    """Compare an experiment's recorded full runs between frameworks: one row of `comparison_table` per pair, of m."""
     rows = full_runs(study)
     rows = rows[rows["experiment"] == experiment]
     tables = []

@@ -53,9 +53,8 @@ def results_of(study: Study, runs: Sequence[Run], epochs: str | int = LAST_EPOCH
 def compare_runs(
     study: Study, a: Sequence[Run], b: Sequence[Run], comparisons: int = 1, names: Sequence[str] = ()
 ) -> Comparison:
-    """Compare two recipes by their recorded runs, seed by seed, on the mean of the last five epochs.
-
-    Only seeds that both have are compared. `comparisons`: m; `names` default to those of the experiments.
+    """Compare two recipes by the seeds that both have recorded, on the mean of the last five epochs; `comparisons` is
+    m.
     """
     a, b = ({int(run.row["seed"]): run for run in side} for side in (a, b))
     seeds = sorted(set(a) & set(b))

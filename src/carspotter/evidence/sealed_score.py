@@ -1,7 +1,4 @@
-"""Evaluate the chosen model on the test set once, and on photos from elsewhere.
-
-Everything is predicted before the labels are read, so that a run that cannot predict costs no evaluation.
-"""
+"""Evaluate the chosen model on the test set once; it predicts before the labels are read."""
 
 import json
 from collections.abc import Iterator
@@ -26,10 +23,7 @@ BATCH = 256  # photos predicted at a time: 17 MB of pixels at 150 px
 
 @dataclass(frozen=True)
 class SealedScore:
-    """What evaluation `look` of a sealed set found; `parts` has a row per part: by, part, photos, accuracy, low, high.
-
-    `correct`, `groups`: one value per photo; None when read back from the file.
-    """
+    """What evaluation `look` of a sealed set found, in all and in `parts`; `correct` and `groups`: one value per photo."""
 
     run: str
     split: str
@@ -82,10 +76,7 @@ def score_sealed(study: Study, run: Run, reason: str, again: str | None = None, 
 
 
 def unseal(study: Study, run_id: str, reason: str, again: str | None = None) -> Iterator[str]:
-    """Score a run (or the "chosen" one, see `selection.choose_run`) on the test set, and on the shifted one if any.
-
-    Yields what a terminal shows, line by line.
-    """
+    """Score a run, or the "chosen" one, on the test set and the shifted one, if any; yield what a terminal shows."""
     if run_id == "chosen":
         run, table = choose_run(study)
         yield f"chosen: {run.id}, the smallest of {table['within'].sum()} recipes within one standard error of the best"

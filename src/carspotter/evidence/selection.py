@@ -28,10 +28,7 @@ class Recipe(NamedTuple):
 
 
 def full_runs(study: Study, quick: bool = False) -> pd.DataFrame:
-    """Return the rows of the newest split and recipe version, without runs on a part of the training photos.
-
-    `quick` runs, of a few photos, count only where asked for.
-    """
+    """Return the runs on all training photos of the newest split and recipe version; quick ones only where asked for."""
     rows = read_runs(study)
     rows = rows[((rows["quick"].astype(str) == "True") == quick) & (rows["train_on"] == "")]
     versions = pd.to_numeric(rows["recipe_version"], errors="coerce").fillna(0)

@@ -26,10 +26,7 @@ class TrainingDiverged(RuntimeError):
 
 
 class StateKeeper:
-    """A callback of the lesson files that lets a killed training go on; `finished` epochs need not be trained again.
-
-    `kept` is what a subclass stores beside the training's state.
-    """
+    """A callback of the lesson files that lets a killed training go on; `kept` is a subclass's part of the state."""
 
     def __init__(self, folder: Path, framework: str, on_epoch: Callable[[], Any] = lambda: None):
         self.folder, self.framework, self.on_epoch = folder, framework, on_epoch
@@ -111,10 +108,7 @@ def best_epoch(history: pd.DataFrame) -> pd.Series:
 
 
 def halves(groups, seed: int = 0) -> np.ndarray:
-    """Return which validation photos are in the first half of the groups, bool (N,), of `groups` (N,).
-
-    The first half chooses (epoch, recipe, temperature), the other certifies the photo check's promise.
-    """
+    """Return which photos are in the half of the `groups` (N,) that chooses, bool (N,); the other half certifies."""
     names, index = np.unique(np.asarray(groups).astype(str), return_inverse=True)
     return (np.random.default_rng(seed).permutation(len(names)) < len(names) / 2)[index]
 

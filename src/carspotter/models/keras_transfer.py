@@ -100,10 +100,7 @@ def split_model(model: keras.Model, experiment: Experiment) -> tuple[keras.Model
 def compute_maps(
     frozen: keras.Model, images: np.ndarray, affine: np.ndarray | None = None, colours: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return the frozen part's maps of images uint8 (B, S, S, 3): float32 (B, h, w, C).
-
-    `affine` (B, 3, 3) and `colours` (B, 3, 4) change the images first, as in training.
-    """
+    """Return the frozen part's maps of images uint8 (B, S, S, 3), augmented as in training: float32 (B, h, w, C)."""
     if affine is not None:
         images = transform(images, affine)
     if colours is not None:

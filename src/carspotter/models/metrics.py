@@ -1,7 +1,4 @@
-"""Accuracy, confusion, log loss: the one metric code of all frameworks.
-
-`labels` are class numbers, integer (N,); `probabilities` are float (N, classes).
-"""
+"""The metrics of all frameworks: `labels` are class numbers (N,), `probabilities` float (N, classes)."""
 
 import numpy as np
 

@@ -1,7 +1,4 @@
-"""One experiment, one framework, one seed: one recorded run.
-
-Importing this module imports no framework, and recorded runs need neither one nor photos.
-"""
+"""One experiment, one framework, one seed: one recorded run. Importing this imports no framework."""
 
 import hashlib
 import json

@@ -1,7 +1,4 @@
-"""Recorded runs on disk: a table with a row for each, a folder with spec, history and predictions, weights, locks.
-
-Reading needs neither a framework nor the photos; only `Run.model` and `Run.predict` load the framework of the run.
-"""
+"""Recorded runs on disk. Only `Run.model` and `Run.predict` need a framework."""
 
 import contextlib
 import ctypes
@@ -58,10 +55,7 @@ class Run:
 
     @cached_property
     def epoch_probabilities(self) -> np.ndarray:
-        """Return the probabilities of the photos in `validation` after each epoch: float32 (epochs, N, classes).
-
-        About 3 digits; each photo's most probable class is exact.
-        """
+        """Return the probabilities of `validation` after each epoch: float32 (epochs, N, classes), to about 3 digits."""
         with np.load(self.folder / PREDICTIONS) as file:
             return softmax(file["scores"].astype(np.float64)).astype(np.float32)
 
@@ -79,10 +73,7 @@ class Run:
 
     @property
     def experiment(self) -> Experiment:
-        """Return the experiment, without its training subset, of which only a digest is kept.
-
-        Raises ValueError for runs of an older recipe.
-        """
+        """Return the experiment without its training subset. Raises ValueError for runs of an older recipe."""
         if self.spec["recipe_version"] != RECIPE_VERSION:
             raise ValueError(
                 f"{self.id}: recorded with recipe {self.spec['recipe_version']}, this is recipe {RECIPE_VERSION}; its "
@@ -259,7 +250,7 @@ def load_state(folder: Path) -> Any:
 
 
 def write_predictions(folder: Path, probabilities: np.ndarray) -> None:
-    """Write the validation probabilities after each epoch, (epochs, N, classes), as `Run.epoch_probabilities` reads."""
+    """Write the validation probabilities after each epoch, (epochs, N, classes), for `Run.epoch_probabilities`."""
     # Logarithms, less the largest: float16 would round probabilities near 1 together, and ties decide accuracies.
     logarithms = np.log(np.maximum(probabilities.astype(np.float64), 1e-30))
     scores = (logarithms - logarithms.max(axis=-1, keepdims=True)).astype(np.float16)

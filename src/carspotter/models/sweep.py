@@ -1,7 +1,4 @@
-"""Many runs: experiments × frameworks × image sizes × seeds, each in a process of its own, here or on a cluster.
-
-A cell that fails is reported and the others go on; asking again trains what is missing.
-"""
+"""Many runs, each in a process of its own, here or on a cluster; one that fails does not stop the others."""
 
 import contextlib
 import itertools
@@ -54,10 +51,7 @@ class Cell:
 
 
 def read_sweep(path: Path) -> list[Cell]:
-    """Read the cells of a sweep from TOML; see `carspotter sweep --help` for what it may say.
-
-    Raises ValueError, naming the file, for anything unknown.
-    """
+    """Read the cells of a sweep from TOML. Raises ValueError, naming the file, for anything unknown."""
     try:
         sweep = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:

@@ -138,9 +138,7 @@ def split_model(model: Stages, experiment: Experiment) -> tuple[Stages, Stages]:
 def compute_maps(
     frozen: Stages, images: np.ndarray, affine: np.ndarray | None = None, colours: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return the frozen part's maps of images uint8 (B, S, S, 3), see `keras_transfer.compute_maps`: float32 (B, h, w,
-    C).
-    """
+    """Return the frozen part's maps of images uint8 (B, S, S, 3), augmented as in training: float32 (B, h, w, C)."""
     frozen.eval()
     device = next(frozen.parameters()).device
     batch = torch.tensor(images, device=device).permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""Transfer: a backbone's weights, and the maps of its frozen part, which are computed once and kept in `data/images`."""
+"""Transfer: a backbone's weights, and the maps of its frozen part, computed once and kept in `data/images`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BATCH = 50  # images that a frozen part sees at a time
 
 
 def identify_weights(experiment: Experiment) -> str:
-    """Return the name of the backbone's weights in a run's id: 12 digits of the file's SHA-256, "none", "" without one."""
+    """Return what names the weights in a run's id: 12 digits of the file's SHA-256, "none", "" without a backbone."""
     if experiment.backbone is None:
         return ""
     weights = str(experiment.weights)
@@ -88,10 +88,7 @@ def width_in_name(weights: Path) -> float:
 
 
 class Learner:
-    """What is trained for an experiment, and on what: the whole model on images, or its head on maps.
-
-    `trained` shares its weights with the model.
-    """
+    """What is trained, sharing its weights with the model, and on what: the model on images, or its head on maps."""
 
     def __init__(
         self,
@@ -199,10 +196,7 @@ def cached_features(cache: Path, key: str, photos: Iterable[str], compute: Calla
 
 
 def extract_features(images: np.ndarray, weights: Path, show_progress: bool = True) -> np.ndarray:
-    """Return MobileNetV2's pooled features of images uint8 (N, S, S, 3): float32 (N, 1280), for curation.
-
-    `weights`: a Keras file without the top, whose name tells the width ("mobilenet_v2_0.35_224…").
-    """
+    """Return MobileNetV2's pooled features, float32 (N, 1280), of images; the file's name tells the width."""
     if not len(images):
         return np.empty((0, 1280), np.float32)
     import_framework("keras")
@@ -217,10 +211,7 @@ def extract_features(images: np.ndarray, weights: Path, show_progress: bool = Tr
 
 
 def read_features(framework: str, model: Any, images: np.ndarray, mirrored: bool = False) -> np.ndarray:
-    """Return what a model's last layer sees of images uint8 (N, S, S, 3): float32 (N, features).
-
-    `mirrored`: the mean of the photo's and of its mirror image's.
-    """
+    """Return what a model's last layer sees of images, or of both mirror images in the mean: float32 (N, features)."""
     if mirrored:
         both = (read_features(framework, model, view) for view in (images, images[:, :, ::-1]))
         return sum(both) / 2

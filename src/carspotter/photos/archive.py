@@ -11,10 +11,7 @@ from carspotter.progress import progress_bar
 
 
 def unpack_archive(data: Path) -> bool:
-    """Lay out the archive of `data` as the scraper and a reviewer would have left it; return False without one.
-
-    Journals are written last, so that an interrupted unpacking starts again. Sealed labels are taken from the journals.
-    """
+    """Lay out the archive of `data` as scraper and reviewer would, journals last; return False without one."""
     if (archive := find_archive(data)) is None:
         return False
     root = zipfile.Path(archive) if archive.is_file() else archive

@@ -75,10 +75,7 @@ def draw_affine(
 
 
 def draw_colours(rng: np.random.Generator, count: int, ranges: AugmentationRanges) -> np.ndarray:
-    """Draw one colour change per photo: float64 (count, 3, 4), to be multiplied with (R, G, B, 1), values 0 … 1.
-
-    Saturation, then contrast, then brightness in one matrix; the caller clips to 0 … 1.
-    """
+    """Draw one colour change per photo: float64 (count, 3, 4), to multiply with (R, G, B, 1), values 0 … 1."""
     draws = 2 * rng.random((count, 3)) - 1
     saturation = 1 + ranges.saturation * draws[:, 0, None, None]
     contrast = 1 + ranges.contrast * draws[:, 1, None, None]
@@ -90,10 +87,7 @@ def draw_colours(rng: np.random.Generator, count: int, ranges: AugmentationRange
 
 
 def warp_images(images: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """Apply `draw_affine` matrices (N, 3, 3) to images (N, S, S, 3); return float32, same shape and scale.
-
-    Bilinear; the nearest border pixel repeats. The reference for the frameworks' own warps; not fast.
-    """
+    """Apply `draw_affine` matrices (N, 3, 3) to images (N, S, S, 3), bilinear, as float32; for figures and tests."""
     from scipy import ndimage  # noqa: PLC0415 - a figure needs it, training does not
 
     y, x = np.mgrid[: images.shape[1], : images.shape[2]]

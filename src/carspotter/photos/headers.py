@@ -61,10 +61,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """What is read before decoding; `content` lacks needless metadata, `plain` means that little work is certain.
-
-    `scan_end`: where the last scan of a JPEG ends in `content`.
-    """
+    """What is read before decoding: bytes without needless metadata, and whether little work is certain (`plain`)."""
 
     format: str
     content: bytes

@@ -20,10 +20,7 @@ from carspotter.photos.table import read_forgotten, standing_claims
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did: new, known and refused files per label, and what was refused (file, reason).
-
-    `with_listing`, `without` and `groups` count the photos of the folder before near-duplicates are searched.
-    """
+    """What an import did, by label; listings and groups are counted before near-duplicates are searched."""
 
     photos: pd.DataFrame
     refused: pd.DataFrame

@@ -22,10 +22,7 @@ class Busy(RuntimeError):
 
 
 class Journal:
-    """An append-only file of JSON lines, held open; opening cuts off a torn last line.
-
-    The caller ensures that one process appends at a time, by `hold`.
-    """
+    """An append-only file of JSON lines, held open; the caller ensures by `hold` that one process appends at a time."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -105,10 +102,7 @@ def repair_journal(path: Path) -> None:
 
 @contextlib.contextmanager
 def hold(lock: Path, busy: str | None = None) -> Iterator[None]:
-    """Hold a lock file for this process; the system releases it when the process ends.
-
-    Waits for another holder; with `busy`, raises Busy with this message instead.
-    """
+    """Hold a lock file for this process, waiting for another holder; with `busy`, raise Busy with this message."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "a") as file:
         if not lock_descriptor(file.fileno(), blocking=busy is None):

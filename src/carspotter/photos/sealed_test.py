@@ -103,10 +103,7 @@ def _evaluate(
 
 
 def read_ledger(study: Study) -> list[dict]:
-    """Return all evaluations so far, oldest first.
-
-    Raises SealedTestRefused where a line is not JSON or lacks the hash of the line before.
-    """
+    """Return all evaluations, oldest first. Raises SealedTestRefused where a line lacks the hash of the one before."""
     lines, looks = _read_lines(study), []
     for number, line in enumerate(lines):
         try:
@@ -125,7 +122,7 @@ def read_ledger(study: Study) -> list[dict]:
 
 
 def check_history(study: Study) -> None:
-    """Raise SealedTestRefused unless the ledger continues each version of it that any commit of this repository holds."""
+    """Raise SealedTestRefused unless the ledger continues each version of it in this repository's history."""
     here = _read_lines(study)
     ledger = study.test_ledger
     commits = git(study.folder, "log", "--all", "--full-history", "--format=%H", "--", ledger.name).split()

@@ -194,10 +194,7 @@ def read_splits(study: Study) -> pd.DataFrame:
 
 
 def split_version(study: Study) -> str:
-    """Return the SHA-256 of `splits.csv` without its rows of shifted and excluded photos.
-
-    So a second site can be set apart after the models are trained: no run has seen its photos.
-    """
+    """Return the SHA-256 of `splits.csv` without shifted and excluded photos, which no run has seen."""
     splits = read_splits(study)
     studied = splits.loc[splits["split"].isin(STUDIED), COLUMNS]
     return hashlib.sha256(studied.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
@@ -304,7 +301,7 @@ def _fill_sides(groups: Groups, free: list[str], split: dict[str, str], label: d
 
 
 def _pick_sides(roots: list[str], name: str, sizes: dict, need: dict, placed: Counter) -> dict[str, str]:
-    """Put groups of the class `name` on sides, each side up to what it needs or as near as possible; the rest trains."""
+    """Put groups of the class `name` on sides, each side as near as possible to its need; the rest trains."""
     sides = {}
     for side in SHARES:
         # One group at least, however large: a class must show on every side.
