@@ -180,7 +180,7 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
 
 @drawn
 def reliability_diagram(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
-    """Draw accuracy against confidence from tables of `calibration.reliability`; a dot's area is its share of photos."""
+    """Draw accuracy against confidence from tables of `calibration.reliability`; a dot's area is its photos."""
     figure, axis = plt.subplots(figsize=(4.8, 4.4))
     axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
     for (name, table), colour in zip(tables.items(), COLOURS, strict=False):

@@ -60,7 +60,7 @@ class Step:
 
 
 def recorded_steps(studies: Mapping[str, Study], before: str, after: str) -> dict[str, Step]:
-    """Return what a step of the series changed in each study with alike runs of both sides, at 1 − .05/m for m steps."""
+    """Return what a step of the series changed in each study with alike runs of both sides, m being all steps."""
     steps = {}
     for name, study in studies.items():
         recipes = recorded_recipes(study) if len(read_runs(study)) else {}

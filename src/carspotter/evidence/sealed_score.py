@@ -23,7 +23,7 @@ BATCH = 256  # photos predicted at a time: 17 MB of pixels at 150 px
 
 @dataclass(frozen=True)
 class SealedScore:
-    """What evaluation `look` of a sealed set found, in all and in `parts`; `correct` and `groups`: one value per photo."""
+    """What evaluation `look` of a sealed set found; `correct` and `groups` have one value per photo."""
 
     run: str
     split: str

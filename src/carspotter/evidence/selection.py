@@ -28,7 +28,7 @@ class Recipe(NamedTuple):
 
 
 def full_runs(study: Study, quick: bool = False) -> pd.DataFrame:
-    """Return the runs on all training photos of the newest split and recipe version; quick ones only where asked for."""
+    """Return the runs on all training photos of the newest split and recipe version; quick ones where asked for."""
     rows = read_runs(study)
     rows = rows[((rows["quick"].astype(str) == "True") == quick) & (rows["train_on"] == "")]
     versions = pd.to_numeric(rows["recipe_version"], errors="coerce").fillna(0)

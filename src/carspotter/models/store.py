@@ -55,7 +55,7 @@ class Run:
 
     @cached_property
     def epoch_probabilities(self) -> np.ndarray:
-        """Return the probabilities of `validation` after each epoch: float32 (epochs, N, classes), to about 3 digits."""
+        """Return the probabilities of `validation` after each epoch, to 3 digits: float32 (epochs, N, classes)."""
         with np.load(self.folder / PREDICTIONS) as file:
             return softmax(file["scores"].astype(np.float64)).astype(np.float32)
 

@@ -116,7 +116,7 @@ def find_same_colours(palettes: np.ndarray, listed: np.ndarray) -> np.ndarray:
 def find_duplicates(
     fingerprints: np.ndarray, show_progress: bool = True, open_large: Callable[[int], np.ndarray] | None = None
 ) -> pd.DataFrame:
-    """Find all pairs of `fingerprints` that are alike: columns first, second (rows), similarity, copy, see `confirm`."""
+    """Find all pairs of `fingerprints` that are alike: first, second (rows), similarity, copy, see `confirm`."""
     hashes = hash_windows(fingerprints["grey"])
     search = compare_all if len(hashes) <= EXHAUSTIVE else find_candidates
     return confirm(search(hashes, show_progress), fingerprints, show_progress, open_large)
