@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,22 +27,17 @@ from carspotter.photos.table import read_photos, slugify
 DATASET = "ajaykgp12/cars-wagonr-swift"
 STUDY = "swift_wagonr"
 SITE = "kaggle-{}"
-PAUSES = (5, 30)  # seconds before the second and the third try, when the service is busy or the line was cut
 REFUSALS = {
     401: "Kaggle does not know you (401): make a token at https://www.kaggle.com/settings/api and put it into "
     "KAGGLE_API_TOKEN or ~/.kaggle/access_token (an older kaggle.json works too)",
     403: "Kaggle says no (403): it is private, or its terms must be accepted on its web page first",
     404: "Kaggle has nothing of this name (404), or it is private",
-    429: "Kaggle asks for patience (429, too many requests)",
+    429: "Kaggle asks for patience (429, too many requests); try again later",
 }
 
 
 class KaggleRefused(RuntimeError):
-    """Kaggle cannot be reached or refuses; the message says why and what to do. `passing`: later may be better."""
-
-    def __init__(self, message: str, passing: bool = False):
-        super().__init__(message)
-        self.passing = passing
+    """Kaggle cannot be reached or refuses; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +86,10 @@ def fetch(
     `minutes`. Of copies of a shot in several parts only those in the test, else validation, part stay. Raises
     KaggleRefused when the service refuses, ValueError for another layout or photos of these classes from elsewhere.
     """
-    owner, separator, slug = dataset.partition("/")
-    if not separator or not re.fullmatch(r"\w[\w-]*", owner) or not re.fullmatch(r"\w[\w-]*", slug):
+    named = re.fullmatch(r"(\w[\w-]*)/(\w[\w-]*)", dataset)
+    if not named:
         raise ValueError(f"data set {dataset!r}: Kaggle names them owner/name, as in {DATASET}")
-    source = Path(source) if source else find_kaggle_dataset(owner, slug)
-    if source is None:
-        source = download(study.data, dataset, minutes)
+    source = source or find_kaggle_dataset(*named.groups()) or download(study.data, dataset, minutes)
     study.data.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         refused = _import_parts(study, source, show_progress)
@@ -148,32 +140,22 @@ def download(data: Path, dataset: str, minutes: float) -> Path:
     if zipfile.is_zipfile(archive) and not archive.with_name(f"{archive.name}.kaggle-partial").exists():
         return archive
     print(f"downloading {dataset} from Kaggle, {minutes:g} minutes at most", file=sys.stderr, flush=True)
-    end = time.monotonic() + 60 * minutes
-    for pause in (*PAUSES, None):
-        try:
-            run_client(("datasets", "download", dataset, "--path", str(folder)), dataset, end - time.monotonic())
-            return archive
-        except KaggleRefused as refusal:
-            if not refusal.passing or pause is None or time.monotonic() + pause > end:
-                raise KaggleRefused(f"{refusal}. {_by_hand(dataset)}", refusal.passing) from None
-            print(f"{refusal}\nTrying again in {pause} s", file=sys.stderr, flush=True)
-            time.sleep(pause)
-    raise AssertionError("the last try gives or raises")
+    try:
+        run_client(("datasets", "download", dataset, "--path", str(folder)), dataset, 60 * minutes)
+    except KaggleRefused as refusal:
+        raise KaggleRefused(f"{refusal}. {_by_hand(dataset)}") from None
+    return archive
 
 
 def run_client(arguments: Iterable[str], about: str, seconds: float) -> str:
-    """Run Kaggle's client, for `seconds` at most; return what it printed. `about`: the data set or notebook in
-    question.
-
-    Raises KaggleRefused when the client fails or says that it failed.
-    """
+    """Run Kaggle's client for `seconds` at most and return what it printed. Raises KaggleRefused when it fails."""
     command = [sys.executable, "-m", "kaggle", *arguments]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": seconds}
     try:
         # Elsewhere, a folder named kaggle could be taken for the client.
         finished = subprocess.run(command, cwd=tempfile.gettempdir(), **both)
     except subprocess.TimeoutExpired:
-        raise KaggleRefused(f"{about}: the time given is over; run the same command again to go on", True) from None
+        raise KaggleRefused(f"{about}: the time given is over; run the same command again to go on") from None
     # The client ends with 0 after some failures.
     failures = "(?m)^(Upload unsuccessful|Dataset .*error|Kernel push error|The following are not valid).*"
     lied = re.search(failures, finished.stdout)
@@ -188,13 +170,13 @@ def _explain(about: str, text: str) -> KaggleRefused:
     said = re.search(r"\b([45]\d\d) (?:Client|Server) Error", text)
     status = int(said[1]) if said else 0
     if not said and re.search("ConnectionError|Max retries|Connection aborted|ChunkedEncoding|Proxy", text):
-        return KaggleRefused(f"{about}: no way to Kaggle, or the line was cut ({line[:200]})", passing=True)
+        return KaggleRefused(f"{about}: no way to Kaggle, or the line was cut ({line[:200]}); try again")
     # Without credentials the client always says so first, even where a download needs none.
     if not said and "Authentication required" in text:
         status = 401
     why = REFUSALS.get(status, f"Kaggle's client failed: {line[:300]}")
-    why = f"Kaggle has a problem of its own ({status})" if status >= 500 else why
-    return KaggleRefused(f"{about}: {why}", passing=status == 429 or status >= 500)
+    why = f"Kaggle has a problem of its own ({status}); try again later" if status >= 500 else why
+    return KaggleRefused(f"{about}: {why}")
 
 
 def _by_hand(dataset: str) -> str:

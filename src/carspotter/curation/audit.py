@@ -82,8 +82,7 @@ def audit_folder(
     """Look for all that is wrong in any folder of photos; write index.html, findings.csv and fix.sh to `out`.
 
     Photos may lie in FOLDER/<class>/… or FOLDER/{train,val,test}/<class>/…, or in no class. `weights` (MobileNetV2's)
-    and `listing_from` as in curation and import. Raises ValueError for a folder without files and for an `out` inside
-    it.
+    and `listing_from` as in curation and import. Raises ValueError without files and for an `out` in the folder.
     """
     folder, out = Path(folder).resolve(), Path(out).resolve()
     if out.is_relative_to(folder):

@@ -68,8 +68,8 @@ def curate_study(
     """Describe, rank and judge all photos of the study's data folder, and write `data/curation.csv`; return the table.
 
     `weights`: a file of MobileNetV2's, whose features rank far better. `train`: a framework in which models also learn
-    from the photos themselves and doubt labels. Without `with_reviews` nothing is written: what the machine says by
-    itself.
+    from the photos themselves and doubt labels. Without `with_reviews` people's decisions do not count and nothing is
+    written.
     """
     photos = read_photos(study.data)
     features, doubts = describe_photos(study.data, photos, weights, show_progress), None

@@ -53,7 +53,7 @@ def rank_photos(features, labels, groups, rejected=None, apart=None, listings=No
 
     `features`: float (N, F). `labels`, `groups`: N names each. `rejected`: float (N,), by people: 1 rejected, 0 kept,
     nan otherwise. `apart`: ranks (N, K), 0 … 1 or nan, of how far each stands apart from its listing, the most telling
-    first; with `listings` (N names, "" for none) features are compared with the listing as well. `doubts` in the label:
+    first; with `listings` (N names, "" for none) features are compared with the listing too. `doubts` in the label:
     float (N,), 0 … 1. Scores are ranks: the worst fifth has .5 and more. Fewer than FEWEST photos, or FOLDS groups, all
     score 0.
     """

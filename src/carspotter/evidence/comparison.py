@@ -86,13 +86,6 @@ def compare(
         _correct(y, np.asarray(side), classes, name) for side, name in zip((a, b), names, strict=True)
     )
     groups = np.arange(len(y)) if groups is None else groups
-    return compare_correct(correct_a, correct_b, groups, seeds, comparisons, names)
-
-
-def compare_correct(
-    correct_a, correct_b, groups, seeds: int | None = None, comparisons: int = 1, names=("A", "B")
-) -> Comparison:
-    """Compare correctness: bool (N,) or (seeds, N), floats for a mean over epochs; other arguments as in `compare`."""
     level = 1 - 0.05 / comparisons
     difference, p = paired_difference(correct_a, correct_b, groups, level)
     within, _ = paired_difference(correct_a, correct_b, groups, 0.9)
@@ -183,7 +176,7 @@ def _correct(y: np.ndarray, predicted: np.ndarray, classes, name: str) -> np.nda
     if (predicted.dtype.kind == "b") != (y.dtype.kind == "b") or not np.isin(predicted, y).any():
         raise ValueError(
             f"{name} predicts {predicted.ravel()[0]!r} where labels are like {y[0]!r}; give predicted labels, not "
-            f"class numbers nor whether they are correct (for that there is compare_correct)"
+            f"class numbers nor whether they are correct"
         )
     correct = predicted == y
     return correct.mean(axis=1) if correct.ndim == 3 else np.atleast_2d(correct)

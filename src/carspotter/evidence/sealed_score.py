@@ -43,9 +43,8 @@ class SealedScore:
 def score_sealed(study: Study, run: Run, reason: str, again: str | None = None, split: str = "test") -> SealedScore:
     """Open the sealed labels for `run`, score it, and write the score to `results/<study>/test_scores.jsonl`.
 
-    `split`: "test" or "shifted". The interval of evaluation k is at 1 − .05/2^k, over groups, so that all of them
-    together stay at 95 %. Raises what `sealed_test.read_test_labels` does, and FileNotFoundError without photos or
-    checkpoint.
+    `split`: "test" or "shifted". The interval of evaluation k is at 1 − .05/2^k, so that all together stay at 95 %.
+    Raises what `sealed_test.read_test_labels` does, and FileNotFoundError without photos or checkpoint.
     """
     photos = read_splits(study).query("split == @split").drop(columns="label")
     if photos.empty:

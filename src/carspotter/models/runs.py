@@ -78,9 +78,8 @@ def train_run(
     """Train `experiment` on the study's split in `framework` and record the run; it replaces a recorded one.
 
     Killed and called again, the run goes on after its last finished epoch. An experiment that starts from another
-    trains that one first, or takes its recorded run. Only training and validation labels are read. Raises
-    TrainingDiverged, FileNotFoundError for weights or photos that are not here, RuntimeError when another process
-    trains this run.
+    trains that one first, or takes its recorded run. Raises TrainingDiverged, FileNotFoundError for weights or photos
+    that are not here, RuntimeError when another process trains this run.
     """
     spec = specify_run(study, experiment, framework, seed)
     start = _starting_weights(study, experiment, framework, seed, show_progress)

@@ -108,10 +108,7 @@ class Run:
         """Return the class probabilities of images uint8 (N, S, S, 3): float32 (N, classes), as `class_names`."""
         size = self.image_size
         if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
-            raise ValueError(
-                f"{self.id} needs images uint8 (N, {size}, {size}, 3), not {images.dtype} {images.shape}; "
-                "make them with carspotter.photos.images.decode_image"
-            )
+            raise ValueError(f"{self.id} needs images uint8 (N, {size}, {size}, 3), not {images.dtype} {images.shape}")
         return import_framework(self.framework).predict(self.model, images, self.experiment)
 
     def summary(self) -> pd.DataFrame:

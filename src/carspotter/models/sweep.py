@@ -100,15 +100,14 @@ def run_sweep(
                 progress.write(f"failed: {cell}: {said}", file=sys.stderr)
             results[cell] = {name: result[name] for name in ("run", "seconds", "error")}
             progress.update()
-    accuracies = read_runs(study).set_index("run")["best_validation_accuracy"]
     rows = []
     for cell in cells:
         fields = {"experiment": cell.experiment.name, "framework": cell.framework, "seed": cell.seed}
         fields |= {name: getattr(cell.experiment, name) for name in ("image_size", "epochs", "dtype")}
-        run = results[cell]["run"]
-        best = float(accuracies[run]) if run else float("nan")
-        rows.append(fields | results[cell] | {"best_validation_accuracy": best})
-    return pd.DataFrame(rows)
+        rows.append(fields | results[cell])
+    accuracies = read_runs(study).set_index("run")["best_validation_accuracy"].astype(float)
+    table = pd.DataFrame(rows)
+    return table.assign(best_validation_accuracy=table["run"].map(accuracies))
 
 
 def _recorded(study: Study, cell: Cell) -> str | None:

@@ -1,7 +1,6 @@
 """VGG16 in PyTorch: thirteen convolutions, written out, with the head of the series.
 
-What to see here: a network is a list of stages. Cut it before the first stage that learns, and both halves are
-networks.
+What to see here: a network is a list of stages. Cut before the first one that learns, both halves are networks.
 """
 
 from __future__ import annotations

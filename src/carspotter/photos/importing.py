@@ -59,8 +59,7 @@ def import_folder(
     sub-folder of a class ("folder"), a name <listing>__<number>.<ext> ("name"), either ("auto") or nothing ("none").
     `rejects` and `others`: folders of unusable photos and of other models. `ignore_split`: pool
     FOLDER/{train,val,test}/<class>. Earlier labels and listings of photos in the folder are replaced; `replace_all`
-    also withdraws photos that are no longer there. Importing again adds nothing; a killed import goes on where it
-    stopped.
+    also withdraws photos that are no longer there. Importing again adds nothing; a killed import goes on.
     """
     found = find_files(folder, classes, rejects, others, ignore_split)
     jobs = name_listings(found, folder and folder / "listings.csv", listing_from)

@@ -87,17 +87,12 @@ def repair_journal(path: Path) -> None:
     if not path.exists():
         return
     with open(path, "r+b") as lines:
-        end = start = lines.seek(0, os.SEEK_END)
-        tail = b""
-        while start > 0 and b"\n" not in tail:
-            start = max(0, start - 4096)
-            lines.seek(start)
-            tail = lines.read(end - start)
-        tail = tail[tail.rfind(b"\n") + 1 :]
+        content = lines.read()
+        tail = content[content.rfind(b"\n") + 1 :]
         if _is_whole(tail):
             lines.write(b"\n")
         elif tail:
-            lines.truncate(end - len(tail))
+            lines.truncate(len(content) - len(tail))
 
 
 @contextlib.contextmanager

@@ -139,8 +139,7 @@ def check_history(study: Study) -> None:
 def find_label_faults(study: Study, labels_known: pd.Series | None = None) -> list[str]:
     """Return what is wrong with the sealed labels, a sentence each, naming photos and numbers but never a label.
 
-    `labels_known`: curation's labels by sha256, which sealed labels must equal; photos it does not list are not
-    compared.
+    `labels_known`: curation's labels by sha256, which sealed labels must equal where it has them.
     """
     if not study.sealed.exists():
         return []
