@@ -13,7 +13,6 @@ from carspotter.paths import Study, home
 
 # Packages beside this one that bring verbs of their own; the sample site is not in the wheel.
 NEIGHBOURS = ("carspotter_project", "carspotter_review", "carspotter_check", "carspotter_sample")
-LISTING_FROM = ("auto", "folder", "name", "none")
 LAST_STUDY = ".study"  # in the data folder: the name of the study that was split last
 
 # The verbs as `carspotter --help` shows them, each with an example.
@@ -209,6 +208,7 @@ def study_of(options) -> Study:
 def _parser() -> argparse.ArgumentParser:
     from carspotter.models.experiments import SERIES, TRAINING_DTYPES
     from carspotter.models.store import FRAMEWORKS
+    from carspotter.photos.folders import LISTING_FROM
 
     parser = Parser(
         prog="carspotter",

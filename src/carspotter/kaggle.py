@@ -256,12 +256,5 @@ def _take_over(study: Study, refused: pd.DataFrame, show_progress: bool) -> Publ
     splits = splitting.read_splits(study).set_index("sha256")["split"]
     crossing = table.loc[torn | table["published"].str.contains(" "), ["sha256", "published", "duplicate_cluster"]]
     crossing = crossing.assign(split=crossing["sha256"].map(splits)).reset_index(drop=True)
-    return PublishedSplit(
-        study.name,
-        counts,
-        refused,
-        crossing,
-        int((splits == "excluded").sum()),
-        splitting.split_version(study),
-        taken_over,
-    )
+    excluded, version = int((splits == "excluded").sum()), splitting.split_version(study)
+    return PublishedSplit(study.name, counts, refused, crossing, excluded, version, taken_over)

@@ -115,12 +115,13 @@ def judge_photos(
     quality = _judge_quality(readable, fingerprints)
     table.loc[quality.index, ["reason", "score"]] = quality
     rejects = {sha256: f"unreadable: {reason}" for sha256, reason in unreadable.items()}
-    for sha256, labels in zip(photos["sha256"], photos["labels"], strict=True):
-        if len(labels) > 1:
-            rejects.setdefault(sha256, f"label conflict: the same bytes are listed as {' and '.join(labels)}")
-    for sha256, kind, label in zip(photos["sha256"], photos["kind"], photos["label"], strict=True):
-        if kind:
-            rejects.setdefault(sha256, f"{kind}: imported as {label if kind == OTHER_MODEL else 'such'}")
+    for photo in photos.itertuples():
+        if len(photo.labels) > 1:
+            reason = f"label conflict: the same bytes are listed as {' and '.join(photo.labels)}"
+            rejects.setdefault(photo.sha256, reason)
+        if photo.kind:
+            what = photo.label if photo.kind == OTHER_MODEL else "such"
+            rejects.setdefault(photo.sha256, f"{photo.kind}: imported as {what}")
     # Of several reviewers the last has the word.
     reviews = read_reviews(data).drop_duplicates("sha256", keep="last")
     reviews = reviews if with_reviews else reviews.iloc[:0]

@@ -66,7 +66,8 @@ def photo_grid(
     for axis in axes.flat:
         axis.set_axis_off()
     for number, (photo, caption, axis) in enumerate(zip(photos, captions, axes.flat, strict=False)):
-        axis.imshow(_thumbnail(photo))
+        is_array = isinstance(photo, np.ndarray)
+        axis.imshow(ImageOps.contain(Image.fromarray(photo), (160, 160)) if is_array else thumbnail(photo, 160))
         axis.set_title(caption, fontsize=8, fontweight="normal", loc="center")
         if colours is not None:
             axis.set_axis_on()
@@ -144,9 +145,9 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], title: s
     figure, axis = plt.subplots(figsize=(side + 0.6, side))
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(class_names))
-    axis.set(xticks=ticks, yticks=ticks, xlabel="predicted", ylabel="labelled", title=title)
-    axis.set_xticklabels(class_names)
-    axis.set_yticklabels(class_names)
+    axis.set(xlabel="predicted", ylabel="labelled", title=title)
+    axis.set_xticks(ticks, class_names)
+    axis.set_yticks(ticks, class_names)
     for (row, column), number in np.ndenumerate(confusion):
         colour = "white" if share[row, column] > 0.5 else "black"
         text = f"{int(number)}\n{share[row, column]:.0%}"
@@ -258,9 +259,3 @@ def _history_table(fit) -> pd.DataFrame:
     """Return Keras' History as a table with the names of recorded runs."""
     table = pd.DataFrame(fit.history).rename(columns=lambda name: "train_" + name if name[:4] != "val_" else name)
     return table.rename(columns=lambda name: name.replace("val_", "validation_")).assign(epoch=np.add(fit.epoch, 1))
-
-
-def _thumbnail(photo: Path | np.ndarray, side: int = 160) -> Image.Image:
-    if isinstance(photo, np.ndarray):
-        return ImageOps.contain(Image.fromarray(photo), (side, side))
-    return thumbnail(photo, side)

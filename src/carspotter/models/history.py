@@ -99,7 +99,8 @@ class Recorder(StateKeeper):
     def finish(self) -> None:
         """Write the predictions of all epochs and load the best epoch's weights into the model."""
         write_predictions(self.folder, np.stack(self.kept["probabilities"]))
-        _set_weights(self.framework, self.training[0], self.kept["best"])
+        model, best = self.training[0], self.kept["best"]
+        model.load_state_dict(best) if self.framework == "torch" else model.set_weights(best)
 
 
 def best_epoch(history: pd.DataFrame) -> pd.Series:
@@ -197,7 +198,3 @@ def _get_weights(framework: str, model: Any) -> Any:
     if framework == "torch":
         return {name: values.detach().cpu().clone() for name, values in model.state_dict().items()}
     return model.get_weights()
-
-
-def _set_weights(framework: str, model: Any, weights: Any) -> None:
-    model.load_state_dict(weights) if framework == "torch" else model.set_weights(weights)

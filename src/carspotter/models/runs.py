@@ -87,7 +87,10 @@ def train_run(
     with hold(folder / ".lock", f"{spec['run']} is being trained by another process; wait for it or end it"):
         lesson, builder = import_framework(framework), import_builder(experiment, framework)
         training, validation = read_training_photos(study, experiment)
-        chosen = _positions(training, experiment.training_subset)
+        chosen = np.arange(len(training))
+        if (subset := experiment.training_subset) is not None:  # a photo counts as often as it is named
+            rows = pd.Series(chosen, index=training["sha256"])
+            chosen = rows[[name for name in sorted(subset) if name in rows.index]].to_numpy()
         classes = spec["class_names"] = sorted(training["label"].iloc[chosen].unique())
         if not set(validation["label"]) <= set(classes) or len(classes) < 2:
             raise ValueError(
@@ -107,7 +110,7 @@ def train_run(
         labels, asked_labels = (photos["label"].map(classes.index).to_numpy() for photos in (training, validation))
         learner = transfer.Learner(study, spec, experiment, lesson, builder, model, show_progress)
         seen, copies = learner.views(validation, asked), learner.copies(training, images)
-        if experiment.training_subset is not None:
+        if subset is not None:
             copies = [copy[chosen] for copy in copies]
         learned = copies[0] if len(copies) == 1 else np.concatenate(copies)
         batches = lesson.PhotoBatches(learned, np.tile(labels[chosen], len(copies)), experiment, seed)
@@ -262,12 +265,6 @@ def _say_what_begins(study: Study, run: str, experiment: Experiment, framework: 
     about = f", about {seconds / 60:.0f} min by recorded runs" if seconds and seconds > 60 else ""
     what = f"{photos} photos of {experiment.image_size} px, {experiment.epochs} epochs"
     print(f"{run}: {what}, {explain_device(device, framework)}{about}", file=sys.stderr, flush=True)
-
-
-def _positions(training: pd.DataFrame, subset: tuple[str, ...] | None) -> np.ndarray:
-    """Return the rows to train on, int64, each as often as it is named."""
-    rows = pd.Series(np.arange(len(training)), index=training["sha256"])
-    return rows.to_numpy() if subset is None else rows[[n for n in sorted(subset) if n in rows.index]].to_numpy()
 
 
 def _summarise(spec: dict, experiment: Experiment, history: pd.DataFrame) -> dict[str, Any]:

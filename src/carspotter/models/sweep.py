@@ -91,8 +91,10 @@ def run_sweep(
     cells = list(dict.fromkeys(cell for asked in cells for cell in (asked.start, asked) if cell))
     results = {cell: {"run": run, "seconds": 0.0, "error": ""} for cell in cells if (run := _recorded(study, cell))}
     missing = [cell for cell in cells if cell not in results]
-    if show_progress and missing:
-        _say_how_long(study, missing, processes)
+    seconds = [estimate_seconds(study, cell.experiment, cell.framework) for cell in missing]
+    if show_progress and (known := [value for value in seconds if value]):
+        about = f"about {sum(known) / processes / 60:.0f} min for {len(known)} of them, by recorded runs"
+        print(f"{len(missing)} runs to make, {about}", file=sys.stderr, flush=True)
     with progress_bar(len(cells), "sweep", "runs", show_progress, done=len(results)) as progress:
         for cell, result in _run_cells(study, missing, processes, on, cpus) if missing else ():
             if result["error"]:
@@ -116,14 +118,6 @@ def _recorded(study: Study, cell: Cell) -> str | None:
         return find_run(study, cell.experiment, cell.framework, cell.seed)
     except EXPECTED:
         return None
-
-
-def _say_how_long(study: Study, cells: list[Cell], processes: int) -> None:
-    seconds = [estimate_seconds(study, cell.experiment, cell.framework) for cell in cells]
-    known = [value for value in seconds if value]
-    if known:
-        about = f"about {sum(known) / processes / 60:.0f} min for {len(known)} of them, by recorded runs"
-        print(f"{len(cells)} runs to make, {about}", file=sys.stderr, flush=True)
 
 
 def _run_cells(study: Study, cells: list[Cell], processes: int, on: str, cpus: int) -> Iterator[tuple[Cell, dict]]:

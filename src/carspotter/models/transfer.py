@@ -138,21 +138,18 @@ class Learner:
         key += [self.experiment.augmentation] if copy else []
 
         def compute() -> np.ndarray:
-            changes = draw_copy(self.experiment, copy, len(images)) if copy else (None, None)
+            affine = colours = None
+            if copy:
+                ranges, size = RANGES[self.experiment.augmentation], self.experiment.image_size
+                affine = draw_affine(np.random.default_rng([copy, 1]), len(images), size, ranges).astype(np.float32)
+                if ranges.colours:
+                    colours = draw_colours(np.random.default_rng([copy, 2]), len(images), ranges).astype(np.float32)
             # Half the space; numpy has no bfloat16, and maps stay far below float16's limit of 65,504.
             dtype = np.float16 if self.experiment.dtype == "bfloat16" else np.float32
-            return compute_maps(self.builder, self.body, images, *changes, dtype, self.show_progress)
+            return compute_maps(self.builder, self.body, images, affine, colours, dtype, self.show_progress)
 
         key = json.dumps([PREPROCESSING, *key])
         return cached_features(self.study.images, key, photos["sha256"], compute)
-
-
-def draw_copy(experiment: Experiment, copy: int, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Draw the changes of a cached copy of `count` photos: affine float32 (N, 3, 3), colours (N, 3, 4) or None."""
-    ranges = RANGES[experiment.augmentation]
-    affine = draw_affine(np.random.default_rng([copy, 1]), count, experiment.image_size, ranges)
-    colours = draw_colours(np.random.default_rng([copy, 2]), count, ranges).astype(np.float32)
-    return affine.astype(np.float32), colours if ranges.colours else None
 
 
 def compute_maps(

@@ -148,7 +148,8 @@ def confirm(
                 copy[row] = compare_closely(open_large(int(whole[row])), large, windows[row]) >= COPY_CLOSELY
         return similarity, copy
 
-    compared = list(in_threads(compare, candidates, "compare", "pairs", show_progress, PAIR_CHUNK))
+    chunks = [candidates[start : start + PAIR_CHUNK] for start in range(0, len(candidates), PAIR_CHUNK)]
+    compared = list(in_threads(compare, chunks, "compare", f"× {PAIR_CHUNK} pairs", show_progress))
     nothing = np.empty(0, dtype=np.float32), np.empty(0, dtype=bool)
     similarity, copy = (np.concatenate(parts) for parts in zip(nothing, *compared, strict=True))
     pairs = pd.DataFrame(

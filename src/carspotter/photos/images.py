@@ -19,34 +19,23 @@ from carspotter.progress import progress_bar
 T = TypeVar("T")
 WORKERS = min(8, os.cpu_count() or 1)
 AHEAD = 2 * WORKERS  # results that wait to be taken: bounds memory, keeps the threads busy
-BATCH = 32  # images that a thread makes at a time: to hand over each one costs more
 
 
 def in_threads(
-    function: Callable[[Any], T],
-    items: Sequence,
-    what: str,
-    unit: str,
-    show_progress: bool = True,
-    batch: int | None = None,
+    function: Callable[[Any], T], items: Sequence, what: str, unit: str, show_progress: bool = True
 ) -> Iterator[T]:
-    """Yield the function's result of each item, in order, from WORKERS threads that work a few items ahead.
-
-    With `batch`, the function gets that many items at a time. `what` and `unit` as in `progress_bar`.
-    """
-    parts = items if batch is None else [items[start : start + batch] for start in range(0, len(items), batch)]
-    waiting: deque[tuple[int, Future]] = deque()
+    """Yield the function's result of each item, in order, from WORKERS threads that work a few items ahead."""
+    waiting: deque[Future] = deque()
     with progress_bar(len(items), what, unit, show_progress) as progress, ThreadPoolExecutor(WORKERS) as pool:
 
         def take() -> T:
-            count, future = waiting.popleft()
-            result = future.result()
-            progress.update(count)
+            result = waiting.popleft().result()
+            progress.update()
             return result
 
         try:
-            for part in parts:
-                waiting.append((1 if batch is None else len(part), pool.submit(function, part)))
+            for item in items:
+                waiting.append(pool.submit(function, item))
                 if len(waiting) > AHEAD:
                     yield take()
             while waiting:
@@ -98,18 +87,15 @@ def load_images(data: Path, photos: pd.DataFrame, size: int, show_progress: bool
 
 
 def _write_images(path: Path, data: Path, photos: pd.DataFrame, size: int, show_progress: bool) -> None:
-    def make(paths: list[str]) -> np.ndarray:
-        images = np.empty((len(paths), size, size, 3), np.uint8)
-        for image, path in zip(images, paths, strict=True):
-            if not (data / path).is_file():
-                raise FileNotFoundError(f"{data / path}: the photo is not on this machine; scrape or import it again")
-            image[:] = decode_image(data / path, size, verify=False)  # verified when it was collected
-        return images
+    def make(path: str) -> np.ndarray:
+        if not (data / path).is_file():
+            raise FileNotFoundError(f"{data / path}: the photo is not on this machine; scrape or import it again")
+        return decode_image(data / path, size, verify=False)  # verified when it was collected
 
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(photos), size, size, 3)}
     with open(path, "wb") as part:
         np.lib.format.write_array_header_1_0(part, header)
-        for images in in_threads(make, photos["path"].tolist(), "decode", "photos", show_progress, BATCH):
-            part.write(images)
+        for image in in_threads(make, photos["path"].tolist(), "decode", "photos", show_progress):
+            part.write(image.tobytes())
         part.flush()
         os.fsync(part.fileno())

@@ -99,15 +99,8 @@ def import_folder(
             "no photo has a listing: what shows one car is kept on one side only where the pixels tell; say it by "
             "sub-folders (class/car/photo.jpg), by names (car__1.jpg) or in listings.csv (columns file, listing)"
         )
-    without = len(lines) - with_listing
-    return ImportReport(
-        counts,
-        pd.DataFrame(refused, columns=["file", "reason"]),
-        with_listing,
-        without,
-        len(listings) + without,
-        tuple(notes),
-    )
+    without, refused = len(lines) - with_listing, pd.DataFrame(refused, columns=["file", "reason"])
+    return ImportReport(counts, refused, with_listing, without, len(listings) + without, tuple(notes))
 
 
 def _content(line: dict) -> tuple:

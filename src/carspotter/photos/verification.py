@@ -78,19 +78,12 @@ def verify_split(study: Study, show_progress: bool = True) -> SplitReport:
     ]
     curation = read_curation(study).set_index("sha256")
     label_problems, label_notes = _check_labels(study, active, curation)
-    version = split_version(study)
     counts = pd.crosstab(splits["label"].replace("", "(sealed or none)"), splits["split"])
     kept = curation[(curation["verdict"] == "keep") & curation["label"].isin(set(splits["label"]) - {""})]
     if absent := sorted(set(kept.index) - set(splits["sha256"])):
         notes.append(f"{len(absent)} kept photos of these classes are not in the split, {absent[0][:12]} first; split")
-    return SplitReport(
-        version,
-        counts,
-        active["group"].nunique(),
-        len(related),
-        (*problems, *label_problems),
-        (*notes, *label_notes),
-    )
+    problems, notes = (*problems, *label_problems), (*notes, *label_notes)
+    return SplitReport(split_version(study), counts, active["group"].nunique(), len(related), problems, notes)
 
 
 def _check_labels(study: Study, active: pd.DataFrame, curation: pd.DataFrame) -> tuple[list[str], list[str]]:
