@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def import_photos(options) -> int:
+def import_photos(options) -> None:
     from carspotter.photos.importing import import_folder
 
     if not (options.folder or options.rejects or options.others):
@@ -95,31 +95,27 @@ def import_photos(options) -> int:
         replace_all=options.replace,
     )
     print(report)
-    return 0
 
 
-def curate_photos(options) -> int:
+def curate_photos(options) -> None:
     from carspotter.curation.curate import curate_study, summary
 
     print(summary(curate_study(study_of(options), options.weights, options.train)))
-    return 0
 
 
-def audit_folder(options) -> int:
+def audit_folder(options) -> None:
     from carspotter.curation.audit import audit_folder
 
     name = options.folder.resolve().name
     out = options.out or home() / "data" / "reports" / f"audit-{name}"
     print(audit_folder(options.folder, out, options.weights, options.listing_from))
-    return 0
 
 
-def forget_photo(options) -> int:
+def forget_photo(options) -> None:
     from carspotter.photos.table import forget
 
     forget(study_of(options).data, options.sha256)
     print(f"Forgot {options.sha256}: its bytes are gone, its hash stays so that it is never fetched again")
-    return 0
 
 
 def split_photos(options) -> int:
@@ -135,7 +131,7 @@ def split_photos(options) -> int:
     return 0
 
 
-def train_model(options) -> int:
+def train_model(options) -> None:
     from dataclasses import replace
 
     from carspotter.models import experiments, runs
@@ -146,22 +142,19 @@ def train_model(options) -> int:
     experiment = replace(experiments.quick(experiment) if options.quick else experiment, **changes)
     run = runs.load_or_train(study_of(options), experiment, options.framework, options.seed)
     print(run.summary().to_string())
-    return 0
 
 
-def report_runs(options) -> int:
+def report_runs(options) -> None:
     from carspotter.evidence.report import write_report
 
     print(write_report(study_of(options)), end="")
-    return 0
 
 
-def unseal_test(options) -> int:
+def unseal_test(options) -> None:
     from carspotter.evidence.sealed_score import unseal
 
     for line in unseal(study_of(options), options.run, options.reason, options.again):
         print(line, flush=True)
-    return 0
 
 
 def sweep_runs(options) -> int:
@@ -175,28 +168,26 @@ def sweep_runs(options) -> int:
     return 1 if (table["error"] != "").any() else 0
 
 
-def examine_machine(options) -> int:
+def examine_machine(options) -> None:
     from carspotter.doctor import examine
 
     findings = examine()
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         print(f"{'ok' if finding.works else '--'}  {finding.what:<{width}}  {finding.says}")
-    return 0
 
 
-def list_runs(options) -> int:
+def list_runs(options) -> None:
     from carspotter.models.store import read_runs
 
     study = study_of(options)
     runs = read_runs(study)
     if runs.empty:
         print(f"{study.runs_table}: no runs yet; train one: carspotter train fast_recipe --study {study.name}")
-        return 0
+        return
     columns = ["run", "image_size", "epochs", "mean_last_five_validation_accuracy", "seconds", "finished_time"]
     table = runs.reindex(columns=columns).rename(columns={columns[3]: "validation", "finished_time": "finished"})
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
-    return 0
 
 
 def study_of(options) -> Study:

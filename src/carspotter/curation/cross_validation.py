@@ -29,18 +29,14 @@ FOLDS = 3
 
 
 def learn_photos(
-    data: Path,
-    photos: pd.DataFrame,
-    framework: str,
-    weights: Path | None = None,
-    experiment: Experiment | None = None,
+    data: Path, photos: pd.DataFrame, framework: str, weights: Path | None = None
 ) -> tuple[pd.Series, pd.DataFrame]:
     """Return doubts and features of the readable ones of `photos`, indexed by sha256: see `cross_validate`.
 
     `weights`: MobileNetV2's, then it learns on from them; else the experiment is `fast_recipe`. Kept in `data`/images;
     a killed call goes on from its last epoch. Raises RuntimeError while another process learns from the same photos.
     """
-    experiment = experiment or choose_experiment(framework, weights)
+    experiment = choose_experiment(framework, weights)
     photos = readable_photos(data, photos)
     names, labels = photos["sha256"].tolist(), photos["label"].fillna("").tolist()
     listings = first_listings(photos["listings"])

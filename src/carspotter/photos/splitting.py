@@ -333,8 +333,7 @@ def _check_sides(splits: pd.DataFrame, classes: list[str]) -> None:
     for name in classes:
         rows = studied[studied["label"] == name]
         sizes = rows.groupby("group").size()
-        absent = [side for side in STUDIED if side not in set(rows["split"])]
-        if absent:
+        if absent := [side for side in STUDIED if side not in set(rows["split"])]:
             raise ValueError(
                 f"class {name!r} has no {absent[0]} photos: its {len(rows)} photos form {len(sizes)} groups, the "
                 f"largest of {sizes.max() if len(sizes) else 0}; photos of one listing or near-duplicates stay "

@@ -53,11 +53,9 @@ def verify_split(study: Study, show_progress: bool = True) -> SplitReport:
     if splits["sha256"].duplicated().any():
         problems.append(f"{splits['sha256'].duplicated().sum()} photos are listed twice")
     active = splits[splits["split"] != "excluded"].drop_duplicates("sha256")
-    unknown = set(active["split"]) - {*STUDIED, "shifted"}
-    if unknown:
+    if unknown := set(active["split"]) - {*STUDIED, "shifted"}:
         problems.append(f"unknown splits: {', '.join(sorted(unknown))}")
-    missing = set(active["sha256"]) - set(photos["sha256"])
-    if missing:
+    if missing := set(active["sha256"]) - set(photos["sha256"]):
         problems.append(f"{len(missing)} photos of the split are not here, {min(missing)[:12]} first")
     active = active[~active["sha256"].isin(missing)]
 
