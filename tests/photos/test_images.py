@@ -240,8 +240,7 @@ def load(collection, size=16):
 
 
 def test_load_images_gives_the_photos_in_order_read_only(collection, monkeypatch):
-    monkeypatch.setattr(images, "BATCH", 2)  # several batches, more than wait at a time
-    monkeypatch.setattr(images, "AHEAD", 2)
+    monkeypatch.setattr(images, "AHEAD", 2)  # fewer than there are photos
     data, photos = collection
     loaded = load(collection)
     assert isinstance(loaded, np.memmap) and loaded.shape == (12, 16, 16, 3) and loaded.dtype == np.uint8
