@@ -36,7 +36,7 @@ def describe_images(images: np.ndarray, show_progress: bool = True) -> np.ndarra
 def describe_photos(
     data: Path, photos: pd.DataFrame, weights: Path | None = None, show_progress: bool = True
 ) -> pd.DataFrame:
-    """Return features by sha256 of the readable `photos`: MobileNetV2's with its `weights`, else `describe_images`'."""
+    """Return features of the readable `photos`, by sha256: MobileNetV2's if `weights` are given, else outlines'."""
     photos, size = readable_photos(data, photos, show_progress), 224 if weights else SIDE
 
     def describe() -> np.ndarray:

@@ -165,7 +165,7 @@ class _Variances:
 
 
 def _variances(values: np.ndarray, groups) -> _Variances:
-    """Take the variance of the mean of `values` (seeds, N) apart; the seeds' part is less that of the photos in it."""
+    """Take the variance of the mean of `values` (seeds, N) apart into that of photos and that of seeds."""
     means, influences, sizes = group_means(values, groups)
     seeds, count = len(values), len(sizes)
     correction = count / max(1, count - 1)
@@ -175,7 +175,7 @@ def _variances(values: np.ndarray, groups) -> _Variances:
     if seeds > 1:
         counted = float(means.var(ddof=1)) / seeds
         interaction = ((influences - influence) ** 2).sum() * correction / (seeds - 1) / seeds
-        of_seeds = max(0.0, counted - interaction)
+        of_seeds = max(0.0, counted - interaction)  # the means' variance has that of the photos in it
     return _Variances(
         of_photos=float((influence**2).sum() * correction),
         of_seeds=float(of_seeds),

@@ -158,7 +158,7 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], title: s
 
 @drawn
 def interval_chart(intervals: dict, title: str = "", unit: str = "validation accuracy", margin: float = 0) -> Figure:
-    """Draw named `Interval`s, one line each; a green band from −`margin` to `margin` shows what counts as equal."""
+    """Draw named intervals, one line each; a green band from −`margin` to `margin` shows what counts as equal."""
     figure, axis = plt.subplots(figsize=(7, 1.0 + 0.4 * len(intervals)))
     for row, interval in enumerate(intervals.values()):
         axis.plot([interval.low, interval.high], [row, row], color=BLUE, linewidth=2)
@@ -181,7 +181,7 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
 
 @drawn
 def reliability_diagram(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
-    """Draw accuracy against confidence from tables of `calibration.reliability`; a dot's area is its photos."""
+    """Draw accuracy against confidence from tables of `calibration.reliability`; large dots hold many photos."""
     figure, axis = plt.subplots(figsize=(4.8, 4.4))
     axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
     for (name, table), colour in zip(tables.items(), COLOURS, strict=False):

@@ -60,7 +60,7 @@ class Step:
 
 
 def recorded_steps(studies: Mapping[str, Study], before: str, after: str) -> dict[str, Step]:
-    """Return what a step of the series changed in each study with alike runs of both sides, m being all steps."""
+    """Return what a step of the series changed in each study that has comparable runs of both sides."""
     steps = {}
     for name, study in studies.items():
         recipes = recorded_recipes(study) if len(read_runs(study)) else {}
@@ -153,7 +153,7 @@ def verdicts_report(study: Study, questions: Sequence[tuple[str, str]]) -> pd.Da
 
 
 def framework_verdicts(study: Study, experiment: str) -> pd.DataFrame:
-    """Compare an experiment's recorded full runs between frameworks: one row of `comparison_table` per pair, of m."""
+    """Compare an experiment's recorded full runs between frameworks: one row of `comparison_table` per pair."""
     rows = full_runs(study)
     rows = rows[rows["experiment"] == experiment]
     tables = []

@@ -34,7 +34,7 @@ def group_folds(splits: pd.DataFrame, folds: int = 5, seed: int = 0, by_group: b
 
 
 def resplits(splits: pd.DataFrame, count: int = 10, by_group: bool = True) -> list[pd.DataFrame]:
-    """Return `count` independent splits as large as the present one; with and without `by_group` they make pairs."""
+    """Return `count` independent splits as large as the present one; those with and without `by_group` make pairs."""
     open_rows = splits["split"].isin(["train", "validation"])
     folds = max(2, round(open_rows.sum() / (splits["split"] == "validation").sum()))
     return [group_folds(splits, folds, seed, by_group)[0] for seed in range(count)]

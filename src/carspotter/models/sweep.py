@@ -166,15 +166,11 @@ def _heard_interrupts() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-class LocalEngine:
+class LocalEngine(contextlib.AbstractContextManager):
     """Processes on this machine: one framework in each, and no crash reaches the sweep."""
 
     def __init__(self, study: Study, processes: int):
-        self.study, self.processes = study, processes
-
-    def __enter__(self) -> Self:
-        self.pool = ThreadPoolExecutor(self.processes)
-        return self
+        self.study, self.processes, self.pool = study, processes, ThreadPoolExecutor(processes)
 
     def __exit__(self, *_) -> None:
         # After Ctrl-C the cells that have not begun must not begin.

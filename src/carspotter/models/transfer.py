@@ -88,7 +88,7 @@ def width_in_name(weights: Path) -> float:
 
 
 class Learner:
-    """What is trained, sharing its weights with the model, and on what: the model on images, or its head on maps."""
+    """What is trained and on what: the whole model on images, or its head, with shared weights, on maps."""
 
     def __init__(
         self,
@@ -193,7 +193,7 @@ def cached_features(cache: Path, key: str, photos: Iterable[str], compute: Calla
 
 
 def extract_features(images: np.ndarray, weights: Path, show_progress: bool = True) -> np.ndarray:
-    """Return MobileNetV2's pooled features, float32 (N, 1280), of images; the file's name tells the width."""
+    """Return MobileNetV2's pooled features of images: float32 (N, 1280); the name of `weights` tells the width."""
     if not len(images):
         return np.empty((0, 1280), np.float32)
     import_framework("keras")
@@ -208,7 +208,7 @@ def extract_features(images: np.ndarray, weights: Path, show_progress: bool = Tr
 
 
 def read_features(framework: str, model: Any, images: np.ndarray, mirrored: bool = False) -> np.ndarray:
-    """Return what a model's last layer sees of images, or of both mirror images in the mean: float32 (N, features)."""
+    """Return what a model's last layer sees of images, or on average of both mirror images: float32 (N, features)."""
     if mirrored:
         both = (read_features(framework, model, view) for view in (images, images[:, :, ::-1]))
         return sum(both) / 2

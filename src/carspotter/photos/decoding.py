@@ -210,7 +210,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale grey pixels from a TIFF's range, 0 … 1, 0 … 255 or their own to 0 … 255; Pillow would clip them."""
+    """Scale grey pixels of more than 8 bits to 0 … 255, by a TIFF's range or their own; Pillow would clip them."""
     import numpy as np  # noqa: PLC0415 - few photos need it, and a child process starts quicker without
 
     tags = getattr(image, "tag_v2", {})

@@ -54,7 +54,7 @@ def name_clusters(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def pick_sizes(sizes: list[int], wanted: int, at_least: int = 0) -> list[int]:
-    """Choose positions, early ones first, whose sizes add up to `wanted`, or as near as can be from `at_least` on."""
+    """Choose positions, early ones first, whose sizes add up to `wanted` or the nearest sum not below `at_least`."""
     if wanted <= 0 or not sizes:
         return []
     # Bit s of reachable[i] says whether sizes[i:] has a subset of sum s.

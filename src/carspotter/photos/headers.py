@@ -61,7 +61,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """What is read before decoding: bytes without needless metadata, and whether little work is certain (`plain`)."""
+    """What is read before decoding: content without needless metadata; `plain` means that little work is certain."""
 
     format: str
     content: bytes

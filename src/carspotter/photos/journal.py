@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 from filelock import lock_descriptor
 
@@ -21,7 +20,7 @@ class Busy(RuntimeError):
     """Another process holds a lock."""
 
 
-class Journal:
+class Journal(contextlib.AbstractContextManager):
     """An append-only file of JSON lines, held open; the caller ensures by `hold` that one process appends at a time."""
 
     def __init__(self, path: Path):
@@ -63,9 +62,6 @@ class Journal:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()
