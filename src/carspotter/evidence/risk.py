@@ -49,8 +49,8 @@ def certify_risk(confidence, correct, groups, risk: float = 0.01, delta: float =
     rejected. MAPIE's fixed sequence has larger p-values and no lowest certifiable risk.
     """
     confidence, correct, groups = np.asarray(confidence, float), np.asarray(correct), np.asarray(groups)
-    if not np.isfinite(confidence).all() or correct.dtype != bool:
-        raise ValueError(f"need finite confidences and booleans, found {confidence.dtype} and {correct.dtype}")
+    if not len(confidence) or not np.isfinite(confidence).all() or correct.dtype != bool:
+        raise ValueError(f"need photos with finite confidences and booleans, found {confidence.shape}, {correct.dtype}")
     drawn = np.random.default_rng(seed).permutation(len(groups))
     _, first = np.unique(groups[drawn], return_index=True)
     drawn = drawn[first]
