@@ -55,7 +55,7 @@ def load_or_train(
     return train_run(study, experiment, framework, seed, show_progress=show_progress)
 
 
-def find_run(study: Study, experiment: Experiment, framework: str = "keras", seed: int = 0) -> str | None:
+def find_run(study: Study, experiment: Experiment, framework: str, seed: int = 0) -> str | None:
     """Return the id of the recorded run of these arguments, or None; needs neither photos nor weights.
 
     With weights "imagenet" a run recorded with any file of pretrained weights counts.
@@ -72,9 +72,7 @@ def find_run(study: Study, experiment: Experiment, framework: str = "keras", see
     return None
 
 
-def train_run(
-    study: Study, experiment: Experiment, framework: str = "keras", seed: int = 0, *, show_progress: bool = True
-) -> Run:
+def train_run(study: Study, experiment: Experiment, framework: str, seed: int = 0, show_progress: bool = True) -> Run:
     """Train `experiment` on the study's split in `framework` and record the run; it replaces a recorded one.
 
     Killed and called again, the run goes on after its last finished epoch. An experiment that starts from another
@@ -147,7 +145,7 @@ def train_run(
     return load_run(study, spec["run"])
 
 
-def specify_run(study: Study, experiment: Experiment, framework: str = "keras", seed: int = 0) -> dict[str, Any]:
+def specify_run(study: Study, experiment: Experiment, framework: str, seed: int = 0) -> dict[str, Any]:
     """Return everything that makes a run this run and no other, with its id."""
     if framework not in FRAMEWORKS:
         raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(FRAMEWORKS)}")
