@@ -189,7 +189,9 @@ def starting_experiment(experiment: Experiment) -> Experiment | None:
     names += ("dtype", "training_subset", "photo_limit")
     before = replace(SERIES[experiment.starts_from], **{name: getattr(experiment, name) for name in names})
     if before.tuned_blocks > experiment.tuned_blocks:  # cached maps are those of the published weights
-        raise ValueError(f"{experiment.name}: {before.name}, from which it starts, tunes more blocks; use as many or more")
+        raise ValueError(
+            f"{experiment.name}: it starts from {before.name}, which tunes more blocks; use as many or more"
+        )
     return replace(before, epochs=min(before.epochs, experiment.epochs)) if experiment.photo_limit else before
 
 
