@@ -1,4 +1,4 @@
-"""Does this photo show the car that the ad claims? Helpers under the notebook series; see README.md."""
+"""Helpers of the notebook series on telling car models apart; see README.md."""
 
 from importlib import import_module
 

@@ -12,8 +12,7 @@ from carspotter import __version__
 from carspotter.paths import Study, home
 
 # Packages beside this one that bring verbs of their own; the sample site is not in the wheel.
-NEIGHBOURS = ("carspotter_review", "carspotter_check", "carspotter_sample")
-LISTING_FROM = ("auto", "folder", "name", "none")
+NEIGHBOURS = ("carspotter_project", "carspotter_review", "carspotter_check", "carspotter_sample")
 LAST_STUDY = ".study"  # in the data folder: the name of the study that was split last
 
 # The verbs as `carspotter --help` shows them, each with an example.
@@ -80,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def import_photos(options) -> int:
+def import_photos(options) -> None:
     from carspotter.photos.importing import import_folder
 
     if not (options.folder or options.rejects or options.others):
@@ -96,31 +95,27 @@ def import_photos(options) -> int:
         replace_all=options.replace,
     )
     print(report)
-    return 0
 
 
-def curate_photos(options) -> int:
+def curate_photos(options) -> None:
     from carspotter.curation.curate import curate_study, summary
 
     print(summary(curate_study(study_of(options), options.weights, options.train)))
-    return 0
 
 
-def audit_folder(options) -> int:
+def audit_folder(options) -> None:
     from carspotter.curation.audit import audit_folder
 
     name = options.folder.resolve().name
     out = options.out or home() / "data" / "reports" / f"audit-{name}"
     print(audit_folder(options.folder, out, options.weights, options.listing_from))
-    return 0
 
 
-def forget_photo(options) -> int:
+def forget_photo(options) -> None:
     from carspotter.photos.table import forget
 
     forget(study_of(options).data, options.sha256)
     print(f"Forgot {options.sha256}: its bytes are gone, its hash stays so that it is never fetched again")
-    return 0
 
 
 def split_photos(options) -> int:
@@ -136,7 +131,7 @@ def split_photos(options) -> int:
     return 0
 
 
-def train_model(options) -> int:
+def train_model(options) -> None:
     from dataclasses import replace
 
     from carspotter.models import experiments, runs
@@ -147,22 +142,19 @@ def train_model(options) -> int:
     experiment = replace(experiments.quick(experiment) if options.quick else experiment, **changes)
     run = runs.load_or_train(study_of(options), experiment, options.framework, options.seed)
     print(run.summary().to_string())
-    return 0
 
 
-def report_runs(options) -> int:
+def report_runs(options) -> None:
     from carspotter.evidence.report import write_report
 
     print(write_report(study_of(options)), end="")
-    return 0
 
 
-def unseal_test(options) -> int:
+def unseal_test(options) -> None:
     from carspotter.evidence.sealed_score import unseal
 
     for line in unseal(study_of(options), options.run, options.reason, options.again):
         print(line, flush=True)
-    return 0
 
 
 def sweep_runs(options) -> int:
@@ -176,59 +168,26 @@ def sweep_runs(options) -> int:
     return 1 if (table["error"] != "").any() else 0
 
 
-def run_study(options) -> int:
-    from carspotter.evidence.report import runs_report, to_markdown
-    from carspotter.photos.table import slugify
-    from carspotter.walkthrough import run_study
-
-    options.classes = [slugify(name) for name in options.classes]
-    name = options.study or "_".join(options.classes) or "swift_wagonr"
-    study = Study.open(name, options.data)
-    page = run_study(study, study.data / "reports" / name, options.photos, options.classes, options.epochs)
-    (study.data / LAST_STUDY).write_text(name, encoding="utf-8")
-    print(to_markdown(runs_report(study)), end="")
-    print(f"Open this page in a browser: {page}")
-    return 0
-
-
-def kaggle_fetch(options) -> int:
-    from carspotter.kaggle import fetch
-
-    print(fetch(study_of(options), options.dataset, options.source, options.minutes))
-    return 0
-
-
-def kaggle_push(options) -> int:
-    from carspotter.kaggle_push import push
-
-    choices = {"internet": options.internet, "dry_run": options.dry_run, "out": options.out}
-    folders = push(options.notebook, options.user, **choices)
-    print(f"{'Would push' if options.dry_run else 'Pushed'} {len(folders)} notebooks: {folders[0].parent}")
-    return 0
-
-
-def examine_machine(options) -> int:
+def examine_machine(options) -> None:
     from carspotter.doctor import examine
 
     findings = examine()
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         print(f"{'ok' if finding.works else '--'}  {finding.what:<{width}}  {finding.says}")
-    return 0
 
 
-def list_runs(options) -> int:
+def list_runs(options) -> None:
     from carspotter.models.store import read_runs
 
     study = study_of(options)
     runs = read_runs(study)
     if runs.empty:
         print(f"{study.runs_table}: no runs yet; train one: carspotter train fast_recipe --study {study.name}")
-        return 0
+        return
     columns = ["run", "image_size", "epochs", "mean_last_five_validation_accuracy", "seconds", "finished_time"]
     table = runs.reindex(columns=columns).rename(columns={columns[3]: "validation", "finished_time": "finished"})
     print(table.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
-    return 0
 
 
 def study_of(options) -> Study:
@@ -240,6 +199,7 @@ def study_of(options) -> Study:
 def _parser() -> argparse.ArgumentParser:
     from carspotter.models.experiments import SERIES, TRAINING_DTYPES
     from carspotter.models.store import FRAMEWORKS
+    from carspotter.photos.folders import LISTING_FROM
 
     parser = Parser(
         prog="carspotter",
@@ -318,35 +278,11 @@ def _parser() -> argparse.ArgumentParser:
     unsealing.add_argument("--reason", required=True, help="why the test set is opened; goes into the ledger")
     unsealing.add_argument("--again", metavar="WHY", help="why another model than the first is evaluated")
 
-    kaggle = verbs.add_parser("kaggle", help="fetch the data set, or push the notebooks")
-    errands = kaggle.add_subparsers(required=True, metavar="fetch|push")
-    fetching = add_verb(errands, "fetch", kaggle_fetch, "a data set with its train / validation / test -> a study")
-    fetching.add_argument("--dataset", default="ajaykgp12/cars-wagonr-swift", metavar="OWNER/NAME", help="%(default)s")
-    fetching.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="an unzipped folder, or the zip")
-    fetching.add_argument("--minutes", type=positive, default=60, help="give up after (default %(default)s)")
-    fetching.set_defaults(study="swift_wagonr")
-    fetching.epilog = "Example: carspotter kaggle fetch --from unzipped_folder"
-    pushing = errands.add_parser("push", help="the wheel as your private data set, and notebooks that use it")
-    pushing.add_argument("--notebook", nargs="+", metavar="NN", help="their numbers (default: all)")
-    pushing.add_argument("--internet", action="store_true", help="let them reach the net; off unless asked for")
-    pushing.add_argument("--user", metavar="NAME", help="your name on Kaggle (default: that of your credentials)")
-    pushing.add_argument("--dry-run", action="store_true", help="write what would be sent, send nothing")
-    pushing.add_argument("--out", type=Path, metavar="DIR", help="default: below data/kaggle")
-    pushing.set_defaults(verb=kaggle_push)
-    pushing.epilog = "Example: carspotter kaggle push --notebook 04 05 --user NAME --dry-run"
-
     doctor = verbs.add_parser("doctor", help="what works on this machine, and what to install")
     doctor.set_defaults(verb=examine_machine)
 
     add_verb(verbs, "runs", list_runs, "list the recorded runs of a study")
 
-    study = verbs.add_parser("study", help="import, curate, split, train and check on a folder of photos")
-    study.add_argument("photos", nargs="?", type=Path, metavar="FOLDER", help="class folders (default: data/)")
-    study.add_argument("--classes", nargs="+", default=[], metavar="CLASS")
-    study.add_argument("--study", metavar="NAME", help="default: the classes joined by _")
-    study.add_argument("--data", type=Path, metavar="DIR")
-    study.add_argument("--epochs", type=positive, help="default: the experiments' own")
-    study.set_defaults(verb=run_study)
     for neighbour in NEIGHBOURS:
         if importlib.util.find_spec(neighbour):
             importlib.import_module(f"{neighbour}.cli").add_verbs(verbs)

@@ -1,8 +1,7 @@
-"""Fetch a data set from Kaggle and take over its published split; open a study on the data that Kaggle mounts.
+"""Fetch a data set from Kaggle with its published split; open a study on the data that Kaggle mounts.
 
-The traffic is that of Kaggle's own client in a process of its own: it knows every kind of credentials, resumes
-downloads, and can be ended when it hangs. What is published as train, validation and test lies in `data/raw/` as the
-sites kaggle-train and so on, so that the journal remembers it.
+All traffic is that of Kaggle's own client, in a process that can be ended. The published parts lie in `data/raw/` as
+the sites kaggle-train and so on.
 """
 
 import importlib.util
@@ -11,9 +10,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,31 +27,25 @@ from carspotter.photos.table import read_photos, slugify
 DATASET = "ajaykgp12/cars-wagonr-swift"
 STUDY = "swift_wagonr"
 SITE = "kaggle-{}"
-PAUSES = (5, 30)  # seconds before the second and the third try, when the service is busy or the line was cut
 REFUSALS = {
     401: "Kaggle does not know you (401): make a token at https://www.kaggle.com/settings/api and put it into "
     "KAGGLE_API_TOKEN or ~/.kaggle/access_token (an older kaggle.json works too)",
     403: "Kaggle says no (403): it is private, or its terms must be accepted on its web page first",
     404: "Kaggle has nothing of this name (404), or it is private",
-    429: "Kaggle asks for patience (429, too many requests)",
+    429: "Kaggle asks for patience (429, too many requests); try again later",
 }
 
 
 class KaggleRefused(RuntimeError):
-    """Kaggle cannot be reached or says no; the message says why and what to do. `passing`: later may be better."""
-
-    def __init__(self, message: str, passing: bool = False):
-        super().__init__(message)
-        self.passing = passing
+    """Kaggle cannot be reached or refuses; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
 class PublishedSplit:
-    """What a fetch found.
+    """What a fetch found: photos by label and published part, refused files, and the split taken over.
 
-    `counts`: photos by label and published part. `refused`: file and reason. `crossing`: one row per photo that shows
-    the same shot as one in another part: sha256, published (its parts), duplicate_cluster, split (what became of it).
-    `taken_over` is False where the study had a split before, which then stays.
+    `crossing`: one row per photo that shows the same shot as one in another part: sha256, published (its parts),
+    duplicate_cluster, split. `taken_over` is False where the study had a split before, which then stays.
     """
 
     study: str
@@ -86,23 +78,18 @@ def fetch(
     dataset: str = DATASET,
     source: Path | None = None,
     minutes: float = 60,
-    pauses: Sequence[float] = PAUSES,
     show_progress: bool = True,
 ) -> PublishedSplit:
     """Bring a data set laid out {train,validation,test}/<class>/ into `study.data`, with its split as the study's.
 
-    Its photos come from `source` (a folder or a zip file), else from where Kaggle mounts it, else over the net within
-    `minutes`; killed and called again, it goes on. Copies of a shot in two parts would let the model meet a car again
-    in the test: only those in the part that is asked most stay (test, then validation). Raises KaggleRefused when the
-    service does, ValueError for another layout or photos of these classes from elsewhere, FileNotFoundError for a
-    missing source.
+    Its photos come from `source` (a folder or a zip file), else from where Kaggle mounts it, else from the net within
+    `minutes`. Of copies of a shot in several parts only those in the test, else validation, part stay. Raises
+    KaggleRefused when the service refuses, ValueError for another layout or photos of these classes from elsewhere.
     """
-    owner, separator, slug = dataset.partition("/")
-    if not separator or not re.fullmatch(r"\w[\w-]*", owner) or not re.fullmatch(r"\w[\w-]*", slug):
+    named = re.fullmatch(r"(\w[\w-]*)/(\w[\w-]*)", dataset)
+    if not named:
         raise ValueError(f"data set {dataset!r}: Kaggle names them owner/name, as in {DATASET}")
-    source = Path(source) if source else find_kaggle_dataset(owner, slug)
-    if source is None:
-        source = download(study.data, dataset, minutes, pauses)
+    source = source or find_kaggle_dataset(*named.groups()) or download(study.data, dataset, minutes)
     study.data.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         refused = _import_parts(study, source, show_progress)
@@ -115,9 +102,8 @@ def fetch(
 def open_study(name: str) -> Study:
     """Return the study that a notebook works on, with its photos in place.
 
-    On Kaggle that is `name` where its archive is attached, else the original's data set; the recorded runs that come
-    with the wheel are copied to where runs are recorded. Raises FileNotFoundError, with what to attach, where there are
-    no photos.
+    On Kaggle that is `name` where its archive is attached, else the original's data set; recorded runs attached with
+    the wheel are copied. Raises FileNotFoundError, with what to attach, where there are no photos.
     """
     study = Study.open(name)
     if not kaggle():
@@ -143,11 +129,8 @@ def open_study(name: str) -> Study:
     return study
 
 
-def download(data: Path, dataset: str, minutes: float, pauses: Sequence[float]) -> Path:
-    """Download a data set and return its zip file; goes on with what was cut off, and asks nothing twice.
-
-    Raises KaggleRefused when the service does, or without its client.
-    """
+def download(data: Path, dataset: str, minutes: float) -> Path:
+    """Download a data set, going on with what was cut off, and return its zip file. Raises KaggleRefused."""
     if importlib.util.find_spec("kaggle") is None:
         raise KaggleRefused(f"Kaggle's client is missing: pip install 'carspotter[kaggle]'. {_by_hand(dataset)}")
     folder = Path(data) / "kaggle"
@@ -157,31 +140,22 @@ def download(data: Path, dataset: str, minutes: float, pauses: Sequence[float]) 
     if zipfile.is_zipfile(archive) and not archive.with_name(f"{archive.name}.kaggle-partial").exists():
         return archive
     print(f"downloading {dataset} from Kaggle, {minutes:g} minutes at most", file=sys.stderr, flush=True)
-    end = time.monotonic() + 60 * minutes
-    for pause in (*pauses, None):
-        try:
-            run_client(("datasets", "download", dataset, "--path", str(folder)), dataset, end - time.monotonic())
-            return archive
-        except KaggleRefused as refusal:
-            if not refusal.passing or pause is None or time.monotonic() + pause > end:
-                raise KaggleRefused(f"{refusal}. {_by_hand(dataset)}", refusal.passing) from None
-            print(f"{refusal}\nTrying again in {pause} s", file=sys.stderr, flush=True)
-            time.sleep(pause)
-    raise AssertionError("the last try gives or raises")
+    try:
+        run_client(("datasets", "download", dataset, "--path", str(folder)), dataset, 60 * minutes)
+    except KaggleRefused as refusal:
+        raise KaggleRefused(f"{refusal}. {_by_hand(dataset)}") from None
+    return archive
 
 
 def run_client(arguments: Iterable[str], about: str, seconds: float) -> str:
-    """Run Kaggle's client, for so long at most; return what it printed. `about`: the data set or notebook in question.
-
-    Raises KaggleRefused, in words that help, when the client fails or says that it failed.
-    """
+    """Run Kaggle's client for `seconds` at most and return what it printed. Raises KaggleRefused when it fails."""
     command = [sys.executable, "-m", "kaggle", *arguments]
     both = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": seconds}
     try:
         # Elsewhere, a folder named kaggle could be taken for the client.
         finished = subprocess.run(command, cwd=tempfile.gettempdir(), **both)
     except subprocess.TimeoutExpired:
-        raise KaggleRefused(f"{about}: the time given is over; run the same command again to go on", True) from None
+        raise KaggleRefused(f"{about}: the time given is over; run the same command again to go on") from None
     # The client ends with 0 after some failures.
     failures = "(?m)^(Upload unsuccessful|Dataset .*error|Kernel push error|The following are not valid).*"
     lied = re.search(failures, finished.stdout)
@@ -191,18 +165,18 @@ def run_client(arguments: Iterable[str], about: str, seconds: float) -> str:
 
 
 def _explain(about: str, text: str) -> KaggleRefused:
-    """Turn what the client printed into one sentence that helps."""
+    """Turn what the client printed into one helpful sentence."""
     line = (text.strip().splitlines() or ["it said nothing"])[-1].strip()
     said = re.search(r"\b([45]\d\d) (?:Client|Server) Error", text)
     status = int(said[1]) if said else 0
     if not said and re.search("ConnectionError|Max retries|Connection aborted|ChunkedEncoding|Proxy", text):
-        return KaggleRefused(f"{about}: no way to Kaggle, or the line was cut ({line[:200]})", passing=True)
+        return KaggleRefused(f"{about}: no way to Kaggle, or the line was cut ({line[:200]}); try again")
     # Without credentials the client always says so first, even where a download needs none.
     if not said and "Authentication required" in text:
         status = 401
     why = REFUSALS.get(status, f"Kaggle's client failed: {line[:300]}")
-    why = f"Kaggle has a problem of its own ({status})" if status >= 500 else why
-    return KaggleRefused(f"{about}: {why}", passing=status == 429 or status >= 500)
+    why = f"Kaggle has a problem of its own ({status}); try again later" if status >= 500 else why
+    return KaggleRefused(f"{about}: {why}")
 
 
 def _by_hand(dataset: str) -> str:
@@ -245,7 +219,7 @@ def _import_parts(study: Study, folder: Path, show_progress: bool) -> pd.DataFra
 
 
 def _refuse_mixture(study: Study, labels: set[str]) -> None:
-    """A later split would add photos of other sites to the study: rendered cars to real ones, say."""
+    """Refuse photos of these labels from other sites, which a later split would add to the study."""
     if not list(study.raw.glob("*/journal.jsonl")):
         return
     photos = read_photos(study.data)
@@ -282,12 +256,5 @@ def _take_over(study: Study, refused: pd.DataFrame, show_progress: bool) -> Publ
     splits = splitting.read_splits(study).set_index("sha256")["split"]
     crossing = table.loc[torn | table["published"].str.contains(" "), ["sha256", "published", "duplicate_cluster"]]
     crossing = crossing.assign(split=crossing["sha256"].map(splits)).reset_index(drop=True)
-    return PublishedSplit(
-        study.name,
-        counts,
-        refused,
-        crossing,
-        int((splits == "excluded").sum()),
-        splitting.split_version(study),
-        taken_over,
-    )
+    excluded, version = int((splits == "excluded").sum()), splitting.split_version(study)
+    return PublishedSplit(study.name, counts, refused, crossing, excluded, version, taken_over)

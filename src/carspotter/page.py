@@ -26,7 +26,7 @@ def section(title: str, body: str, anchor: str = "") -> str:
 
 
 def figure(photo: Path | bytes, caption: str, side: int = 240) -> str:
-    """Return a small copy of a photo, `side` pixels long, with its caption."""
+    """Return a small copy of a photo with its caption."""
     return f"<figure>{photo_html(photo, '', side)}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 

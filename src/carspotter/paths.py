@@ -16,9 +16,8 @@ KAGGLE = Path("/kaggle")  # /kaggle/input/ is read-only; a notebook starts in /k
 def home() -> Path:
     """Return the folder that holds `data/` and `results/`.
 
-    `CARSPOTTER_HOME` when set; else the nearest folder, from the working folder upwards, that is a Carspotter
-    checkout; else Kaggle's working folder in a Kaggle notebook; else the working folder. A notebook in `notebooks/`
-    therefore finds the repository's data, and `make demo` can send everything into `demo/`.
+    That is `CARSPOTTER_HOME` when set; else the nearest Carspotter checkout from the working folder upwards; else
+    Kaggle's working folder in a Kaggle notebook; else the working folder.
     """
     if chosen := os.environ.get("CARSPOTTER_HOME"):
         return Path(chosen).resolve()
@@ -39,10 +38,7 @@ def kaggle() -> Path | None:
 
 
 def checkout() -> Path:
-    """Return the repository's folder, which holds the notebooks and the scraper.
-
-    Raises FileNotFoundError when the package is installed without one, as from a wheel.
-    """
+    """Return the repository's folder. Raises FileNotFoundError when the package is installed from a wheel."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / "notebooks").is_dir():
         raise FileNotFoundError(
@@ -61,10 +57,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def find_archive(data: Path) -> Path | None:
-    """Return the archive whose photos belong into the folder `data`, or None.
-
-    It is `<data>.zip` beside the folder; on Kaggle the data set `carspotter-<name>`, which Kaggle may have unzipped.
-    """
+    """Return the archive of the folder `data`: <data>.zip beside it, Kaggle's carspotter-<name>, or None."""
     beside = data.with_name(data.name + ".zip")
     mounted = _mounted("carspotter-" + data.name.replace("_", "-"))
     candidates = [beside, *(place for found in mounted for place in (found / beside.name, found / data.name, found))]
@@ -72,7 +65,7 @@ def find_archive(data: Path) -> Path | None:
 
 
 def real_photos() -> Path | None:
-    """Return the folder of real photos named by `CARSPOTTER_REAL_PHOTOS`, or None when there is none."""
+    """Return the folder named by `CARSPOTTER_REAL_PHOTOS`, or None when there is none."""
     folder = os.environ.get("CARSPOTTER_REAL_PHOTOS")
     return Path(folder) if folder and Path(folder).is_dir() else None
 
@@ -83,22 +76,19 @@ def find_kaggle_dataset(owner: str, slug: str) -> Path | None:
 
 
 def find_recorded() -> Path | None:
-    """Return the folder of recorded results that `kaggle push` attached beside the package's wheel, or None."""
+    """Return the folder of recorded results that `kaggle push` attached beside the wheel, or None."""
     return next((found / "results" for found in _mounted(WHEEL) if (found / "results").is_dir()), None)
 
 
 def _mounted(slug: str, owner: str = "*") -> list[Path]:
-    """Return where Kaggle mounted data sets of this name; all three layouts are looked at."""
+    """Return where Kaggle mounted data sets of this name, in any of its three layouts."""
     layouts = (slug, f"datasets/{owner}/{slug}", f"{owner}/{slug}")
     return [found for layout in layouts for found in mount.glob(f"input/{layout}")] if (mount := kaggle()) else []
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Provide a temporary path, with the same suffixes, that takes the place of `path` when the block ends well.
-
-    A reader, and whoever comes after a kill, finds the old file or the new one, never half of one.
-    """
+    """Provide a temporary path, with the same suffixes, that takes the place of `path` when the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Two threads may write the same photo at once.
@@ -111,11 +101,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 @dataclass(frozen=True)
+class Place:
+    """A path below one of a study's folders, which `parent` names; {name} in it is the study's name."""
+
+    parent: str
+    path: str
+
+    def __get__(self, study: "Study", owner: type) -> Path:
+        return getattr(study, self.parent) / self.path.format(name=study.name)
+
+
+@dataclass(frozen=True)
 class Study:
     """The files of one study: a set of classes and photos with its split and its runs.
 
-    `data` is shared by all studies without an archive (photos, journal, curation); `results` holds one folder per study
-    and is in git.
+    `data` is shared by all studies without an archive; `results` holds one folder per study and is in git.
     """
 
     name: str
@@ -126,8 +126,7 @@ class Study:
     def open(cls, name: str = "my_cars", data: str | os.PathLike | None = None) -> Self:
         """Return the study `name`; results are always in `home()/results`.
 
-        `data` defaults to `data/` in `home()`; a study whose photos come as an archive, `data/<name>.zip`, has the
-        folder `data/<name>` for itself, so that its photos never mix with yours.
+        `data` defaults to `data/` in `home()`, or to `data/<name>` for a study whose photos come as `data/<name>.zip`.
         """
         if not name or name != Path(name).name or name.startswith("."):
             raise ValueError(
@@ -137,17 +136,15 @@ class Study:
         folder = Path(data).resolve() if data else own if find_archive(own) else own.parent
         return cls(name, folder, home() / "results")
 
-    # In `data`
-    raw = property(lambda self: self.data / "raw")
-    reviews = property(lambda self: self.data / "reviews.jsonl")
-    curation = property(lambda self: self.data / "curation.csv")
-    sealed = property(lambda self: self.data / "sealed" / f"{self.name}.csv")
-    images = property(lambda self: self.data / "images")
-    # In `results`
-    folder = property(lambda self: self.results / self.name)
-    splits = property(lambda self: self.folder / "splits.csv")
-    splits_checksum = property(lambda self: self.folder / "splits.sha256")  # as `sha256sum` writes it
-    runs = property(lambda self: self.folder / "runs")
-    runs_table = property(lambda self: self.folder / "runs.csv")
-    test_ledger = property(lambda self: self.folder / "test_ledger.jsonl")
-    test_scores = property(lambda self: self.folder / "test_scores.jsonl")
+    raw = Place("data", "raw")
+    reviews = Place("data", "reviews.jsonl")
+    curation = Place("data", "curation.csv")
+    sealed = Place("data", "sealed/{name}.csv")
+    images = Place("data", "images")
+    folder = Place("results", "{name}")
+    splits = Place("folder", "splits.csv")
+    splits_checksum = Place("folder", "splits.sha256")  # as `sha256sum` writes it
+    runs = Place("folder", "runs")
+    runs_table = Place("folder", "runs.csv")
+    test_ledger = Place("folder", "test_ledger.jsonl")
+    test_scores = Place("folder", "test_scores.jsonl")

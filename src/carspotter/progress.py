@@ -13,8 +13,7 @@ SECONDS_BETWEEN_LINES = 15
 def progress_bar(total: int, what: str, unit: str, shown: bool = True, done: int = 0) -> tqdm:
     """Return a bar to be used in `with`, and moved on by its `update(count)`.
 
-    `total` and `done`: how many units there are, and how many of them an earlier, interrupted run has finished. In a
-    log, work that takes less than `SECONDS_BETWEEN_LINES` has no line.
+    `total`: how many units there are; `done`: how many an earlier, interrupted run has finished.
     """
     options = {"total": total, "initial": done, "desc": what, "unit": f" {unit}", "disable": not shown or done >= total}
     if sys.stderr.isatty() or _in_notebook():
@@ -32,13 +31,13 @@ def progress_bar(total: int, what: str, unit: str, shown: bool = True, done: int
 
 
 def _in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this code. That ipykernel was imported says nothing: tests and tools do it too."""
+    """Return whether a Jupyter kernel runs this code; tests and tools import ipykernel too."""
     ipython = sys.modules.get("IPython")
     return hasattr(ipython and ipython.get_ipython(), "kernel")
 
 
 class _Lines:
-    """A stream that makes a line of what tqdm means to write over itself."""
+    """A stream that writes a line for each of tqdm's overwrites."""
 
     def write(self, text: str) -> None:
         if text := text.strip():

@@ -18,8 +18,8 @@ import numpy as np
 from carspotter.models.experiments import FAST_RECIPE
 from carspotter.page import section, write_page
 from carspotter.paths import Study, atomic_write
-from carspotter.walkthrough import Checked, Steps, learn, page_body, run_command
 from carspotter_check.photo_check import PhotoCheck
+from carspotter_project.walkthrough import Checked, Steps, learn, page_body, run_command
 
 from .site import ARCHIVE, MODEL_NAMES, SampleSite, read_listings
 

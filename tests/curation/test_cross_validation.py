@@ -125,11 +125,12 @@ def test_a_study_is_learnt_once(tmp_path, monkeypatch):
         return cross_validate(*rest)
 
     monkeypatch.setattr(cross_validation, "cross_validate", finds_it_locked)
-    doubts, features = learn_photos(study.data, photos, "torch", experiment=quick)
+    monkeypatch.setattr(cross_validation, "choose_experiment", lambda framework, weights: quick)
+    doubts, features = learn_photos(study.data, photos, "torch")
     assert len(doubts) == 12 and doubts.between(0, 1).all() and features.shape == (12, 3 * 16)
     assert not list(study.images.glob("learning-*")), "the state is gone when it is no longer needed"
     monkeypatch.setattr(cross_validation, "cross_validate", None)
-    again, others = learn_photos(study.data, photos, "torch", experiment=quick)
+    again, others = learn_photos(study.data, photos, "torch")
     assert again.equals(doubts) and others.equals(features)
 
 

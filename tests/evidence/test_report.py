@@ -58,7 +58,8 @@ def record(study, framework, seed, wrong=(), photos=range(40), earlier=None, exp
     (folder / "spec.json").write_text(json.dumps({"class_names": ["swift", "wagonr"], "framework": framework}))
     pd.DataFrame({"epoch": [1, 2], "train_accuracy": [0.7, 0.8]}).to_csv(folder / "history.csv", index=False)
     fields = {column: "" for column in COLUMNS} | {"run": run, "experiment": experiment, "framework": framework}
-    fields |= {"seed": seed, "quick": False, "epochs": 2, "split_version": "v"} | row
+    fields |= {"seed": seed, "quick": False, "epochs": 2, "split_version": "v", "processor_seconds": 60}
+    fields |= {"last_inference_train_accuracy": 0.8} | row
     header = not study.runs_table.exists()
     pd.DataFrame([fields], columns=COLUMNS).to_csv(study.runs_table, mode="a", index=False, header=header)
     return load_run(study, run)
@@ -83,8 +84,7 @@ def test_runs_on_other_photos_are_refused(study):
         results_of(study, runs)
 
 
-def test_training_accuracy_is_that_of_the_last_epoch_at_inference_where_it_was_recorded(study):
-    assert training_accuracy(record(study, "torch", 0)) == 0.8
+def test_training_accuracy_is_that_of_the_last_epoch_at_inference(study):
     assert training_accuracy(record(study, "torch", 1, last_inference_train_accuracy=0.93)) == 0.93
 
 

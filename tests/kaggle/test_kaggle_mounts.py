@@ -16,7 +16,7 @@ from notebook_cells import BOOTSTRAP, NOTEBOOKS
 
 from carspotter import paths
 from carspotter.kaggle import open_study
-from carspotter.kaggle_push import build_wheel, write_notebook
+from carspotter_project.kaggle_push import build_wheel, write_notebook
 
 LAYOUTS = ["cars-wagonr-swift", "datasets/ajaykgp12/cars-wagonr-swift", "ajaykgp12/cars-wagonr-swift"]
 BY_LAYOUT = pytest.mark.parametrize("layout", LAYOUTS, ids=["by name", "datasets/owner", "owner"])

@@ -240,8 +240,7 @@ def load(collection, size=16):
 
 
 def test_load_images_gives_the_photos_in_order_read_only(collection, monkeypatch):
-    monkeypatch.setattr(images, "BATCH", 2)  # several batches, more than wait at a time
-    monkeypatch.setattr(images, "AHEAD", 2)
+    monkeypatch.setattr(images, "AHEAD", 2)  # fewer than there are photos
     data, photos = collection
     loaded = load(collection)
     assert isinstance(loaded, np.memmap) and loaded.shape == (12, 16, 16, 3) and loaded.dtype == np.uint8
@@ -254,8 +253,6 @@ def test_load_images_gives_the_photos_in_order_read_only(collection, monkeypatch
 def test_threads_give_results_in_order_and_pass_on_what_fails():
     squares = in_threads(lambda number: number**2, range(50), "square", "numbers", False)
     assert list(squares) == [number**2 for number in range(50)]
-    batches = list(in_threads(list, range(10), "gather", "numbers", False, batch=4))
-    assert batches == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     with pytest.raises(ZeroDivisionError):
         list(in_threads(lambda number: 1 / number, [1, 0, 1], "divide", "numbers", False))
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from generated_photos import encode, scene
@@ -276,6 +277,6 @@ def test_unusable_photos_and_other_models_are_no_classes(data, folder, tmp_path)
 def test_a_folder_around_the_classes_and_an_archive_are_named(data, tmp_path):
     around = lay_out(tmp_path / "set", [f"images/{name}" for name in NAMES])
     assert "if they are the classes, import the folder images itself" in note(bring_in(data, around), "sub-folders")
-    archive = shutil.make_archive(tmp_path / "photos", "zip", around)
+    archive = Path(shutil.make_archive(tmp_path / "photos", "zip", around))
     with pytest.raises(FileNotFoundError, match="unzip it first"):
         bring_in(data, archive)

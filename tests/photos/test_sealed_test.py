@@ -97,11 +97,6 @@ def test_a_look_without_a_reason_is_refused(study, reason):
     assert not study.test_ledger.exists()
 
 
-def test_training_labels_do_not_come_through_this_door(study):
-    with pytest.raises(ValueError, match="not sealed"):
-        read_test_labels(study, "run-1", "why not", split="validation")
-
-
 def test_missing_labels_are_no_look(study):
     sealed = pd.read_csv(study.sealed)
     sealed[sealed["sha256"] != "e"].to_csv(study.sealed, index=False)
@@ -192,13 +187,11 @@ def test_what_another_branch_evaluated_counts_even_after_a_merge_that_drops_it(c
         check_history(committed)
 
 
-def test_a_ledger_from_before_the_chain_is_continued_by_chained_lines(study):
-    study.test_ledger.write_text(json.dumps({"run": "run-1", "split": "test", "look": 1, "reason": "old"}) + "\n")
-    assert read_test_labels(study, "run-1", "new")[1] == 2
-    assert "previous" not in read_ledger(study)[0] and "previous" in read_ledger(study)[1]
+def test_a_ledger_line_without_the_hash_of_the_line_before_is_refused(study):
+    read_test_labels(study, "run-1", "chosen")
     with study.test_ledger.open("a") as ledger:
-        ledger.write(json.dumps({"run": "run-1", "split": "test", "look": 3, "reason": "unchained"}) + "\n")
-    with pytest.raises(SealedTestRefused, match="line 3 does not carry the hash"):
+        ledger.write(json.dumps({"run": "run-1", "split": "test", "look": 2, "reason": "unchained"}) + "\n")
+    with pytest.raises(SealedTestRefused, match="line 2 does not carry the hash"):
         read_ledger(study)
 
 

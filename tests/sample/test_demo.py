@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from carspotter.walkthrough import SAID
 from carspotter_check.photo_check import Answer
+from carspotter_project.walkthrough import SAID
 from carspotter_sample.demo import QUESTIONS, ask
 from carspotter_sample.site import ARCHIVE, MODEL_NAMES, read_listings
 

@@ -1,7 +1,7 @@
-"""Features without a network, for when no weights are at hand: the outlines in a photo and its colours by place.
+"""Features that need no weights: the outlines in a photo and its colours by place.
 
 Histograms of oriented gradients (Dalal & Triggs 2005) on an 8 × 8 grid, and mean and spread of each colour on a 4 × 4
-one. They know bodies by their outlines; of what a thing is they know nothing, so a ranking by them finds less.
+one. A ranking by them finds less than one by MobileNetV2.
 """
 
 from pathlib import Path
@@ -36,11 +36,7 @@ def describe_images(images: np.ndarray, show_progress: bool = True) -> np.ndarra
 def describe_photos(
     data: Path, photos: pd.DataFrame, weights: Path | None = None, show_progress: bool = True
 ) -> pd.DataFrame:
-    """Return features of the readable ones of `photos` (columns sha256, path), indexed by sha256.
-
-    Of MobileNetV2 where its `weights` are given, else those of `describe_images`, which need none; kept in
-    `data`/images. Raises as `extract_features`.
-    """
+    """Return features of the readable `photos`, by sha256: MobileNetV2's if `weights` are given, else outlines'."""
     photos, size = readable_photos(data, photos, show_progress), 224 if weights else SIDE
 
     def describe() -> np.ndarray:
@@ -55,7 +51,7 @@ def describe_photos(
 
 
 def _outlines(grey: np.ndarray) -> np.ndarray:
-    """Return the square root of each cell's share of gradient by orientation, told apart from its direction's sign."""
+    """Return the square root of each cell's share of gradient by orientation."""
     down, right = np.gradient(grey)
     strength = np.hypot(down, right)
     position = np.arctan2(down, right) % np.pi / np.pi * BINS

@@ -1,8 +1,4 @@
-"""What is wrong with a folder of photos: one command, no study, no split, and nothing written into the folder.
-
-The photos go through the import's decoder and the curation's detectors as if they were imported; what these say of one
-photo is said here of files: copies under two names, in two classes, or in two parts of the folder's own split.
-"""
+"""What is wrong with a folder of photos, by the detectors of import and curation; nothing is written into it."""
 
 import html
 import re
@@ -86,8 +82,7 @@ def audit_folder(
     """Look for all that is wrong in any folder of photos; write index.html, findings.csv and fix.sh to `out`.
 
     Photos may lie in FOLDER/<class>/… or FOLDER/{train,val,test}/<class>/…, or in no class. `weights` (MobileNetV2's)
-    and `listing_from` as in curation and import. Nothing is written into `folder`. Raises FileNotFoundError for a
-    missing folder, ValueError for one without files and for an `out` inside it.
+    and `listing_from` as in curation and import. Raises ValueError without files and for an `out` in the folder.
     """
     folder, out = Path(folder).resolve(), Path(out).resolve()
     if out.is_relative_to(folder):
@@ -116,7 +111,7 @@ def audit_folder(
 
 
 def find_photos(folder: Path) -> Found:
-    """Return the files of a folder with their classes as they are named; system files are left out."""
+    """Return the files of a folder with the names of their folders as classes."""
     found = Found()
     parts = {part.name for part in split_folders(folder)}
     found.labels = sorted(parts)
@@ -210,7 +205,7 @@ def _find_cars(files: pd.DataFrame) -> Iterator[dict]:
 
 
 def _find_doubts(files: pd.DataFrame) -> Iterator[dict]:
-    """Yield what the curation holds against photos, worst first; of copies the file that stays stands for all."""
+    """Yield the curation's doubts about photos, worst first; one file stands for all its copies."""
     doubted = files[(files["verdict"] == "keep") & (files["reason"] != "")].drop_duplicates("shot")
     doubted = doubted.set_index("shot").sort_values(["score", "file"], ascending=[False, True])
     stays = files.drop_duplicates("shot").set_index("shot").loc[doubted.index]
@@ -255,7 +250,7 @@ def _write(audit: Audit, folder: Path) -> None:
 
 
 def _picture_groups(findings: pd.DataFrame, folder: Path) -> Iterator[str]:
-    """Yield a frame for each group of photos that are held against each other, a figure for what stands alone."""
+    """Yield a frame for each group of related photos, a figure for a photo that stands alone."""
     groups = findings["group"].where(findings["group"] != "", findings["file"])
     for _, group in findings.groupby(groups, sort=False):
         figures = [figure(folder / name, f"{name}: stays") for name in group["other"].unique() if name]

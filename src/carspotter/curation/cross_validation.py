@@ -1,8 +1,7 @@
-"""What models trained on the photos themselves say of photos that they have not seen, for curation.
+"""Doubt labels by models trained on the other photos, for curation.
 
-The photos are dealt into folds, a listing's into one; a model learns from all folds but one and is asked about that
-one: a small one from scratch, or the last blocks of a backbone where its weights are given. Nothing here is a recorded
-run: the labels are as listed, one in ten may be wrong, and no split is made yet.
+A listing's photos are in one fold; a model learns from all folds but one and is asked about that one: a small network
+from scratch, or the last blocks of a backbone where its weights are given. Nothing here is a recorded run.
 """
 
 import hashlib
@@ -30,20 +29,14 @@ FOLDS = 3
 
 
 def learn_photos(
-    data: Path,
-    photos: pd.DataFrame,
-    framework: str,
-    weights: Path | None = None,
-    experiment: Experiment | None = None,
+    data: Path, photos: pd.DataFrame, framework: str, weights: Path | None = None
 ) -> tuple[pd.Series, pd.DataFrame]:
     """Return doubts and features of the readable ones of `photos`, indexed by sha256: see `cross_validate`.
 
-    The labels are those listed. `weights`: MobileNetV2's, then it learns on from them; else the experiment is
-    `fast_recipe`. Kept in `data`/images; a killed call goes on from its last epoch. Two thirds of the images are held
-    in memory. Raises as `cross_validate`, and RuntimeError while another process
-    learns from the same photos.
+    `weights`: MobileNetV2's, then it learns on from them; else the experiment is `fast_recipe`. Kept in `data`/images;
+    a killed call goes on from its last epoch. Raises RuntimeError while another process learns from the same photos.
     """
-    experiment = experiment or choose_experiment(framework, weights)
+    experiment = choose_experiment(framework, weights)
     photos = readable_photos(data, photos)
     names, labels = photos["sha256"].tolist(), photos["label"].fillna("").tolist()
     listings = first_listings(photos["listings"])
@@ -62,10 +55,7 @@ def learn_photos(
 
 
 def choose_experiment(framework: str, weights: Path | None) -> Experiment:
-    """Return what learns from the photos: `fast_recipe`, or MobileNetV2 as wide as its `weights`, in Keras alone.
-
-    Raises ValueError for another framework, and where the file's name tells no width.
-    """
+    """Return what learns from the photos: `fast_recipe`, or MobileNetV2 as wide as its `weights`, in Keras alone."""
     if weights is None:
         return FAST_RECIPE
     if framework != "keras":
@@ -79,18 +69,15 @@ def cross_validate(
     listings: Sequence[str],
     framework: str,
     folder: Path,
-    experiment: Experiment = FAST_RECIPE,
-    seed: int = 0,
+    experiment: Experiment,
     show_progress: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return doubts and features of photos by models that were trained on the others: float32 (N,) and (N, F).
 
     A doubt is the probability that the label is wrong, 0 … 1, by the model that saw none of the photo's listing:
-    what confident learning (Northcutt, Jiang & Chuang 2021) starts from. Features are what all models see in a photo,
-    side by side, each model's of length 1. `images`: uint8 (N, S, S, 3), S the experiment's image size. `labels`,
-    `listings`: N names each; "" is no listing. `folder` holds the state from which a killed call goes on. Raises
-    ValueError for fewer than two labels or three listings, TrainingDiverged when a model has no finite output,
-    ImportError without the framework.
+    confident learning (Northcutt, Jiang & Chuang 2021). Features are what all models see in a photo, each model's of
+    length 1. `images`: uint8 (N, S, S, 3). `labels`, `listings`: N names each, "" for no listing. `folder` holds the
+    state from which a killed call goes on. Raises TrainingDiverged when a model has no finite output.
     """
     classes, numbers = np.unique(np.asarray(labels, dtype=str), return_inverse=True)
     groups = [listing or f"photo {photo}" for photo, listing in enumerate(listings)]
@@ -101,15 +88,15 @@ def cross_validate(
         )
     lesson, builder = import_framework(framework), import_builder(experiment, framework)
     doubts, features = np.empty(len(images), np.float32), []
-    folds = GroupKFold(FOLDS, shuffle=True, random_state=seed).split(images, groups=groups)
+    folds = GroupKFold(FOLDS, shuffle=True, random_state=0).split(images, groups=groups)
     photos = (FOLDS - 1) * len(images) * experiment.epochs
     with progress_bar(photos, "learn the labels", "photos", show_progress) as progress:
         for number, (learnt, asked) in enumerate(folds):
-            set_random_seed(framework, seed + number)
+            set_random_seed(framework, number)
             model = builder.build_model(experiment, len(classes))
             if weights := find_weights(experiment):
                 builder.load_backbone(model, weights, experiment)
-            batches = lesson.PhotoBatches(images[learnt], numbers[learnt], experiment, seed + number)
+            batches = lesson.PhotoBatches(images[learnt], numbers[learnt], experiment, number)
             keeper = StateKeeper(folder / f"fold-{number}", framework, partial(progress.update, len(learnt)))
             progress.update(keeper.finished * len(learnt))  # what a killed call had learnt counts
             lesson.train(model, batches, experiment, None, keeper.finished, [as_callback(framework, model, keeper)])

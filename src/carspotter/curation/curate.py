@@ -1,7 +1,7 @@
 """Duplicates, unusable photos, label conflicts: verdicts with reasons.
 
-The machine rejects by itself only what needs no judgement: unreadable files, label conflicts and surplus duplicates.
-Everything else it keeps and *ranks*: a score, 0 (fine) … 1 (surely bad), and a sentence why. A person's decision wins.
+The machine rejects only unreadable files, label conflicts and surplus duplicates. The rest it keeps and *ranks*: a
+score, 0 (fine) … 1 (surely bad), and a sentence why. A person's decision wins.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,8 @@ COLUMNS = ["sha256", "label", "verdict", "reason", "score", "duplicate_cluster",
 class Quality(NamedTuple):
     """A question that size, light and sharpness of one photo answer: where its `figure` is below `limit`, it is bad.
 
-    The figure, and the sentence that says why, know the photo's shorter `side` in pixels, of its fingerprint
-    `brightness`, `contrast` and `sharpness`, and the median sharpness of its listing's other photos, `mates`.
+    Figure and sentence use the photo's shorter `side` in pixels, of its fingerprint `brightness`, `contrast` and
+    `sharpness`, and `mates`, the median sharpness of its listing's other photos.
     """
 
     kind: str
@@ -65,11 +65,11 @@ def curate_study(
     with_reviews: bool = True,
     show_progress: bool = True,
 ) -> pd.DataFrame:
-    """Describe, rank and judge all photos of the study's data folder; return what `judge_photos` does.
+    """Describe, rank and judge all photos of the study's data folder, and write `data/curation.csv`; return the table.
 
-    `weights`: a file of MobileNetV2's, whose features rank far better than outlines and colours. `train`: a framework
-    in which models also learn from the photos themselves and doubt labels. The table goes to `data/curation.csv`, but
-    not without `with_reviews`: that is what the machine says before anybody decides. A second call is quick.
+    `weights`: a file of MobileNetV2's, whose features rank far better. `train`: a framework in which models also learn
+    from the photos themselves and doubt labels. Without `with_reviews` people's decisions do not count and nothing is
+    written.
     """
     photos = read_photos(study.data)
     features, doubts = describe_photos(study.data, photos, weights, show_progress), None
@@ -92,13 +92,11 @@ def judge_photos(
 ) -> pd.DataFrame:
     """Return a verdict on every photo: the columns of curation.csv, one row per photo, sorted by sha256.
 
-    verdict is keep or reject; reason starts with its kind and a colon ("too dark: …", "duplicate: …"), and is empty for
-    a photo nothing is held against; score is 1 for a reject. A duplicate cluster (copies of one shot) and a car (photos
-    of one car, copies or not, as far as pixels tell) are named by the first hex digits of their lowest hash, and empty
-    for a photo that stands alone. `features` (float, indexed by sha256) rank by what is shown, see `ranking`; without
-    them size, light and sharpness rank alone. `doubts` (0 … 1, indexed likewise): what models trained on the other
-    photos say against each label. `data/reviews.jsonl`, if there is one, overrules the detectors, and its verdicts are
-    examples for the ranking; without `with_reviews` it is left out.
+    verdict is keep or reject; reason starts with its kind and a colon, and is empty for a photo without a fault; score
+    is 1 for a reject. A duplicate cluster (copies of one shot) and a car are named by the first digits of their lowest
+    hash, empty for a photo that stands alone. `features` (float, by sha256) rank by content, see `ranking`; `doubts` (0
+    … 1, by sha256) are those of models trained on the other photos. `data/reviews.jsonl` overrules the detectors and
+    gives examples to the ranking, unless `with_reviews` is False.
     """
     photos = photos.sort_values("sha256", ignore_index=True)
     fingerprints, unreadable = measure_photos(data, photos, show_progress)
@@ -117,12 +115,13 @@ def judge_photos(
     quality = _judge_quality(readable, fingerprints)
     table.loc[quality.index, ["reason", "score"]] = quality
     rejects = {sha256: f"unreadable: {reason}" for sha256, reason in unreadable.items()}
-    for sha256, labels in zip(photos["sha256"], photos["labels"], strict=True):
-        if len(labels) > 1:
-            rejects.setdefault(sha256, f"label conflict: the same bytes are listed as {' and '.join(labels)}")
-    for sha256, kind, label in zip(photos["sha256"], photos["kind"], photos["label"], strict=True):
-        if kind:
-            rejects.setdefault(sha256, f"{kind}: imported as {label if kind == OTHER_MODEL else 'such'}")
+    for photo in photos.itertuples():
+        if len(photo.labels) > 1:
+            reason = f"label conflict: the same bytes are listed as {' and '.join(photo.labels)}"
+            rejects.setdefault(photo.sha256, reason)
+        if photo.kind:
+            what = photo.label if photo.kind == OTHER_MODEL else "such"
+            rejects.setdefault(photo.sha256, f"{photo.kind}: imported as {what}")
     # Of several reviewers the last has the word.
     reviews = read_reviews(data).drop_duplicates("sha256", keep="last")
     reviews = reviews if with_reviews else reviews.iloc[:0]
@@ -152,7 +151,7 @@ def write_curation(study: Study, curation: pd.DataFrame) -> None:
 
 
 def summary(table: pd.DataFrame) -> str:
-    """Say in a few lines what the curation found: photos by verdict and kind of reason, clusters of duplicates."""
+    """Return a few lines: photos by verdict and kind of reason, clusters of duplicates."""
     kinds = table["reason"].map(kind_of).replace("", "nothing found")
     counts = pd.crosstab(kinds, table["verdict"]).rename_axis(index=None, columns=None)
     clusters = table.loc[table["duplicate_cluster"] != "", "duplicate_cluster"]
@@ -163,10 +162,7 @@ def summary(table: pd.DataFrame) -> str:
 
 
 def count_duplicates(study: Study) -> dict[str, int]:
-    """Count clusters of copies and where they reach: within a listing, across listings, and across parts of the split.
-
-    Where there is no split yet, none of its parts is counted.
-    """
+    """Count clusters of copies, and those across listings and across parts of the split, if there is one."""
     cluster = read_curation(study).set_index("sha256")["duplicate_cluster"]
     clusters = cluster[cluster != ""]
     listings = read_photos(study.data).set_index("sha256")["listings"].explode().dropna()
@@ -185,7 +181,7 @@ def count_duplicates(study: Study) -> dict[str, int]:
 
 
 def _judge_quality(photos: pd.DataFrame, fingerprints: np.ndarray) -> pd.DataFrame:
-    """Rank photos by the worst that can be said of their size, light and sharpness: reason and score by sha256."""
+    """Rank photos by their worst fault in size, light and sharpness: reason and score by sha256."""
     measured = pd.DataFrame(
         {name: fingerprints[name].astype(float) for name in ("brightness", "contrast", "sharpness")}
     )
@@ -208,7 +204,7 @@ def _rank_by_features(
     reviews: pd.DataFrame,
     doubts: pd.Series | None,
 ) -> None:
-    """Raise the score of photos that look wrong for their label, and say why; those decided on are only learnt from."""
+    """Raise the score of photos that look wrong for their label, with a reason; reviewed ones are only learned from."""
     reviews = reviews.set_index("sha256")
     ranked = table.index[(table["verdict"] == "keep") | table.index.isin(reviews.index)]
     ranked = ranked[ranked.isin(features.index) & ranked.isin(palettes.index)]
@@ -236,7 +232,7 @@ def _rank_by_features(
 
 
 def _reject_duplicates(table: pd.DataFrame, photos: pd.DataFrame, rejects: dict, reviews: set) -> dict[str, str]:
-    """Keep one photo of each cluster, the largest or the one a person kept; all go where the labels disagree."""
+    """Keep one photo of each cluster, the largest or the one a person kept; reject all where the labels disagree."""
     reasons = {}
     for _, cluster in table[table["duplicate_cluster"] != ""].groupby("duplicate_cluster"):
         kept_by_person = [sha for sha in cluster.index if sha in reviews and cluster.loc[sha, "verdict"] == "keep"]

@@ -1,23 +1,18 @@
-"""Which photos look wrong for their label: a ranking by features, without one marked photo, better with each review.
+"""Which photos look wrong for their label: a ranking by features that needs no marked photo.
 
-Features come as an array. Three questions are put to each photo, and answered without its own group (its listing and
-its copies), which would vouch for it:
+Three questions are put to each photo, answered without its own group (its listing and its copies):
 
-- Do the others' labels say what its label says? Out-of-fold probabilities of a logistic regression: confident learning
-  (Northcutt, Jiang & Chuang 2021).
-- Do its nearest look-alikes carry its label? This finds a cluster of one wrong model that is listed now as this class,
-  now as that, of which the regression can only be unsure.
-- How far is it from its class? Mean distance to the nearest photos of the class, with the fifth that is farthest off
-  left out of the class (after Sun et al. 2022, Out-of-distribution detection with deep nearest neighbors).
+1. Do the others' labels agree with its label? Out-of-fold probabilities of a logistic regression: confident learning
+(Northcutt, Jiang & Chuang 2021).
 
-Where it is known how far a photo stands apart from the others of its listing (see `stand_apart`), or what models that
-were trained on the other photos say of its label, that counts too.
+2. Do its nearest look-alikes carry its label? This finds clusters of one wrong model with mixed labels.
 
-Then a classifier learns from the worst tenth of that ranking against the better part of it (self-training), and finds
-what looks like the worst but happened to get a plausible label. What people rejected and kept takes the place of such
-guesses. Another car in a listing is like no other reject; so what stands apart by its paint alone, or is doubted by a
-trained model alone, goes up all the same.
-Everything here ranks, nothing rejects.
+3. How far is it from its class? Mean distance to the nearest photos of the class, whose farthest fifth is left out
+(after Sun et al. 2022, Out-of-distribution detection with deep nearest neighbors).
+
+How far it stands apart from its listing, and doubts of models trained on the other photos, count too where known. Then
+a classifier learns the worst tenth of that ranking against its better part (self-training); people's verdicts take the
+place of such guesses. What one strong sign alone tells goes up all the same.
 """
 
 from __future__ import annotations
@@ -53,17 +48,14 @@ REFERENCES = 2000  # photos at most that a likeness is ranked among: keeps the w
 MATES = 40  # photos of its listing at most that one is compared with
 
 
-def rank_photos(
-    features, labels, groups, rejected=None, apart=None, listings=None, doubts=None, seed: int = 0
-) -> pd.DataFrame:
+def rank_photos(features, labels, groups, rejected=None, apart=None, listings=None, doubts=None) -> pd.DataFrame:
     """Return each photo a score, 0 (fine) … 1 (surely bad), and a reason ("another model: …"), empty below .5.
 
-    `features`: float (N, F). `labels`, `groups`: N names each. `rejected`: what people said, float (N,): 1 rejected,
-    0 kept, nan not reviewed, or rejected for what features do not show. `apart`: ranks (N, K) by how far each stands
-    apart from its listing, 0 … 1, nan where that is not known, the most telling first; with `listings` (N names, "" for
-    none) features are held against the listing as well. `doubts`: float (N,), 0 … 1, in the label, of models that were
-    trained without the photo's listing. Scores are ranks: the worst fifth has .5 and more. Fewer than 30 photos, or
-    than five groups, are not ranked: all score 0. Raises ValueError for features that are not finite.
+    `features`: float (N, F). `labels`, `groups`: N names each. `rejected`: float (N,), by people: 1 rejected, 0 kept,
+    nan otherwise. `apart`: ranks (N, K), 0 … 1 or nan, of how far each stands apart from its listing, the most telling
+    first; with `listings` (N names, "" for none) features are compared with the listing too. `doubts` in the label:
+    float (N,), 0 … 1. Scores are ranks: the worst fifth has .5 and more. Fewer than FEWEST photos, or FOLDS groups, all
+    score 0.
     """
     features = np.asarray(features, dtype=np.float32)
     labels, groups = np.asarray(labels, dtype=str), np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
@@ -72,7 +64,7 @@ def rank_photos(
     rejected = np.full(len(labels), np.nan) if rejected is None else np.asarray(rejected, dtype=float)
     if len(features) < FEWEST or groups.max() + 1 < FOLDS:
         return pd.DataFrame({"score": np.zeros(len(labels)), "reason": [""] * len(labels)})
-    evidence = _gather(features, labels, groups, rejected == 1, seed)
+    evidence = _gather(features, labels, groups, rejected == 1)
     parts = [evidence.unlabelled, evidence.neighbours] if len(evidence.classes) > 1 else []
     parts = [evidence.distance, *parts]
     if doubts is not None:
@@ -90,7 +82,7 @@ def rank_photos(
         blended = first = _rank((signs**ONE_SIGN).sum(axis=1))
     say = EXAMPLES_SAY if np.nansum(rejected) else GUESSES_SAY
     for _ in range(ROUNDS):
-        likeness = _rank(_likeness_to_rejects(evidence.whitened, blended, rejected, evidence.folds, seed))
+        likeness = _rank(_likeness_to_rejects(evidence.whitened, blended, rejected, evidence.folds))
         blended = _rank((1 - say) * first + say * likeness)
     if known_apart:
         enough = [np.nan_to_num(apart[:, 0], nan=0.5), *([] if doubts is None else [doubted])]
@@ -123,26 +115,17 @@ class _Evidence:
     folds: list
 
 
-def _gather(features, labels, groups, bad, seed) -> _Evidence:
+def _gather(features, labels, groups, bad) -> _Evidence:
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     components, whitened = _principal_components(unit)
-    folds = list(GroupKFold(FOLDS, shuffle=True, random_state=seed).split(components, groups=groups))
+    folds = list(GroupKFold(FOLDS, shuffle=True, random_state=0).split(components, groups=groups))
     distance = _distance_to_class(unit, labels, groups, ~bad)
     probabilities, classes = out_of_fold(components, labels, folds, ~bad)
     own = probabilities[np.arange(len(labels)), np.searchsorted(classes, labels)]
     share = _disagreement(whitened, labels, groups, bad)
     strangeness = _mean_distance(unit, np.arange(len(unit)), np.flatnonzero(~bad & (_rank(distance) < SUSPECT)), groups)
-    return _Evidence(
-        _rank(distance),
-        _rank(strangeness),
-        _rank(1 - own),
-        _rank(share),
-        probabilities,
-        share,
-        classes,
-        whitened,
-        folds,
-    )
+    ranks = map(_rank, (distance, strangeness, 1 - own, share))
+    return _Evidence(*ranks, probabilities, share, classes, whitened, folds)
 
 
 def out_of_fold(features, labels, folds, good) -> tuple[np.ndarray, np.ndarray]:
@@ -213,13 +196,13 @@ def _disagreement(whitened, labels, groups, bad) -> np.ndarray:
     return share
 
 
-def _likeness_to_rejects(whitened, blended, rejected, folds, seed) -> np.ndarray:
-    """Return how far on the rejects' side each photo is, learnt out of fold from verdicts, else guesses."""
+def _likeness_to_rejects(whitened, blended, rejected, folds) -> np.ndarray:
+    """Return how far on the rejects' side each photo is, learned out of fold from verdicts, else guesses."""
     reviewed = ~np.isnan(rejected)
     target = np.where(reviewed, rejected, blended > GUESSED_REJECT).astype(bool)
     guessed = np.flatnonzero(~reviewed & ((blended > GUESSED_REJECT) | (blended < GUESSED_KEEP)))
     used = reviewed.copy()
-    used[np.random.default_rng(seed).permutation(guessed)[:LEARNT_FROM]] = True
+    used[np.random.default_rng(0).permutation(guessed)[:LEARNT_FROM]] = True
     weight = np.where(reviewed, VERDICT_WEIGHT, 1.0)
     side = np.zeros(len(whitened))
     for train, test in folds:
@@ -256,16 +239,14 @@ def stand_apart(
     vectors: np.ndarray,
     listings: Sequence[str],
     summaries: Sequence[Callable[[np.ndarray], float]] = (np.median, np.max),
-    seed: int = 0,
 ) -> np.ndarray:
-    """Rank photos by how little they are like the other photos of their listing: float (N, summaries).
+    """Rank photos by how little they are like the other photos of their listing: float (N, summaries), 0 … 1 or nan.
 
     `vectors` (N, D): likeness is their inner product. `listings` names each photo's listing, "" for none. A column per
-    summary of the likenesses: the median is that to the typical photo of the listing, the maximum that to the nearest.
-    0 (at home) … 1; nan for a photo without others of its listing.
+    summary of the likenesses: the median is that to a typical photo of the listing, the maximum that to the nearest.
     """
     apart = np.full((len(vectors), len(summaries)), np.nan)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     references = rng.permutation(len(vectors))[:REFERENCES]
     known = vectors[references].astype(np.float32)
     for rows in _listings_of(2, listings):
@@ -283,15 +264,12 @@ def stand_apart(
 
 
 def first_listings(listings: Iterable[Sequence[str]]) -> list[str]:
-    """Return the first listing of each photo, "" where it has none; `listings` as in `read_photos`."""
+    """Return the first listing of each photo, "" where it has none."""
     return [next(iter(names), "") for names in listings]
 
 
 def median_of_mates(values: np.ndarray, listings: Sequence[str]) -> np.ndarray:
-    """Return, for each of `values` (N,), the median of those of its listing's other photos: float (N,).
-
-    `listings` as in `stand_apart`. nan for a photo with fewer than two others: one is no measure.
-    """
+    """Return, for each of `values` (N,), the median of those of its listing's other photos, nan with fewer than two."""
     medians = np.full(len(values), np.nan)
     for rows in _listings_of(3, listings):
         for place, row in enumerate(rows):

@@ -32,7 +32,7 @@ def read_reviews(data: Path) -> pd.DataFrame:
     """Return the decisions that stand: the last one of each reviewer on each photo, oldest first.
 
     `data`: the folder that holds reviews.jsonl. Columns: sha256, reviewer, verdict (keep or reject), label, reason,
-    time, audit (its seed, or None). Withdrawn decisions are left out. Raises ValueError for a damaged line.
+    time, audit (its seed, or None). Withdrawn decisions are left out.
     """
     columns = ["sha256", "reviewer", "verdict", "label", "reason", "time", "audit"]
     standing = standing_lines(read_journal(Path(data) / "reviews.jsonl"), "verdict")
@@ -42,7 +42,7 @@ def read_reviews(data: Path) -> pd.DataFrame:
 def standing_lines(lines: Iterable[dict], field: str, *more_keys: str) -> dict[tuple, dict]:
     """Return the last line of each photo and reviewer, in the order of writing, less those that withdraw.
 
-    What is withdrawn in an audit is what was said in that audit: an earlier verdict stands again.
+    Withdrawing in an audit withdraws that audit's line: an earlier verdict stands again.
     """
     said: dict[tuple, dict] = {}
     for number, line in enumerate(lines):
@@ -55,10 +55,10 @@ def standing_lines(lines: Iterable[dict], field: str, *more_keys: str) -> dict[t
 
 
 def draw_audit(study: Study, count: int, seed: int = 0) -> pd.DataFrame:
-    """Draw `count` of the kept photos at random, to be looked at once more: the columns of `read_curation`.
+    """Draw `count` of the kept photos at random, to be reviewed once more: the columns of `read_curation`.
 
-    The draw orders photos by a hash of seed and SHA-256, so it stays the same when other photos come or go; photos
-    that this very audit rejected stay in it. Raises ValueError when nothing is kept.
+    Photos are ordered by a hash of seed and SHA-256, so the draw stays the same when other photos come or go; photos
+    that this very audit rejected stay in it.
     """
     reviews = standing_lines(_lines_of_audit(study, seed), "verdict")
     table = read_curation(study)
@@ -87,10 +87,7 @@ class Audit(NamedTuple):
 
 
 def read_audit(study: Study, count: int, seed: int = 0) -> Audit:
-    """Return what reviewers said in an audit; junk is what one of them rejected or would keep under another label only.
-
-    What was decided about a photo outside the audit changes nothing: the sample stays random.
-    """
+    """Return what reviewers said in an audit; junk is what one of them rejected or would keep under another label."""
     drawn = draw_audit(study, count, seed).set_index("sha256")["label"]
     found: dict[str, bool] = {}
     for (sha256, _), line in standing_lines(_lines_of_audit(study, seed), "verdict").items():

@@ -1,4 +1,4 @@
-"""Does a probability mean what it says? Reliability, its error, and the temperature that repairs most of it."""
+"""Calibration: reliability, its error, and the temperature that repairs most of it."""
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,8 @@ SMALLEST = 1e-30  # probabilities are raised to this before their logarithm is t
 def reliability(labels, probabilities, bins: int = 10) -> pd.DataFrame:
     """Return the reliability diagram as a table: one row per bin of confidence that holds photos.
 
-    `labels`: class numbers, int (N,); `probabilities`: float (N, classes). Confidence is the probability of the
-    predicted class; bins are of equal width over 0 … 1. Columns: low, high (edges), photos, confidence, accuracy.
-
-    Method: DeGroot and Fienberg 1983; Guo et al. 2017, "On calibration of modern neural networks".
+    `labels`: class numbers, int (N,); `probabilities`: float (N, classes). Bins are of equal width over 0 … 1. Columns:
+    low, high (edges), photos, confidence, accuracy. Method: DeGroot and Fienberg 1983; Guo et al. 2017.
     """
     labels, probabilities = _checked(labels, probabilities)
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
@@ -29,22 +27,16 @@ def reliability(labels, probabilities, bins: int = 10) -> pd.DataFrame:
 
 
 def expected_calibration_error(labels, probabilities) -> float:
-    """Return the mean distance between confidence and accuracy over the bins of `reliability`, weighted by photos.
-
-    Arguments as there. Even a perfect model scores above zero on few photos. Method: Naeini et al. 2015.
-    """
+    """Return the mean distance of confidence and accuracy over the bins of `reliability` (Naeini et al. 2015)."""
     table = reliability(labels, probabilities)
     return float(np.average((table["confidence"] - table["accuracy"]).abs(), weights=table["photos"]))
 
 
 def fit_temperature(labels, probabilities) -> float:
-    """Return the temperature that makes the probabilities fit best: above 1 the model was overconfident.
+    """Return the temperature, .05 … 20, that makes the probabilities fit best: above 1 the model was overconfident.
 
-    `labels`: int (N,); `probabilities`: float (N, classes), of photos that the model was not trained on. Between .05
-    and 20. A weak prior, ln T ~ N(0, 1), keeps it near 1 where the photos say nothing: without a mistake among them the
-    likelihood alone would sharpen without end. With hundreds of photos and some mistakes it makes no difference.
-
-    Method: temperature scaling, Guo et al. 2017, with a maximum a posteriori estimate.
+    `labels`: int (N,); `probabilities`: float (N, classes), of photos that the model was not trained on. A weak prior,
+    ln T ~ N(0, 1), keeps it near 1 for few photos. Method: temperature scaling, Guo et al. 2017, maximum a posteriori.
     """
     labels, probabilities = _checked(labels, probabilities)
     logits = np.log(np.maximum(probabilities, SMALLEST))

@@ -1,8 +1,8 @@
-"""Is B better than A? One comparison for all of the series, and for anybody's predictions.
+"""Compare two recipes or anybody's predictions, with one of three verdicts.
 
-There are three verdicts. *different*: the interval at 1 − .05/m excludes zero, where m, the comparisons of a table, is
-fixed beforehand. *equal*: not different, and the 90 % interval lies inside ± 3 points, with five seeds. *undetermined*:
-neither, and what would settle it. A claim needs three seeds at least: one training is one sample of a recipe.
+*different*: the interval at 1 − .05/m excludes zero, where m, the comparisons of a table, is fixed beforehand. *equal*:
+not different, and the 90 % interval lies inside ± 3 points, with five seeds. *undetermined*: neither. A claim needs
+three seeds at least.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,7 @@ class Comparison:
     """Two recipes or models on the same photos: accuracies, difference (B − A), wins and losses, p, verdict.
 
     `difference` is at level 1 − .05/m, `within` is the 90 % interval that equality is judged by. `wins`: photos that B
-    alone classifies correctly, `losses`: A alone (means over seeds). `verdict` is "different", "equal" or
-    "undetermined", `reason` says why in a sentence.
+    alone classifies correctly, `losses`: A alone (means over seeds). `reason` explains the verdict in a sentence.
     """
 
     name_a: str
@@ -41,7 +40,7 @@ class Comparison:
 
     @property
     def row(self) -> dict[str, str]:
-        """The comparison as a row of a table of text."""
+        """Return the comparison as a row of a table of text."""
         points = self.difference
         return {
             "comparison": f"{self.name_b} − {self.name_a}",
@@ -77,10 +76,8 @@ def compare(
     """Compare two models' predictions on the same photos.
 
     `y`: labels (N,). `a`, `b`: predicted labels (N,), (seeds, N) or (seeds, epochs, N), or probabilities with one more
-    axis, (…, N, classes), which need `classes`, the labels in the order of their columns. `groups`: (N,), photos that
-    belong together; without them each photo stands alone. `seeds`: how many trainings each side stands for, where it is
-    not the number of rows. `comparisons`: m, how many this is one of. Raises ValueError for probabilities without
-    classes, missing groups or predictions, predictions that are no labels, and unequal lengths.
+    axis, (…, N, classes), which need `classes`, the labels in the order of their columns. `groups`: (N,); without them
+    each photo stands alone. `seeds`: trainings behind each side, if not the number of rows. `comparisons`: m.
     """
     y = np.asarray(y)
     if y.ndim != 1 or len(y) == 0 or pd.isna(y).any():
@@ -89,16 +86,6 @@ def compare(
         _correct(y, np.asarray(side), classes, name) for side, name in zip((a, b), names, strict=True)
     )
     groups = np.arange(len(y)) if groups is None else groups
-    return compare_correct(correct_a, correct_b, groups, seeds, comparisons, names)
-
-
-def compare_correct(
-    correct_a, correct_b, groups, seeds: int | None = None, comparisons: int = 1, names=("A", "B")
-) -> Comparison:
-    """Compare what is known to be correct: bool (N,) or (seeds, N), floats where it is a mean over epochs.
-
-    Other arguments as in `compare`. p and the interval come from one t distribution, so they never disagree.
-    """
     level = 1 - 0.05 / comparisons
     difference, p = paired_difference(correct_a, correct_b, groups, level)
     within, _ = paired_difference(correct_a, correct_b, groups, 0.9)
@@ -124,7 +111,7 @@ def judge(difference: Interval, within: Interval, seeds: int) -> tuple[str, str]
     """Return the verdict and the sentence that gives its reason; arguments as in `Comparison`.
 
     Method of equality: two one-sided tests, Schuirmann 1987. The number of photos assumes that the difference stays as
-    it is and gives an even chance; see `photos_needed` for a better one.
+    it is and gives an even chance.
     """
     points, zero = f"± {MARGIN * 100:g} points", f"the {_percent(difference.level)} interval excludes zero"
     differs = difference.low > 0 or difference.high < 0
@@ -151,8 +138,7 @@ def judge(difference: Interval, within: Interval, seeds: int) -> tuple[str, str]
 def photos_needed(measured: Interval, difference: float, power: float = 0.8) -> float:
     """Return how many photos in all would show a `difference` (.02 is two points), from an interval measured before.
 
-    `power`: the chance that the interval then excludes zero. Seeds are assumed to be as many as before, and photos to
-    come in such groups. Inf where the seeds alone spread too much, or for no difference.
+    `power`: the chance that the interval then excludes zero, with as many seeds. Inf where the seeds spread too much.
     """
     quantile = stats.norm.ppf(0.5 + measured.level / 2)
     reach = (measured.high - measured.low) / 2 * (quantile + stats.norm.ppf(power)) / quantile
@@ -161,7 +147,7 @@ def photos_needed(measured: Interval, difference: float, power: float = 0.8) -> 
 
 
 def comparison_table(comparisons: list[Comparison]) -> pd.DataFrame:
-    """Return one row of text per comparison; raises ValueError where the m they were made with is not their number."""
+    """Return one row of text per comparison. Raises ValueError where the m they were made with is not their number."""
     for comparison in comparisons:
         if comparison.comparisons != len(comparisons):
             raise ValueError(
@@ -190,7 +176,7 @@ def _correct(y: np.ndarray, predicted: np.ndarray, classes, name: str) -> np.nda
     if (predicted.dtype.kind == "b") != (y.dtype.kind == "b") or not np.isin(predicted, y).any():
         raise ValueError(
             f"{name} predicts {predicted.ravel()[0]!r} where labels are like {y[0]!r}; give predicted labels, not "
-            f"class numbers nor whether they are correct (for that there is compare_correct)"
+            f"class numbers nor whether they are correct"
         )
     correct = predicted == y
     return correct.mean(axis=1) if correct.ndim == 3 else np.atleast_2d(correct)

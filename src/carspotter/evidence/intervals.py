@@ -1,8 +1,7 @@
-"""Intervals: what an accuracy, or a difference between two accuracies on the same photos, is worth.
+"""Intervals of an accuracy, and of a difference between two accuracies on the same photos.
 
-Photos of one listing resemble each other, so they are not independent: *groups* of photos are what is counted here.
-A run is one training; a recipe is what all its seeds have in common. Pass one row of results for a claim about a run,
-one row per seed for a claim about the recipe: its interval then covers the chance of seeds as well as of photos.
+Photos of one listing are not independent, so *groups* of photos are counted. Pass one row of results for a claim about
+a run, one row per seed for a claim about the recipe: its interval then covers seeds as well as photos.
 """
 
 from dataclasses import dataclass, replace
@@ -41,7 +40,7 @@ class Interval:
 def clopper_pearson(hits: float, trials: float, level: float = 0.95) -> tuple[float, float]:
     """Return the exact two-sided interval of a share, `hits` of `trials`; effective numbers need not be whole.
 
-    The upper end at `level` 1 − 2δ is the one-sided upper bound at 1 − δ. Method: Clopper and Pearson 1934.
+    Its upper end at `level` 1 − 2δ is the one-sided bound at 1 − δ. Method: Clopper and Pearson 1934.
     """
     tail = (1 - level) / 2
     low = stats.beta.ppf(tail, hits, trials - hits + 1) if hits > 0 else 0.0
@@ -52,12 +51,11 @@ def clopper_pearson(hits: float, trials: float, level: float = 0.95) -> tuple[fl
 def accuracy_interval(correct, groups, level: float = 0.95) -> Interval:
     """Return the accuracy on a set of photos with its interval over groups of photos, and over seeds.
 
-    `correct`: bool (N,), whether each photo was classified correctly, for a run, or (seeds, N) for a recipe; floats
-    0 … 1 where it is a mean over epochs. `groups`: (N,) any values but missing ones. Raises ValueError on empty or
-    unequal input, on missing values, and on integers, which are taken for class numbers.
+    `correct`: bool (N,) for a run, or (seeds, N) for a recipe; floats 0 … 1 where it is a mean over epochs. `groups`:
+    (N,). Raises ValueError on unequal input, missing values, and integers, which are taken for class numbers.
 
-    Method: Korn and Graubard 1998, the exact interval at the effective number of photos, N / design effect. Groups with
-    few mistakes know little of the design effect; it is drawn towards that of a correlation of 1/3 within groups.
+    Method: Korn and Graubard 1998, the exact interval at the effective number of photos, N / design effect. The design
+    effect is drawn towards that of a correlation of 1/3 within groups, the more the fewer groups have mistakes.
     """
     values = as_shares(correct, "correct")
     parts = _variances(values, groups)
@@ -79,8 +77,8 @@ def accuracy_interval(correct, groups, level: float = 0.95) -> Interval:
 def paired_difference(correct_a, correct_b, groups, level: float = 0.95) -> tuple[Interval, float]:
     """Return accuracy of B minus accuracy of A on the same photos with its interval, and p for "no difference".
 
-    Arguments and errors as in `accuracy_interval`; with seeds, row s of A is paired with row s of B. p is below
-    1 − `level` just where the interval excludes zero. Groups that all differ alike are as certain as a sign test.
+    Arguments as in `accuracy_interval`; row s of A is paired with row s of B. p is below 1 − `level` just where the
+    interval excludes zero. Groups that all differ alike are as certain as a sign test.
 
     Method: linearised variance over crossed groups and seeds (Cameron, Gelbach and Miller 2011), Student t with degrees
     of freedom after Satterthwaite 1946, and two groups more than there are that differ (after Bonett and Price 2012).
@@ -106,7 +104,7 @@ def paired_difference(correct_a, correct_b, groups, level: float = 0.95) -> tupl
 
 
 def as_shares(correct, name: str) -> np.ndarray:
-    """Return results as floats (seeds, N); raises ValueError for class numbers, missing values and wrong shapes."""
+    """Return results as floats (seeds, N). Raises ValueError for class numbers, missing values and wrong shapes."""
     values = np.asarray(correct)
     if values.dtype.kind not in "bf":
         raise ValueError(f"{name} holds {values.dtype} values; give booleans: predicted == labels")
@@ -123,10 +121,8 @@ def as_shares(correct, name: str) -> np.ndarray:
 def group_means(values: np.ndarray, groups) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return means over photos (rows,), how each group moves them (rows, groups), and group sizes (groups,).
 
-    `values`: float (rows, N); `groups`: (N,). The influence of a group is what including it adds to the mean; the sum
-    of their squares is the variance of the mean over groups, but for the factor groups / (groups − 1). Raises
-    ValueError on empty or unequal input and on missing groups. Method: linearised ratio, Cochran, "Sampling
-    Techniques", 1977, ch. 6.
+    `values`: float (rows, N); `groups`: (N,). A group's influence is what it adds to the mean; the sum of squares is
+    the variance over groups, but for the factor groups / (groups − 1). Method: linearised ratio, Cochran 1977, ch. 6.
     """
     index = group_index(groups)
     if values.ndim != 2 or values.size == 0 or values.shape[1] != len(index):
@@ -140,7 +136,7 @@ def group_means(values: np.ndarray, groups) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def group_index(groups) -> np.ndarray:
-    """Return the number of each photo's group, int (N,), in the order of names; raises ValueError for missing ones."""
+    """Return the number of each photo's group, int (N,), in the order of names. Raises ValueError for missing ones."""
     groups = np.asarray(groups)
     if missing := int(pd.isna(groups).sum()):
         raise ValueError(f"{missing} photos have no group; give every photo one, or one of its own if nothing is known")
@@ -169,10 +165,7 @@ class _Variances:
 
 
 def _variances(values: np.ndarray, groups) -> _Variances:
-    """Take the variance of the mean of `values` (seeds, N) apart.
-
-    The variance between seeds' means contains the chance of the photos a second time, which is subtracted.
-    """
+    """Take the variance of the mean of `values` (seeds, N) apart into that of photos and that of seeds."""
     means, influences, sizes = group_means(values, groups)
     seeds, count = len(values), len(sizes)
     correction = count / max(1, count - 1)
@@ -182,7 +175,7 @@ def _variances(values: np.ndarray, groups) -> _Variances:
     if seeds > 1:
         counted = float(means.var(ddof=1)) / seeds
         interaction = ((influences - influence) ** 2).sum() * correction / (seeds - 1) / seeds
-        of_seeds = max(0.0, counted - interaction)
+        of_seeds = max(0.0, counted - interaction)  # the means' variance has that of the photos in it
     return _Variances(
         of_photos=float((influence**2).sum() * correction),
         of_seeds=float(of_seeds),

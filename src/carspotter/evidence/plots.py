@@ -1,4 +1,4 @@
-"""Every figure of the study, in one look: colour-blind safe, labelled, small enough for a notebook in git."""
+"""Every figure of the study, in one style: colour-blind safe, labelled, small enough for a notebook in git."""
 
 import functools
 import itertools
@@ -34,7 +34,7 @@ TITLE = {"x": 0.01, "ha": "left", "fontsize": 11, "fontweight": "bold"}
 
 
 def drawn(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Draw in the style of the study; a notebook shows the figure that a cell returns, and no second time."""
+    """Draw in the style of the study; a notebook shows the figure that a cell returns once."""
 
     @functools.wraps(draw)
     def drawing(*arguments, **options) -> Figure:
@@ -57,8 +57,7 @@ def photo_grid(
 ) -> Figure:
     """Draw photos in a grid, each with a caption under it and, where `colours` are given, a coloured frame.
 
-    `photos`: files, shown upright and uncropped, or uint8 arrays (H, W, 3). A file that cannot be decoded is shown as
-    an empty frame, since a grid of rejected photos must be able to show an unreadable one.
+    `photos`: files, shown upright and uncropped, or uint8 arrays (H, W, 3). An unreadable file is grey.
     """
     rows = max(1, -(-len(photos) // columns))
     captions = [textwrap.fill(caption, 32) for caption in captions]
@@ -67,7 +66,8 @@ def photo_grid(
     for axis in axes.flat:
         axis.set_axis_off()
     for number, (photo, caption, axis) in enumerate(zip(photos, captions, axes.flat, strict=False)):
-        axis.imshow(_thumbnail(photo))
+        is_array = isinstance(photo, np.ndarray)
+        axis.imshow(ImageOps.contain(Image.fromarray(photo), (160, 160)) if is_array else thumbnail(photo, 160))
         axis.set_title(caption, fontsize=8, fontweight="normal", loc="center")
         if colours is not None:
             axis.set_axis_on()
@@ -80,10 +80,7 @@ def photo_grid(
 
 @drawn
 def count_bars(counts: pd.DataFrame, title: str = "", unit: str = "photos") -> Figure:
-    """Draw horizontal stacked bars: one bar per row of `counts`, one colour per column, numbers written in.
-
-    Where the parts of a bar are small their sum is written behind it.
-    """
+    """Draw horizontal stacked bars: one bar per row of `counts`, one colour per column, numbers written in."""
     colours = [SPLIT_COLOURS.get(name, colour) for name, colour in zip(counts, itertools.cycle(COLOURS), strict=False)]
     totals = counts.to_numpy().sum(1)
     figure, axis = plt.subplots(figsize=(8, 0.9 + 0.42 * len(counts)))
@@ -112,10 +109,8 @@ def training_curves(
 ) -> Figure:
     """Draw accuracy and loss by epoch, training dashed and validation solid, one colour per run, one title for both.
 
-    `histories`: name -> table with epoch, train_accuracy, validation_accuracy, train_loss, validation_loss, or what
-    Keras' `fit` returns. The dot marks the epoch with the best validation accuracy, which is the optimistic one.
-    `overfits_from`: name -> the epoch from which validation loss rises for good (`bias_variance.overfitting_start`),
-    drawn as a dotted line on the loss.
+    `histories`: name -> `Run.history`, or what Keras' `fit` returns. The dot marks the epoch with the best validation
+    accuracy. `overfits_from`: name -> epoch, a dotted line on the loss.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
     for (name, history), colour in zip(histories.items(), itertools.cycle(COLOURS), strict=False):
@@ -150,9 +145,9 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], title: s
     figure, axis = plt.subplots(figsize=(side + 0.6, side))
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     ticks = range(len(class_names))
-    axis.set(xticks=ticks, yticks=ticks, xlabel="predicted", ylabel="labelled", title=title)
-    axis.set_xticklabels(class_names)
-    axis.set_yticklabels(class_names)
+    axis.set(xlabel="predicted", ylabel="labelled", title=title)
+    axis.set_xticks(ticks, class_names)
+    axis.set_yticks(ticks, class_names)
     for (row, column), number in np.ndenumerate(confusion):
         colour = "white" if share[row, column] > 0.5 else "black"
         text = f"{int(number)}\n{share[row, column]:.0%}"
@@ -163,10 +158,7 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], title: s
 
 @drawn
 def interval_chart(intervals: dict, title: str = "", unit: str = "validation accuracy", margin: float = 0) -> Figure:
-    """Draw estimates with their intervals, one line each. `intervals`: name -> `evidence.intervals.Interval`.
-
-    `margin`: for differences; a green band from −`margin` to it shows what counts as equal.
-    """
+    """Draw named intervals, one line each; a green band from −`margin` to `margin` shows what counts as equal."""
     figure, axis = plt.subplots(figsize=(7, 1.0 + 0.4 * len(intervals)))
     for row, interval in enumerate(intervals.values()):
         axis.plot([interval.low, interval.high], [row, row], color=BLUE, linewidth=2)
@@ -189,10 +181,7 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
 
 @drawn
 def reliability_diagram(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
-    """Draw accuracy against confidence, one colour per model; dots are bins, their area the share of photos.
-
-    `tables`: name -> table of `calibration.reliability`. On the diagonal a model is as sure as it is right.
-    """
+    """Draw accuracy against confidence from tables of `calibration.reliability`; large dots hold many photos."""
     figure, axis = plt.subplots(figsize=(4.8, 4.4))
     axis.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="as sure as right")
     for (name, table), colour in zip(tables.items(), COLOURS, strict=False):
@@ -208,10 +197,7 @@ def reliability_diagram(tables: dict[str, pd.DataFrame], title: str = "") -> Fig
 
 @drawn
 def decomposition_bars(decompositions: dict, title: str = "") -> Figure:
-    """Draw the error of each recipe as bias and variance side by side: name -> `bias_variance.Decomposition`.
-
-    The lines are 95 % intervals over groups of photos; the diamond is the error, which is the sum of the two.
-    """
+    """Draw the error of each recipe as bias and variance side by side: name -> `bias_variance.Decomposition`."""
     figure, axis = plt.subplots(figsize=(8, 1.2 + 0.65 * len(decompositions)))
     found, rows = list(decompositions.values()), np.arange(len(decompositions))
     for part, colour, offset in (("bias", BLUE, -0.2), ("variance", ORANGE, 0.2)):
@@ -229,10 +215,7 @@ def decomposition_bars(decompositions: dict, title: str = "") -> Figure:
 
 @drawn
 def cost_chart(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
-    """Draw accuracy over minutes a run (log scale), one panel per study, pretrained recipes in orange.
-
-    `tables`: name of the study -> table with recipe, accuracy and "minutes a run".
-    """
+    """Draw accuracy over minutes a run, a panel per study; tables have recipe, accuracy and "minutes a run"."""
     figure, axes = plt.subplots(1, len(tables), figsize=(12, 3.8), sharey=True, squeeze=False)
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
         points = list(zip(table["recipe"], table["minutes a run"], table["accuracy"], strict=True))
@@ -252,11 +235,7 @@ def cost_chart(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
 
 @drawn
 def forecast_chart(curves: dict, farthest: float, title: str = "") -> Figure:
-    """Draw measured accuracies over training photos (log scale) and what is forecast, with its 95 % interval.
-
-    `curves`: name -> `learning_curves.LearningCurve`; `farthest`: the largest number of photos drawn. Left of
-    the last dot the band says what is known, right of it what is guessed.
-    """
+    """Draw measured and forecast accuracies over training photos, up to `farthest`; name -> `LearningCurve`."""
     figure, axis = plt.subplots(figsize=(7.5, 4))
     for (name, curve), colour in zip(curves.items(), COLOURS, strict=False):
         sizes = np.geomspace(curve.sizes.min(), max(farthest, curve.sizes.max()), 60)
@@ -280,9 +259,3 @@ def _history_table(fit) -> pd.DataFrame:
     """Return Keras' History as a table with the names of recorded runs."""
     table = pd.DataFrame(fit.history).rename(columns=lambda name: "train_" + name if name[:4] != "val_" else name)
     return table.rename(columns=lambda name: name.replace("val_", "validation_")).assign(epoch=np.add(fit.epoch, 1))
-
-
-def _thumbnail(photo: Path | np.ndarray, side: int = 160) -> Image.Image:
-    if isinstance(photo, np.ndarray):
-        return ImageOps.contain(Image.fromarray(photo), (side, side))
-    return thumbnail(photo, side)

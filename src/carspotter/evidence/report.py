@@ -40,12 +40,12 @@ class Step:
 
     @property
     def histories(self) -> dict[str, pd.DataFrame]:
-        """The history of one seed of each side, for `plots.training_curves`."""
+        """Return the history of one seed of each side, for `plots.training_curves`."""
         return {runs[0].row["experiment"]: runs[0].history for runs in (self.before, self.after)}
 
     @property
     def setting(self) -> str:
-        """Photos, pixels and epochs, which both sides share."""
+        """Return photos, pixels and epochs, which both sides share."""
         row = self.after[0].row
         return f"{row['train_photos']:,} training photos, {row['image_size']} px, {row['epochs']} epochs"
 
@@ -60,11 +60,7 @@ class Step:
 
 
 def recorded_steps(studies: Mapping[str, Study], before: str, after: str) -> dict[str, Step]:
-    """Return what a step of the series changed in each study; a study without runs of both sides is left out.
-
-    Both sides have the same framework, pixels, epochs and dtype, chosen as for `verdicts_report`. The interval is at
-    1 − .05/m for the m steps of the series.
-    """
+    """Return what a step of the series changed in each study that has comparable runs of both sides."""
     steps = {}
     for name, study in studies.items():
         recipes = recorded_recipes(study) if len(read_runs(study)) else {}
@@ -76,11 +72,7 @@ def recorded_steps(studies: Mapping[str, Study], before: str, after: str) -> dic
 
 
 def runs_report(study: Study) -> pd.DataFrame:
-    """Return one row per recorded run: accuracies with interval, gap, best and last epoch, minutes, device, commit.
-
-    Runs on a part of the training photos, as for learning curves, are left out. Training accuracy and gap belong to the
-    last epochs, as the figure compared does. Raises FileNotFoundError when nothing has been recorded.
-    """
+    """Return one row per recorded run on all training photos. Raises FileNotFoundError without any."""
     recorded = read_runs(study)
     recorded = recorded[recorded["train_on"] == ""]
     if recorded.empty:
@@ -111,11 +103,10 @@ def runs_report(study: Study) -> pd.DataFrame:
 
 
 def recipes_report(study: Study) -> pd.DataFrame:
-    """Return one row per recipe of `recorded_recipes`, all its seeds together; none where only quick runs are recorded.
+    """Return one row per recipe of `recorded_recipes`, all its seeds together, in the order of the series.
 
-    Validation accuracy is the mean of the last five epochs, with an interval over seeds and groups of photos; the best
-    epochs stand beside it. ± is the standard deviation between seeds; one seed has none. Rows are in the order of the
-    series, those of an experiment from large images and long runs to small and short ones.
+    Validation accuracy is the mean of the last five epochs, with an interval over seeds and groups of photos. ± is the
+    standard deviation between seeds.
     """
     places = {name: place for place, name in enumerate(SERIES)}
 
@@ -149,8 +140,8 @@ def recipes_report(study: Study) -> pd.DataFrame:
 def verdicts_report(study: Study, questions: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Return the verdict on each of the `questions` that recorded runs can answer: one row per pair of experiments.
 
-    Both sides of a pair share framework, pixels, epochs and dtype where such runs exist, and the seeds; of several such
-    settings the one with three seeds, then most pixels and epochs is taken. Intervals are at 1 − .05/m for m questions.
+    Both sides share framework, pixels, epochs and dtype where such runs exist, and the seeds; the setting with three
+    seeds, then most pixels and epochs is taken. Intervals are at 1 − .05/m for m questions.
     """
     recipes, rows = recorded_recipes(study), []
     for first, second in questions:
@@ -162,10 +153,7 @@ def verdicts_report(study: Study, questions: Sequence[tuple[str, str]]) -> pd.Da
 
 
 def framework_verdicts(study: Study, experiment: str) -> pd.DataFrame:
-    """Compare an experiment's recorded full runs between frameworks: one row of `comparison_table` per pair.
-
-    m is the number of pairs of frameworks. No rows where fewer than two frameworks share seeds.
-    """
+    """Compare an experiment's recorded full runs between frameworks: one row of `comparison_table` per pair."""
     rows = full_runs(study)
     rows = rows[rows["experiment"] == experiment]
     tables = []

@@ -1,7 +1,6 @@
-"""Other training and validation sets from the same photos: smaller, resampled, split again.
+"""Other training and validation sets from the same photos: smaller, resampled, split again; never sealed photos.
 
-A sample is a list of hashes for `training_subset`, a new split a table as `read_splits` returns it; the sealed photos
-take part in none of them.
+A sample is a list of hashes for `training_subset`, a new split a table as `read_splits` returns it.
 """
 
 import hashlib
@@ -18,9 +17,8 @@ from carspotter.evidence.intervals import Interval
 def group_folds(splits: pd.DataFrame, folds: int = 5, seed: int = 0, by_group: bool = True) -> list[pd.DataFrame]:
     """Return k splits of the training and validation photos, each photo once in validation, no group on both sides.
 
-    Without `by_group` the photos are dealt out one by one: the leaky split that flatters a model. Raises ValueError
-    where a class has fewer groups than there are folds. Method: scikit-learn's `StratifiedGroupKFold` (1.9 or newer:
-    before, shuffling spoilt its balance).
+    Without `by_group` the photos are dealt out one by one: the leaky split. Raises ValueError where a class has fewer
+    groups than folds. Method: scikit-learn's `StratifiedGroupKFold` (before 1.9 shuffling spoilt its balance).
     """
     photos = splits[splits["split"].isin(["train", "validation"])].sort_values("sha256", ignore_index=True)
     for label, members in photos.groupby("label"):
@@ -36,11 +34,7 @@ def group_folds(splits: pd.DataFrame, folds: int = 5, seed: int = 0, by_group: b
 
 
 def resplits(splits: pd.DataFrame, count: int = 10, by_group: bool = True) -> list[pd.DataFrame]:
-    """Return `count` independent splits of the training and validation photos, with as many in validation as now.
-
-    Splits with the same place in the list for `by_group` True and False make a pair: what the second scores more than
-    the first is the inflation of a leaky split (`over_splits` of the differences).
-    """
+    """Return `count` independent splits as large as the present one; those with and without `by_group` make pairs."""
     open_rows = splits["split"].isin(["train", "validation"])
     folds = max(2, round(open_rows.sum() / (splits["split"] == "validation").sum()))
     return [group_folds(splits, folds, seed, by_group)[0] for seed in range(count)]
@@ -49,8 +43,8 @@ def resplits(splits: pd.DataFrame, count: int = 10, by_group: bool = True) -> li
 def over_splits(values: Sequence[float], validation_share: float, level: float = 0.95) -> Interval:
     """Return the mean of one figure per split (an accuracy, or a paired difference), with its interval over splits.
 
-    `validation_share`: of the photos that are split, 0 … 1. Splits overlap in their training photos, so they are not
-    independent. Method: corrected resampled t test, Nadeau and Bengio 2003, variance × (1/J + validation / training).
+    `validation_share`: of the photos that are split, 0 … 1. Method: corrected resampled t test for overlapping training
+    photos, Nadeau and Bengio 2003, variance × (1/J + validation / training).
     """
     values = np.asarray(values, float)
     if values.ndim != 1 or len(values) < 3 or not 0 < validation_share < 1:
@@ -71,14 +65,10 @@ def log_spaced_sizes(largest: int, count: int = 5) -> list[int]:
 def nested_samples(splits: pd.DataFrame, sizes: Sequence[int], seed: int = 0) -> dict[int, list[str]]:
     """Draw nested training samples of whole groups, each with about the classes' shares: size asked for -> hashes.
 
-    A sample has as many whole groups of training photos as come nearest to its size. The order depends on the names of
-    groups and the seed alone, and every smaller sample is part of every larger one. A group whose photos have several
-    labels counts with its commonest. Raises ValueError for sizes below 1 or above the number of training photos.
+    Each takes the number of whole groups nearest to its size. The order depends on group names and seed alone, and
+    every smaller sample is part of every larger one. A group of several labels counts with its most frequent.
     """
     training = _training(splits)
-    wrong = [size for size in sizes if not 1 <= size <= len(training)]
-    if wrong:
-        raise ValueError(f"sizes {wrong} cannot be drawn; there are {len(training)} training photos")
     groups = training.groupby("group")["label"].agg(
         label=lambda labels: labels.value_counts().sort_index().idxmax(), size="size"
     )
@@ -96,12 +86,8 @@ def nested_samples(splits: pd.DataFrame, sizes: Sequence[int], seed: int = 0) ->
 def bootstrap_sample(splits: pd.DataFrame, seed: int = 0, share: float = 1.0) -> list[str]:
     """Draw a training set as another collection might have given it: whole groups of each class, with replacement.
 
-    `share`: how many groups are drawn, of those that there are (0 … 1); a smaller collection is trained on sooner.
-    Photos of a group drawn twice are named twice. Only training photos of `splits` are drawn from. Raises ValueError
-    for a share that is not above 0.
+    `share`: how many groups are drawn, of those that there are (0 … 1). Photos of a group drawn twice are named twice.
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share is {share}; draw more than none of the groups, and at most all (1.0)")
     rng = np.random.default_rng(seed)
     hashes = []
     for _, members in _training(splits).groupby("label", sort=True):

@@ -1,8 +1,4 @@
-"""What recorded runs predicted on the same validation photos, side by side.
-
-The figure that is compared is the mean of the last five epochs, which nobody chose; the best epoch on validation is
-shown beside it as what it is, optimistic.
-"""
+"""What recorded runs predicted on the same validation photos, side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,19 +25,16 @@ class Results:
 
     @property
     def correct(self) -> np.ndarray:
-        """The share of the epochs in which each photo was classified correctly: float (runs, N)."""
+        """Return the share of the epochs in which each photo was classified correctly: float (runs, N)."""
         return (self.predicted == self.labels).mean(axis=1)
 
-    def interval(self, level: float = 0.95) -> Interval:
+    def interval(self) -> Interval:
         """Return the accuracy of all runs together, over groups and seeds."""
-        return accuracy_interval(self.correct, self.groups, level)
+        return accuracy_interval(self.correct, self.groups)
 
 
 def results_of(study: Study, runs: Sequence[Run], epochs: str | int = LAST_EPOCHS) -> Results:
-    """Return the validation predictions of runs side by side: of their last `epochs`, or of the "best" one.
-
-    Raises ValueError where their photos are not the same, FileNotFoundError for runs that kept no epochs' predictions.
-    """
+    """Return the validation predictions of runs side by side: of their last `epochs`, or of the "best" one."""
     tables = [correct_by_photo(study, run) for run in runs]
     for run, table in zip(runs, tables, strict=True):
         if table["sha256"].tolist() != tables[0]["sha256"].tolist():
@@ -60,10 +53,8 @@ def results_of(study: Study, runs: Sequence[Run], epochs: str | int = LAST_EPOCH
 def compare_runs(
     study: Study, a: Sequence[Run], b: Sequence[Run], comparisons: int = 1, names: Sequence[str] = ()
 ) -> Comparison:
-    """Compare two recipes by their recorded runs, seed by seed, on the mean of the last five epochs.
-
-    Only seeds that both have are compared. `comparisons`: m, how many this is one of; `names` default to those of the
-    experiments. Raises ValueError where no seed is shared, and as `results_of` does.
+    """Compare two recipes by the seeds that both have recorded, on the mean of the last five epochs; `comparisons` is
+    m.
     """
     a, b = ({int(run.row["seed"]): run for run in side} for side in (a, b))
     seeds = sorted(set(a) & set(b))
@@ -86,9 +77,5 @@ def correct_by_photo(study: Study, run: Run) -> pd.DataFrame:
 
 
 def training_accuracy(run: Run) -> float:
-    """Return the accuracy on the training photos as they are, after the last epoch.
-
-    Older runs have only the history's figure, which has augmentation and dropout in it and is then too low.
-    """
-    at_inference = run.row["last_inference_train_accuracy"]
-    return float(at_inference) if at_inference != "" else float(run.history["train_accuracy"].iloc[-1])
+    """Return the accuracy on the training photos as they are, in evaluation mode, after the last epoch."""
+    return float(run.row["last_inference_train_accuracy"])

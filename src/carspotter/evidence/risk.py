@@ -1,7 +1,7 @@
-"""A risk that is kept: the confidence from which on answers are wrong at most so often, with a bound on being unlucky.
+"""The confidence from which on answers are wrong at most at a promised rate, with a bound on bad luck.
 
-A threshold that is chosen where few validation photos are wrong looks better on them than on any others. Here each
-threshold is a hypothesis, "answers above it are wrong more often than promised", that has to be rejected.
+A threshold chosen where few validation photos are wrong flatters itself. Here each threshold is a hypothesis, "answers
+above it are wrong more often than promised", that has to be rejected.
 """
 
 from dataclasses import dataclass
@@ -18,9 +18,8 @@ COVERAGE = 0.6  # at least this share of photos is answered: the first threshold
 class Certificate:
     """A confidence threshold and the risk that is certified for answers at or above it.
 
-    `risk`: what is certified at 1 − `delta`: what was asked for (`asked`), or where that cannot be had, the lowest that
-    can (`kept` is False then). `coverage`: the share of photos answered, of one photo a group; `photos`: how many
-    there were; `wrong` of the `answered` ones. `reason`: one sentence.
+    `risk` is certified at 1 − `delta`: the one `asked` for, or the lowest possible. Of `photos`, one a group,
+    `answered` (share `coverage`) were answered, `wrong` of these wrongly.
     """
 
     threshold: float
@@ -41,24 +40,17 @@ class Certificate:
 def certify_risk(confidence, correct, groups, risk: float = 0.01, delta: float = 0.05, seed: int = 0) -> Certificate:
     """Return the lowest confidence threshold whose answers are wrong at most with probability `risk`.
 
-    `confidence`: float (N,); `correct`: bool (N,); `groups`: (N,), one photo of each is drawn with `seed`, since photos
-    of one car are no independent evidence. The photos must have chosen neither epoch, recipe nor temperature: see
-    `models.history.halves`. The promise is broken in at most a share `delta` of studies, whichever answer is given.
-    Raises ValueError for unequal or missing input and for shares outside 0 … 1.
+    `confidence`: float (N,); `correct`: bool (N,); `groups`: (N,), of each of which one photo is drawn with `seed`. The
+    photos must have chosen neither epoch, recipe nor temperature: see `models.history.halves`. The promise is broken in
+    at most a share `delta` of studies.
 
     Method: Learn-then-Test, Angelopoulos et al. 2021, by fixed sequence: thresholds are tested by exact binomial tests,
     from that at which `COVERAGE` of the photos are answered (more, where `risk` needs more) downwards, until one is not
-    rejected. MAPIE's `BinaryClassificationController(risk=precision, fwer_method="fixed_sequence")` is the same with
-    Hoeffding and Bentkus' p-values, which are larger, and without the lowest risk that can be had.
+    rejected. MAPIE's fixed sequence has larger p-values and no lowest certifiable risk.
     """
     confidence, correct, groups = np.asarray(confidence, float), np.asarray(correct), np.asarray(groups)
-    if not len(confidence) == len(correct) == len(groups) > 0 or correct.dtype != bool:
-        raise ValueError(
-            f"need as many confidences, booleans and groups, found {confidence.shape}, {correct.shape} of "
-            f"{correct.dtype}, {groups.shape}"
-        )
-    if not np.isfinite(confidence).all() or not 0 < risk < 1 or not 0 < delta < 1:
-        raise ValueError(f"confidences must be finite numbers, risk ({risk}) and delta ({delta}) between 0 and 1")
+    if not len(confidence) or not np.isfinite(confidence).all() or correct.dtype != bool:
+        raise ValueError(f"need photos with finite confidences and booleans, found {confidence.shape}, {correct.dtype}")
     drawn = np.random.default_rng(seed).permutation(len(groups))
     _, first = np.unique(groups[drawn], return_index=True)
     drawn = drawn[first]
@@ -90,10 +82,8 @@ def certify_risk(confidence, correct, groups, risk: float = 0.01, delta: float =
         f", with {1 - delta:.0%} confidence; {answered[last]} of {photos} photos were answered, {wrong[at]} wrongly"
     )
     coverage = answered[last] / photos
-    return Certificate(
-        float(confidence[at]), float(certified), risk, float(coverage), photos, int(answered[last]), int(wrong[at]),
-        delta, reason,
-    )  # fmt: skip
+    found = photos, int(answered[last]), int(wrong[at])
+    return Certificate(float(confidence[at]), float(certified), risk, float(coverage), *found, delta, reason)
 
 
 def _percent(share: float) -> str:

@@ -1,7 +1,4 @@
-"""One honest evaluation on the test set: how good is the chosen model, how much worse on photos from elsewhere?
-
-Everything is predicted before the labels are read, so that a run that cannot predict costs no evaluation.
-"""
+"""Evaluate the chosen model on the test set once; it predicts before the labels are read."""
 
 import json
 from collections.abc import Iterator
@@ -26,10 +23,7 @@ BATCH = 256  # photos predicted at a time: 17 MB of pixels at 150 px
 
 @dataclass(frozen=True)
 class SealedScore:
-    """What evaluation `look` of a sealed set found; `parts` has a row per part: by, part, photos, accuracy, low, high.
-
-    `correct`, `groups`: one value per photo, so that other levels can be computed; None when read back from the file.
-    """
+    """What evaluation `look` of a sealed set found; `correct` and `groups` have one value per photo."""
 
     run: str
     split: str
@@ -49,9 +43,8 @@ class SealedScore:
 def score_sealed(study: Study, run: Run, reason: str, again: str | None = None, split: str = "test") -> SealedScore:
     """Open the sealed labels for `run`, score it, and write the score to `results/<study>/test_scores.jsonl`.
 
-    `split`: "test" or "shifted". The interval of evaluation k is at 1 − .05/2^k, over groups, so that all of them
-    together, however many follow, stay at 95 %. Raises what `sealed_test.read_test_labels` does, and FileNotFoundError
-    without photos or checkpoint; then no evaluation is counted.
+    `split`: "test" or "shifted". The interval of evaluation k is at 1 − .05/2^k, so that all together stay at 95 %.
+    Raises what `sealed_test.read_test_labels` does, and FileNotFoundError without photos or checkpoint.
     """
     photos = read_splits(study).query("split == @split").drop(columns="label")
     if photos.empty:
@@ -82,10 +75,7 @@ def score_sealed(study: Study, run: Run, reason: str, again: str | None = None, 
 
 
 def unseal(study: Study, run_id: str, reason: str, again: str | None = None) -> Iterator[str]:
-    """Score a run (or the "chosen" one, see `selection.choose_run`) on the test set, and on the shifted one if any.
-
-    Yields what a terminal shows, line by line. Raises as `score_sealed` does, ValueError for an unknown run.
-    """
+    """Score a run, or the "chosen" one, on the test set and the shifted one, if any; yield what a terminal shows."""
     if run_id == "chosen":
         run, table = choose_run(study)
         yield f"chosen: {run.id}, the smallest of {table['within'].sum()} recipes within one standard error of the best"
@@ -107,7 +97,7 @@ def unseal(study: Study, run_id: str, reason: str, again: str | None = None) -> 
 
 
 def parts_text(score: SealedScore) -> str:
-    """Write a score's parts as lines; parts are many and small, so they hint and do not prove."""
+    """Write a score's parts as lines."""
     return "\n".join(
         f"  {row.by:12} {row.part:28} {row.accuracy:.3f} [{row.low:.3f}, {row.high:.3f}]  {row.photos} photos"
         for row in score.parts.itertuples()
@@ -126,10 +116,7 @@ def read_scores(study: Study) -> list[SealedScore]:
 
 
 def drop(correct, groups, after: SealedScore) -> Interval:
-    """Return how much higher the accuracy was on other photos, bool (N,) with their groups, at the level of `after`.
-
-    Positive where accuracy fell. Method: as `bias_variance.generalisation_gap`, two separate sets of groups.
-    """
+    """Return how much higher the accuracy was on other photos, bool (N,) with their groups, at the level of `after`."""
     return generalisation_gap(accuracy_interval(correct, groups, after.interval.level), after.interval)
 
 

@@ -1,7 +1,4 @@
-"""Choosing on validation: which recorded runs count, and which of them is chosen.
-
-This is the one rule by which a run is chosen: for the sealed test, for export and for the photo check.
-"""
+"""Choosing on validation: which recorded runs count, and which is chosen for test, export and photo check."""
 
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
@@ -17,7 +14,7 @@ from carspotter.paths import Study
 
 
 class Recipe(NamedTuple):
-    """All that the seeds of a recipe have in common: columns of runs.csv."""
+    """What the seeds of a recipe have in common: columns of runs.csv."""
 
     experiment: str
     framework: str
@@ -31,11 +28,7 @@ class Recipe(NamedTuple):
 
 
 def full_runs(study: Study, quick: bool = False) -> pd.DataFrame:
-    """Return the rows of the newest split and recipe version, without runs on a part of the training photos.
-
-    Runs of an older version were trained differently under the same names: they are no seeds of these. `quick` runs,
-    of a few photos, count only where asked for.
-    """
+    """Return the runs on all training photos of the newest split and recipe version; quick ones where asked for."""
     rows = read_runs(study)
     rows = rows[((rows["quick"].astype(str) == "True") == quick) & (rows["train_on"] == "")]
     versions = pd.to_numeric(rows["recipe_version"], errors="coerce").fillna(0)
@@ -54,8 +47,7 @@ def recorded_recipes(study: Study, quick: bool = False) -> dict[Recipe, list[Run
 def find_runs(study: Study, experiment: str, **settings) -> list[Run]:
     """Return all seeds of one recorded recipe of this experiment: the one trained longest on the largest images.
 
-    `settings` are columns of runs.csv that must hold this value, as in `framework="torch", epochs=100`. No runs where
-    none is recorded.
+    `settings` are columns of runs.csv that must hold this value, as in `framework="torch", epochs=100`.
     """
     wanted = {"experiment": experiment, **settings}
     recipes = [
@@ -78,10 +70,9 @@ def find_subset_runs(study: Study, experiment: str, subset: Collection[str], **s
 def choose_run(study: Study, with_checkpoint: bool = False) -> tuple[Run, pd.DataFrame]:
     """Choose on validation, by the one-standard-error rule with parameters as the cost; return run and table.
 
-    The run returned is the chosen recipe's first seed, not its luckiest. `with_checkpoint`, for the photo check: only
-    among runs whose checkpoint is on this machine, among quick ones where there are no others, and by the half of the
-    photos that does not certify (`models.history.halves`). The table is that of `one_standard_error_rule`. Raises
-    FileNotFoundError where nothing is recorded that could be chosen.
+    The run is the chosen recipe's first seed. `with_checkpoint`, for the photo check: only among runs whose checkpoint
+    is on this machine, quick ones where there are no others, and by the half of the photos that does not certify
+    (`models.history.halves`). Raises FileNotFoundError where there is none to choose.
     """
     for quick in (False, True) if with_checkpoint else (False,):
         recipes = recorded_recipes(study, quick)
@@ -112,11 +103,10 @@ def one_standard_error_rule(
 ) -> tuple[str, pd.DataFrame]:
     """Choose the cheapest model whose validation accuracy lies within one standard error of the best one's.
 
-    `correct`: model -> bool (N,), or (seeds, N), on the same validation photos; `groups`: (N,); `costs`: model -> any
-    cost (parameters, training seconds). Returns the name and a table, best first: model, accuracy, standard_error (over
-    groups), cost, within (one standard error of the best). Raises ValueError where models and costs do not match.
-
-    Method: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984, section 3.4.3.
+    `correct`: model -> bool (N,), or (seeds, N), on the same photos; `groups`: (N,); `costs`: model -> any cost.
+    Returns the name and a table, best first: model, accuracy, standard_error (over groups), cost, within (one standard
+    error of the best). Method: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984,
+    section 3.4.3.
     """
     if not correct or set(correct) != set(costs):
         raise ValueError(f"need a cost for each model, found models {sorted(correct)} and costs {sorted(costs)}")

@@ -1,8 +1,8 @@
 """The cells of a sweep as Ray tasks, on one machine or many.
 
 What training reads (no test photo and no sealed label) travels as one archive through Ray's object store, once per
-node. A finished run comes back, and the machine that asked writes it into the study; so a node may die at any moment.
-Nodes need Python with the frameworks, and a backbone's weights where the sweep names them; this package is sent along.
+node. The machine that asked writes a finished run into the study, so a node may die at any moment. Nodes need Python
+with the frameworks, and backbone weights where the sweep names them; this package is sent along.
 """
 
 from __future__ import annotations
@@ -39,9 +39,8 @@ BESIDE_IMAGES = 1_500_000_000  # bytes that a framework and its model take, next
 class RayEngine:
     """Tasks on a Ray cluster; used in `with`. A result has the keys run, seconds, error; its run is recorded by then.
 
-    `address` as Ray knows it (ray://HOST:10001, HOST:6379); None: the running cluster that `RAY_ADDRESS` names, or a
-    new one on this machine. A cell takes `cpus` processors, one GPU where the cluster has any, and memory for its
-    images. Raises ImportError without Ray, RuntimeError where no cluster answers.
+    `address` as Ray knows it; None: the cluster that `RAY_ADDRESS` names, or a new one on this machine. A cell takes
+    `cpus` processors, one GPU where the cluster has any, and memory for its images.
     """
 
     def __init__(self, study: Study, address: str | None = None, cpus: int = 1):

@@ -1,7 +1,4 @@
-"""The experiments: what is tried, as plain values. The difference between two of them is the hypothesis.
-
-Nothing here knows a framework: the three siblings read the same spec and the same draws.
-"""
+"""The experiments as plain values: the difference between two of them is the hypothesis."""
 
 from __future__ import annotations
 
@@ -18,10 +15,10 @@ BLOCKS = {None: 0, "vgg16": 5, "mobilenet_v2": 16}  # of a backbone, those that 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One recipe: everything that makes a run this run, but framework, seed and study.
+    """One recipe: everything that makes a run this run, except framework, seed and study.
 
-    A convolution block is convolution 3×3 → ReLU → max-pool 2; then flatten → dense → logits. Two classes give
-    one logit (sigmoid), more give one each (softmax). A backbone takes the place of the convolution blocks.
+    A convolution block is convolution 3×3 → ReLU → max-pool 2; then flatten → dense → logits. Two classes have one
+    logit (sigmoid), more have one each (softmax). A backbone takes the place of the convolution blocks.
     """
 
     name: str
@@ -66,8 +63,6 @@ class Experiment:
                 raise ValueError(f"{self.name}: {field} is {getattr(self, field)}; it must be above 0")
         if self.batch_norm != "none" and self.backbone:
             raise ValueError(f"{self.name}: batch_norm is {self.batch_norm!r}; a backbone keeps its own, use 'none'")
-        if not self.conv_channels and not self.backbone:
-            raise ValueError(f"{self.name}: conv_channels is empty; give one block at least")
         if self.pooling == "levels" and self.backbone != "mobilenet_v2":
             raise ValueError(f"{self.name}: pooling is 'levels'; it is there for the backbone mobilenet_v2 only")
         if self.cached_copies and (self.augmentation == "none" or not self.cached):
@@ -82,7 +77,7 @@ class Experiment:
 
     @property
     def cached(self) -> bool:
-        """Return whether what stands before the first layer that learns is computed once for all epochs."""
+        """Return whether the maps before the first layer that learns are computed once for all epochs."""
         if self.tuned_blocks == BLOCKS[self.backbone] or (self.pooling == "levels" and self.tuned_blocks):
             return False  # nothing stands before what learns, or the head sees some of it
         return self.augmentation == "none" or self.cached_copies > 0
@@ -146,24 +141,14 @@ VGG16_FINE_TUNE = replace(
     cached_copies=5,
 )
 # A linear head: 4,385 parameters.
-MOBILENET_FEATURES = Experiment(
-    "mobilenet_features",
-    conv_channels=(),
-    dense_units=0,
-    dropout_rate=0.5,
-    learning_rate=1e-3,
-    epochs=30,
-    image_size=224,
-    average_mirror_images=True,
-    backbone="mobilenet_v2",
-    pooling="levels",
+MOBILENET_FEATURES = replace(
+    VGG16_FEATURES, name="mobilenet_features", optimizer="rmsprop", backbone="mobilenet_v2", pooling="levels"
 )
 # The last blocks learn with a linear head, at a rate that suits both: what distinguishes two hatchbacks is not what
 # distinguishes a thousand kinds of things. Eight epochs: the weights know photos already (more were not tried).
-MOBILENET_FINE_TUNE = Experiment(
-    "mobilenet_fine_tune",
-    conv_channels=(),
-    dense_units=0,
+MOBILENET_FINE_TUNE = replace(
+    MOBILENET_FEATURES,
+    name="mobilenet_fine_tune",
     dropout_rate=0.3,
     augmentation="mild",
     optimizer="adam",
@@ -171,28 +156,13 @@ MOBILENET_FINE_TUNE = Experiment(
     schedule="warmup_cosine",
     batch_size=32,
     epochs=8,
-    image_size=224,
-    average_mirror_images=True,
-    backbone="mobilenet_v2",
+    pooling="mean",
     tuned_blocks=7,
 )
 
-SERIES = {
-    experiment.name: experiment
-    for experiment in (
-        BASELINE,
-        AUGMENTATION,
-        DROPOUT,
-        BATCH_NORM,
-        BATCH_NORM_BEFORE_RELU,
-        VGG16_FEATURES,
-        VGG16_FINE_TUNE,
-        MOBILENET_FEATURES,
-        MOBILENET_FINE_TUNE,
-        FAST_RECIPE,
-        FAST_RECIPE_DROPOUT,
-    )
-}
+CNNS = (BASELINE, AUGMENTATION, DROPOUT, BATCH_NORM, BATCH_NORM_BEFORE_RELU)
+PRETRAINED = (VGG16_FEATURES, VGG16_FINE_TUNE, MOBILENET_FEATURES, MOBILENET_FINE_TUNE)
+SERIES = {experiment.name: experiment for experiment in (*CNNS, *PRETRAINED, FAST_RECIPE, FAST_RECIPE_DROPOUT)}
 
 
 def quick(experiment: Experiment) -> Experiment:
@@ -201,7 +171,7 @@ def quick(experiment: Experiment) -> Experiment:
 
 
 def changed_fields(experiment: Experiment, before: Experiment | None = None) -> dict:
-    """Return the fields, but the name, that `experiment` changes against `before`, or against the defaults."""
+    """Return the fields, except the name, that `experiment` changes against `before`, or against the defaults."""
     before = before or Experiment(experiment.name)
     names = [field.name for field in fields(Experiment) if field.name != "name"]
     return {name: getattr(experiment, name) for name in names if getattr(experiment, name) != getattr(before, name)}
@@ -214,10 +184,7 @@ def describe_difference(experiment: Experiment, before: Experiment) -> str:
 
 
 def count_features(experiment: Experiment) -> int:
-    """Return the number of features after the convolution blocks: the last maps, flattened or averaged.
-
-    Raises ValueError where `image_size` leaves nothing of the maps.
-    """
+    """Return the number of features after the convolution blocks: the last maps, flattened or averaged."""
     side, smallest = experiment.image_size, 1
     for _ in experiment.conv_channels:
         side, smallest = (side // 2, 2 * smallest) if experiment.global_pooling else ((side - 2) // 2, 2 * smallest + 2)
@@ -236,7 +203,7 @@ def schedule_steps(steps: int) -> tuple[int, int]:
 
 
 class Draws(NamedTuple):
-    """What chance decides in one epoch, cut into batches: the first axis is the step, the second the photo in it."""
+    """The random choices of one epoch, cut into batches: the first axis is the step, the second the photo in it."""
 
     photos: np.ndarray  # int64 (steps, B): the photos' numbers
     affine: np.ndarray | None  # float32 (steps, B, 3, 3): output pixel → input pixel; None without augmentation
@@ -247,8 +214,8 @@ def draw_epoch(experiment: Experiment, seed: int, epoch: int, count: int) -> Dra
     """Draw the order of `count` photos in an epoch (counted from 0), and a change for each of them.
 
     An incomplete last batch is dropped; fewer photos than `batch_size` are one batch. A function of its arguments
-    alone: a resumed run repeats the draws of the killed one, and all frameworks see the same photos. With cached copies
-    `count` is that of all copies, each a block of photos, and an epoch takes one copy of each photo, by chance.
+    alone, so a resumed run repeats the draws. With cached copies `count` is that of all copies, each a block of photos,
+    and an epoch takes one random copy of each photo.
     """
     count //= 1 + experiment.cached_copies
     batch_size = min(experiment.batch_size, count)

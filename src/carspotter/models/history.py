@@ -1,7 +1,4 @@
-"""What happens around a training: its epochs are recorded, its best weights kept, and a killed one goes on.
-
-All that a killed training needs is in one file, which is replaced whole after each epoch.
-"""
+"""Record the epochs of a training, keep its best weights, and let a killed one go on."""
 
 import os
 import platform
@@ -9,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,14 +26,11 @@ class TrainingDiverged(RuntimeError):
 
 
 class StateKeeper:
-    """A callback of the lesson files that lets a killed training go on; `finished` epochs need not be trained again.
-
-    `kept` is what a subclass stores with the training's state, to find it again.
-    """
+    """A callback of the lesson files that lets a killed training go on; `kept` is a subclass's part of the state."""
 
     def __init__(self, folder: Path, framework: str, on_epoch: Callable[[], Any] = lambda: None):
         self.folder, self.framework, self.on_epoch = folder, framework, on_epoch
-        self.finished, self.state, self.kept = load_state(framework, folder) or (0, None, {})
+        self.finished, self.state, self.kept = load_state(folder) or (0, None, {})
 
     def on_train_begin(self, model: Any, optimizer: Any, schedule: Any) -> None:
         self.training = model, optimizer, schedule
@@ -45,15 +39,14 @@ class StateKeeper:
         self.state = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float]) -> None:
-        save_state(self.framework, self.folder, (epoch + 1, _get_state(self.framework, self.training), self.kept))
+        save_state(self.folder, (epoch + 1, _get_state(self.framework, self.training), self.kept))
         self.on_epoch()
 
 
 class Recorder(StateKeeper):
-    """Validates after each epoch, records it and keeps the best weights of what is trained.
+    """Validates after each epoch, records it and keeps the best weights; the caller closes its progress `bar`.
 
-    `labels` are the class numbers of the validation photos, `groups` what belongs together among them, `predict()`
-    returns their probabilities now. Used in `with`, which ends its progress bar.
+    `labels`: class numbers of the validation photos; `groups`: theirs; `predict()` returns their probabilities now.
     """
 
     def __init__(
@@ -70,12 +63,6 @@ class Recorder(StateKeeper):
         self.kept = self.kept or {"rows": [], "probabilities": [], "best": None}
         self.labels, self.choosing, self.predict = labels, halves(groups), predict
         self.bar = progress_bar(epochs, folder.name, "epochs", show_progress, self.finished)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.bar.close()
 
     def on_train_begin(self, model: Any, optimizer: Any, schedule: Any) -> None:
         super().on_train_begin(model, optimizer, schedule)
@@ -98,7 +85,7 @@ class Recorder(StateKeeper):
         self.started = now
         self.kept["rows"].append(row)
         self.kept["probabilities"].append(probabilities)
-        if self.best_epoch == epoch + 1:
+        if best_epoch(self.history)["epoch"] == epoch + 1:
             self.kept["best"] = _get_weights(self.framework, self.training[0])
         write_table(self.folder / "history.csv", self.history, float_format="%.7g")
         super().on_epoch_end(epoch, logs)
@@ -109,14 +96,11 @@ class Recorder(StateKeeper):
     def history(self) -> pd.DataFrame:
         return pd.DataFrame(self.kept["rows"], columns=HISTORY)
 
-    @property
-    def best_epoch(self) -> int:
-        return int(best_epoch(self.history)["epoch"])
-
     def finish(self) -> None:
         """Write the predictions of all epochs and load the best epoch's weights into the model."""
         write_predictions(self.folder, np.stack(self.kept["probabilities"]))
-        _set_weights(self.framework, self.training[0], self.kept["best"])
+        model, best = self.training[0], self.kept["best"]
+        model.load_state_dict(best) if self.framework == "torch" else model.set_weights(best)
 
 
 def best_epoch(history: pd.DataFrame) -> pd.Series:
@@ -125,16 +109,13 @@ def best_epoch(history: pd.DataFrame) -> pd.Series:
 
 
 def halves(groups, seed: int = 0) -> np.ndarray:
-    """Return which validation photos are in the first half of the groups, bool (N,), of `groups` (N,).
-
-    The first half chooses (epoch, recipe, temperature), the other certifies what the photo check promises.
-    """
+    """Return which photos are in the half of the `groups` (N,) that chooses, bool (N,); the other half certifies."""
     names, index = np.unique(np.asarray(groups).astype(str), return_inverse=True)
     return (np.random.default_rng(seed).permutation(len(names)) < len(names) / 2)[index]
 
 
 def as_callback(framework: str, model: Any, keeper: StateKeeper) -> Any:
-    """Return the keeper as the framework's lesson file wants it; Keras hands its callbacks no optimizer."""
+    """Return the keeper as the framework's lesson file wants it."""
     if framework != "keras":
         return keeper
 
@@ -148,7 +129,7 @@ def as_callback(framework: str, model: Any, keeper: StateKeeper) -> Any:
 
 
 def set_random_seed(framework: str, seed: int) -> None:
-    """Seed what draws initial weights and dropout in the framework, which is imported."""
+    """Seed initial weights and dropout in the framework, which is imported."""
     if framework == "torch":
         sys.modules["torch"].manual_seed(seed)
     else:
@@ -156,7 +137,7 @@ def set_random_seed(framework: str, seed: int) -> None:
 
 
 def describe_model(framework: str, model: Any) -> dict[str, Any]:
-    """Return what a run records of its model and machine: parameters (those that learn), device, versions."""
+    """Return what a run records of its model and machine: parameters that learn, device, versions."""
     if framework == "torch":
         torch = sys.modules["torch"]
         parameters = sum(weights.numel() for weights in model.parameters() if weights.requires_grad)
@@ -177,7 +158,7 @@ def describe_model(framework: str, model: Any) -> dict[str, Any]:
 
 
 def explain_device(device: str, framework: str) -> str:
-    """Return the device, and for a CPU why it is no GPU."""
+    """Return the device, and for a CPU why no GPU is used."""
     if not device.startswith("CPU"):
         return device
     if GPU.exists():
@@ -186,7 +167,7 @@ def explain_device(device: str, framework: str) -> str:
 
 
 def _get_state(framework: str, training: tuple) -> list:
-    """Return all from which training goes on: weights, optimizer, schedule, and the random state of dropout."""
+    """Return everything from which training goes on: weights, optimizer, schedule, and the random state of dropout."""
     if framework == "torch":
         torch = sys.modules["torch"]
         parts = [part.state_dict() for part in training if part]
@@ -217,7 +198,3 @@ def _get_weights(framework: str, model: Any) -> Any:
     if framework == "torch":
         return {name: values.detach().cpu().clone() for name, values in model.state_dict().items()}
     return model.get_weights()
-
-
-def _set_weights(framework: str, model: Any, weights: Any) -> None:
-    model.load_state_dict(weights) if framework == "torch" else model.set_weights(weights)

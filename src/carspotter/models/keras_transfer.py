@@ -1,7 +1,7 @@
 """VGG16 and MobileNetV2 in Keras, from `keras.applications`, with the head of the series; TensorFlow uses it too.
 
-What to see here: a pretrained network is a graph like any other. It can be cut at any layer: what stands before the
-first layer that learns is one model, what learns is another, and both share their weights with the whole.
+What to see here: a pretrained network can be cut at any layer. What stands before the first layer that learns is one
+model, what learns is another, and both share their weights with the whole.
 """
 
 from __future__ import annotations
@@ -100,10 +100,7 @@ def split_model(model: keras.Model, experiment: Experiment) -> tuple[keras.Model
 def compute_maps(
     frozen: keras.Model, images: np.ndarray, affine: np.ndarray | None = None, colours: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return the frozen part's maps of images uint8 (B, S, S, 3): float32 (B, h, w, C).
-
-    `affine` (B, 3, 3) and `colours` (B, 3, 4) change the images first, as in training.
-    """
+    """Return the frozen part's maps of images uint8 (B, S, S, 3), augmented as in training: float32 (B, h, w, C)."""
     if affine is not None:
         images = transform(images, affine)
     if colours is not None:

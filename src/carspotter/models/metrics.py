@@ -1,13 +1,10 @@
-"""Accuracy, confusion, log loss: the one metric code of all frameworks, in numpy.
-
-`labels` are class numbers, integer (N,); `probabilities` are float (N, classes), columns in the order of the classes.
-"""
+"""The metrics of all frameworks: `labels` are class numbers (N,), `probabilities` float (N, classes)."""
 
 import numpy as np
 
 
 def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the share of photos, 0 … 1, whose most probable class is their label; raises ValueError without photos."""
+    """Return the share of photos whose most probable class is their label."""
     labels, probabilities = check_shapes(labels, probabilities)
     return float(np.mean(probabilities.argmax(axis=1) == labels))
 
@@ -21,10 +18,7 @@ def confusion(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the mean negative log-likelihood in nats; a probability of 0 counts as 1e-30: the mean stays finite.
-
-    The binary and the categorical cross-entropy of the frameworks are the same number.
-    """
+    """Return the mean negative log-likelihood in nats; a probability of 0 counts as 1e-30."""
     labels, probabilities = check_shapes(labels, probabilities)
     of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
     return float(-np.mean(np.log(np.maximum(of_label, 1e-30))))
@@ -48,7 +42,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def check_shapes(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return both as arrays; raises ValueError where they are not of the same photos, one at least."""
+    """Return both as arrays. Raises ValueError unless they have one row per photo, and one photo at least."""
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     if len(labels) == 0 or probabilities.ndim != 2 or len(labels) != len(probabilities):
         raise ValueError(

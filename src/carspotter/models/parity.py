@@ -1,7 +1,4 @@
-"""What Keras and PyTorch define differently: for notebook 11 and its tests.
-
-TensorFlow is not in here: its lesson uses Keras' own layers and optimizers.
-"""
+"""What Keras and PyTorch define differently: for notebook 11 and its tests."""
 
 import keras
 import numpy as np
@@ -17,7 +14,7 @@ def definition_differences() -> pd.DataFrame:
     """Return what the two frameworks define differently, measured here and now.
 
     Columns: definition; keras; torch, with its default arguments; torch_set, with the stock arguments of torch_cnn.py
-    or, where it needs none, those that come nearest.
+    or the nearest ones.
     """
     rows = [
         (

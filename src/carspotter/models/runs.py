@@ -1,15 +1,9 @@
-"""One experiment, one framework, one seed: one recorded run.
+"""One experiment, one framework, one seed: one recorded run. Importing this imports no framework."""
 
-A run is named by what it is (spec, framework, seed, split …), so that asking twice trains once, and a killed run goes
-on where it was. Importing this module imports no framework, and recorded runs need neither one nor photos.
-"""
-
-import contextlib
 import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -61,10 +55,10 @@ def load_or_train(
     return train_run(study, experiment, framework, seed, show_progress=show_progress)
 
 
-def find_run(study: Study, experiment: Experiment, framework: str = "keras", seed: int = 0) -> str | None:
+def find_run(study: Study, experiment: Experiment, framework: str, seed: int = 0) -> str | None:
     """Return the id of the recorded run of these arguments, or None; needs neither photos nor weights.
 
-    With weights "imagenet" a run recorded with any file of pretrained weights will do: who has no file can read it.
+    With weights "imagenet" a run recorded with any file of pretrained weights counts.
     """
     recorded = read_runs(study)
     weights = [experiment.weights]
@@ -78,15 +72,12 @@ def find_run(study: Study, experiment: Experiment, framework: str = "keras", see
     return None
 
 
-def train_run(
-    study: Study, experiment: Experiment, framework: str = "keras", seed: int = 0, *, show_progress: bool = True
-) -> Run:
+def train_run(study: Study, experiment: Experiment, framework: str, seed: int = 0, show_progress: bool = True) -> Run:
     """Train `experiment` on the study's split in `framework` and record the run; it replaces a recorded one.
 
-    Killed and called again, the run goes on after the last epoch that was finished. An experiment that starts from
-    another trains that one first, or takes its recorded run. Only training and validation labels are read. Raises
-    TrainingDiverged, MemoryError with advice, ValueError for a subset that holds other than training photos,
-    FileNotFoundError for weights or photos that are not here, RuntimeError when another process trains this run.
+    Killed and called again, the run goes on after its last finished epoch. An experiment that starts from another
+    trains that one first, or takes its recorded run. Raises TrainingDiverged, FileNotFoundError for weights or photos
+    that are not here, RuntimeError when another process trains this run.
     """
     spec = specify_run(study, experiment, framework, seed)
     start = _starting_weights(study, experiment, framework, seed, show_progress)
@@ -94,7 +85,10 @@ def train_run(
     with hold(folder / ".lock", f"{spec['run']} is being trained by another process; wait for it or end it"):
         lesson, builder = import_framework(framework), import_builder(experiment, framework)
         training, validation = read_training_photos(study, experiment)
-        chosen = _positions(training, experiment.training_subset)
+        chosen = np.arange(len(training))
+        if (subset := experiment.training_subset) is not None:  # a photo counts as often as it is named
+            rows = pd.Series(chosen, index=training["sha256"])
+            chosen = rows[[name for name in sorted(subset) if name in rows.index]].to_numpy()
         classes = spec["class_names"] = sorted(training["label"].iloc[chosen].unique())
         if not set(validation["label"]) <= set(classes) or len(classes) < 2:
             raise ValueError(
@@ -112,32 +106,27 @@ def train_run(
             load_images(study.data, photos, experiment.image_size, show_progress) for photos in (training, validation)
         )
         labels, asked_labels = (photos["label"].map(classes.index).to_numpy() for photos in (training, validation))
-        with explain_memory(spec["run"], experiment):
-            learner = transfer.Learner(study, spec, experiment, lesson, builder, model, show_progress)
-            seen = learner.views(validation, asked)
-            copies = learner.copies(training, images)
-            if experiment.training_subset is not None:
-                copies = [copy[chosen] for copy in copies]
-            batches = lesson.PhotoBatches(
-                copies[0] if len(copies) == 1 else np.concatenate(copies),
-                np.tile(labels[chosen], len(copies)),
-                experiment,
-                seed,
-            )
-            facts = describe_model(framework, learner.trained)
-            if show_progress:
-                _say_what_begins(study, spec["run"], experiment, framework, len(chosen), facts["device"])
-            groups, epochs = validation["group"].to_numpy(), experiment.epochs
-            predict = partial(learner.predict, seen)
-            with Recorder(folder, framework, asked_labels, groups, predict, epochs, show_progress) as recorder:
-                callbacks = [as_callback(framework, learner.trained, recorder)]
-                lesson.train(learner.trained, batches, experiment, None, recorder.finished, callbacks)
-            # In evaluation mode, on the photos as they are: the history's training figures have augmentation in them.
-            known = [view[chosen] for view in learner.views(training, images)]
-            facts["last_inference_train_accuracy"] = round(accuracy(labels[chosen], learner.predict(known)), 6)
-            recorder.finish()
-            facts["best_inference_train_accuracy"] = round(accuracy(labels[chosen], learner.predict(known)), 6)
-            probabilities = learner.predict(seen)
+        learner = transfer.Learner(study, spec, experiment, lesson, builder, model, show_progress)
+        seen, copies = learner.views(validation, asked), learner.copies(training, images)
+        if subset is not None:
+            copies = [copy[chosen] for copy in copies]
+        learned = copies[0] if len(copies) == 1 else np.concatenate(copies)
+        batches = lesson.PhotoBatches(learned, np.tile(labels[chosen], len(copies)), experiment, seed)
+        facts = describe_model(framework, learner.trained)
+        if show_progress:
+            _say_what_begins(study, spec["run"], experiment, framework, len(chosen), facts["device"])
+        groups, epochs = validation["group"].to_numpy(), experiment.epochs
+        predict = partial(learner.predict, seen)
+        recorder = Recorder(folder, framework, asked_labels, groups, predict, epochs, show_progress)
+        with recorder.bar:
+            callbacks = [as_callback(framework, learner.trained, recorder)]
+            lesson.train(learner.trained, batches, experiment, None, recorder.finished, callbacks)
+        # In evaluation mode, on the photos as they are: the history's training figures have augmentation in them.
+        known = [view[chosen] for view in learner.views(training, images)]
+        facts["last_inference_train_accuracy"] = round(accuracy(labels[chosen], learner.predict(known)), 6)
+        recorder.finish()
+        facts["best_inference_train_accuracy"] = round(accuracy(labels[chosen], learner.predict(known)), 6)
+        probabilities = learner.predict(seen)
         save_weights(framework, model, folder / CHECKPOINTS[framework])
         with atomic_write(folder / "spec.json") as part:
             part.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
@@ -156,11 +145,8 @@ def train_run(
     return load_run(study, spec["run"])
 
 
-def specify_run(study: Study, experiment: Experiment, framework: str = "keras", seed: int = 0) -> dict[str, Any]:
-    """Return everything that makes a run this run and no other, with its name.
-
-    Raises ValueError for an unknown framework, FileNotFoundError for weights that cannot be had.
-    """
+def specify_run(study: Study, experiment: Experiment, framework: str, seed: int = 0) -> dict[str, Any]:
+    """Return everything that makes a run this run and no other, with its id."""
     if framework not in FRAMEWORKS:
         raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(FRAMEWORKS)}")
     # What is named by its content: a path or 2,000 hashes would say nothing on another machine.
@@ -183,10 +169,7 @@ def specify_run(study: Study, experiment: Experiment, framework: str = "keras", 
 
 
 def estimate_seconds(study: Study, experiment: Experiment, framework: str) -> float | None:
-    """Return about how long training will take, by the study's recorded runs of this experiment on as many processors.
-
-    None where there are none; pixels and photos count in proportion.
-    """
+    """Return about how long training will take, by recorded runs of this experiment on as many processors, or None."""
     runs = read_runs(study)
     runs = runs[(runs["experiment"] == experiment.name) & (runs["framework"] == framework)]
     runs = runs[(runs["dtype"] == experiment.dtype) & runs["device"].str.startswith(f"CPU, {os.cpu_count()} cores")]
@@ -205,10 +188,9 @@ def starting_experiment(experiment: Experiment) -> Experiment | None:
     names = ("conv_channels", "dense_units", "backbone", "backbone_width", "pooling", "weights", "image_size")
     names += ("dtype", "training_subset", "photo_limit")
     before = replace(SERIES[experiment.starts_from], **{name: getattr(experiment, name) for name in names})
-    if before.tuned_blocks > experiment.tuned_blocks:
+    if before.tuned_blocks > experiment.tuned_blocks:  # cached maps are those of the published weights
         raise ValueError(
-            f"{experiment.name}: tuned_blocks is {experiment.tuned_blocks}, it starts from {before.name}, which "
-            f"trains {before.tuned_blocks}; what is frozen must still be as it was published: use as many or more"
+            f"{experiment.name}: it starts from {before.name}, which tunes more blocks; use as many or more"
         )
     return replace(before, epochs=min(before.epochs, experiment.epochs)) if experiment.photo_limit else before
 
@@ -216,8 +198,8 @@ def starting_experiment(experiment: Experiment) -> Experiment | None:
 def read_training_photos(study: Study, experiment: Experiment) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the training and the validation photos (sha256, label, group, path), ordered by hash.
 
-    All training photos, whatever the subset: they are decoded once for all subsets. Where the experiment limits the
-    photos, as many of each class. Raises ValueError for a subset of other photos, FileNotFoundError for missing ones.
+    All training photos, whatever the subset: they are decoded once for all subsets. `photo_limit` takes as many of each
+    class. Raises ValueError for a subset of other photos, FileNotFoundError for missing ones.
     """
     splits = read_splits(study)
     if (subset := experiment.training_subset) is not None:
@@ -287,12 +269,6 @@ def _say_what_begins(study: Study, run: str, experiment: Experiment, framework: 
     print(f"{run}: {what}, {explain_device(device, framework)}{about}", file=sys.stderr, flush=True)
 
 
-def _positions(training: pd.DataFrame, subset: tuple[str, ...] | None) -> np.ndarray:
-    """Return the rows to train on, int64, one as often as it is named."""
-    rows = pd.Series(np.arange(len(training)), index=training["sha256"])
-    return rows.to_numpy() if subset is None else rows[[n for n in sorted(subset) if n in rows.index]].to_numpy()
-
-
 def _summarise(spec: dict, experiment: Experiment, history: pd.DataFrame) -> dict[str, Any]:
     best, last, seconds = best_epoch(history), history.iloc[-1], history["seconds"].sum()
     return {
@@ -320,21 +296,6 @@ def _summarise(spec: dict, experiment: Experiment, history: pd.DataFrame) -> dic
         "commit": find_commit(),
         "finished_time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-@contextlib.contextmanager
-def explain_memory(run: str, experiment: Experiment) -> Iterator[None]:
-    """Turn each framework's own way of running out of memory into one sentence that helps."""
-    try:
-        yield
-    except Exception as error:
-        names = {kind.__name__ for kind in type(error).__mro__}
-        if names & {"OutOfMemoryError", "ResourceExhaustedError", "MemoryError"} or "not enough memory" in str(error):
-            raise MemoryError(
-                f"{run}: out of memory with batches of {experiment.batch_size} images of {experiment.image_size} px; "
-                "use a smaller batch_size or image_size, or free the device"
-            ) from error
-        raise
 
 
 def find_commit() -> str:

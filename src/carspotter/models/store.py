@@ -1,7 +1,4 @@
-"""What is on disk of runs: a table with a row for each, a folder with spec, history and predictions, weights, locks.
-
-Reading needs neither a framework nor the photos; only `Run.model` and `Run.predict` load the framework of the run.
-"""
+"""Recorded runs on disk. Only `Run.model` and `Run.predict` need a framework."""
 
 import contextlib
 import ctypes
@@ -58,14 +55,8 @@ class Run:
 
     @cached_property
     def epoch_probabilities(self) -> np.ndarray:
-        """Return the probabilities of the photos in `validation` after each epoch: float32 (epochs, N, classes).
-
-        About 3 digits; each photo's most probable class is exact. Raises FileNotFoundError for older runs without.
-        """
-        path = self.folder / PREDICTIONS
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: this run kept no predictions of its epochs; train_run records it anew")
-        with np.load(path) as file:
+        """Return the probabilities of `validation` after each epoch, to 3 digits: float32 (epochs, N, classes)."""
+        with np.load(self.folder / PREDICTIONS) as file:
             return softmax(file["scores"].astype(np.float64)).astype(np.float32)
 
     @property
@@ -78,15 +69,11 @@ class Run:
 
     @property
     def image_size(self) -> int:
-        """Return the pixels on a side of the images that the run was trained on."""
         return int(self.row["image_size"])
 
     @property
     def experiment(self) -> Experiment:
-        """Return the experiment, without its training subset, of which only a digest is kept.
-
-        Raises ValueError for runs of an older recipe, whose spec says other things.
-        """
+        """Return the experiment without its training subset. Raises ValueError for runs of an older recipe."""
         if self.spec["recipe_version"] != RECIPE_VERSION:
             raise ValueError(
                 f"{self.id}: recorded with recipe {self.spec['recipe_version']}, this is recipe {RECIPE_VERSION}; its "
@@ -98,17 +85,16 @@ class Run:
 
     @property
     def minutes(self) -> float:
-        """Return how long training took, in processor minutes; older runs recorded only minutes on the clock."""
-        return float(self.row["processor_seconds"] or self.row["seconds"]) / 60
+        """Return how long training took, in processor minutes."""
+        return float(self.row["processor_seconds"]) / 60
 
     @property
     def checkpoint(self) -> Path:
-        """Return where the weights of the best epoch are kept, if they are."""
         return self.folder / CHECKPOINTS[self.framework]
 
     @cached_property
     def model(self) -> Any:
-        """Return the trained model, in its own framework; raises FileNotFoundError where the checkpoint is missing."""
+        """Return the trained model, in its own framework. Raises FileNotFoundError without its checkpoint."""
         if not self.checkpoint.exists():
             raise FileNotFoundError(
                 f"{self.folder}: no checkpoint (weights are not in git); carspotter.models.runs.train_run with this "
@@ -119,21 +105,14 @@ class Run:
         return model
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Return the class probabilities of images uint8 (N, S, S, 3): float32 (N, classes), as `class_names`.
-
-        S is the run's image size (`photos.images.decode_image` makes such arrays). Raises ValueError for other shapes
-        or types, FileNotFoundError where the checkpoint is missing.
-        """
+        """Return the class probabilities of images uint8 (N, S, S, 3): float32 (N, classes), as `class_names`."""
         size = self.image_size
         if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
-            raise ValueError(
-                f"{self.id} needs images uint8 (N, {size}, {size}, 3), not {images.dtype} {images.shape}; "
-                "make them with carspotter.photos.images.decode_image"
-            )
+            raise ValueError(f"{self.id} needs images uint8 (N, {size}, {size}, 3), not {images.dtype} {images.shape}")
         return import_framework(self.framework).predict(self.model, images, self.experiment)
 
     def summary(self) -> pd.DataFrame:
-        """Return what a reader asks first, as a table of one column: accuracies, gap, epochs, minutes, where."""
+        """Return accuracies, gap, epochs, minutes and device as a table of one column."""
         row = self.row
         lines = {
             "training accuracy, last epoch": f"{row['last_train_accuracy']:.3f}",
@@ -151,7 +130,7 @@ class Run:
 
 
 def read_runs(study: Study) -> pd.DataFrame:
-    """Return the study's finished runs, one row each, with the columns COLUMNS; no rows where nothing was trained."""
+    """Return the study's finished runs, one row each, with the columns COLUMNS."""
     if not study.runs_table.exists():
         return pd.DataFrame(columns=COLUMNS)
     text = {"commit": str, "split_version": str, "train_on": str, "weights": str}
@@ -160,12 +139,12 @@ def read_runs(study: Study) -> pd.DataFrame:
 
 
 def subset_digest(subset: Iterable[str]) -> str:
-    """Return what names a training subset in runs.csv: 12 hex digits over the sorted hashes of its photos."""
+    """Return the name of a training subset in runs.csv: 12 hex digits over the sorted hashes of its photos."""
     return hashlib.sha256("\n".join(sorted(subset)).encode()).hexdigest()[:12]
 
 
 def load_run(study: Study, run_id: str) -> Run:
-    """Return the recorded run `run_id`; raises ValueError where the study has none of that name."""
+    """Return the recorded run `run_id`. Raises ValueError where the study has none of that name."""
     rows = read_runs(study)
     row = rows[rows["run"] == run_id]
     if row.empty:
@@ -184,7 +163,7 @@ def load_run(study: Study, run_id: str) -> Run:
 
 
 def append_row(study: Study, row: dict[str, Any]) -> None:
-    """Append one row to runs.csv, atomically and one process at a time; a row of the same run is replaced."""
+    """Append one row to runs.csv, atomically and one process at a time; it replaces a row of the same run."""
     with hold(study.folder / ".lock"):
         rows = read_runs(study)
         rows = rows[rows["run"] != row["run"]]
@@ -193,9 +172,7 @@ def append_row(study: Study, row: dict[str, Any]) -> None:
 
 
 def import_framework(framework: str) -> ModuleType:
-    """Import the lesson file of `framework`; raises ValueError for an unknown name, ImportError with advice."""
-    if framework not in FRAMEWORKS:
-        raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(FRAMEWORKS)}")
+    """Import the lesson file of `framework`. Raises ImportError with advice where the framework is missing."""
     if platform.libc_ver()[0] == "glibc":
         # Keep freed memory for the next step (M_MMAP_MAX 0, M_TRIM_THRESHOLD at its most): the system fills fresh
         # pages with zeros, which cost PyTorch a third of its time.
@@ -209,10 +186,7 @@ def import_framework(framework: str) -> ModuleType:
 
 
 def import_builder(experiment: Experiment, framework: str) -> ModuleType:
-    """Import what builds the experiment's model: the lesson file, or the backbones of the framework.
-
-    Raises ValueError for a backbone that the framework does not have, and as `import_framework`.
-    """
+    """Import what builds the experiment's model: the lesson file, or the backbones of the framework."""
     lesson = import_framework(framework)
     if experiment.backbone is None:
         return lesson
@@ -230,7 +204,7 @@ def sibling_lines(framework: str) -> int:
 
 @contextlib.contextmanager
 def without_banner() -> Iterator[None]:
-    """Keep TensorFlow's banner out of terminals and notebooks: it is written before its log level is looked at."""
+    """Hide TensorFlow's banner, which is written before its log level counts."""
     sys.stderr.flush()
     kept, silent = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 2)
@@ -260,27 +234,20 @@ def load_weights(framework: str, model: Any, path: Path) -> None:
         model.load_weights(path)
 
 
-def save_state(framework: str, folder: Path, state: Any) -> None:
-    """Write all that a killed training needs to go on; it replaces what an earlier epoch left."""
+def save_state(folder: Path, state: Any) -> None:
+    """Write all that a killed training needs to go on, replacing that of an earlier epoch."""
     with atomic_write(folder / STATE) as part:
-        if framework == "torch":
-            importlib.import_module("torch").save(state, part)
-        else:
-            part.write_bytes(pickle.dumps(state))
+        part.write_bytes(pickle.dumps(state))
 
 
-def load_state(framework: str, folder: Path) -> Any:
+def load_state(folder: Path) -> Any:
     """Return what `save_state` wrote last, None where there is nothing."""
     path = folder / STATE
-    if not path.exists():
-        return None
-    if framework == "torch":
-        return importlib.import_module("torch").load(path, map_location="cpu", weights_only=False)
-    return pickle.loads(path.read_bytes())
+    return pickle.loads(path.read_bytes()) if path.exists() else None
 
 
 def write_predictions(folder: Path, probabilities: np.ndarray) -> None:
-    """Write the validation probabilities after each epoch, (epochs, N, classes), as `Run.epoch_probabilities` reads."""
+    """Write the validation probabilities after each epoch, (epochs, N, classes), for `Run.epoch_probabilities`."""
     # Logarithms, less the largest: float16 would round probabilities near 1 together, and ties decide accuracies.
     logarithms = np.log(np.maximum(probabilities.astype(np.float64), 1e-30))
     scores = (logarithms - logarithms.max(axis=-1, keepdims=True)).astype(np.float16)

@@ -1,7 +1,4 @@
-"""Many runs: experiments × frameworks × image sizes × seeds, each in a process of its own, here or on a cluster.
-
-A cell that fails is reported and the others go on; asking again trains what is missing, and resumes what was killed.
-"""
+"""Many runs, each in a process of its own, here or on a cluster; one that fails does not stop the others."""
 
 import contextlib
 import itertools
@@ -24,7 +21,7 @@ from typing import Any, Self
 import pandas as pd
 
 from carspotter.models.cluster import RayEngine
-from carspotter.models.experiments import SERIES, TRAINING_DTYPES, Experiment, quick
+from carspotter.models.experiments import SERIES, Experiment, quick
 from carspotter.models.runs import FRAMEWORKS, estimate_seconds, find_run, load_or_train, read_runs, starting_experiment
 from carspotter.paths import Study
 from carspotter.progress import progress_bar
@@ -54,11 +51,7 @@ class Cell:
 
 
 def read_sweep(path: Path) -> list[Cell]:
-    """Read the cells of a sweep from TOML: `experiments = ["dropout"]`, and where wanted `frameworks`, `image_sizes`,
-    `seeds` (lists), `epochs`, `dtype`, `quick`, `weights` (a file or folder of a backbone's).
-
-    Raises ValueError, naming the file, for anything unknown.
-    """
+    """Read the cells of a sweep from TOML. Raises ValueError, naming the file, for anything unknown."""
     try:
         sweep = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
@@ -74,8 +67,6 @@ def read_sweep(path: Path) -> list[Cell]:
     for axis, allowed in (("experiments", SERIES), ("frameworks", FRAMEWORKS)):
         if wrong := set(sweep.get(axis, [])) - set(allowed):
             raise ValueError(f"{path}: {axis} has {', '.join(sorted(wrong))}; use some of {', '.join(allowed)}")
-    if sweep.get("dtype", "float32") not in TRAINING_DTYPES:
-        raise ValueError(f"{path}: dtype is {sweep['dtype']!r}; use one of {', '.join(TRAINING_DTYPES)}")
     changes = {name: sweep[name] for name in ("epochs", "dtype", "weights") if name in sweep}
     cells = []
     for name, framework, size, seed in itertools.product(*(sweep.get(axis, unless) for axis, unless in AXES.items())):
@@ -94,15 +85,16 @@ def run_sweep(
 ) -> pd.DataFrame:
     """Make the runs of `cells`: one row per cell, its fields, run, validation accuracy, seconds, error.
 
-    `on` is local, `processes` at a time; or ray (see `cluster`), ray://HOST:PORT or a cluster's HOST:PORT, with `cpus`
-    for each cell. What a cell starts from is made too, and has a row. error is "" where the run is recorded; seconds
-    are what was spent on a cell now, 0 where it was recorded.
+    `on` is local, `processes` at a time; or ray, ray://HOST:PORT or HOST:PORT, with `cpus` for each cell. What a cell
+    starts from is made too. error is "" where the run is recorded; seconds are 0 where it was recorded before.
     """
     cells = list(dict.fromkeys(cell for asked in cells for cell in (asked.start, asked) if cell))
     results = {cell: {"run": run, "seconds": 0.0, "error": ""} for cell in cells if (run := _recorded(study, cell))}
     missing = [cell for cell in cells if cell not in results]
-    if show_progress and missing:
-        _say_how_long(study, missing, processes)
+    seconds = [estimate_seconds(study, cell.experiment, cell.framework) for cell in missing]
+    if show_progress and (known := [value for value in seconds if value]):
+        about = f"about {sum(known) / processes / 60:.0f} min for {len(known)} of them, by recorded runs"
+        print(f"{len(missing)} runs to make, {about}", file=sys.stderr, flush=True)
     with progress_bar(len(cells), "sweep", "runs", show_progress, done=len(results)) as progress:
         for cell, result in _run_cells(study, missing, processes, on, cpus) if missing else ():
             if result["error"]:
@@ -110,15 +102,14 @@ def run_sweep(
                 progress.write(f"failed: {cell}: {said}", file=sys.stderr)
             results[cell] = {name: result[name] for name in ("run", "seconds", "error")}
             progress.update()
-    accuracies = read_runs(study).set_index("run")["best_validation_accuracy"]
     rows = []
     for cell in cells:
         fields = {"experiment": cell.experiment.name, "framework": cell.framework, "seed": cell.seed}
         fields |= {name: getattr(cell.experiment, name) for name in ("image_size", "epochs", "dtype")}
-        run = results[cell]["run"]
-        best = float(accuracies[run]) if run else float("nan")
-        rows.append(fields | results[cell] | {"best_validation_accuracy": best})
-    return pd.DataFrame(rows)
+        rows.append(fields | results[cell])
+    accuracies = read_runs(study).set_index("run")["best_validation_accuracy"].astype(float)
+    table = pd.DataFrame(rows)
+    return table.assign(best_validation_accuracy=table["run"].map(accuracies))
 
 
 def _recorded(study: Study, cell: Cell) -> str | None:
@@ -127,14 +118,6 @@ def _recorded(study: Study, cell: Cell) -> str | None:
         return find_run(study, cell.experiment, cell.framework, cell.seed)
     except EXPECTED:
         return None
-
-
-def _say_how_long(study: Study, cells: list[Cell], processes: int) -> None:
-    seconds = [estimate_seconds(study, cell.experiment, cell.framework) for cell in cells]
-    known = [value for value in seconds if value]
-    if known:
-        about = f"about {sum(known) / processes / 60:.0f} min for {len(known)} of them, by recorded runs"
-        print(f"{len(cells)} runs to make, {about}", file=sys.stderr, flush=True)
 
 
 def _run_cells(study: Study, cells: list[Cell], processes: int, on: str, cpus: int) -> Iterator[tuple[Cell, dict]]:
@@ -183,15 +166,11 @@ def _heard_interrupts() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-class LocalEngine:
+class LocalEngine(contextlib.AbstractContextManager):
     """Processes on this machine: one framework in each, and no crash reaches the sweep."""
 
     def __init__(self, study: Study, processes: int):
-        self.study, self.processes = study, processes
-
-    def __enter__(self) -> Self:
-        self.pool = ThreadPoolExecutor(self.processes)
-        return self
+        self.study, self.processes, self.pool = study, processes, ThreadPoolExecutor(processes)
 
     def __exit__(self, *_) -> None:
         # After Ctrl-C the cells that have not begun must not begin.
@@ -231,7 +210,7 @@ def main() -> None:
 
 
 def train_cell(study: Study, cell: Cell) -> dict[str, Any]:
-    """Train a cell; return run, seconds and error, and the traceback of an error that nobody expects."""
+    """Train a cell; return run, seconds and error, and the traceback of an unexpected error."""
     started = time.perf_counter()
     result = {"run": "", "error": "", "traceback": ""}
     try:

@@ -1,7 +1,6 @@
 """VGG16 in PyTorch: thirteen convolutions, written out, with the head of the series.
 
-What to see here: a network is a list of stages. Cut it before the first stage that learns, and the two halves are
-networks too. MobileNetV2 runs in Keras only.
+What to see here: a network is a list of stages. Cut before the first one that learns, both halves are networks.
 """
 
 from __future__ import annotations
@@ -138,10 +137,7 @@ def split_model(model: Stages, experiment: Experiment) -> tuple[Stages, Stages]:
 def compute_maps(
     frozen: Stages, images: np.ndarray, affine: np.ndarray | None = None, colours: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return the frozen part's maps of images uint8 (B, S, S, 3): float32 (B, h, w, C).
-
-    `affine` (B, 3, 3) and `colours` (B, 3, 4) change the images first, as in training.
-    """
+    """Return the frozen part's maps of images uint8 (B, S, S, 3), augmented as in training: float32 (B, h, w, C)."""
     frozen.eval()
     device = next(frozen.parameters()).device
     batch = torch.tensor(images, device=device).permute(0, 3, 1, 2)

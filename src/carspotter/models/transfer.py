@@ -1,8 +1,4 @@
-"""Transfer: which weights a backbone starts from, and what it computes once for all epochs because it never changes.
-
-Where the photos are the same in every epoch (no augmentation, or copies that were augmented once), the maps before the
-first layer that learns are computed once, kept in `data/images` and trained on.
-"""
+"""Transfer: a backbone's weights, and the maps of its frozen part, computed once and kept in `data/images`."""
 
 from __future__ import annotations
 
@@ -39,17 +35,13 @@ FILES = {
     "mobilenet_v2": "mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{width}_224_no_top.h5",
 }
 PATTERNS = {"vgg16": "vgg16*notop*.h5", "mobilenet_v2": "mobilenet_v2_*{width}_224*no_top*.h5"}
-MD5 = {"vgg16": "6d6bbae143d832006294945121d1f1fc"}  # MobileNetV2's are published without a hash
 SECONDS = 30  # without an answer: offline, and said so
 FEATURES_VERSION = 2  # raise this by hand when cached features and maps change meaning
 BATCH = 50  # images that a frozen part sees at a time
 
 
 def identify_weights(experiment: Experiment) -> str:
-    """Return what names the backbone's weights in a run's id: 12 digits of the file's SHA-256, "none", "" without one.
-
-    Raises as `find_weights`.
-    """
+    """Return what names the weights in a run's id: 12 digits of the file's SHA-256, "none", "" without a backbone."""
     if experiment.backbone is None:
         return ""
     weights = str(experiment.weights)
@@ -57,17 +49,17 @@ def identify_weights(experiment: Experiment) -> str:
 
 
 def hash_file(path: Path) -> str:
-    """Return the first 12 digits of a file's SHA-256; raises FileNotFoundError for a file that is not there."""
+    """Return the first 12 digits of a file's SHA-256."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file of weights; give a path, imagenet or none")
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
 
 
 def find_weights(experiment: Experiment) -> Path | None:
-    """Return the file of the backbone's weights, downloaded where that is needed; None for "none" or no backbone.
+    """Return the file of the backbone's weights, downloaded where needed; None for "none" or no backbone.
 
-    "imagenet" looks into Keras' cache first (`KERAS_HOME` or ~/.keras, folder models), and downloads there. A folder
-    is searched for the backbone's file. Raises FileNotFoundError, saying which file to bring, where it cannot be had.
+    "imagenet" looks into Keras' cache (`KERAS_HOME` or ~/.keras), and downloads there; a folder is searched. Raises
+    FileNotFoundError, saying which file to bring.
     """
     weights = str(experiment.weights)
     if experiment.backbone is None or weights == "none":
@@ -78,7 +70,7 @@ def find_weights(experiment: Experiment) -> Path | None:
     if weights == "imagenet":
         path = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models" / Path(file).name
         if not path.exists():
-            _download(f"{PUBLISHED}/{file}", path, MD5.get(experiment.backbone))
+            _download(f"{PUBLISHED}/{file}", path)
         return path
     if not Path(weights).is_dir():
         return Path(weights)
@@ -88,7 +80,7 @@ def find_weights(experiment: Experiment) -> Path | None:
 
 
 def width_in_name(weights: Path) -> float:
-    """Read MobileNetV2's width from the name of its file, as in "mobilenet_v2_0.35_224…"; raises ValueError."""
+    """Read MobileNetV2's width from the name of its file, as in "mobilenet_v2_0.35_224…"."""
     found = re.search(r"mobilenet_v2_(?:weights_tf_dim_ordering_tf_kernels_)?(\d\.\d+)", Path(weights).name)
     if found is None:
         raise ValueError(f"{weights}: the name does not tell the width; name it mobilenet_v2_1.0_224…")
@@ -96,10 +88,7 @@ def width_in_name(weights: Path) -> float:
 
 
 class Learner:
-    """What is trained for an experiment, and what it is trained on: the whole model on images, or its head on maps.
-
-    `trained` shares its weights with the model.
-    """
+    """What is trained and on what: the whole model on images, or its head, with shared weights, on maps."""
 
     def __init__(
         self,
@@ -127,7 +116,7 @@ class Learner:
         return views
 
     def copies(self, photos: pd.DataFrame, images: np.ndarray) -> list[np.ndarray]:
-        """Return what is learned from: the images or their maps, and the maps of augmented copies; N rows each."""
+        """Return the training input: images or their maps, and maps of augmented copies; N rows each."""
         if self.body is None:
             return [images]
         copies = range(1, self.experiment.cached_copies + 1)
@@ -149,21 +138,18 @@ class Learner:
         key += [self.experiment.augmentation] if copy else []
 
         def compute() -> np.ndarray:
-            changes = draw_copy(self.experiment, copy, len(images)) if copy else (None, None)
+            affine = colours = None
+            if copy:
+                ranges, size = RANGES[self.experiment.augmentation], self.experiment.image_size
+                affine = draw_affine(np.random.default_rng([copy, 1]), len(images), size, ranges).astype(np.float32)
+                if ranges.colours:
+                    colours = draw_colours(np.random.default_rng([copy, 2]), len(images), ranges).astype(np.float32)
             # Half the space; numpy has no bfloat16, and maps stay far below float16's limit of 65,504.
             dtype = np.float16 if self.experiment.dtype == "bfloat16" else np.float32
-            return compute_maps(self.builder, self.body, images, *changes, dtype, self.show_progress)
+            return compute_maps(self.builder, self.body, images, affine, colours, dtype, self.show_progress)
 
         key = json.dumps([PREPROCESSING, *key])
         return cached_features(self.study.images, key, photos["sha256"], compute)
-
-
-def draw_copy(experiment: Experiment, copy: int, count: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """Draw the changes of a cached copy of `count` photos: affine float32 (N, 3, 3), colours (N, 3, 4) or None."""
-    ranges = RANGES[experiment.augmentation]
-    affine = draw_affine(np.random.default_rng([copy, 1]), count, experiment.image_size, ranges)
-    colours = draw_colours(np.random.default_rng([copy, 2]), count, ranges).astype(np.float32)
-    return affine.astype(np.float32), colours if ranges.colours else None
 
 
 def compute_maps(
@@ -192,8 +178,7 @@ def compute_maps(
 def cached_features(cache: Path, key: str, photos: Iterable[str], compute: Callable[[], np.ndarray]) -> np.ndarray:
     """Return features (N, …) of the photos with these hashes from the folder `cache`, or compute and keep them.
 
-    `key` says all else that they depend on. They name their photos as image arrays do, so that a forgotten photo's
-    features go with it. The array is memory-mapped.
+    `key` names all else that they depend on. A .txt file names the photos, so that `forget` finds their features.
     """
     photos = list(photos)
     digest = hashlib.sha256("\n".join([key, str(FEATURES_VERSION), *photos]).encode()).hexdigest()[:32]
@@ -208,11 +193,7 @@ def cached_features(cache: Path, key: str, photos: Iterable[str], compute: Calla
 
 
 def extract_features(images: np.ndarray, weights: Path, show_progress: bool = True) -> np.ndarray:
-    """Return MobileNetV2's pooled features of images uint8 (N, S, S, 3): float32 (N, 1280), for curation.
-
-    `weights` is a Keras file without the top, whose name tells the width ("mobilenet_v2_0.35_224…"). Raises ValueError
-    when they do not fit.
-    """
+    """Return MobileNetV2's pooled features of images: float32 (N, 1280); the name of `weights` tells the width."""
     if not len(images):
         return np.empty((0, 1280), np.float32)
     import_framework("keras")
@@ -227,10 +208,7 @@ def extract_features(images: np.ndarray, weights: Path, show_progress: bool = Tr
 
 
 def read_features(framework: str, model: Any, images: np.ndarray, mirrored: bool = False) -> np.ndarray:
-    """Return what a model's last layer sees of images uint8 (N, S, S, 3): float32 (N, features).
-
-    `mirrored`: the mean of the photo's and of its mirror image's.
-    """
+    """Return what a model's last layer sees of images, or on average of both mirror images: float32 (N, features)."""
     if mirrored:
         both = (read_features(framework, model, view) for view in (images, images[:, :, ::-1]))
         return sum(both) / 2
@@ -256,7 +234,7 @@ def _is_digest(weights: str | Path) -> bool:
     return re.fullmatch("[0-9a-f]{12}", str(weights)) is not None
 
 
-def _download(url: str, path: Path, md5: str | None) -> None:
+def _download(url: str, path: Path) -> None:
     try:
         with urllib.request.urlopen(url, timeout=SECONDS) as answer:
             size = int(answer.headers.get("Content-Length", 0)) / 1e6
@@ -267,8 +245,5 @@ def _download(url: str, path: Path, md5: str | None) -> None:
             f"the weights are not on this machine and cannot be downloaded ({error}). On a machine with internet fetch "
             f"{url}, and give its path with --weights FILE or put it at {path}; --weights none takes random ones"
         ) from error
-    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if md5 and digest != md5:
-        raise ValueError(f"{url}: the file came damaged (MD5 {digest}, not {md5}); try again")
     with atomic_write(path) as part:
         part.write_bytes(content)

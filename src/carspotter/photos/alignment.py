@@ -1,7 +1,6 @@
-"""Do two photos show the same shot? Laid over each other (Lucas and Kanade, 1981), they are compared block by block.
+"""Compare two photos block by block after aligning them (Lucas and Kanade, 1981), to see whether they show one shot.
 
-The one may be a window of the other: a crop. Blocks, because two cars framed alike correlate as wholes but not in their
-details; and not the worst of the blocks, because a watermark spoils some.
+One may be a crop of the other. Cars framed alike correlate as wholes but not in their blocks; a watermark spoils some.
 """
 
 import numpy as np
@@ -16,11 +15,10 @@ SPOILT = 28  # percent of the blocks that a banner may cover
 
 
 def compare_shots(whole: np.ndarray, cut: np.ndarray, windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Align windows of `whole` with `cut`, both uint8 (N, S, S) grey, and say how well they agree.
+    """Align windows of `whole` with `cut`, both uint8 (N, S, S) grey; return how well they agree and the windows found.
 
-    `windows`: where in `whole` to begin, float (N, 4): start and length of the vertical side, then of the horizontal
-    one, in shares of them. Returns the median correlation of the blocks that hold any structure, float32 (N,), 0 … 1,
-    and the windows that were found.
+    `windows`: where to begin, float (N, 4): start and length of the vertical, then the horizontal side, in shares. The
+    agreement is the median correlation of the blocks with structure, float32 (N,), 0 … 1.
     """
     whole, cut = _soften(whole), _soften(cut)
     side = whole.shape[1]
@@ -32,10 +30,10 @@ def compare_shots(whole: np.ndarray, cut: np.ndarray, windows: np.ndarray) -> tu
 
 
 def compare_closely(whole: np.ndarray, cut: np.ndarray, window: np.ndarray) -> float:
-    """Compare one pair of larger grey photos, uint8 (CLOSE_SIDE, CLOSE_SIDE), aligned before by `compare_shots`.
+    """Return the correlation that 72 % of the structured blocks of one pair reach.
 
-    Returns the correlation that 72 % of the structured blocks reach. Copies keep their detail in every block but
-    those that a watermark covers; a second shot of the scene, or another thing of the same design, does not.
+    Both are uint8 (CLOSE_SIDE, CLOSE_SIDE), aligned before by `compare_shots`. Copies keep their detail in every block
+    but those under a watermark; a second shot of the scene does not.
     """
     whole, cut = _soften(whole[None]), _soften(cut[None])
     window = _align(whole, cut, window[None], CLOSE_STEPS)
@@ -80,7 +78,7 @@ def _look_through(whole: np.ndarray, window: np.ndarray, points: int) -> tuple[n
 
 
 def _improve(whole: np.ndarray, cut: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """One Gauss-Newton step towards the window (start, length of both sides) that looks most like the reduced `cut`."""
+    """Take one Gauss-Newton step towards the window that looks most like the reduced `cut`."""
     side, points = whole.shape[1], cut.shape[1]
     view, down, across = _look_through(whole, window, points)
     at = _grid(points)
@@ -103,7 +101,7 @@ def _grid(points: int) -> np.ndarray:
 
 
 def _correlate(view: np.ndarray, cut: np.ndarray, flat: float, noise: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return the correlation of each of the 8 × 8 blocks, and whether one of the two holds structure there: (N, 64)."""
+    """Return the correlation of each of the 8 × 8 blocks, and whether either photo has structure there: (N, 64)."""
     block = view.shape[1] // BLOCKS
     view, cut = (
         photo.reshape(-1, BLOCKS, block, BLOCKS, block).transpose(0, 1, 3, 2, 4).reshape(len(photo), BLOCKS**2, -1)

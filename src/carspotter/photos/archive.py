@@ -1,4 +1,4 @@
-"""A study's photos that come as one zip file: unpacked into the study's data folder at first use."""
+"""Unpack a study's photos that come as one zip file."""
 
 import json
 import zipfile
@@ -11,12 +11,7 @@ from carspotter.progress import progress_bar
 
 
 def unpack_archive(data: Path) -> bool:
-    """Lay out the archive of `data` as the scraper, and a reviewer after it, would have left it; False without one.
-
-    The archive of `data/sample_2` is `data/sample_2.zip`, or a data set that Kaggle has mounted. Journals are written
-    last: an unpacking that was killed starts again. The sealed labels of a study that is split already are those that
-    the journals have.
-    """
+    """Lay out the archive of `data` as scraper and reviewer would, journals last; return False without one."""
     if (archive := find_archive(data)) is None:
         return False
     root = zipfile.Path(archive) if archive.is_file() else archive

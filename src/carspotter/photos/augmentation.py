@@ -1,7 +1,6 @@
-"""Draws one affine and one colour change per photo, in numpy, for all frameworks.
+"""Draw one affine and one colour change per photo, in numpy, for all frameworks.
 
-The draws are made here and only here; Keras, PyTorch and TensorFlow apply the same matrices, so that one seed gives
-the same augmented photos in all three. `warp_images` is the plain reference for tests and figures.
+Keras, PyTorch and TensorFlow apply the same matrices, so that one seed gives the same augmented photos in all three.
 """
 
 from dataclasses import dataclass
@@ -44,10 +43,10 @@ def draw_affine(
     size: int,
     ranges: AugmentationRanges = RANGES["original"],
 ) -> np.ndarray:
-    """Draw one geometric change per photo: float64, (count, 3, 3), output pixel (x, y, 1) -> input pixel.
+    """Draw one geometric change per photo: float64 (count, 3, 3), output pixel (x, y, 1) -> input pixel.
 
-    Pixel centres lie at whole numbers, 0 … size - 1, x to the right and y down; the change turns about the centre
-    (size - 1) / 2. Order as in Keras' ImageDataGenerator: rotation · shift · shear · zoom, then the mirror image.
+    Pixel centres lie at 0 … size - 1, x to the right and y down; the change turns about the centre. Order as in Keras'
+    ImageDataGenerator: rotation · shift · shear · zoom, then the mirror image.
     """
     # One row of draws per photo: the first n photos are the same whatever the batch size.
     draws = rng.random((count, 7))
@@ -76,10 +75,7 @@ def draw_affine(
 
 
 def draw_colours(rng: np.random.Generator, count: int, ranges: AugmentationRanges) -> np.ndarray:
-    """Draw one colour change per photo: float64, (count, 3, 4), to be multiplied with (R, G, B, 1), values 0 … 1.
-
-    Saturation, then contrast, then brightness, fused into one matrix; the caller clips to 0 … 1.
-    """
+    """Draw one colour change per photo: float64 (count, 3, 4), to multiply with (R, G, B, 1), values 0 … 1."""
     draws = 2 * rng.random((count, 3)) - 1
     saturation = 1 + ranges.saturation * draws[:, 0, None, None]
     contrast = 1 + ranges.contrast * draws[:, 1, None, None]
@@ -91,25 +87,18 @@ def draw_colours(rng: np.random.Generator, count: int, ranges: AugmentationRange
 
 
 def warp_images(images: np.ndarray, matrices: np.ndarray) -> np.ndarray:
-    """Apply `draw_affine` matrices (N, 3, 3) to images (N, S, S, 3); return float32, same shape and scale.
+    """Apply `draw_affine` matrices (N, 3, 3) to images (N, S, S, 3), bilinear, as float32; for figures and tests."""
+    from scipy import ndimage  # noqa: PLC0415 - a figure needs it, training does not
 
-    Bilinear; the nearest border pixel repeats. The reference for the frameworks' own warps and enough for a figure;
-    not fast.
-    """
-    count, height, width, _ = images.shape
-    y, x = np.mgrid[0:height, 0:width]
-    output = np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
-    source = matrices @ output
-    # Clipping the coordinates repeats the border: beyond the last pixel both neighbours are that pixel.
-    source_x = np.clip(source[:, 0], 0, width - 1).reshape(count, height, width)
-    source_y = np.clip(source[:, 1], 0, height - 1).reshape(count, height, width)
-    left, top = np.floor(source_x).astype(int), np.floor(source_y).astype(int)
-    right, bottom = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
-    share_x, share_y = (source_x - left)[..., None], (source_y - top)[..., None]
-    photo = np.arange(count)[:, None, None]
-    upper = images[photo, top, left] * (1 - share_x) + images[photo, top, right] * share_x
-    lower = images[photo, bottom, left] * (1 - share_x) + images[photo, bottom, right] * share_x
-    return (upper * (1 - share_y) + lower * share_y).astype(np.float32)
+    y, x = np.mgrid[: images.shape[1], : images.shape[2]]
+    warped = np.empty(images.shape, np.float32)
+    for number, matrix in enumerate(matrices):
+        source_x, source_y, _ = matrix @ np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
+        for channel in range(3):
+            pixels = images[number, :, :, channel].astype(np.float64)
+            found = ndimage.map_coordinates(pixels, [source_y, source_x], order=1, mode="nearest")
+            warped[number, :, :, channel] = found.reshape(x.shape)
+    return warped
 
 
 def _identities(count: int) -> np.ndarray:

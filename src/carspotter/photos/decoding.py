@@ -1,9 +1,7 @@
 """Decode photos within bounds of time and memory: the one decoder of import, scraper, curation and photo check.
 
-JPEG, PNG and WebP files whose header proves that they are little work are decoded in this process; all others in a
-child process with limits on CPU time and memory, which can be killed, as a thread cannot.
-
-This module imports nothing of the package but `headers`: the scraper uses it, and child processes run it.
+Files whose header proves that they are little work are decoded in this process; others in a child process with limits
+on CPU time and memory, which can be killed. Imports only `headers`: the scraper uses this, child processes run it.
 """
 
 import atexit
@@ -47,7 +45,7 @@ warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 
 @dataclass(frozen=True)
 class Facts:
-    """What a photo's header says: one of FORMATS, and the size in pixels as stored, before EXIF rotation."""
+    """A photo's format, one of FORMATS, and its size in pixels as stored, before EXIF rotation."""
 
     format: str
     width: int
@@ -55,10 +53,9 @@ class Facts:
 
 
 class UnreadablePhoto(ValueError):
-    """A file that cannot be used as a photo; the message names the file, `reason` says why and what to do.
+    """A file that cannot be used as a photo; `reason` says why and what to do.
 
-    `kind`: "damaged"; "large", beyond one of the Limits; "format", not a photo in one of FORMATS; "library", a format
-    that needs a package which is not installed.
+    `kind`: "damaged", "large" (beyond Limits), "format" (not one of FORMATS) or "library" (a package is missing).
     """
 
     def __init__(self, name: str, reason: str, kind: str = "damaged"):
@@ -67,7 +64,7 @@ class UnreadablePhoto(ValueError):
 
 
 class Wish(NamedTuple):
-    """How a photo is to be decoded: the arguments of `decode`."""
+    """The arguments of `decode`."""
 
     at_least: int | None
     square: int | None
@@ -83,11 +80,9 @@ def decode(
 ) -> tuple[Image.Image, Facts]:
     """Decode the first frame of a photo: upright by its EXIF orientation, RGB, white where it is transparent.
 
-    `at_least`: pixels; a JPEG may then be decoded at 1/2, 1/4 or 1/8 of its size, the coarsest that leaves at least
-    twice `at_least` on each side. `square`: resize to so many pixels on each side, antialiased bilinear. `verify`: see
-    that the pixels of a JPEG are all there, which takes a second decoding; without it a missing part is grey.
-    Colour profiles are ignored. 16-bit grey keeps its upper 8 bits; 12-bit and floating-point TIFF pixels are scaled
-    from their range. Raises UnreadablePhoto for what is damaged, costs more than `limits` or is not one of FORMATS.
+    `at_least`: pixels; a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size while twice that is left on each side.
+    `square`: resize to that many pixels on each side, antialiased bilinear. `verify`: check by a second decoding that
+    no pixels of a JPEG are missing; otherwise they are grey. Raises UnreadablePhoto.
     """
     name = str(source) if isinstance(source, str | os.PathLike) else str(getattr(source, "name", "photo"))
     try:
@@ -99,7 +94,7 @@ def decode(
 
 
 def inspect(source: Path | bytes | BinaryIO, limits: Limits = LIMITS) -> Facts:
-    """Decode a photo whole, to see that it can be decoded, and keep only its facts. Raises as `decode`."""
+    """Decode a photo whole and return only its facts. Raises UnreadablePhoto."""
     return decode(source, at_least=1, square=1, limits=limits)[1]
 
 
@@ -172,9 +167,8 @@ def _load(
 def _check_whole(header: Header, limits: Limits) -> None:
     """Raise Refusal when pixels of a JPEG are missing or shifted; its end marker says nothing about that.
 
-    libjpeg paints what is missing grey and does not tell. But data appended to the last scan are decoded if the scan
-    was not complete, and then change pixels; and a scan's last bytes change pixels when they are replaced, unless
-    damage before them has shifted the picture, so that they are left over.
+    libjpeg paints missing pixels grey without an error. Data appended to an incomplete last scan change pixels;
+    replacing the last bytes of a complete scan changes pixels unless damage before them has shifted the picture.
     """
     # A progressive scan of fine detail does not show at a smaller scale.
     at_least = None if header.progressive else 1
@@ -202,7 +196,7 @@ def _check_whole(header: Header, limits: Limits) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Turn a photo upright by its EXIF orientation and into RGB; transparent pixels show a white background."""
+    """Turn a photo upright and into RGB; transparent pixels show a white background."""
     if image.mode == "F" or image.mode.startswith("I"):
         image = _to_eight_bits(image)
     with contextlib.suppress(Exception):  # a damaged EXIF block costs the rotation, not the photo
@@ -216,11 +210,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale grey pixels of more than 8 bits from their range to 0 … 255; Pillow would clip them.
-
-    A TIFF says its range by MaxSampleValue or by its bits per sample. Floating-point pixels within 0 … 1 or 0 … 255 are
-    taken for such; other ranges are stretched from the smallest to the largest value.
-    """
+    """Scale grey pixels of more than 8 bits to 0 … 255, by a TIFF's range or their own; Pillow would clip them."""
     import numpy as np  # noqa: PLC0415 - few photos need it, and a child process starts quicker without
 
     tags = getattr(image, "tag_v2", {})
@@ -244,7 +234,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 class _Children:
-    """A few child processes that decode one photo at a time each; one that takes too long is killed and replaced."""
+    """A few child processes that decode one photo at a time each; a slow one is killed and replaced."""
 
     def __init__(self):
         self.idle: queue.LifoQueue[subprocess.Popen | None] = queue.LifoQueue()

@@ -1,12 +1,12 @@
 """Which photos show the same shot, and which the same car: one rule for curation, split and its verification.
 
-The same shot may come re-encoded, rescaled, cropped by up to 15 % of a side, mirrored or watermarked. Candidates come
-from 143-bit DCT hashes (pHash; Zauner, 2010) of the photo and of 36 windows of it: of a few thousand photos every two
-are compared, of more those that locality-sensitive hashing (Indyk and Motwani, 1998) brings together. Each candidate
-is then confirmed on pixels, see `alignment`. What is alike but no copy is the same car, moments apart.
+A shot may be re-encoded, rescaled, cropped by up to 15 % of a side, mirrored or watermarked. Candidates come from
+143-bit DCT hashes (pHash; Zauner, 2010) of the photo and of 36 windows of it: up to EXHAUSTIVE photos every two are
+compared, beyond that those that locality-sensitive hashing (Indyk and Motwani, 1998) brings together. `alignment`
+confirms each on pixels; what is alike but no copy shows the same car.
 
-Photos of one car from other sides have no pixels in common, but the colours of the place around it and its paint: where
-these agree far more than those of two cars do, and no listings say otherwise, the photos are taken to show one car.
+Photos of one car from other sides share no pixels, but the colours of its surroundings and its paint: where these agree
+far more than those of two cars do, and no listings say otherwise, the photos are taken to show one car.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,8 +58,7 @@ def relate_photos(
     """Return every two photos that must stay on one side of a split: first, second (sha256), relation.
 
     `photos` (columns sha256, path, listings) and `fingerprints` as from `measure_photos`, in one order. relation:
-    SAME_SHOT for copies, of which one is enough; SAME_CAR for other photos of one car. Up to EXHAUSTIVE photos the
-    relation of two depends on no others.
+    SAME_SHOT for copies, SAME_CAR for other photos of one car.
     """
     paths = photos["path"].tolist()
 
@@ -80,10 +79,8 @@ def relate_photos(
 def find_same_colours(palettes: np.ndarray, listed: np.ndarray) -> np.ndarray:
     """Return pairs of photos, as rows (M, 2), that show one place and one paint; `palettes` as in FINGERPRINT.
 
-    Of two photos that are both `listed`, bool (N,), their listings say whether they show one car: a dealer's yard holds
-    many of one paint. So the work grows with the photos times those without a listing. A place of few colours (a white
-    studio, the night) and one that more than CROWD photos share tell nothing. Where photos are alike anyway, by the
-    median of all, two of one place must be so much more alike.
+    Pairs of two `listed` photos, bool (N,), are left to their listings. A place of few colours and one that more than
+    CROWD photos share tell nothing. Where all photos are alike, by the median, two of one place must be more alike.
     """
     if listed.all():
         return np.empty((0, 2), dtype=np.int64)
@@ -119,11 +116,7 @@ def find_same_colours(palettes: np.ndarray, listed: np.ndarray) -> np.ndarray:
 def find_duplicates(
     fingerprints: np.ndarray, show_progress: bool = True, open_large: Callable[[int], np.ndarray] | None = None
 ) -> pd.DataFrame:
-    """Find all pairs that are alike: columns first, second (rows of `fingerprints`), similarity, copy, see `confirm`.
-
-    `fingerprints` may be memory-mapped. Beyond EXHAUSTIVE photos work and memory grow in proportion to their number, as
-    long as no more of them are alike.
-    """
+    """Find all pairs of `fingerprints` that are alike: first, second (rows), similarity, copy, see `confirm`."""
     hashes = hash_windows(fingerprints["grey"])
     search = compare_all if len(hashes) <= EXHAUSTIVE else find_candidates
     return confirm(search(hashes, show_progress), fingerprints, show_progress, open_large)
@@ -137,9 +130,8 @@ def confirm(
 ) -> pd.DataFrame:
     """Return those of the CANDIDATE pairs that are alike: columns first, second, similarity (0 … 1), copy.
 
-    `similarity` is how well small blocks of the small copies agree once the pair is aligned. `open_large` returns the
-    grey photo of a row as uint8 (CLOSE_SIDE, CLOSE_SIDE): likely pairs are compared on that as well, and `copy` says
-    whether they agree by COPY_CLOSELY or more. Without it, every pair that agrees by ALIKE or more counts as a copy.
+    `open_large` returns the grey photo of a row as uint8 (CLOSE_SIDE, CLOSE_SIDE): likely pairs are compared on that as
+    well, and are a copy where they agree by COPY_CLOSELY. Without it every pair that agrees by ALIKE is one.
     """
 
     def compare(some: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -156,7 +148,8 @@ def confirm(
                 copy[row] = compare_closely(open_large(int(whole[row])), large, windows[row]) >= COPY_CLOSELY
         return similarity, copy
 
-    compared = list(in_threads(compare, candidates, "compare", "pairs", show_progress, PAIR_CHUNK))
+    chunks = [candidates[start : start + PAIR_CHUNK] for start in range(0, len(candidates), PAIR_CHUNK)]
+    compared = list(in_threads(compare, chunks, "compare", f"× {PAIR_CHUNK} pairs", show_progress))
     nothing = np.empty(0, dtype=np.float32), np.empty(0, dtype=bool)
     similarity, copy = (np.concatenate(parts) for parts in zip(nothing, *compared, strict=True))
     pairs = pd.DataFrame(
@@ -166,16 +159,15 @@ def confirm(
 
 
 def _spans(windows: np.ndarray) -> np.ndarray:
-    """Return windows by their number as (start, length) of the two sides, in shares of them: float32 (N, 4)."""
+    """Return windows by their number as (start, length) of the two sides, in shares: float32 (N, 4)."""
     spans = np.array([(start, 1 - start - end) for start, end in CUTS], dtype=np.float32)
     return np.concatenate([spans[side] for side in np.divmod(windows, len(CUTS))], axis=1)
 
 
 def hash_windows(grey: np.ndarray) -> np.ndarray:
-    """Hash every window of grey photos (N, 64, 64): uint64, (N, 36, 3); [:, 0] is the whole.
+    """Hash every window of grey photos (N, 64, 64): uint64 (N, 36, 3); [:, 0] is the whole.
 
-    One bit per DCT coefficient below 12 × 12, but for the mean: its sign. The first of the three words holds those
-    below 8 × 8.
+    One bit per DCT coefficient below 12 × 12, except the mean: its sign. The first word holds those below 8 × 8.
     """
     basis = np.stack([_window_basis(start, end) for start, end in CUTS]).astype(np.float32)
     hashes = np.empty((len(grey), len(CUTS) ** 2, len(WORDS)), dtype=np.uint64)
@@ -189,11 +181,6 @@ def hash_windows(grey: np.ndarray) -> np.ndarray:
         for word, places in enumerate(WORDS):
             hashes[start : start + HASH_CHUNK, :, word] = _pack(bits[..., places])
     return hashes
-
-
-def mirror_hashes(hashes: np.ndarray) -> np.ndarray:
-    """Return the hashes (…, 3) of the mirror images: the odd horizontal frequencies turn their signs."""
-    return hashes ^ ODD
 
 
 def _pack(bits: np.ndarray) -> np.ndarray:
@@ -223,12 +210,12 @@ def _window_basis(start: float, end: float) -> np.ndarray:
 
 
 def find_candidates(hashes: np.ndarray, show_progress: bool = True) -> np.ndarray:
-    """Pair photos of which a window of the one, perhaps mirrored, hashes like the whole of the other.
+    """Pair photos where a window of one, perhaps mirrored, hashes like the whole of the other.
 
-    `hashes` as from `hash_windows`; gives an array of CANDIDATE, sorted, one per pair: the nearest. Each of TABLES hash
-    tables puts photos that agree in some of the 63 low bits into one slot; the bits of a key grow with the logarithm of
-    the number of photos, so that slots stay small. A banner along an edge changes every hash of the whole; so the
-    photos without their lowest and without their highest part are compared as well.
+    `hashes` as from `hash_windows`; returns a sorted array of CANDIDATE, the nearest per pair. Each of TABLES hash
+    tables puts photos that agree in some of the 63 low bits into one slot; the key grows with the number of photos, so
+    that slots stay small. WITHOUT_EDGE windows are compared too: a banner along an edge changes every hash of the
+    whole.
     """
     count = len(hashes)
     key_bits = max(12, (max(count, 1) - 1).bit_length() + SPARE_BITS)
@@ -256,7 +243,7 @@ def compare_all(hashes: np.ndarray, show_progress: bool = True) -> np.ndarray:
     def compare(row: int) -> np.ndarray:
         found = []
         for whole, windows in wholes:
-            both = np.concatenate([hashes[row, windows], mirror_hashes(hashes[row, windows])])
+            both = np.concatenate([hashes[row, windows], hashes[row, windows] ^ ODD])
             low = np.bitwise_count(both[:, :1] ^ whole[None, :, 0]) <= LOW_DISTANCE
             window, other = np.nonzero(low)
             near = np.bitwise_count(both[window] ^ whole[other]).sum(axis=1) <= HASH_DISTANCE
@@ -270,7 +257,7 @@ def compare_all(hashes: np.ndarray, show_progress: bool = True) -> np.ndarray:
 
 
 def _nearest_windows(hashes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the nearest windows of each pair, as CANDIDATE; those by which the tables met depend on other photos."""
+    """Return the nearest windows of each pair, as CANDIDATE."""
     nearest = np.empty(len(first), dtype=CANDIDATE)
     for start in range(0, len(first), QUERY_CHUNK):
         low, high = first[start : start + QUERY_CHUNK], second[start : start + QUERY_CHUNK]
@@ -295,10 +282,9 @@ def _nearest_windows(hashes: np.ndarray, first: np.ndarray, second: np.ndarray) 
 def _look_up(
     hashes: np.ndarray, whole: int, windows: Sequence[int], mask: np.uint64, key_bits: int, table: int
 ) -> np.ndarray:
-    """Look in one table for the other photos whose window `whole` is near one of the `windows` of each photo.
+    """Look in one table for photos whose window `whole` is near one of the `windows` of another photo.
 
-    Returns pairs as lower row × count + higher row, sorted, each once. Where a slot is crowded, the photos that are
-    compared lie elsewhere in it from table to table.
+    Returns pairs as lower row × count + higher row, sorted. Crowded slots are sampled at another place in each table.
     """
     wholes = np.ascontiguousarray(hashes[:, whole])
     keys = _slot(wholes[:, 0], mask, key_bits)

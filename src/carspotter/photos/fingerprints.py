@@ -1,8 +1,7 @@
-"""What a photo looks like in 5 kB: a small grey copy, its colours, brightness and sharpness.
+"""Describe each photo in 5 kB: a small grey copy, its colours, brightness and sharpness.
 
-By its colours a photo stands apart from its listing (see `curation/ranking`), and two show one car (see `duplicates`):
-photos of one listing show one car at one place. What the middle has and the surroundings have not is mostly paint.
-Papers, a cabin or an engine bay bring colours that no other photo of the listing has.
+Photos of one listing show one car at one place, so their colours agree; papers or a cabin bring other colours. Colours
+that the middle of a photo has more of than its surroundings are mostly paint.
 """
 
 import hashlib
@@ -39,7 +38,7 @@ FINGERPRINT = np.dtype(
 def describe_palette(photo: Image.Image) -> np.ndarray:
     """Count the colours of an RGB photo: uint8 (2, COLOURS), roots of shares × 255.
 
-    First by how much more of each there is in the middle than around it, 0 where there is less; then around it.
+    First how much more of each the middle has than the surroundings (at least 0), then the surroundings.
     """
     pixels = np.asarray(photo.resize((PALETTE_SIDE, PALETTE_SIDE), Image.Resampling.BILINEAR), dtype=np.float32) / 255
     red, green, blue = np.moveaxis(pixels, 2, 0)
@@ -53,10 +52,10 @@ def describe_palette(photo: Image.Image) -> np.ndarray:
 
 
 def measure_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True) -> tuple[np.ndarray, dict[str, str]]:
-    """Fingerprint the photos (columns sha256, path), reusing what `data/fingerprints-*.bin` already holds.
+    """Fingerprint the photos (columns sha256, path), reusing the cache `data/fingerprints-*.bin`.
 
     Returns an array of FINGERPRINT in the order of `photos` less the unreadable ones, and {sha256: reason} for those.
-    brightness and contrast: mean and standard deviation of grey, 0 … 255. sharpness: see `_measure`.
+    brightness and contrast are mean and standard deviation of grey, 0 … 255.
     """
     data = Path(data)
     cache = data / f"fingerprints-{VERSION}.bin"
@@ -94,11 +93,10 @@ def readable_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True
 
 
 def _measure(sha256: str, content: bytes) -> np.ndarray:
-    """Fingerprint the bytes of one photo.
+    """Fingerprint the bytes of one photo. Raises UnreadablePhoto.
 
-    sharpness: the Laplacian of grey at 128 × 128 where it is strongest (98th percentile, for a soft background is no
-    fault), over the spread of grey there; out-of-focus photos fall below .8 whatever their size and light. Raises
-    UnreadablePhoto.
+    sharpness: the 98th percentile of the Laplacian of grey at 128 × 128 over the spread of grey; out-of-focus photos
+    have less than .8 whatever their size and light.
     """
     if hashlib.sha256(content).hexdigest() != sha256:
         raise UnreadablePhoto(sha256, "the bytes on disk are no longer those that were collected")

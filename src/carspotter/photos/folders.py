@@ -1,4 +1,4 @@
-"""Which files of a folder are photos of which class and listing; what is left out or looks wrong is said."""
+"""Which files of a folder are photos of which class and listing."""
 
 import csv
 import io
@@ -44,7 +44,7 @@ class Job:
 
 @dataclass
 class Found:
-    """The files of an import, and what is to be said about those left out."""
+    """The files of an import, what was left out and why, and notes."""
 
     jobs: list[Job] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
@@ -53,16 +53,14 @@ class Found:
 
 
 def is_system_name(name: str) -> bool:
-    """Return whether a file or folder of this name is hidden, or a system's and not a photographer's."""
+    """Return whether a name is hidden or that of an operating system's own file or folder."""
     return name.startswith((".", "$")) or name.casefold() in SYSTEM_NAMES
 
 
 def read_rows(file: Path, needed: tuple[str, ...], wanted: tuple[str, ...] = ()) -> list[dict[str, str | None]]:
     """Read a table that a spreadsheet may have written: one dict of `needed` and `wanted` columns per row, "" as None.
 
-    Commas, semicolons, tabs or bars, perhaps after Excel's line "sep=;"; UTF-8, UTF-16 or Windows-1252; any case of the
-    header. Raises ValueError that names file, line and remedy for missing columns and for rows with more cells than the
-    header.
+    Separators , ; tab or |, perhaps after Excel's line "sep=;"; UTF-8, UTF-16 or Windows-1252; any case of the header.
     """
     content = file.read_bytes()
     wide = content.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in content[:64]  # the mark may be missing
@@ -162,7 +160,7 @@ def part_of(name: str) -> str | None:
 
 
 def kind_of_folder(label: str) -> str | None:
-    """Return UNUSABLE or OTHER_MODEL for a folder of such photos, None for a class; `label` as from `slugify`."""
+    """Return UNUSABLE or OTHER_MODEL for the label of a folder of such photos, None for a class."""
     return UNUSABLE if label in UNUSABLE_FOLDERS else OTHER_MODEL if label in OTHER_FOLDERS else None
 
 
@@ -174,7 +172,7 @@ def _list(folder: Path) -> list[Path]:
 
 
 def _add_files(found: Found, folder: Path, name: str, label: str, kind: str | None, seen: set) -> None:
-    """Add the files of one class folder; of other models, a sub-folder names the model."""
+    """Add the files of one class folder; below a folder of other models, a sub-folder names the model."""
     known, before = len(found.left_out), len(found.jobs)
     if kind:
         what = "unusable photos, examples of what to reject" if kind == UNUSABLE else "photos of other models"
@@ -198,7 +196,7 @@ def _below(path: Path, folder: Path) -> PurePosixPath:
 
 
 def walk_files(folder: Path, leave_out: Callable[[Path, str], None], seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """Yield the files below a folder by name; links are followed, each folder once, and what cannot be read is said."""
+    """Yield the files below a folder by name, following links once; `leave_out` is told what cannot be read."""
     try:
         place = folder.stat()
         children = _list(folder)
@@ -222,9 +220,7 @@ def walk_files(folder: Path, leave_out: Callable[[Path, str], None], seen: set[t
 
 
 def name_listings(found: Found, table: Path | None, listing_from: str) -> list[Job]:
-    """Return the jobs with their listings; listings that look wrong are questioned in the notes."""
-    if listing_from not in LISTING_FROM:
-        raise ValueError(f"listing_from {listing_from!r}: choose one of {', '.join(LISTING_FROM)}")
+    """Return the jobs with their listings; notes question listings that look wrong."""
     if listing_from == "none":
         return found.jobs
     told = _match_listings(found, table) if table is not None and table.is_file() else {}
@@ -257,7 +253,7 @@ def name_listings(found: Found, table: Path | None, listing_from: str) -> list[J
 
 
 def _match_listings(found: Found, table: Path) -> dict[str, tuple[str | None, str | None]]:
-    """Return (listing, city) by file name, however the table writes the paths: slashes, case, Unicode, root."""
+    """Return (listing, city) by file name, whatever slashes, case, Unicode form or root the table's paths have."""
     rows = read_rows(table, ("file", "listing"), ("city",))
     names = {_plain_parts(job.name): job.name for job in found.jobs}
     tails = defaultdict(set)

@@ -1,11 +1,11 @@
-"""What hangs together, and which groups add up to an exact number of photos."""
+"""Groups of photos that belong together, and which of them add up to an exact number."""
 
 from collections import defaultdict
 from collections.abc import Iterable
 
 
 class Groups:
-    """Sets of photos, listings and clusters that hang together, each on one side or on none yet (union-find)."""
+    """Sets of photos, listings and clusters that belong together, each on one side or on none yet (union-find)."""
 
     def __init__(self):
         self._parent: dict[str, str] = {}
@@ -54,10 +54,7 @@ def name_clusters(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def pick_sizes(sizes: list[int], wanted: int, at_least: int = 0) -> list[int]:
-    """Choose positions whose sizes add up to `wanted`, or as near as can be, taking early ones where possible.
-
-    The sum is `at_least` or more wherever `sizes` allow it.
-    """
+    """Choose positions, early ones first, whose sizes add up to `wanted` or the nearest sum not below `at_least`."""
     if wanted <= 0 or not sizes:
         return []
     # Bit s of reachable[i] says whether sizes[i:] has a subset of sum s.

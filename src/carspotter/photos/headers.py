@@ -1,8 +1,7 @@
-"""What a photo's first bytes say before anything is decoded: its format, its size, and how much work it is.
+"""Read a photo's format, size and decoding work from its first bytes, before anything is decoded.
 
-A file's cost is neither its bytes nor its pixels: a small JPEG of a thousand empty scans takes minutes. What the
-picture does not need (colour profiles, comments, thumbnails) is left out, so that Pillow never sees it.
-Imports nothing of the package: the scraper uses it.
+A small JPEG of a thousand empty scans takes minutes, so neither bytes nor pixels measure the work. Metadata that the
+picture does not need is left out. Imports nothing of the package: the scraper uses it.
 """
 
 import os
@@ -41,7 +40,7 @@ FETCH_AGAIN = "copy or download it again"
 
 @dataclass(frozen=True)
 class Limits:
-    """What one photo may cost: bytes of its file, pixels, and seconds of CPU time and bytes of memory in a child."""
+    """What one photo may cost: file size, pixels, and in a child process CPU seconds and bytes of memory."""
 
     bytes: int = 50_000_000
     pixels: int = int(1e6 * float(os.environ.get("CARSPOTTER_MEGAPIXELS", 64)))
@@ -62,10 +61,7 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Header:
-    """What is read before decoding: `content` without what the pixels do not need, `plain` if little work is certain.
-
-    `scan_end`: of a JPEG, where the data of its last scan ends in `content`; `progressive`: whether it is.
-    """
+    """What is read before decoding: content without needless metadata; `plain` means that little work is certain."""
 
     format: str
     content: bytes
@@ -116,7 +112,7 @@ def _what_it_is_instead(content: bytes) -> str:
 
 
 def _read_jpeg(content: bytes) -> Header:
-    """Keep a JPEG's tables, frame, scans, and of its metadata what says how to show it; judge its scans."""
+    """Keep a JPEG's tables, frame, scans and what says how to show it; judge its scans."""
     kept, at, size, scans, scan_end = [b"\xff\xd8"], 2, None, 0, 0
     once, progressive, unusual = set(), False, False
     if len(content) > 1_000_000 and content.count(b"\xff") > len(content) // 8:
@@ -173,7 +169,7 @@ def _read_jpeg(content: bytes) -> Header:
 
 
 def _read_png(content: bytes) -> Header:
-    """Keep a PNG's pixels, transparency and orientation; its other metadata may be large without harm."""
+    """Keep a PNG's pixels, transparency and orientation."""
     kept, at = [content[:8]], 8
     size, depth = struct.unpack_from(">II", content, 16), content[24]
     for _ in range(_CHUNKS):

@@ -19,34 +19,23 @@ from carspotter.progress import progress_bar
 T = TypeVar("T")
 WORKERS = min(8, os.cpu_count() or 1)
 AHEAD = 2 * WORKERS  # results that wait to be taken: bounds memory, keeps the threads busy
-BATCH = 32  # images that a thread makes at a time: to hand over each one costs more
 
 
 def in_threads(
-    function: Callable[[Any], T],
-    items: Sequence,
-    what: str,
-    unit: str,
-    show_progress: bool = True,
-    batch: int | None = None,
+    function: Callable[[Any], T], items: Sequence, what: str, unit: str, show_progress: bool = True
 ) -> Iterator[T]:
-    """Yield the function's result of each item, in order, from WORKERS threads that work a few items ahead.
-
-    With `batch`, the function gets so many items at a time. `what` and `unit` as in `progress_bar`.
-    """
-    parts = items if batch is None else [items[start : start + batch] for start in range(0, len(items), batch)]
-    waiting: deque[tuple[int, Future]] = deque()
+    """Yield the function's result of each item, in order, from WORKERS threads that work a few items ahead."""
+    waiting: deque[Future] = deque()
     with progress_bar(len(items), what, unit, show_progress) as progress, ThreadPoolExecutor(WORKERS) as pool:
 
         def take() -> T:
-            count, future = waiting.popleft()
-            result = future.result()
-            progress.update(count)
+            result = waiting.popleft().result()
+            progress.update()
             return result
 
         try:
-            for part in parts:
-                waiting.append((1 if batch is None else len(part), pool.submit(function, part)))
+            for item in items:
+                waiting.append(pool.submit(function, item))
                 if len(waiting) > AHEAD:
                     yield take()
             while waiting:
@@ -56,18 +45,16 @@ def in_threads(
 
 
 def decode_image(source: Path | bytes | BinaryIO, size: int, verify: bool = True) -> np.ndarray:
-    """Decode a photo to the pixels every model sees: uint8, (size, size, 3), RGB.
+    """Decode a photo to the pixels every model sees: uint8 (size, size, 3), RGB.
 
-    EXIF orientation, RGB, first frame, squashed to the square with an antialiased bilinear filter (no cropping, no
-    padding). A JPEG is decoded at the coarsest of 1/1, 1/2, 1/4, 1/8 that leaves `size` pixels on each side: more than
-    twice as quick for 640×480 at 150 px, and 0.8 of 255 levels apart on average. `verify`: refuse a JPEG of which
-    pixels are missing, see `decoding.decode`. Raises UnreadablePhoto.
+    Squashed to the square with an antialiased bilinear filter; a JPEG is decoded at the coarsest scale that leaves
+    `size` pixels on each side. `verify` as in `decoding.decode`. Raises UnreadablePhoto.
     """
     return np.asarray(decode(source, at_least=-(-size // 2), square=size, verify=verify)[0])
 
 
 def thumbnail(source: Path | bytes, side: int) -> Image.Image:
-    """Return a small copy of a photo, its longer side `side` pixels at most; grey where it cannot be decoded."""
+    """Return a copy of a photo whose longer side is at most `side` pixels; grey where it cannot be decoded."""
     try:
         image = decode(source, at_least=side // 2, verify=False)[0]
     except (UnreadablePhoto, OSError):
@@ -77,11 +64,10 @@ def thumbnail(source: Path | bytes, side: int) -> Image.Image:
 
 
 def load_images(data: Path, photos: pd.DataFrame, size: int, show_progress: bool = True) -> np.ndarray:
-    """Return the images of `photos` (columns sha256 and path, in the wanted order) as uint8, (N, size, size, 3).
+    """Return the images of `photos` (columns sha256 and path, in that order) as uint8 (N, size, size, 3).
 
-    They are decoded once, into `data/images/<digest>.npy`, and memory-mapped read-only; the digest covers the ordered
-    hashes, the size and PREPROCESSING. Memory stays flat; a killed call leaves nothing that a later one would trust.
-    Raises UnreadablePhoto, and FileNotFoundError for a photo that is not on this machine.
+    They are decoded once, into `data/images/<digest>.npy`, and memory-mapped; the digest covers the ordered hashes, the
+    size and PREPROCESSING. Raises UnreadablePhoto, and FileNotFoundError for a photo that is not on this machine.
     """
     digest = hashlib.sha256(
         "\n".join([PREPROCESSING, str(size), *photos["sha256"]]).encode(),
@@ -101,18 +87,15 @@ def load_images(data: Path, photos: pd.DataFrame, size: int, show_progress: bool
 
 
 def _write_images(path: Path, data: Path, photos: pd.DataFrame, size: int, show_progress: bool) -> None:
-    def make(paths: list[str]) -> np.ndarray:
-        images = np.empty((len(paths), size, size, 3), np.uint8)
-        for image, path in zip(images, paths, strict=True):
-            if not (data / path).is_file():
-                raise FileNotFoundError(f"{data / path}: the photo is not on this machine; scrape or import it again")
-            image[:] = decode_image(data / path, size, verify=False)  # verified when it was collected
-        return images
+    def make(path: str) -> np.ndarray:
+        if not (data / path).is_file():
+            raise FileNotFoundError(f"{data / path}: the photo is not on this machine; scrape or import it again")
+        return decode_image(data / path, size, verify=False)  # verified when it was collected
 
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(photos), size, size, 3)}
     with open(path, "wb") as part:
         np.lib.format.write_array_header_1_0(part, header)
-        for images in in_threads(make, photos["path"].tolist(), "decode", "photos", show_progress, BATCH):
-            part.write(images)
+        for image in in_threads(make, photos["path"].tolist(), "decode", "photos", show_progress):
+            part.write(image.tobytes())
         part.flush()
         os.fsync(part.fileno())

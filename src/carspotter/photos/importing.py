@@ -1,4 +1,4 @@
-"""Import a folder of photos, one sub-folder per class; what is left out, questioned or overridden is said."""
+"""Import a folder of photos, one sub-folder per class."""
 
 import hashlib
 from collections import defaultdict
@@ -20,11 +20,7 @@ from carspotter.photos.table import read_forgotten, standing_claims
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did.
-
-    `photos` counts new, known and refused files per label; `refused` has the columns file and reason; `with_listing`,
-    `without` and `groups` count the photos of the folder, before near-duplicates are searched; `notes` are sentences.
-    """
+    """What an import did, by label; listings and groups are counted before near-duplicates are searched."""
 
     photos: pd.DataFrame
     refused: pd.DataFrame
@@ -57,22 +53,16 @@ def import_folder(
     ignore_split: bool = False,
     replace_all: bool = False,
 ) -> ImportReport:
-    """Copy the photos of FOLDER/<class>/… into `data/raw/<site>/` and journal what became of every file.
+    """Copy the photos of FOLDER/<class>/… into `data/raw/<site>/` and journal the outcome of every file.
 
     FOLDER/listings.csv (columns file, listing, city) says which photos show one car; else, by `listing_from`, the
-    sub-folder of a class does ("folder"), or a name <listing>__<number>.<ext> ("name"), in this order ("auto"), or
-    nothing ("none"). `rejects`: a folder of unusable photos; `others`: one of other models, with or without sub-folders
-    per model; folders named as in UNUSABLE_FOLDERS and OTHER_FOLDERS beside the classes are taken as such.
-    `ignore_split`: pool FOLDER/{train,val,test}/<class>. The folder's present state wins for the photos in it: earlier
-    labels and listings of theirs are withdrawn; with `replace_all`, so are photos that are no longer there. Importing
-    again adds nothing; a killed import goes on where it stopped; two processes wait for each other. Raises
-    FileNotFoundError for a missing folder, ValueError for one that cannot be understood.
+    sub-folder of a class ("folder"), a name <listing>__<number>.<ext> ("name"), either ("auto") or nothing ("none").
+    `rejects` and `others`: folders of unusable photos and of other models. `ignore_split`: pool
+    FOLDER/{train,val,test}/<class>. Earlier labels and listings of photos in the folder are replaced; `replace_all`
+    also withdraws photos that are no longer there. Importing again adds nothing; a killed import goes on.
     """
-    data = Path(data)
-    found = find_files(
-        folder and Path(folder), classes, rejects and Path(rejects), others and Path(others), ignore_split
-    )
-    jobs = name_listings(found, folder and Path(folder) / "listings.csv", listing_from)
+    found = find_files(folder, classes, rejects, others, ignore_split)
+    jobs = name_listings(found, folder and folder / "listings.csv", listing_from)
     store = data / "raw" / site
     journal_path = store / "journal.jsonl"
     with hold(store / ".lock"):
@@ -109,19 +99,12 @@ def import_folder(
             "no photo has a listing: what shows one car is kept on one side only where the pixels tell; say it by "
             "sub-folders (class/car/photo.jpg), by names (car__1.jpg) or in listings.csv (columns file, listing)"
         )
-    without = len(lines) - with_listing
-    return ImportReport(
-        counts,
-        pd.DataFrame(refused, columns=["file", "reason"]),
-        with_listing,
-        without,
-        len(listings) + without,
-        tuple(notes),
-    )
+    without, refused = len(lines) - with_listing, pd.DataFrame(refused, columns=["file", "reason"])
+    return ImportReport(counts, refused, with_listing, without, len(listings) + without, tuple(notes))
 
 
 def _content(line: dict) -> tuple:
-    """Return what makes a journal line the same as an earlier one: everything but the time."""
+    """Return all of a journal line but its time."""
     return tuple(line.get(key) for key in ("url", "sha256", "reason", "label", "kind", "listing", "city"))
 
 
@@ -203,7 +186,7 @@ def _read(store: Path, forgotten: set[str], job: Job) -> dict:
 
 
 def _store(file: Path, site_folder: Path, forgotten: set[str]) -> dict:
-    """Verify a photo by decoding it and keep its bytes, written under another name first. Raises UnreadablePhoto."""
+    """Verify a photo by decoding it and keep its bytes."""
     photo, sha256, facts = read_photo(file)
     if sha256 in forgotten:
         raise UnreadablePhoto(file.name, "forgotten on request; its hash is a tombstone")
@@ -216,10 +199,7 @@ def _store(file: Path, site_folder: Path, forgotten: set[str]) -> dict:
 
 
 def read_photo(file: Path) -> tuple[bytes, str, Facts]:
-    """Return a photo's bytes, their SHA-256 and its facts; it is decoded, to see that it is whole.
-
-    Raises UnreadablePhoto, also for a file that may not be read.
-    """
+    """Return a photo's bytes, their SHA-256 and its facts. Raises UnreadablePhoto unless it can be decoded whole."""
     try:
         with open(file, "rb") as content:
             photo = content.read(LIMITS.bytes + 1)  # one more than `inspect` allows

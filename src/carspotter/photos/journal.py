@@ -1,7 +1,6 @@
 """Read, append to and repair JSON-lines files, and lock what belongs to one process at a time.
 
-A line that was written whole stays; a last line torn by a kill or a full disk is cut off before the next is written.
-Imports nothing of the package: the scraper uses it.
+Lines that were written whole stay; a torn last line is cut off. Imports nothing of the package: the scraper uses it.
 """
 
 import contextlib
@@ -9,7 +8,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 from filelock import lock_descriptor
 
@@ -22,12 +20,8 @@ class Busy(RuntimeError):
     """Another process holds a lock."""
 
 
-class Journal:
-    """An append-only file of JSON lines, held open; opening cuts off a torn last line.
-
-    The caller sees to it that one process appends at a time (`hold`, or `append_line`, which does). Raises OSError
-    where the file cannot be written.
-    """
+class Journal(contextlib.AbstractContextManager):
+    """An append-only file of JSON lines, held open; the caller ensures by `hold` that one process appends at a time."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -37,7 +31,7 @@ class Journal:
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115 (held as long as the journal is)
 
     def append(self, line: dict, sync: bool = True) -> int:
-        """Write one line and return its place in the file; with `sync` it is on the disk then."""
+        """Write one line and return its offset in the file; with `sync` it is on the disk then."""
         place = os.fstat(self._file.fileno()).st_size
         try:
             text = json.dumps(line, ensure_ascii=False).encode()
@@ -57,20 +51,17 @@ class Journal:
         return place
 
     def replay(self) -> Iterator[tuple[int, dict]]:
-        """Yield every line after its place in the file. Raises JournalDamaged."""
+        """Yield every line after its offset in the file. Raises JournalDamaged."""
         return _replay(self.path)
 
     def read(self, place: int) -> dict:
-        """Return the line at `place` of the file."""
+        """Return the line at an offset of the file."""
         with open(self.path, "rb") as lines:
             lines.seek(place)
             return json.loads(lines.readline())
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()
@@ -88,29 +79,21 @@ def append_line(path: Path, line: dict) -> None:
 
 
 def repair_journal(path: Path) -> None:
-    """Cut off a last line that a kill has torn; one that only lacks its newline, as an editor leaves it, gets that."""
+    """Cut off a torn last line; one that only lacks its newline gets it."""
     if not path.exists():
         return
     with open(path, "r+b") as lines:
-        end = start = lines.seek(0, os.SEEK_END)
-        tail = b""
-        while start > 0 and b"\n" not in tail:
-            start = max(0, start - 4096)
-            lines.seek(start)
-            tail = lines.read(end - start)
-        tail = tail[tail.rfind(b"\n") + 1 :]
+        content = lines.read()
+        tail = content[content.rfind(b"\n") + 1 :]
         if _is_whole(tail):
             lines.write(b"\n")
         elif tail:
-            lines.truncate(end - len(tail))
+            lines.truncate(len(content) - len(tail))
 
 
 @contextlib.contextmanager
 def hold(lock: Path, busy: str | None = None) -> Iterator[None]:
-    """Hold a lock file for this process; the system lets go of it when the process ends, however it ends.
-
-    Waits for another holder; with `busy`, raises Busy with this message instead. The lock's folder is made if missing.
-    """
+    """Hold a lock file for this process, waiting for another holder; with `busy`, raise Busy with this message."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with open(lock, "a") as file:
         if not lock_descriptor(file.fileno(), blocking=busy is None):

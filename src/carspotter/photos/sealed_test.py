@@ -1,11 +1,8 @@
 """The only door to the test labels; it keeps the ledger.
 
-The labels of test and shifted photos lie in `data/sealed/<study>.csv`, and nothing after the split but this file reads
-them. That prevents accidents, not snooping: anyone can open a CSV file.
-
-Each line of the ledger carries the SHA-256 of the line before, so no line can be changed or dropped without breaking
-the chain, and the whole must continue every version of the file in git's history. It is never started anew: a test set
-drawn anew is a new study.
+The labels lie in `data/sealed/<study>.csv`, and nothing after the split but this file reads them. That prevents
+accidents, not snooping: anyone can open a CSV file. Each line of the ledger carries the SHA-256 of the line before, and
+the whole must continue every version in git's history. A test set drawn anew is a new study.
 """
 
 import hashlib
@@ -35,17 +32,13 @@ def read_test_labels(
     split: str = "test",
     labels_known: pd.Series | None = None,
 ) -> tuple[pd.DataFrame, int]:
-    """Return the test labels (or those of the "shifted" photos) for one run, and the number k of this evaluation.
+    """Return the test (or "shifted") labels for one run, sorted by sha256, and the number k of this evaluation.
 
-    `predictions`: sha256 and predicted (class names), one row per photo of the set: what will be scored is written down
-    before any label is handed out. `labels_known`: curation's labels by sha256, see `find_label_faults`; with a fault
-    nothing is opened. The table has the columns sha256 and label, sorted by sha256. Print the score with an interval at
-    1 − .05/2^k; evaluations on test and shifted photos are counted apart. Raises SealedTestRefused for an empty reason,
-    for another run than the one evaluated before unless `again` says why, for predictions of other photos, for a test
-    set drawn anew, for faulty labels, and for a ledger that was changed; FileNotFoundError without labels.
+    `predictions`: sha256 and predicted (class names), one row per photo, recorded before any label is read.
+    `labels_known`: curation's labels, see `find_label_faults`. Print the score with an interval at 1 − .05/2^k. Raises
+    SealedTestRefused for an empty reason, a second run unless `again` says why, predictions of other photos, a test set
+    drawn anew, faulty labels, and a changed ledger.
     """
-    if split not in ("test", "shifted"):
-        raise ValueError(f"split {split!r} is not sealed; only test and shifted are")
     if not reason.strip():
         raise SealedTestRefused(f"{study.name}: say why the test set is opened")
     if not study.sealed.exists():
@@ -77,7 +70,7 @@ def _evaluate(
             f"each of its photos once, and no other"
         )
     photos = _digest(wanted)
-    if any(look.get("photos", photos) != photos for look in looks):
+    if any(look["photos"] != photos for look in looks):
         raise SealedTestRefused(
             f"{study.test_ledger}: the {split} set is not the one evaluated before; photos drawn anew are a new study: "
             f"split them with another --study, as in {study.name}_2"
@@ -110,11 +103,7 @@ def _evaluate(
 
 
 def read_ledger(study: Study) -> list[dict]:
-    """Return all evaluations so far, oldest first.
-
-    Raises SealedTestRefused where a line is not JSON or does not carry the hash of the line before. Lines written
-    before the chain was introduced have none; they can only come first.
-    """
+    """Return all evaluations, oldest first. Raises SealedTestRefused where a line lacks the hash of the one before."""
     lines, looks = _read_lines(study), []
     for number, line in enumerate(lines):
         try:
@@ -123,9 +112,7 @@ def read_ledger(study: Study) -> list[dict]:
             raise SealedTestRefused(
                 f"{study.test_ledger}: line {number + 1} is not JSON; restore the file from git"
             ) from None
-        before = _digest(lines[max(0, number - 1) : number])
-        chained = any("previous" in earlier for earlier in looks)
-        if look.get("previous", None if chained else before) != before:
+        if look.get("previous") != _digest(lines[max(0, number - 1) : number]):
             raise SealedTestRefused(
                 f"{study.test_ledger}: line {number + 1} does not carry the hash of the line before it, so a line was "
                 f"changed or dropped; restore the file from git"
@@ -135,10 +122,7 @@ def read_ledger(study: Study) -> list[dict]:
 
 
 def check_history(study: Study) -> None:
-    """Raise SealedTestRefused unless the ledger continues each version of it that any commit of this repository holds.
-
-    Outside a repository, without git and before the first commit there is nothing to continue.
-    """
+    """Raise SealedTestRefused unless the ledger continues each version of it in this repository's history."""
     here = _read_lines(study)
     ledger = study.test_ledger
     commits = git(study.folder, "log", "--all", "--full-history", "--format=%H", "--", ledger.name).split()
@@ -155,8 +139,7 @@ def check_history(study: Study) -> None:
 def find_label_faults(study: Study, labels_known: pd.Series | None = None) -> list[str]:
     """Return what is wrong with the sealed labels, a sentence each, naming photos and numbers but never a label.
 
-    `labels_known`: curation's labels, indexed by sha256. A photo sealed twice, a label that is no class of the training
-    photos, and a label other than curation's are faults; photos that curation no longer lists are not compared.
+    `labels_known`: curation's labels by sha256, which sealed labels must equal where it has them.
     """
     if not study.sealed.exists():
         return []

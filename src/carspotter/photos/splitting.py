@@ -1,7 +1,7 @@
-"""Stratified, grouped, deterministic split and its invariants.
+"""Stratified, grouped, deterministic split.
 
-A group is what must stay on one side: photos joined by a listing or by a car, as `duplicates` tells it from pixels.
-The split is a function of the photos and of the previous split alone: photos are ordered by hashes.
+A group is what must stay on one side: photos joined by a listing or by a car, as `duplicates` tells it from pixels. The
+split depends on the photos and the previous split alone: photos are ordered by hashes.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ FEW, UNBALANCED = 5, 10  # photos of a class on a side, and how often the smalle
 
 @dataclass(frozen=True)
 class NewSplit:
-    """What `split_study` wrote: photos by label and split, and sentences about what looks odd."""
+    """Photos by label and split, and notes about what looks odd."""
 
     counts: pd.DataFrame
     notes: tuple[str, ...]
@@ -53,13 +53,11 @@ def split_photos(
 ) -> pd.DataFrame:
     """Split the kept photos 60/20/20: sha256, label, group, split, sorted by sha256; no label is blank here.
 
-    `photos` as from `read_photos`, `curation` as from `curate`; `classes` default to those of the previous split, else
-    to all labels. split is train, validation, test, shifted (photos of `shifted_sites` alone) or excluded. Photos of
-    `previous` keep their side, or become excluded when curation now rejects them or they were forgotten; with
-    `freeze_test`, test photos stay whatever curation now says. A new photo joins the side of its group, and is excluded
-    if that would link two sides; so is a photo of `previous` whose listing or car lies, by most of its photos, on
-    another side. Raises ValueError for a class without photos or with too few groups, for
-    other classes than before, for an unknown site, and for photos of `previous` that are missing.
+    `photos` as from `read_photos`, `curation` as from `curate`; `classes` default to those of `previous`, else to all
+    labels. split is train, validation, test, shifted (photos of `shifted_sites` alone) or excluded. Photos of
+    `previous` keep their side, or are excluded when curation rejects them, when forgotten, or when most photos of their
+    listing or car are on another side; with `freeze_test`, test photos stay whatever curation says. A new photo joins
+    the side of its group, and is excluded if that would link two sides.
     """
     previous = pd.DataFrame(columns=COLUMNS) if previous is None else previous
     table = photos[["sha256", "listings", "sites"]].merge(curation.drop(columns="score"), on="sha256")
@@ -133,7 +131,6 @@ def split_study(
     """Split the study's photos and write `splits.csv`, with the labels of test and shifted rows sealed apart.
 
     `previous`: a split to go on from, by default the study's own. Test photos are frozen once the study has runs.
-    Raises as `split_photos` does, and ValueError when photos were added after the last curation.
     """
     photos, curation = read_photos(study.data), read_curation(study)
     if "car" not in curation:
@@ -162,13 +159,13 @@ def split_study(
 
 
 def checksum(study: Study) -> str:
-    """Return what stands in `splits.sha256`, by which a change of `splits.csv` by hand is noticed."""
+    """Return the content of `splits.sha256`, by which a manual change of `splits.csv` is noticed."""
     content = study.splits.read_bytes().replace(b"\r\n", b"\n")  # git may have turned the line ends
     return f"{hashlib.sha256(content).hexdigest()}  {study.splits.name}\n"
 
 
 def _question(splits: pd.DataFrame) -> Iterator[str]:
-    """Yield what looks odd about a split: shares off 20 %, classes of few photos or far fewer than another."""
+    """Yield notes about a split: shares far from 20 %, small classes, and classes far smaller than another."""
     studied = splits[splits["split"].isin(STUDIED)]
     counts = pd.crosstab(studied["label"], studied["split"]).reindex(columns=list(STUDIED), fill_value=0)
     for name, row in counts.iterrows():
@@ -190,20 +187,14 @@ def _question(splits: pd.DataFrame) -> Iterator[str]:
 
 
 def read_splits(study: Study) -> pd.DataFrame:
-    """Read `splits.csv`: sha256, label, group, split, all text; the label is "" but for train and validation.
-
-    Raises FileNotFoundError when the study has no split yet.
-    """
+    """Read `splits.csv`: sha256, label, group, split, all text; the label is "" but for train and validation."""
     if not study.splits.exists():
         raise FileNotFoundError(f"{study.splits}: no split yet; run `python -m carspotter split --study {study.name}`")
     return read_table(study.splits, COLUMNS)
 
 
 def split_version(study: Study) -> str:
-    """Return the split's version: the SHA-256 of `splits.csv` without its rows of shifted and excluded photos.
-
-    So a second site can be set apart, or set apart anew, after the models are trained: no run has seen its photos.
-    """
+    """Return the SHA-256 of `splits.csv` without shifted and excluded photos, which no run has seen."""
     splits = read_splits(study)
     studied = splits.loc[splits["split"].isin(STUDIED), COLUMNS]
     return hashlib.sha256(studied.to_csv(index=False, lineterminator="\n").encode()).hexdigest()
@@ -230,7 +221,7 @@ def _choose_classes(table: pd.DataFrame, classes: Iterable[str] | None, previous
 def _keep_sides(
     groups: Groups, table: pd.DataFrame, previous: pd.DataFrame, classes: list[str], freeze_test: bool
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the photos of the previous split their sides, or exclude those that may no longer take part."""
+    """Return split and label of the photos of the previous split, excluding those that may no longer take part."""
     # An old photo may turn up again in a listing of another side, or in a car that is known by now. The side of a
     # listing or car is that of most of its photos.
     sides = defaultdict(Counter)
@@ -261,7 +252,7 @@ def _keep_sides(
 
 
 def _fill_sides(groups: Groups, free: list[str], split: dict[str, str], label: dict[str, str]) -> None:
-    """Put each free photo on the side of its group; groups that have none yet fill the sides up to their shares."""
+    """Put each free photo on the side of its group; groups without one fill the sides up to their shares."""
     waiting = defaultdict(list)
     for sha in free:
         if side := groups.side_of(sha):
@@ -310,7 +301,7 @@ def _fill_sides(groups: Groups, free: list[str], split: dict[str, str], label: d
 
 
 def _pick_sides(roots: list[str], name: str, sizes: dict, need: dict, placed: Counter) -> dict[str, str]:
-    """Put groups of the class `name` on sides, each side up to what it needs or as near as can be; the rest trains."""
+    """Put groups of the class `name` on sides, each side as near as possible to its need; the rest trains."""
     sides = {}
     for side in SHARES:
         # One group at least, however large: a class must show on every side.
@@ -324,7 +315,7 @@ def _pick_sides(roots: list[str], name: str, sizes: dict, need: dict, placed: Co
 
 
 def _name_groups(groups: Groups, split: dict[str, str], previous: pd.DataFrame) -> dict[str, str]:
-    """Name each group by its lowest hash; a group of the previous split keeps its name, the lower one if two merged."""
+    """Name each group by its lowest hash; one that was in the previous split keeps its name, merged ones the lower."""
     members = defaultdict(list)
     for sha, side in split.items():
         if side != "excluded":
@@ -342,8 +333,7 @@ def _check_sides(splits: pd.DataFrame, classes: list[str]) -> None:
     for name in classes:
         rows = studied[studied["label"] == name]
         sizes = rows.groupby("group").size()
-        absent = [side for side in STUDIED if side not in set(rows["split"])]
-        if absent:
+        if absent := [side for side in STUDIED if side not in set(rows["split"])]:
             raise ValueError(
                 f"class {name!r} has no {absent[0]} photos: its {len(rows)} photos form {len(sizes)} groups, the "
                 f"largest of {sizes.max() if len(sizes) else 0}; photos of one listing or near-duplicates stay "

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import re
 import unicodedata
 from collections import defaultdict
@@ -23,10 +24,9 @@ COLUMNS = ["sha256", "path", "site", "label", "labels", "kind", "listings", "sit
 def read_photos(data: Path) -> pd.DataFrame:
     """Join the journals of all sites into one table, one row per photo, sorted by sha256.
 
-    Columns: sha256, path (posix, relative to `data`), site, label, labels (tuple: more than one is a label conflict),
-    kind ("", or UNUSABLE or OTHER_MODEL where a folder says so), listings (tuple of "site:listing"), sites (tuple),
-    city, width, height (pixels as stored), bytes. Forgotten and withdrawn photos are left out. Raises
-    FileNotFoundError when there is no journal or when a photo's bytes are missing.
+    Columns: COLUMNS. path is relative to `data`; labels (tuple) are more than one for a label conflict; kind is "",
+    UNUSABLE or OTHER_MODEL; listings is a tuple of "site:listing"; width and height are in pixels as stored. Raises
+    FileNotFoundError without journals and where a photo's bytes are missing.
     """
     data = Path(data)
     if not list(data.glob("raw/*/journal.jsonl")):
@@ -72,7 +72,7 @@ def read_photos(data: Path) -> pd.DataFrame:
 
 
 def standing_claims(lines: Iterable[dict]) -> dict[str, list[dict]]:
-    """Return what a journal says of each photo, by sha256: its "fetched" lines, less those withdrawn after them."""
+    """Return the "fetched" lines of each photo, by sha256, less those withdrawn after them."""
     claims = defaultdict(list)
     for line in lines:
         if line["status"] == "fetched":
@@ -83,21 +83,17 @@ def standing_claims(lines: Iterable[dict]) -> dict[str, list[dict]]:
 
 
 def find_photos(data: Path, hashes: Iterable[str]) -> dict[str, Path]:
-    """Return the files of the photos that are on this machine, by sha256; recorded runs can be read without photos."""
+    """Return the files of those photos that are on this machine, by sha256."""
     stored = {sha256: next(Path(data).glob(f"raw/*/{sha256[:2]}/{sha256}.*"), None) for sha256 in hashes}
     return {sha256: file for sha256, file in stored.items() if file}
 
 
 def forget(data: Path, sha256: str) -> list[str]:
-    """Delete a photo's bytes everywhere under `data`; its hash stays in the journals and is never fetched again.
+    """Delete a photo and every file made from it; its hash stays in the journals and is never fetched again.
 
-    Returns the deleted files, relative to `data`. The original goes, and so does every file derived from it: image
-    arrays, fingerprints and reports (rebuilt on demand). Raises ValueError for a hash that no journal knows,
-    RuntimeError while a crawl writes to a journal.
+    Returns the deleted files, relative to `data`. Raises RuntimeError while a crawl writes to a journal.
     """
     data = Path(data)
-    if not re.fullmatch("[0-9a-f]{64}", sha256):
-        raise ValueError(f"{sha256!r} is not a SHA-256: 64 hexadecimal digits name a photo")
     known = False
     with contextlib.ExitStack() as locks:
         for journal in sorted(data.glob("raw/*/journal.jsonl")):
@@ -133,22 +129,19 @@ def _bury(journal: Path, sha256: str) -> bool:
 
 def read_forgotten(data: Path) -> set[str]:
     """Return the hashes of the photos that were removed on request."""
-    return _with_status(data, "forgotten")
+    lines = itertools.chain.from_iterable(_read_journals(Path(data)).values())
+    return {line["sha256"] for line in lines if line["status"] == "forgotten"}
 
 
 def read_withdrawn(data: Path) -> set[str]:
     """Return the hashes of the photos that were taken out of all folders they were imported from."""
     journals = _read_journals(Path(data)).values()
-    return _with_status(data, "withdrawn").difference(*(standing_claims(lines) for lines in journals))
-
-
-def _with_status(data: Path, status: str) -> set[str]:
-    journals = _read_journals(Path(data)).values()
-    return {line["sha256"] for lines in journals for line in lines if line["status"] == status}
+    withdrawn = {line["sha256"] for lines in journals for line in lines if line["status"] == "withdrawn"}
+    return withdrawn.difference(*map(standing_claims, journals))
 
 
 def _read_journals(data: Path) -> dict[str, tuple[dict, ...]]:
-    """Return the lines of all journals by site; each is parsed once per process as long as it does not change."""
+    """Return the lines of all journals by site, parsed once per process as long as they do not change."""
     journals = sorted(data.glob("raw/*/journal.jsonl"))
     return {file.parent.name: _parse(file, file.stat().st_size, file.stat().st_mtime_ns) for file in journals}
 
@@ -159,14 +152,14 @@ def _parse(journal: Path, size: int, changed: int) -> tuple[dict, ...]:
 
 
 def read_curation(study: Study) -> pd.DataFrame:
-    """Read `data/curation.csv`; empty cells are empty strings. Raises FileNotFoundError when nothing was curated."""
+    """Read `data/curation.csv`; empty cells are empty strings."""
     if not study.curation.exists():
         raise FileNotFoundError(f"{study.curation}: not curated yet; run `python -m carspotter curate` first")
     return read_table(study.curation, ["sha256", "label", "verdict", "reason", "score"]).astype({"score": float})
 
 
 def read_table(file: Path, columns: list[str]) -> pd.DataFrame:
-    """Read a CSV file that has these columns, all as text. Raises ValueError that names the file and a remedy."""
+    """Read a CSV file that has these columns, all as text."""
     remedy = "save it with commas and in UTF-8, or restore it (from git, a backup or the command that wrote it)"
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
@@ -184,15 +177,12 @@ def write_table(file: Path, table: pd.DataFrame, **options) -> None:
 
 
 def kind_of(reason: str) -> str:
-    """Return the kind of a reason: what stands before its colon."""
+    """Return the kind of a reason: the part before its colon."""
     return reason.partition(":")[0]
 
 
 def slugify(name: str) -> str:
-    """Turn a folder's or a model's name into a label: lower-case letters, digits and single hyphens.
-
-    Letters of any script are kept; Latin ones lose their accents.
-    """
+    """Turn a name in any script into a label: lower-case letters without Latin accents, digits and single hyphens."""
     plain = re.sub("([a-zA-Z])[\u0300-\u036f]+", r"\1", unicodedata.normalize("NFKD", name))
     plain = unicodedata.normalize("NFC", plain).lower()
     kept = (letter if unicodedata.category(letter)[0] in "LNM" else "-" for letter in plain)

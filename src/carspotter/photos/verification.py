@@ -15,7 +15,7 @@ from carspotter.photos.table import kind_of, read_curation, read_photos, read_ta
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What `verify_split` found: photos by label and split, and the problems, none of them if all is well."""
+    """Photos by label and split, and the problems found, none if all is well."""
 
     version: str
     counts: pd.DataFrame
@@ -37,11 +37,10 @@ class SplitReport:
 
 
 def verify_split(study: Study, show_progress: bool = True) -> SplitReport:
-    """Check that nothing crosses the sides of a written split; what shows one car is searched anew in the pixels.
+    """Check that nothing crosses the sides of a written split; photos of one car are searched anew in the pixels.
 
-    Also checks that the sealed file covers exactly the test and shifted photos, that no sealed label is in
-    `splits.csv`, that all labels, the sealed ones too, are those of the curation, that no photo was rejected since, and
-    that the file is the one that `split` wrote. Prints no label. Raises FileNotFoundError when there is no split.
+    Also checks that the file is the one `split` wrote, that labels are those of the curation, and that the sealed file
+    covers exactly the test and shifted photos. Prints no label.
     """
     splits = read_splits(study)
     photos = read_photos(study.data)
@@ -54,11 +53,9 @@ def verify_split(study: Study, show_progress: bool = True) -> SplitReport:
     if splits["sha256"].duplicated().any():
         problems.append(f"{splits['sha256'].duplicated().sum()} photos are listed twice")
     active = splits[splits["split"] != "excluded"].drop_duplicates("sha256")
-    unknown = set(active["split"]) - {*STUDIED, "shifted"}
-    if unknown:
+    if unknown := set(active["split"]) - {*STUDIED, "shifted"}:
         problems.append(f"unknown splits: {', '.join(sorted(unknown))}")
-    missing = set(active["sha256"]) - set(photos["sha256"])
-    if missing:
+    if missing := set(active["sha256"]) - set(photos["sha256"]):
         problems.append(f"{len(missing)} photos of the split are not here, {min(missing)[:12]} first")
     active = active[~active["sha256"].isin(missing)]
 
@@ -79,23 +76,16 @@ def verify_split(study: Study, show_progress: bool = True) -> SplitReport:
     ]
     curation = read_curation(study).set_index("sha256")
     label_problems, label_notes = _check_labels(study, active, curation)
-    version = split_version(study)
     counts = pd.crosstab(splits["label"].replace("", "(sealed or none)"), splits["split"])
     kept = curation[(curation["verdict"] == "keep") & curation["label"].isin(set(splits["label"]) - {""})]
     if absent := sorted(set(kept.index) - set(splits["sha256"])):
         notes.append(f"{len(absent)} kept photos of these classes are not in the split, {absent[0][:12]} first; split")
-    return SplitReport(
-        version,
-        counts,
-        active["group"].nunique(),
-        len(related),
-        (*problems, *label_problems),
-        (*notes, *label_notes),
-    )
+    problems, notes = (*problems, *label_problems), (*notes, *label_notes)
+    return SplitReport(split_version(study), counts, active["group"].nunique(), len(related), problems, notes)
 
 
 def _check_labels(study: Study, active: pd.DataFrame, curation: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Return problems and notes about the labels of a split, without saying any: only photos are counted."""
+    """Return problems and notes about the labels of a split, without naming any label."""
     problems, notes = [], []
     hidden = active["split"].isin(SEALED)
     if (active.loc[hidden, "label"] != "").any():

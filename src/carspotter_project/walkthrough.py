@@ -1,7 +1,4 @@
-"""From photos to a page, step by step: what `make study` does, and what it shares with `make demo`.
-
-Each step is the product's own command or function; started again, it goes on where it stopped.
-"""
+"""From photos to a page, step by step: what `make study` does, and what it shares with `make demo`."""
 
 import html
 import importlib.util
@@ -64,10 +61,9 @@ class Steps:
 
 
 def run_study(study: Study, folder: Path, photos: Path | None, classes: Sequence[str], epochs: int | None) -> Path:
-    """Import a folder of photos (or take what `study.data` holds), go the whole way on them and return the page.
+    """Import a folder of photos (or take what `study.data` holds), do all steps on them and return the page.
 
-    The page and the exported model go to `folder`, which is not in git: the page shows the photos. `epochs` shortens
-    the baseline's training. Raises RuntimeError naming the step that failed.
+    The page and the exported model go to `folder`. `epochs` shortens the baseline's training.
     """
     steps = Steps(6 + (photos is not None))
     chosen = ["--classes", *classes] if classes else []
@@ -111,7 +107,7 @@ def learn(
 
 
 def run_command(*arguments: str, module: str = "carspotter", capture: bool = False) -> str:
-    """Run `python -m module …` from the checkout; its own progress is seen unless it is captured, and returned."""
+    """Run `python -m module …` from the checkout; return its output where it is captured."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout() / "src"), str(checkout())])}
     finished = subprocess.run(
         [sys.executable, "-m", module, *arguments],
@@ -125,7 +121,7 @@ def run_command(*arguments: str, module: str = "carspotter", capture: bool = Fal
 
 
 def page_body(study: Study, run: Run, checked: Sequence[Checked], names: dict[str, str] | None = None) -> str:
-    """Return the page's HTML: the answers, the figures, what was collected and put aside, how it learned, its mistakes.
+    """Return the page's HTML: the answers, the figures, what was put aside, how it learned, its mistakes.
 
     `names` are the labels as people write them.
     """

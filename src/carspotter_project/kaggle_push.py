@@ -1,7 +1,4 @@
-"""Send to Kaggle: the package as a wheel, the recorded results, and the notebooks that use both.
-
-Everything is written into a folder first, which a dry run leaves to be looked at, and sent by Kaggle's own client.
-"""
+"""Send to Kaggle: the package as a wheel, the recorded results, and the notebooks that use both."""
 
 import json
 import os
@@ -37,9 +34,7 @@ def push(
 ) -> list[Path]:
     """Upload wheel and recorded results as the user's private data set, push the notebooks; return their folders.
 
-    `notebooks`: numbers such as "04", all of them by default. `user`: the name on Kaggle, else that of the credentials.
-    With `dry_run` nothing is sent and only `out` is written. Raises KaggleRefused when the service does, ValueError for
-    an unknown notebook or, in a dry run, without a user's name.
+    `notebooks`: numbers such as "04", default all. With `dry_run` nothing is sent and only `out` is written.
     """
     sources = _find_notebooks(notebooks)
     out = Path(out) if out else Study.open().data / "kaggle" / "push"
@@ -68,7 +63,7 @@ def push(
 
 
 def build_wheel(folder: Path) -> Path:
-    """Build the package's wheel into `folder`, from a copy of its sources without the net; return its file."""
+    """Build the package's wheel into `folder` from a copy of its sources, without the net; return its file."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as place:
         # In the checkout itself, setuptools would leave folders behind and take deleted files from an older build.
@@ -116,7 +111,7 @@ def _find_notebooks(numbers: list[str] | None) -> list[Path]:
 
 
 def _user(dry_run: bool) -> str:
-    """Return the user's name on Kaggle: from the environment or kaggle.json, else asked of the service for a token."""
+    """Return the user's name on Kaggle: from the environment, kaggle.json or the service."""
     if name := os.environ.get("KAGGLE_USERNAME"):
         return name
     file = Path.home() / ".kaggle" / "kaggle.json"
