@@ -10,8 +10,9 @@ from carspotter.evidence.plots import BLUE, ORANGE, cost_chart, interval_chart, 
 
 def test_an_interval_chart_names_levels_and_shows_what_counts_as_equal():
     axis = interval_chart({"b": Interval(0.02, -0.01, 0.05, 9, 9, 0.9875)}, margin=0.03).axes[0]
-    assert "98.75 %" in axis.get_xlabel() and axis.texts[0].get_text() == "0.020 [-0.010, 0.050]"
-    assert [patch.get_x() for patch in axis.patches] == [-0.03]
+    assert "in points; green: counts as equal; 98.75 %" in axis.get_xlabel()
+    assert axis.texts[0].get_text() == "+2.0 [-1.0, +5.0]"
+    assert [patch.get_x() for patch in axis.patches] == [-3.0]
 
 
 def test_an_interval_chart_ends_where_accuracy_does():
@@ -24,6 +25,14 @@ def test_training_curves_end_at_one():
     history = pd.DataFrame({"epoch": [1, 2]} | {column: [0.9, 1.0] for column in columns})
     left, right = training_curves({"cnn": history}, overfits_from={"cnn": 2}).axes
     assert left.get_ylim()[1] <= 1.01 and "cnn overfits from epoch 2" in right.get_legend_handles_labels()[1]
+
+
+def test_the_dot_of_a_recorded_run_is_the_epoch_that_was_kept():
+    columns = ("train_accuracy", "train_loss", "validation_loss", "choosing_loss")
+    history = pd.DataFrame({"epoch": [1, 2, 3]} | {column: [0.9, 0.8, 0.7] for column in columns})
+    history = history.assign(validation_accuracy=[0.7, 0.8, 0.9], choosing_accuracy=[0.6, 0.9, 0.8])
+    left, _ = training_curves({"cnn": history}).axes
+    assert [list(line.get_xdata()) for line in left.get_lines() if line.get_marker() == "o"] == [[2]]
 
 
 def test_training_curves_take_what_fit_returns():

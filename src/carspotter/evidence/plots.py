@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from PIL import Image, ImageOps
 
+from carspotter.models.history import best_epoch
 from carspotter.photos.images import thumbnail
 
 # Okabe and Ito's colours, told apart by colour-blind readers too: https://jfly.uni-koeln.de/color/
@@ -109,8 +110,8 @@ def training_curves(
 ) -> Figure:
     """Draw accuracy and loss by epoch, training dashed and validation solid, one colour per run, one title for both.
 
-    `histories`: name -> `Run.history`, or what Keras' `fit` returns. The dot marks the epoch with the best validation
-    accuracy. `overfits_from`: name -> epoch, a dotted line on the loss.
+    `histories`: name -> `Run.history`, or what Keras' `fit` returns. The dot marks the best epoch: of a recorded run by
+    the half of the validation photos that chooses. `overfits_from`: name -> epoch, a dotted line on the loss.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8))
     for (name, history), colour in zip(histories.items(), itertools.cycle(COLOURS), strict=False):
@@ -120,7 +121,8 @@ def training_curves(
         for axis, measure in ((left, "accuracy"), (right, "loss")):
             axis.plot(epochs, history[f"train_{measure}"], "--", color=colour)
             axis.plot(epochs, history[f"validation_{measure}"], color=colour, label=name)
-        best = history["validation_accuracy"].idxmax()
+        recorded = "choosing_accuracy" in history
+        best = best_epoch(history).name if recorded else history["validation_accuracy"].idxmax()
         left.plot(epochs[best], history["validation_accuracy"][best], "o", color=colour)
         if (start := (overfits_from or {}).get(name)) is not None:
             right.axvline(start, color=colour, linestyle=":", label=f"{name} overfits from epoch {start}")
@@ -158,24 +160,32 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], title: s
 
 @drawn
 def interval_chart(intervals: dict, title: str = "", unit: str = "validation accuracy", margin: float = 0) -> Figure:
-    """Draw named intervals, one line each; a green band from −`margin` to `margin` shows what counts as equal."""
+    """Draw named intervals, one line each.
+
+    With `margin` they are differences, drawn in points; a green band from −`margin` to `margin` shows what counts as
+    equal.
+    """
     figure, axis = plt.subplots(figsize=(7, 1.0 + 0.4 * len(intervals)))
+    scale = 100 if margin else 1
     for row, interval in enumerate(intervals.values()):
-        axis.plot([interval.low, interval.high], [row, row], color=BLUE, linewidth=2)
-        axis.plot(interval.estimate, row, "o", color=BLUE)
-        axis.text(1.02, row, str(interval), transform=axis.get_yaxis_transform(), va="center", fontsize=9)
+        estimate, low, high = (scale * value for value in (interval.estimate, interval.low, interval.high))
+        axis.plot([low, high], [row, row], color=BLUE, linewidth=2)
+        axis.plot(estimate, row, "o", color=BLUE)
+        words = f"{estimate:+.1f} [{low:+.1f}, {high:+.1f}]" if margin else str(interval)
+        axis.text(1.02, row, words, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
     if margin:
-        axis.axvspan(-margin, margin, color=GREEN, alpha=0.12, linewidth=0)
+        axis.axvspan(-scale * margin, scale * margin, color=GREEN, alpha=0.12, linewidth=0)
         axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(intervals)), list(intervals))
     axis.set_ylim(len(intervals) - 0.5, -0.5)
     axis.margins(x=0.1)
     low, high = axis.get_xlim()
-    axis.set_xlim(max(low, -1), min(high, 1))
+    axis.set_xlim(max(low, -scale), min(high, scale))
     axis.xaxis.set_major_locator(MaxNLocator(6))
     levels = sorted({interval.level for interval in intervals.values()})
     words = ", ".join(f"{level * 100:.4g} %" for level in levels)
-    axis.set(xlabel=f"{unit}, {words} interval", title=title)
+    unit += " in points; green: counts as equal" if margin else ""
+    axis.set(xlabel=f"{unit}; {words} interval", title=title)
     return figure
 
 
