@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urldefrag, urljoin, urlsplit
 
@@ -32,8 +32,9 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.remote.command import Command
 
 from scraper.download import Downloader
-from scraper.loading import LoadedPage, OpenPage
-from scraper.politeness import Busy, Failed, Pacer
+from scraper.loading import LoadedPage, Loading
+from scraper.politeness import Busy, Failed
+from scraper.settling import Settling
 from scraper.site import Site
 from scraper.traffic import Traffic
 
@@ -60,22 +61,14 @@ class BrowserError(Exception):
 
 
 class Browser:
-    """A headless Chromium that is gone when the context is left, however that happens.
+    """A headless Chromium that starts with its first page and is gone when the context is left, however that happens.
 
-    Each thing that makes the site work, a page, a scroll, a click, is done when `downloader` permits it; without one,
-    at once. Raises BrowserError when no browser starts.
+    Each thing that makes the site work, a page, a scroll, a click, is done when `downloader` permits it. Raises
+    BrowserError when no browser starts.
     """
 
-    def __init__(
-        self,
-        site: Site,
-        downloader: Downloader | None = None,
-        headed: bool = False,
-        remote_url: str | None = None,
-    ):
-        self.site, self.headed, self.remote_url = site, headed, remote_url
-        self.permit = downloader.permit if downloader else nullcontext
-        self.pacer = downloader.pacer if downloader else Pacer(site.politeness)
+    def __init__(self, site: Site, downloader: Downloader, headed: bool = False, remote_url: str | None = None):
+        self.site, self.downloader, self.headed, self.remote_url = site, downloader, headed, remote_url
         self._driver: webdriver.Remote | None = None
         self._traffic: Traffic | None = None
         self._shown = ""  # the address of the document that the browser shows
@@ -89,7 +82,6 @@ class Browser:
         return self._guard.pid if self._guard else None
 
     def __enter__(self) -> Browser:
-        self._start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -127,7 +119,7 @@ class Browser:
                     self._start()
                 self._pages += 1
                 try:
-                    with self.permit(url), suppress(UnexpectedAlertPresentException):
+                    with self.downloader.permit(url), suppress(UnexpectedAlertPresentException):
                         self._go(url)
                     return self._read(url, most, is_detail, hurry)
                 except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
@@ -138,7 +130,7 @@ class Browser:
                     if next(crashes) == ATTEMPTS:
                         raise Failed(_describe(error)) from error
 
-        return self.pacer.persist(ask)
+        return self.downloader.pacer.persist(ask)
 
     def _go(self, url: str) -> None:
         """Load `url`, also where only its fragment differs from what is shown: the page then starts afresh."""
@@ -155,10 +147,11 @@ class Browser:
 
     def _read(self, url: str, most: int, is_detail: bool, hurry: bool) -> LoadedPage:
         """Walk through the page and take its HTML, whatever alert boxes come in between."""
-        page = OpenPage(self._driver, self.site, url, self.permit, self.pacer, self._traffic, is_detail)
+        page = Settling(self._driver, self.site, self.downloader, self._traffic, url, is_detail)
+        loading = Loading(page, most, hurry)
         for left in itertools.count(MAX_ALERTS, -1):
             try:
-                return page.read(most, hurry)
+                return loading.read()
             except UnexpectedAlertPresentException:
                 if not left:
                     raise

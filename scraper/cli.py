@@ -13,18 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from scraper.browser import Browser, BrowserError
-from scraper.closing import (
-    DONE,
-    EXIT_CODES,
-    INTERRUPTED,
-    NOTHING_FOUND,
-    STOPPED,
-    USAGE,
-    Stats,
-    closing_table,
-    exit_code,
-)
-from scraper.crawl import Crawl, CrawlStopped, NoListings
+from scraper.closing import DONE, EXIT_CODES, INTERRUPTED, NOTHING_FOUND, STOPPED, USAGE, Stats, closing_table
+from scraper.crawl import Crawl
 from scraper.download import Downloader
 from scraper.journal import Journal, StorageError
 from scraper.reparse import reparse
@@ -118,25 +108,17 @@ def _crawl(site: Site, options: argparse.Namespace) -> int:
             print(f"no paging.kind in the site file of {site.name}: one page of each start is read", file=sys.stderr)
         browsers = [Browser(site, downloader, options.headed, options.remote_url) for _ in range(options.browsers)]
         crawl = Crawl(site, journal, browsers, downloader, options.limit, progress.show)
-        try:
-            with ExitStack() as stack:
-                for browser in browsers:
-                    stack.callback(browser.quit)
-                stack.enter_context(browsers[0])  # the others start when there is a page for them
-                crawl.run()
-            code = DONE
-        except CrawlStopped as stop:
-            code = _say(NOTHING_FOUND if isinstance(stop, NoListings) else STOPPED, stop)
-        except (StorageError, BrowserError) as error:
-            code = _say(STOPPED, error)
-        except KeyboardInterrupt:
-            code = _say(INTERRUPTED, "interrupted; the same command goes on where it stopped")
-        finally:
-            downloader.close()
+        with ExitStack() as stack:
+            stack.callback(downloader.close)
+            for browser in browsers:
+                stack.enter_context(browser)
+            code, ended_by = crawl.finish()
+    if ended_by:
+        _say(code, ended_by)
     print(closing_table(crawl.stats, options.out / site.name), file=sys.stderr)
     if options.json:
         print(json.dumps(crawl.stats.as_dict(), ensure_ascii=False))
-    return code or exit_code(crawl.stats)
+    return code
 
 
 class Progress:

@@ -6,15 +6,16 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from functools import partial
+from queue import SimpleQueue
 from urllib.parse import urlsplit
 
-from scraper.browser import Browser
-from scraper.closing import Stats, kind_of
+from scraper.browser import Browser, BrowserError
+from scraper.closing import INTERRUPTED, NOTHING_FOUND, STOPPED, Stats, exit_code, kind_of
 from scraper.download import Downloader
-from scraper.journal import Journal, archive_page
+from scraper.journal import Journal, StorageError, archive_page
 from scraper.loading import PAST_THE_END, LoadedPage
 from scraper.pages import (
     CHALLENGE,
@@ -32,7 +33,6 @@ from scraper.pages import (
 from scraper.photos import CrawlStopped, LimitReached, Photos, lasting_name
 from scraper.politeness import Failed, Refused
 from scraper.site import Site, Start, named_selectors
-from scraper.tasks import Tasks
 
 MAX_BARE_PAGES_IN_A_ROW = 3  # a listing without photos happens; three in a row are a changed layout
 LEADS_ON = "the last page of a search leads on"
@@ -42,6 +42,8 @@ LED_AWAY = re.compile(r"log-?in|sign-?in|captcha|consent|error|expired|not-?foun
 
 class NoListings(CrawlStopped):
     """A page gave nothing: the site changed its layout, or shows something else to robots."""
+
+    exit_code = NOTHING_FOUND
 
 
 class Crawl:
@@ -64,7 +66,6 @@ class Crawl:
         self.site, self.journal, self.browsers, self.downloader = site, journal, browsers, downloader
         self.limit, self.report = limit, report
         self.stats = Stats()
-        self._tasks = Tasks([partial(self._crawl_start, start) for start in site.starts])
         # for what the threads share: all below, the stats, the journal's folder; never held while a site is asked
         self._shared = threading.RLock()
         self._photos = Photos(site, journal, downloader, self.stats, self._shared, limit, report)
@@ -72,13 +73,17 @@ class Crawl:
         self._bare_pages_in_a_row = 0
         self._later_pages = self._new_pages = 0  # after the first of a search
         self._misses = dict.fromkeys(site.fields, 0)
+        self._pool: ThreadPoolExecutor | None = None  # with several browsers
+        self._under_way: set[Future] = set()
+        self._idle: SimpleQueue[Browser] = SimpleQueue()
 
     def run(self) -> Stats:
         """Crawl all start entries, then try again what failed in earlier runs. Raises as the class says."""
         started = time.monotonic()
         try:
             if len(self.browsers) == 1:
-                self._tasks.work(self.browsers[0])
+                for start in self.site.starts:
+                    self._crawl_start(start, self.browsers[0])
             else:
                 self._work_side_by_side()
             self._photos.retry_earlier_failures()
@@ -100,19 +105,57 @@ class Crawl:
                 )
         return self.stats
 
+    def finish(self) -> tuple[int, str]:
+        """Run the crawl; return its exit code, and in words what ended it early, if anything did."""
+        try:
+            self.run()
+        except CrawlStopped as stop:
+            return stop.exit_code, str(stop)
+        except (StorageError, BrowserError) as error:
+            return STOPPED, str(error)
+        except KeyboardInterrupt:
+            return INTERRUPTED, "interrupted; the same command goes on where it stopped"
+        return exit_code(self.stats), ""
+
     def _work_side_by_side(self) -> None:
         """Work with all browsers at once; whatever ends one of them, or us, ends all."""
-        with ThreadPoolExecutor(len(self.browsers)) as pool:
-            workers = [pool.submit(self._tasks.work, browser) for browser in self.browsers]
+        for browser in self.browsers:
+            self._idle.put(browser)
+        starts = iter(self.site.starts)
+        with ThreadPoolExecutor(len(self.browsers)) as self._pool:
             try:
-                for worker in as_completed(workers):
-                    worker.result()
+                while True:
+                    # listings' own pages come before another search
+                    while len(self._under_way) < len(self.browsers) and (start := next(starts, None)):
+                        self._hand_out(partial(self._crawl_start, start))
+                    with self._shared:
+                        under_way = self._under_way.copy()
+                    if not under_way:
+                        return
+                    done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+                    for task in done:
+                        task.result()
+                    with self._shared:
+                        self._under_way -= done
             except BaseException:
-                self._tasks.end()
+                self._pool.shutdown(wait=False, cancel_futures=True)
                 self.downloader.stop()
                 for browser in self.browsers:
                     browser.give_up()
                 raise
+
+    def _hand_out(self, task: Callable[[Browser], None]) -> None:
+        """Let whichever browser is free first do a task."""
+
+        def work() -> None:
+            browser = self._idle.get()
+            try:
+                task(browser)
+            finally:
+                self._idle.put(browser)
+
+        with self._shared:
+            self._under_way.add(self._pool.submit(work))
 
     def _crawl_start(self, start: Start, browser: Browser) -> None:
         known: dict[object, tuple[int, int]] = {}
@@ -163,8 +206,8 @@ class Crawl:
         for listing in own_pages:
             if len(self.browsers) == 1:
                 self._open_and_fetch(listing, page, start, browser)
-            else:  # whichever browser is free
-                self._tasks.add(partial(self._open_and_fetch, listing, page, start))
+            else:
+                self._hand_out(partial(self._open_and_fetch, listing, page, start))
 
     def _take_again(self, url: str, take: Callable, hurry: bool) -> tuple[LoadedPage, list[Listing]] | None:
         try:

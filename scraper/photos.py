@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from scraper.addresses import lasting
-from scraper.closing import Stats, kind_of
+from scraper.closing import STOPPED, Stats, kind_of
 from scraper.download import Downloader, Photo
 from scraper.journal import Journal, store_photo
 from scraper.loading import LoadedPage
@@ -35,7 +35,9 @@ Shown = tuple[str, str, Listing]  # a photo's name, its address, and the listing
 
 
 class CrawlStopped(Exception):
-    """The crawl ended before its end because going on would not help; the text says why and what to do."""
+    """The crawl ended early because going on would not help; the text says why and what to do."""
+
+    exit_code = STOPPED
 
 
 class LimitReached(Exception):

@@ -17,7 +17,9 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from scraper.cards import Cards
+from scraper.download import Downloader
 from scraper.pictures import BACKGROUND
+from scraper.politeness import Busy, Failed
 from scraper.site import Site, split_selector
 from scraper.traffic import Traffic
 
@@ -42,20 +44,14 @@ PRESS, SHOWS, SURVEY = map(script, ("press", "shows", "survey"))
 class Settling:
     """The page that a browser shows at `url`, and what is known of its cards; `is_detail`: a listing's own page.
 
-    What may make the site work is done in the context that `permit(url)` returns.
+    What may make the site work is done when `downloader` permits it; `traffic` knows what the page asks for.
     """
 
     def __init__(
-        self,
-        driver: WebDriver,
-        site: Site,
-        url: str,
-        permit: Callable[[str], AbstractContextManager],
-        requests: Traffic,
-        is_detail: bool,
+        self, driver: WebDriver, site: Site, downloader: Downloader, traffic: Traffic, url: str, is_detail: bool
     ):
-        self.driver, self.site, self.url, self.permit, self.requests = driver, site, url, permit, requests
-        self.paging = site.paging
+        self.driver, self.site, self.downloader, self.traffic = driver, site, downloader, traffic
+        self.url, self.is_detail, self.paging = url, is_detail, site.paging
         self.odd: str | None = None  # what may be missing, in words
         if is_detail:
             self._selector, self._photos = split_selector(site.detail.photos)[0], None
@@ -71,6 +67,10 @@ class Settling:
         self._frames_at = 0.0  # when frames were looked into for what is to be clicked
         self._paid = -1  # requests that had been started at the last permit
         self._bare_patience = self._longest_for_bare = max(self.paging.settle, self.paging.patience / 2)
+
+    def permit(self) -> AbstractContextManager:
+        """Return the context in which the page may be made to ask its site for something."""
+        return self.downloader.permit(self.url)
 
     def begin(self) -> None:
         """Read every card anew, as when an alert box cut an answer off."""
@@ -186,17 +186,21 @@ class Settling:
             self._look()
             self.note_load(known)
 
+    def take_refusal(self) -> Busy | Failed | None:
+        """Return the error that a script of the page got last from the site, None without; each once."""
+        return self.traffic.take_refusal(self.url, self.cards.changed_at)
+
     def start_paying(self) -> None:
         """Take the page itself as permitted; what its scripts ask for from now on costs a turn."""
-        self._paid = self.requests.started()
+        self._paid = self.traffic.started()
 
     def _pace(self, may_load: bool) -> AbstractContextManager:
         """Return the site's permission for a step near the end of a list, unless none has caused a request lately."""
-        started = self.requests.started()
+        started = self.traffic.started()
         if not may_load or started == self._paid:
             return nullcontext()
         self._paid = started
-        return self.permit(self.url)
+        return self.permit()
 
     def _redraw(self) -> None:
         """Wait until the page was drawn after it moved, and a moment longer where the last known card is in view."""
@@ -243,7 +247,7 @@ class Settling:
         Where things come one by one, the pause between the last two tells how long the next may take.
         """
         calm = time.monotonic() - max(self.cards.changed_at, since)
-        is_loaded = self.answer["ready"] and not self.requests.are_pending()
+        is_loaded = self.answer["ready"] and not self.traffic.are_pending()
         usual = min(2 * self.cards.pause, self.paging.patience) if not since else 0.0
         return calm > max(seconds, usual if is_loaded else self.paging.patience)
 
@@ -269,7 +273,7 @@ class Settling:
     def press(self, selector: str) -> bool:
         """Click the button that shows more, or others, and tell whether cards came that were not there before."""
         known = len(self.cards.keys)
-        with self.permit(self.url):
+        with self.permit():
             if not self.driver.execute_script(PRESS, selector, True):
                 return False
         came = self.has_more(known, self.paging.patience) and self.note_load(known)
@@ -289,6 +293,6 @@ class Settling:
         def is_over() -> bool:
             self._look_again()
             is_there = len(self.cards.keys) > known or self.at_end()
-            return is_there or time.monotonic() - began > seconds and not self.requests.are_pending()
+            return is_there or time.monotonic() - began > seconds and not self.traffic.are_pending()
 
         return self.until(is_over, self._longest) and (len(self.cards.keys) > known or self.at_end())
