@@ -206,7 +206,7 @@ class Browser:
         # with a certificate of one's own, robots.txt is read first, by a client that knows it
         options.accept_insecure_certs = not self.site.request.verify or self.site.request.ca_file is not None
         options.unhandled_prompt_behavior = "dismiss"  # an alert box must not stop a crawl
-        for flag in ("--disable-dev-shm-usage", "--disable-background-networking", "--window-size=1280,1600"):
+        for flag in ("--disable-dev-shm-usage", "--disable-background-networking", "--window-size=1920,1600"):
             options.add_argument(flag)
         # a page that leaks memory loses its tab, not the machine
         options.add_argument(f"--js-flags=--max-old-space-size={TAB_MEGABYTES}")

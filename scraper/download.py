@@ -40,8 +40,8 @@ class Photo:
 class Downloader:
     """Fetches the photos of one site; each thread that uses it has a session and cookies of its own.
 
-    Time is handed in (`sleep`, `clock` in seconds, `wall_clock` in Unix seconds), and so is name resolution, so that
-    tests need neither patience nor a network.
+    Time is handed in (`sleep`, `clock` in seconds), and so is name resolution, so that tests need neither patience nor
+    a network.
     """
 
     def __init__(
@@ -49,14 +49,13 @@ class Downloader:
         site: Site,
         sleep: Callable[[float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
         resolve: Callable[..., list] = socket.getaddrinfo,
         rng: random.Random | None = None,
     ):
         self.site, self.politeness = site, site.politeness
         self.pacer = Pacer(site.politeness, sleep, clock, rng)
         self.robots = Robots(self._get_robots, self.pacer)
-        self.wall_clock, self.resolve = wall_clock, resolve
+        self.resolve = resolve
         self._private = [ipaddress.ip_network(text) for text in site.politeness.allow_private]
         self._public_hosts: set[tuple[str, int]] = set()
         self._answered: set[str] = set()  # hosts
@@ -144,8 +143,7 @@ class Downloader:
                 self._answered.add(urlsplit(url).netloc)
                 status = response.status_code
                 if status in BUSY:
-                    after = parse_retry_after(response.headers.get("Retry-After", ""), self.wall_clock)
-                    raise Busy(f"status {status}", url, after)
+                    raise Busy(f"status {status}", url, parse_retry_after(response.headers.get("Retry-After", "")))
                 location = response.headers.get("Location", "") if response.is_redirect else ""
                 result = location if 300 <= status < 400 else read(url, response)
             if passed.is_set():

@@ -43,7 +43,7 @@ PATH_PART = re.compile(r"""\[\s*(['"])(.*?)\1\s*\]|(?<=\.)(?=\.)|([^.\[\]]+)""")
 # Of schema.org data: who sells the car, and what does not show it.
 SELLERS = {"AutoDealer", "AutomotiveBusiness", "LocalBusiness", "Organization", "Person", "Store", "WebSite"}
 NOT_THE_CAR = {"logo", "author", "publisher", "seller", "brand", "isSimilarTo", "isRelatedTo", "thumbnail"}
-DESKTOP = {"width": 1920.0, "height": 1080.0}  # pixels of the window for which art direction is judged
+OTHER_SCREEN = "data-scraper-other-screen"  # set by `loading` on a <source> whose media query is not for this window
 LINKS = {"a": ("href",), "link": ("href",), "meta": ("content",), "image": ("href", "xlink:href")}
 
 
@@ -62,7 +62,7 @@ def addresses_of(
         return _in_script(tag.get_text(), path, is_linked_data="ld+json" in (tag.get("type") or ""))
     candidates = [tag]
     if picture := tag if tag.name == "picture" else tag.find_parent("picture"):
-        sources = [s for s in picture.find_all("source") if is_for_desktop(s.get("media") or "")]
+        sources = [source for source in picture.find_all("source") if not source.has_attr(OTHER_SCREEN)]
         candidates = [*sources, *picture.find_all("img")]
     choices = [
         (address, size, candidate.get("type"))
@@ -159,29 +159,6 @@ def _is_decodable(address: str, kind: str | None) -> bool:
     extension = re.search(r"\.(\w+)$", address.partition("?")[0].lower())
     named = (kind or "").partition(";")[0].strip().lower().removeprefix("image/")
     return (named or (extension.group(1) if extension else "")).replace("heif", "heic") not in UNDECODABLE
-
-
-def is_for_desktop(media: str) -> bool:
-    """Tell whether a media query of a `<source>` matches a desktop window; features not known here do."""
-    return not media.strip() or any(_matches(query) for query in media.lower().split(","))
-
-
-def _matches(query: str) -> bool:
-    is_negated = query.strip().startswith("not ")
-    result = not re.search(r"\bprint\b|prefers-color-scheme\s*:\s*dark|orientation\s*:\s*portrait", query)
-    bounds = [
-        (side, "<" if bound == "max" else ">", number, unit)
-        for bound, side, number, unit in re.findall(r"(min|max)-(?:device-)?(width|height)\s*:\s*([\d.]+)(\w*)", query)
-    ]
-    bounds += re.findall(r"(width|height)\s*([<>])=?\s*([\d.]+)(\w*)", query)
-    bounds += [
-        (side, "<" if sign == ">" else ">", number, unit)
-        for number, unit, sign, side in re.findall(r"([\d.]+)(px|em|rem)\s*([<>])=?\s*(width|height)", query)
-    ]
-    for side, sign, number, unit in bounds:
-        pixels = float(number) * (16 if unit in ("em", "rem") else 1)
-        result &= DESKTOP[side] >= pixels if sign == ">" else DESKTOP[side] <= pixels
-    return result != is_negated
 
 
 def parse_srcset(text: str) -> list[tuple[str, float]]:

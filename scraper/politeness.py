@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import email.utils
 import itertools
 import random
 import threading
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from protego import Protego
+from urllib3.exceptions import InvalidHeader
+from urllib3.util.retry import Retry
 
 from scraper.site import ROBOT_NAME, Politeness
 
@@ -184,17 +185,11 @@ class Pacer:
             host.next_time = max(host.next_time, self.clock() + rest)
 
 
-def parse_retry_after(text: str, now: Callable[[], float] = time.time) -> float | None:
-    """Return the seconds of a `Retry-After`, written as seconds or as a date; None when it says nothing.
-
-    `now()` is the time in Unix seconds.
-    """
-    text = text.strip()
-    if text.isascii() and text.isdigit():
-        return float(text)
+def parse_retry_after(text: str) -> float | None:
+    """Return the seconds of a `Retry-After`, written as seconds or as a date; None when it says nothing."""
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now())
-    except (ValueError, TypeError):
+        return float(Retry().parse_retry_after(text))
+    except InvalidHeader:
         return None
 
 

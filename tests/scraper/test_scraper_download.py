@@ -77,7 +77,7 @@ def downloader(
         "request": request or {},
     }
     site = parse_site(content, Path("misbehaving.toml"))
-    return Downloader(site, clock.sleep, clock, clock, rng=random.Random(0))
+    return Downloader(site, clock.sleep, clock, rng=random.Random(0))
 
 
 class OnePage:
@@ -111,7 +111,6 @@ def crawl_photos(clock: Clock, site: MisbehavingSite, folder: Path, *photos: str
 @pytest.mark.parametrize("row", table_rows("Faults of a photo"), ids=lambda row: row[0])
 def test_photo_fault_ends_as_the_table_says(row, site, clock, tmp_path):
     path, _, asked, status, reason, code = row
-    site.now = clock
     with MisbehavingSite("User-agent: *\nDisallow: /private/\nCrawl-delay: 9\n", host="127.0.0.2") as other:
         site.other = other.base_url
         # only the faults of time wait for real
@@ -152,7 +151,6 @@ def test_retry_after_in_seconds_is_waited_for(site, clock):
 
 
 def test_retry_after_as_a_date_is_waited_for(site, clock):
-    site.now = clock
     downloader(clock).fetch(f"{site.base_url}/busy-date.jpg")
     assert 10 <= sum(clock.slept) < 12
 

@@ -84,9 +84,9 @@ PICTURES = {
         '<picture><source type="image/avif" srcset="/a.avif"><img src="/a.jpg"></picture>',
         ["https://cars.example/a.jpg"],
     ),
-    "sources for telephones": (
-        '<picture><source media="(max-width: 600px)" srcset="/s.jpg 2000w"><source media="(min-width: 40em)" '
-        'srcset="/l.jpg"><img src="/m.jpg"></picture>',
+    "a source for telephones, as loading marks it": (
+        '<picture><source data-scraper-other-screen media="(max-width: 600px)" srcset="/s.jpg 2000w"><source '
+        'media="(min-width: 40em)" srcset="/l.jpg"><img src="/m.jpg"></picture>',
         ["https://cars.example/l.jpg"],
     ),
     "an attribute of a loader that nobody knows": (
