@@ -44,6 +44,10 @@ PAGE_ADVICE = {
     "a script on": "read them there: photos = 'script' under [detail], with photos_path where that is too much",
     "": "look at one of them in the archive",
 }
+NO_ADDRESS = (
+    "`link` may name what leads on when it is clicked; where a click shows the car in the list's place, its page has no "
+    "address: leave [detail] out and take the photos that the cards show, with `photos` under [selectors]"
+)
 MOST_WARNINGS = 10
 
 
@@ -62,8 +66,8 @@ class Stats:
     pages_lost: Counter = field(default_factory=Counter)
     odd_pages: Counter = field(default_factory=Counter)  # what may be missing -> pages
     without_photos: int = 0  # listings
+    without_address: int = 0  # listings, where [detail] wants the page of each
     bare: int = 0  # pictures without an address, beside others of their listing
-    came_again: int = 0  # photos of earlier runs, under other addresses
     merged: int = 0  # cards that became a listing together with another card
     shared: Counter = field(default_factory=Counter)  # address -> listings, where several show the same
     warnings: list[str] = field(default_factory=list)
@@ -90,6 +94,7 @@ def gaps(stats: Stats) -> list[tuple[str, int, str]]:
             stats.without_photos,
             "look at one of them: `photos` may not find what it shows, or it loads later (settle)",
         ),
+        ("cards that lead to no page of their own", stats.without_address, NO_ADDRESS),
         (
             "pictures without an address",
             stats.bare,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -19,7 +18,6 @@ from scraper.journal import Journal, StorageError, archive_page
 from scraper.loading import PAST_THE_END, LoadedPage
 from scraper.pages import (
     CHALLENGE,
-    SHARED_BY,
     Listing,
     count_unread,
     extract_detail,
@@ -65,10 +63,8 @@ class Crawl:
     ):
         self.site, self.journal, self.browsers, self.downloader = site, journal, browsers, downloader
         self.limit, self.report = limit, report
-        self.stats = Stats()
-        # for what the threads share: all below, the stats, the journal's folder; never held while a site is asked
-        self._shared = threading.RLock()
-        self._photos = Photos(site, journal, downloader, self.stats, self._shared, limit, report)
+        self._photos = Photos(site, journal, downloader, limit, report)
+        self.stats, self._shared = self._photos.stats, self._photos.lock  # the lock guards all below, too
         self._answers_404: set[str] = set()  # hosts that answer so to every page, and show it
         self._bare_pages_in_a_row = 0
         self._later_pages = self._new_pages = 0  # after the first of a search
@@ -94,15 +90,10 @@ class Crawl:
             for name, misses in self._misses.items():
                 if misses and misses == self.stats.listings:
                     self.stats.warnings.append(f"fields.{name} = {self.site.fields[name]!r} found nothing anywhere")
-            self.stats.shared = self._photos.shared(SHARED_BY)
+            self.stats.shared = self._photos.shared()
             if self._later_pages and not self._new_pages:
                 kind = "the second page of each search shows the same listings as the first"
                 self._warn(kind, kind)
-            if self.stats.came_again:
-                self.stats.warnings.append(
-                    f"{self.stats.came_again} photos of earlier runs came again under other addresses: name what "
-                    "changes in them with ignore_query or ignore_path under [selectors]"
-                )
         return self.stats
 
     def finish(self) -> tuple[int, str]:
@@ -194,8 +185,13 @@ class Crawl:
             self._lose_page(start.url, error)
 
     def _collect(self, listings: list[Listing], page: LoadedPage, start: Start, browser: Browser) -> None:
-        own_pages = [listing for listing in listings if self.site.detail and listing.link]
-        here = [listing for listing in listings if not (self.site.detail and listing.link)]
+        """Fetch the photos of listings: from the pages of their own, where the site file says so, else from `page`."""
+        own_pages, here = [], listings
+        if self.site.detail:
+            own_pages = [listing for listing in listings if listing.link]
+            here = [listing for listing in listings if not listing.link and listing.photos]
+            with self._shared:
+                self.stats.without_address += len(listings) - len(own_pages)
 
         def take(hurry: bool) -> tuple[LoadedPage, list[Listing]]:
             again = browser.open(page.asked, is_detail=False, hurry=hurry)
@@ -349,9 +345,9 @@ class Crawl:
         if bare_pages >= MAX_BARE_PAGES_IN_A_ROW:
             raise NoListings(self._nothing_on(own_page, "detail.photos"))
         self._photos.fetch_all([full], own_page, start, partial(self._take_again, listing.link, take))
-        if not odd and not full.bare and self._photos.are_final(full):
-            with self._shared:
-                self.journal.append_page({"url": name, "status": "collected"} | self._photos.refusals(full))
+        with self._shared:
+            if not odd and not full.bare and (summary := self._photos.summary(full)) is not None:
+                self.journal.append_page({"url": name, "status": "collected"} | summary)
 
     def _check_own_page(self, page: LoadedPage, link: str, search: LoadedPage) -> None:
         """Raises Failed where a site answers with something else than the listing's own page."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scraper.browser import Browser
+from scraper.closing import NO_ADDRESS
 from scraper.loading import LoadedPage
 from scraper.pages import (
     Listing,
@@ -74,6 +75,8 @@ def _summary(site: Site, page: LoadedPage, listings: list[Listing], example: Lis
     lines = [f"{len(listings)} listings, {len(photos)} photos on this page"]
     if site.detail:
         lines = [f"{len(listings)} listings, their photos on their own pages"]
+        if without := sum(not listing.link for listing in listings):
+            lines.append(f"{without} cards lead to no page of their own: {NO_ADDRESS}")
     elif bare := sum(not listing.photos for listing in listings):
         lines.append(f"{bare} listings have no photo")
     if merged := sum(listing.cards - 1 for listing in listings):

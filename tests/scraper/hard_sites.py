@@ -33,6 +33,10 @@ SITES = {
         "github.com/kenwheeler/slick/issues/1049",
         *("", OWN_PAGES + '".gallery img"', 4, 2, 5, "4 pictures without an address", LIVELY),
     ),
+    "opened-in-place": Reported(
+        "github.com/martinsbalodis/web-scraper-chrome-extension/issues/205",
+        *("", OWN_PAGES.replace('"a"', '"h2"') + '"img"', 0, 0, 5, "6 cards that lead to no page of their own", LIVELY),
+    ),
     # 2: what a page says of itself counts, whatever its status
     "too-many": Reported("github.com/unclecode/crawl4ai/issues/246", "?page={page}", CARDS, 15, 15, more=NUMBERED),
     "bad-gateway": Reported(
@@ -210,6 +214,15 @@ def click_for_address(path: str, query: dict, count: int) -> str:
     return f"""{"".join(card(n, "") for n in range(6))}<script>
     document.querySelectorAll(".car").forEach((car, n) => {{
       car.onclick = () => {{ location.href = `/reported/click-for-address/car-${{n}}`; }};
+    }});
+    </script>"""
+
+
+def opened_in_place(path: str, query: dict, count: int) -> str:
+    """A click on a card shows the car in the place of the list; no address leads to it."""
+    return f"""<main>{"".join(card(n, "") for n in range(6))}</main><script>
+    document.querySelectorAll(".car").forEach((car, n) => {{
+      car.onclick = () => {{ document.querySelector("main").innerHTML = `<img src="/photos/${{n}}.jpg">`; }};
     }});
     </script>"""
 
