@@ -163,25 +163,17 @@ class Browser:
         if self._is_given_up:
             raise BrowserError("the crawl is at its end")
         try:
-            if self.remote_url:
-                self._driver = _RemoteBrowser(self.remote_url, options=self._options())
-            else:
-                _check_temporary_folder()
-                self._profile = tempfile.mkdtemp(prefix="scraper-browser-")
-                self._guard = _stand_guard(self._profile)
-                self._driver = _LocalBrowser(*self._local())
-        except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
+            self._driver = self._start_remote() if self.remote_url else self._start_local()
+        except BaseException as error:
             self.quit(at_once=True)
+            if not isinstance(error, (WebDriverException, urllib3.exceptions.HTTPError, OSError)):
+                raise
             if self.remote_url:
                 raise BrowserError(f"no browser at {self.remote_url} ({_describe(error)}); is it running?") from error
             raise BrowserError(
                 f"no browser could be started ({_describe(error)}); install Chromium and chromedriver "
                 "(Debian: apt install chromium chromium-driver), or give --remote-url"
             ) from error
-        except BaseException:
-            self.quit(at_once=True)
-            raise
-        page_timeout = self.site.politeness.page_timeout
         self._shown, self._traffic = "", Traffic(self._driver)
         self._devtools("Page.addScriptToEvaluateOnNewDocument", {"source": EARLY})
         if self.site.request.headers:
@@ -190,37 +182,21 @@ class Browser:
         for start in self.site.starts:
             for name, value in self.site.request.cookies.items():
                 self._devtools("Network.setCookie", {"name": name, "value": value, "url": urljoin(start.url, "/")})
+        page_timeout = self.site.politeness.page_timeout
         self._driver.set_page_load_timeout(page_timeout)
         self._driver.set_script_timeout(page_timeout)
         # a browser whose page hangs may leave its driver without an answer
         self._driver.command_executor.client_config.timeout = page_timeout + 30
 
-    def _devtools(self, command: str, parameters: dict) -> None:
-        self._driver.execute("executeCdpCommand", {"cmd": command, "params": parameters})
+    def _start_remote(self) -> webdriver.Remote:
+        return _RemoteBrowser(self.remote_url, options=self._options())
 
-    def _options(self) -> webdriver.ChromeOptions:
-        options = webdriver.ChromeOptions()
-        options.page_load_strategy = "eager"
-        options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-        options.add_experimental_option("perfLoggingPrefs", {"enableNetwork": True, "enablePage": False})
-        # with a certificate of one's own, robots.txt is read first, by a client that knows it
-        options.accept_insecure_certs = not self.site.request.verify or self.site.request.ca_file is not None
-        options.unhandled_prompt_behavior = "dismiss"  # an alert box must not stop a crawl
-        for flag in ("--disable-dev-shm-usage", "--disable-background-networking", "--window-size=1920,1600"):
-            options.add_argument(flag)
-        # a page that leaks memory loses its tab, not the machine
-        options.add_argument(f"--js-flags=--max-old-space-size={TAB_MEGABYTES}")
-        # as root Chromium starts only without its sandbox; who runs a browser elsewhere is not ours to know
-        if os.geteuid() == 0 and urlsplit(self.remote_url or "http://localhost").hostname in LOOPBACK:
-            options.add_argument("--no-sandbox")
-        if not self.headed:
-            options.add_argument("--headless=new")
-        options.add_argument(f"--user-agent={self.site.user_agent}")
-        options.add_experimental_option("prefs", {"profile.managed_default_content_settings.images": 2})
-        return options
-
-    def _local(self) -> tuple[webdriver.ChromeOptions, Service]:
-        """Options and service of a browser on this machine: the system's where there is one, else Selenium's."""
+    def _start_local(self) -> webdriver.Chrome:
+        """Start a browser of this machine: the system's where there is one, else the one that Selenium fetches."""
+        _check_temporary_folder()
+        self._profile = tempfile.mkdtemp(prefix="scraper-browser-")
+        guard = ["/bin/sh", "-c", GUARD, "guard", self._profile]
+        self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, process_group=0)
         options = self._options()
         options.add_argument(f"--user-data-dir={self._profile}")
         chromium = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
@@ -231,7 +207,32 @@ class Browser:
             options.binary_location = chromium
         # in the guard's process group from birth; out of ours, so that Ctrl-C reaches us alone
         service = Service(driver if chromium else None, popen_kw={"process_group": self._guard.pid})
-        return options, service
+        return _LocalBrowser(options, service)
+
+    def _devtools(self, command: str, parameters: dict) -> None:
+        self._driver.execute("executeCdpCommand", {"cmd": command, "params": parameters})
+
+    def _options(self) -> webdriver.ChromeOptions:
+        options = webdriver.ChromeOptions()
+        options.page_load_strategy = "eager"
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+        options.add_experimental_option("perfLoggingPrefs", {"enableNetwork": True, "enablePage": False})
+        options.add_experimental_option("prefs", {"profile.managed_default_content_settings.images": 2})
+        # with a certificate of one's own, robots.txt is read first, by a client that knows it
+        options.accept_insecure_certs = not self.site.request.verify or self.site.request.ca_file is not None
+        options.unhandled_prompt_behavior = "dismiss"  # an alert box must not stop a crawl
+        flags = ["--disable-dev-shm-usage", "--disable-background-networking", "--window-size=1920,1600"]
+        flags.append(f"--user-agent={self.site.user_agent}")
+        # a page that leaks memory loses its tab, not the machine
+        flags.append(f"--js-flags=--max-old-space-size={TAB_MEGABYTES}")
+        # as root Chromium starts only without its sandbox; who runs a browser elsewhere is not ours to know
+        if os.geteuid() == 0 and urlsplit(self.remote_url or "http://localhost").hostname in LOOPBACK:
+            flags.append("--no-sandbox")
+        if not self.headed:
+            flags.append("--headless=new")
+        for flag in flags:
+            options.add_argument(flag)
+        return options
 
     def quit(self, at_once: bool = False) -> None:
         """End the browser and all its processes, `at_once` when it no longer answers. May be called twice."""
@@ -287,10 +288,6 @@ sleep 1
 rm -rf "$1"
 kill -KILL 0
 """
-
-
-def _stand_guard(profile: str) -> subprocess.Popen:
-    return subprocess.Popen(["/bin/sh", "-c", GUARD, "guard", profile], stdin=subprocess.PIPE, process_group=0)
 
 
 def _check_temporary_folder() -> None:

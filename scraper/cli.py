@@ -97,7 +97,8 @@ def _read_site(options: argparse.Namespace) -> Site:
 
 def _crawl(site: Site, options: argparse.Namespace) -> int:
     downloader = Downloader(site)
-    with Journal(options.out / site.name) as journal, Progress() as progress:
+    progress = Progress()
+    with Journal(options.out / site.name) as journal:
         if journal.is_new:
             hosts = ", ".join(sorted({start.url.split("/")[2] for start in site.starts}))
             print(
@@ -112,6 +113,7 @@ def _crawl(site: Site, options: argparse.Namespace) -> int:
             stack.callback(downloader.close)
             for browser in browsers:
                 stack.enter_context(browser)
+            stack.callback(progress.close)
             code, ended_by = crawl.finish()
     if ended_by:
         _say(code, ended_by)
@@ -127,36 +129,33 @@ class Progress:
     every = 5.0  # seconds
 
     def __init__(self):
-        self._bar = tqdm(unit=" photos", file=sys.stderr) if sys.stderr.isatty() else None
+        self._bar = tqdm(unit=" photos", file=sys.stderr, disable=not sys.stderr.isatty())
         self._next_line = 0.0
 
     def show(self, stats: Stats, text: str) -> None:
+        if text:
+            self._bar.write(text, file=sys.stderr)
         done = stats.known + stats.fetched + stats.refused.total() + stats.failed.total()
-        if self._bar is not None:
-            if text:
-                self._bar.write(text, file=sys.stderr)
-            self._bar.total = stats.found
-            self._bar.update(done - self._bar.n)
-            self._bar.set_postfix(listings=stats.listings, refused=stats.refused.total(), refresh=False)
-        elif text or time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + self.every
-            print(text or f"{done} of {stats.found} photos, {stats.fetched} fetched", file=sys.stderr, flush=True)
+        if self._bar.disable:
+            if time.monotonic() >= self._next_line:
+                self._next_line = time.monotonic() + self.every
+                print(f"{done} of {stats.found} photos, {stats.fetched} fetched", file=sys.stderr, flush=True)
+            return
+        self._bar.total = stats.found
+        self._bar.update(done - self._bar.n)
+        self._bar.set_postfix(listings=stats.listings, refused=stats.refused.total(), refresh=False)
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._bar is not None:
-            self._bar.close()
+    def close(self) -> None:
+        self._bar.close()
 
 
 def _check(site: Site, options: argparse.Namespace) -> int:
     downloader = Downloader(site)
     one_page = replace(site, paging=replace(site.paging, max_pages=1))
     with Browser(one_page, downloader, options.headed, options.remote_url) as browser:
-        report = check_site(one_page, browser)
-    print(report.text)
-    return DONE if report.is_usable else NOTHING_FOUND
+        text, is_usable = check_site(one_page, browser)
+    print(text)
+    return DONE if is_usable else NOTHING_FOUND
 
 
 def _reparse(site: Site, options: argparse.Namespace) -> int:

@@ -82,8 +82,8 @@ class Photos:
         self._failures_in_a_row = 0
 
     def shared(self) -> Counter:
-        """Return the photos that several listings show, as what stands in for theirs, with the number of listings."""
-        return Counter({url: count for url, count in self._shown.items() if count >= SHARED_BY})
+        """Return what several listings show, as what stands in for their photos, most often shown first."""
+        return Counter({url: count for url, count in self._shown.most_common() if count >= SHARED_BY})
 
     def fetch_all(self, listings: list[Listing], page: LoadedPage, start: Start, take_again: TakeAgain) -> None:
         """Fetch the photos that a page shows; where addresses expired on the way, take new ones from it.

@@ -18,11 +18,11 @@ from scraper.pages import (
     is_busy,
     is_challenge,
     is_end_of_search,
-    nearest_selector,
     read_card,
 )
 from scraper.pictures import parse_srcset
 from scraper.site import SITES, SiteError, load_site, parse_site
+from scraper.site_check import nearest_selector
 
 DATA_URI = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 URL = "https://cars.example/used/swift?city=pune"
