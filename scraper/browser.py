@@ -105,11 +105,11 @@ class Browser:
             yield page
             url = page.following
 
-    def open(self, url: str, is_detail: bool = True, hurry: bool = False) -> LoadedPage:
-        """Open one page: a listing's own, or one of a search; in a `hurry` as it first shows. Raises Failed."""
-        return self._open(url, self.site.paging.max_listings, is_detail, hurry)
+    def open(self, url: str, is_detail: bool = True) -> LoadedPage:
+        """Open one page: a listing's own, or one of a search. Raises Failed."""
+        return self._open(url, self.site.paging.max_listings, is_detail)
 
-    def _open(self, url: str, most: int, is_detail: bool = False, hurry: bool = False) -> LoadedPage:
+    def _open(self, url: str, most: int, is_detail: bool = False) -> LoadedPage:
         crashes = itertools.count(1)
 
         def ask() -> LoadedPage:
@@ -121,7 +121,7 @@ class Browser:
                 try:
                     with self.downloader.permit(url), suppress(UnexpectedAlertPresentException):
                         self._go(url)
-                    return self._read(url, most, is_detail, hurry)
+                    return self._read(url, most, is_detail)
                 except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
                     # whatever it was, the next attempt and the next page get a fresh browser
                     self.quit(at_once=True)
@@ -145,10 +145,10 @@ class Browser:
                 raise Busy(f"no answer: {found[1].replace('_', ' ').lower()}", url) from error
             raise
 
-    def _read(self, url: str, most: int, is_detail: bool, hurry: bool) -> LoadedPage:
+    def _read(self, url: str, most: int, is_detail: bool) -> LoadedPage:
         """Walk through the page and take its HTML, whatever alert boxes come in between."""
         page = Settling(self._driver, self.site, self.downloader, self._traffic, url, is_detail)
-        loading = Loading(page, most, hurry)
+        loading = Loading(page, most)
         for left in itertools.count(MAX_ALERTS, -1):
             try:
                 return loading.read()

@@ -32,10 +32,10 @@ class LoadedPage:
 
 
 class Loading:
-    """Loads one page, a listing's own or one of a search, up to about `most` listings; in a `hurry` what is there."""
+    """Loads one page, a listing's own or one of a search, up to about `most` listings."""
 
-    def __init__(self, page: Settling, most: int, hurry: bool = False):
-        self.page, self.most, self.hurry = page, most, hurry
+    def __init__(self, page: Settling, most: int):
+        self.page, self.most = page, most
         self.driver, self.site, self.paging = page.driver, page.site, page.site.paging
         self._known_when_refused = 0  # cards
         self._is_button_there = False
@@ -59,17 +59,16 @@ class Loading:
         if not page.cards.keys and not page.shows(self.paging.empty) and is_busy(self.driver.page_source):
             raise Busy(f"a page titled {title_of(self.driver.page_source)!r} asks to come later", page.url)
         following = self._following() if self.paging.kind == "next" and not page.is_detail else ""
-        more = "" if self.hurry else self._more(stopped_by, following)
         return LoadedPage(
             url=url,
-            html=self._serialise() if self.hurry else self._html(),
+            html=self._html(),
             stopped_by=stopped_by,
             cookies=self.driver.get_cookies(),
             asked=page.url,
             http_status=status,
             odd=page.odd,
             following=following if following != "#" else "",
-            more=more,
+            more=self._more(stopped_by, following),
         )
 
     def _check_answer(self) -> tuple[str, int | None]:
@@ -111,8 +110,6 @@ class Loading:
         """Load what `[paging]` says and return what ended it, as `LoadedPage.stopped_by` has it."""
         page, kind, selector = self.page, self.paging.kind, self.paging.button
         page.wait_for_first()
-        if self.hurry:
-            return "single page"
         if kind not in ("scroll", "button") or page.is_detail:
             page.start_paying()
             page.settle_walking(self.most)

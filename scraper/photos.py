@@ -25,10 +25,9 @@ EXPIRED = ("status 400", "status 401", "status 403", "status 404", "status 410")
 MOST_TRIALS = 2  # addresses of a host that are refused, yet still shown, until others are taken to be gone at once
 NOT_SHOWN = "address expired, and no page shows it any more"
 MOST_IN_VAIN = 3  # times in a row that a page is opened again
-FEW = 3  # photos for which a long page is not loaded whole once more
 
-# Opens a page once more, in a hurry or with all that comes late; None where it cannot be had.
-TakeAgain = Callable[[bool], tuple[LoadedPage, list[Listing]] | None]
+# Opens a page once more; None where it cannot be had.
+TakeAgain = Callable[[], tuple[LoadedPage, list[Listing]] | None]
 
 
 Shown = tuple[str, str, Listing]  # a photo's name, its address, and the listing that shows it
@@ -88,8 +87,7 @@ class Photos:
     def fetch_all(self, listings: list[Listing], page: LoadedPage, start: Start, take_again: TakeAgain) -> None:
         """Fetch the photos that a page shows; where addresses expired on the way, take new ones from it.
 
-        The page is opened again until that has thrice in a row given no photo more: in a hurry, for what expires within
-        seconds; the second time with all that comes late.
+        The page is opened again until that has thrice in a row given no photo more.
         """
         with self.lock:
             self.stats.without_photos += sum(not listing.photos for listing in listings)
@@ -99,8 +97,7 @@ class Photos:
         expired = self._ask(_by_place(listings, self.site, self.journal), page, start)
         in_vain = 0
         while expired and in_vain < MOST_IN_VAIN:
-            is_worth_it = len(expired) >= FEW or any(photo.is_volatile for photo in expired.values())
-            again = take_again(in_vain != 1) if is_worth_it or not in_vain else None
+            again = take_again()
             if again is None:
                 break
             left = self._fetch_renewed(expired, *again, start)

@@ -60,9 +60,7 @@ SITES = {
     ),
     "late-cards": Reported("github.com/puppeteer/puppeteer/issues/7435", "", CARDS, 10, 10, more=LIVELY),
     "hidden-marks": Reported(
-        "github.com/grafana/k6-docs/issues/2089",
-        *("", CARDS, 6, 6),
-        more=LIVELY + 'empty = ".none"\nend = "#end"',
+        "github.com/grafana/k6-docs/issues/2089", *("", CARDS, 6, 6), more=LIVELY + 'empty = ".none"\nend = "#end"'
     ),
     # 5: something new, not more
     "hashbang": Reported("github.com/arquivo/pwa-technologies/issues/556", "", CARDS, 12, 12, more=NEXT),

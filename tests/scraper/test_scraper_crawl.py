@@ -279,10 +279,9 @@ def journaled(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("moment", ["at a photo's request", "while the page scrolls"])
 def test_sigkill_and_restart_give_the_same_set(moment, short_path):
-    path, count = {
-        "at a photo's request": ("/photos/swift-7.jpg", 1),
-        "while the page scrolls": ("/api/cards", 2),
-    }[moment]
+    path, count = {"at a photo's request": ("/photos/swift-7.jpg", 1), "while the page scrolls": ("/api/cards", 2)}[
+        moment
+    ]
     with MisbehavingSite() as site:
         file = write_site_file(short_path, f"{site.base_url}/search?listings=15&kind=scroll&private=1", "scroll")
         killed = start_scraper(file, short_path)

@@ -62,13 +62,7 @@ def site():
 def downloader(
     clock: Clock, base_url: str = "http://127.0.0.1", request: dict | None = None, **politeness
 ) -> Downloader:
-    settings = {
-        "delay": 0,
-        "allow_private": ["127.0.0.1"],
-        "timeout": 10,
-        "total_timeout": 20,
-        "max_bytes": 2_000_000,
-    }
+    settings = {"delay": 0, "allow_private": ["127.0.0.1"], "timeout": 10, "total_timeout": 20, "max_bytes": 2_000_000}
     content = {
         "contact": "test@example.org",
         "start": [{"url": f"{base_url}/search", "label": "swift"}],
@@ -77,7 +71,7 @@ def downloader(
         "request": request or {},
     }
     site = parse_site(content, Path("misbehaving.toml"))
-    return Downloader(site, clock.sleep, clock, rng=random.Random(0))
+    return Downloader(site, Pacer(site.politeness, clock.sleep, clock, random.Random(0)))
 
 
 class OnePage:
@@ -91,7 +85,7 @@ class OnePage:
     def load(self, url, max_listings=None):
         yield self.page
 
-    def open(self, url, is_detail=True, hurry=False):
+    def open(self, url, is_detail=True):
         return self.page
 
 
@@ -308,9 +302,10 @@ ADDRESSES = {
 
 
 @pytest.mark.parametrize("address, is_refused", ADDRESSES.values(), ids=ADDRESSES)
-def test_private_addresses_are_refused_by_name_too(address, is_refused, clock):
+def test_private_addresses_are_refused_by_name_too(address, is_refused, clock, monkeypatch):
+    found = (socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 80))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *host, type: [found])
     fetcher = downloader(clock, allow_private=[])
-    fetcher.resolve = lambda host, port, type: [(socket.AF_INET, type, 0, "", (address, port))]
     if is_refused:
         with pytest.raises(Refused, match=re.escape(f"private address: {address}")):
             fetcher._check_address("http://photos.example/a.jpg")
@@ -389,7 +384,7 @@ class Renewing(OnePage):
         super().__init__(url, first)
         self.again, self.opened = OnePage(url, renewed).page, 0
 
-    def open(self, url: str, is_detail: bool = True, hurry: bool = False) -> LoadedPage:
+    def open(self, url: str, is_detail: bool = True) -> LoadedPage:
         self.opened += 1
         return self.again
 
