@@ -69,8 +69,8 @@ class Browser:
 
     def __init__(self, site: Site, downloader: Downloader, headed: bool = False, remote_url: str | None = None):
         self.site, self.downloader, self.headed, self.remote_url = site, downloader, headed, remote_url
-        self._driver: webdriver.Remote | None = None
-        self._traffic: Traffic | None = None
+        self.driver: webdriver.Remote | None = None
+        self.traffic: Traffic | None = None
         self._shown = ""  # the address of the document that the browser shows
         self._guard: subprocess.Popen | None = None
         self._pages = 0
@@ -114,7 +114,7 @@ class Browser:
 
         def ask() -> LoadedPage:
             while True:
-                if self._driver is None or self._pages >= self.site.politeness.restart_browser_every:
+                if self.driver is None or self._pages >= self.site.politeness.restart_browser_every:
                     self.quit()
                     self._start()
                 self._pages += 1
@@ -136,10 +136,10 @@ class Browser:
         """Load `url`, also where only its fragment differs from what is shown: the page then starts afresh."""
         document, fragment = urldefrag(url)
         if fragment and document == self._shown:
-            self._driver.get("about:blank")
+            self.driver.get("about:blank")
         self._shown = document
         try:
-            self._driver.get(url)
+            self.driver.get(url)
         except WebDriverException as error:
             if found := re.search(r"net::ERR_(\w+)", str(error)):
                 raise Busy(f"no answer: {found[1].replace('_', ' ').lower()}", url) from error
@@ -147,8 +147,7 @@ class Browser:
 
     def _read(self, url: str, most: int, is_detail: bool) -> LoadedPage:
         """Walk through the page and take its HTML, whatever alert boxes come in between."""
-        page = Settling(self._driver, self.site, self.downloader, self._traffic, url, is_detail)
-        loading = Loading(page, most)
+        loading = Loading(Settling(self, url, most, is_detail))
         for left in itertools.count(MAX_ALERTS, -1):
             try:
                 return loading.read()
@@ -156,14 +155,14 @@ class Browser:
                 if not left:
                     raise
                 with suppress(NoAlertPresentException):  # the driver has dismissed it already, as a rule
-                    self._driver.switch_to.alert.dismiss()
+                    self.driver.switch_to.alert.dismiss()
 
     def _start(self) -> None:
         self._pages = 0
         if self._is_given_up:
             raise BrowserError("the crawl is at its end")
         try:
-            self._driver = self._start_remote() if self.remote_url else self._start_local()
+            self.driver = self._start_remote() if self.remote_url else self._start_local()
         except BaseException as error:
             self.quit(at_once=True)
             if not isinstance(error, (WebDriverException, urllib3.exceptions.HTTPError, OSError)):
@@ -174,7 +173,7 @@ class Browser:
                 f"no browser could be started ({_describe(error)}); install Chromium and chromedriver "
                 "(Debian: apt install chromium chromium-driver), or give --remote-url"
             ) from error
-        self._shown, self._traffic = "", Traffic(self._driver)
+        self._shown, self.traffic = "", Traffic(self.driver)
         self._devtools("Page.addScriptToEvaluateOnNewDocument", {"source": EARLY})
         if self.site.request.headers:
             self._devtools("Network.enable", {})
@@ -183,10 +182,10 @@ class Browser:
             for name, value in self.site.request.cookies.items():
                 self._devtools("Network.setCookie", {"name": name, "value": value, "url": urljoin(start.url, "/")})
         page_timeout = self.site.politeness.page_timeout
-        self._driver.set_page_load_timeout(page_timeout)
-        self._driver.set_script_timeout(page_timeout)
+        self.driver.set_page_load_timeout(page_timeout)
+        self.driver.set_script_timeout(page_timeout)
         # a browser whose page hangs may leave its driver without an answer
-        self._driver.command_executor.client_config.timeout = page_timeout + 30
+        self.driver.command_executor.client_config.timeout = page_timeout + 30
 
     def _start_remote(self) -> webdriver.Remote:
         return _RemoteBrowser(self.remote_url, options=self._options())
@@ -210,7 +209,7 @@ class Browser:
         return _LocalBrowser(options, service)
 
     def _devtools(self, command: str, parameters: dict) -> None:
-        self._driver.execute("executeCdpCommand", {"cmd": command, "params": parameters})
+        self.driver.execute("executeCdpCommand", {"cmd": command, "params": parameters})
 
     def _options(self) -> webdriver.ChromeOptions:
         options = webdriver.ChromeOptions()
@@ -236,8 +235,8 @@ class Browser:
 
     def quit(self, at_once: bool = False) -> None:
         """End the browser and all its processes, `at_once` when it no longer answers. May be called twice."""
-        driver, guard = self._driver, self._guard
-        self._driver = self._guard = None
+        driver, guard = self.driver, self._guard
+        self.driver = self._guard = None
         try:
             if at_once and guard is not None:
                 guard.communicate(b"\n")

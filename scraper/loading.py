@@ -32,10 +32,10 @@ class LoadedPage:
 
 
 class Loading:
-    """Loads one page, a listing's own or one of a search, up to about `most` listings."""
+    """Loads one page, a listing's own or one of a search."""
 
-    def __init__(self, page: Settling, most: int):
-        self.page, self.most = page, most
+    def __init__(self, page: Settling):
+        self.page = page
         self.driver, self.site, self.paging = page.driver, page.site, page.site.paging
         self._known_when_refused = 0  # cards
         self._is_button_there = False
@@ -112,20 +112,20 @@ class Loading:
         page.wait_for_first()
         if kind not in ("scroll", "button") or page.is_detail:
             page.start_paying()
-            page.settle_walking(self.most)
+            page.settle_walking()
             self._check_scripts()
             if kind != "next" or page.is_detail or self._following() != "#":
                 return "single page"
             selector = self.paging.next
         refusals = 0
         while True:
-            page.walk(self.most)
-            while kind != "scroll" and page.cards.has_lost() and not page.is_enough(self.most) and page.scroll_on(0):
-                page.walk(self.most)
+            page.walk()
+            while kind != "scroll" and page.cards.has_lost() and not page.is_enough() and page.scroll_on(0):
+                page.walk()
             self._is_button_there |= kind != "scroll" and bool(page.find(selector))
             if page.at_end():
                 stopped_by = "end marker"
-            elif page.is_enough(self.most):
+            elif page.is_enough():
                 return "bound"
             elif page.scroll_on(self.paging.patience) if kind == "scroll" else page.press(selector):
                 refusals = 0
@@ -139,7 +139,7 @@ class Loading:
                 stopped_by = "nothing new"
             if len(page.cards.keys) > self._known_when_refused:
                 page.odd = None  # what was refused came after all
-            page.settle_walking(self.most)
+            page.settle_walking()
             return stopped_by
 
     def _is_to_be_asked_again(self, attempt: int) -> bool:

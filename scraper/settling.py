@@ -11,17 +11,18 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from selenium.common.exceptions import NoSuchFrameException, NoSuchWindowException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webdriver import WebDriver
 
 from scraper.cards import Cards
-from scraper.download import Downloader
 from scraper.pictures import BACKGROUND
 from scraper.politeness import Busy, Failed
-from scraper.site import Site, split_selector
-from scraper.traffic import Traffic
+from scraper.site import split_selector
+
+if TYPE_CHECKING:
+    from scraper.browser import Browser
 
 POLL = 0.05  # seconds
 REDRAW = 0.35  # seconds in which a list redraws itself after it was scrolled
@@ -42,26 +43,28 @@ PRESS, SHOWS, SURVEY = map(script, ("press", "shows", "survey"))
 
 
 class Settling:
-    """The page that a browser shows at `url`, and what is known of its cards; `is_detail`: a listing's own page.
+    """The page that a browser shows at `url`, a listing's own with `is_detail`, and what is known of its cards.
 
-    What may make the site work is done when `downloader` permits it; `traffic` knows what the page asks for.
+    Loading ends at about `most` cards. What may make the site work is done when the browser's downloader permits it.
     """
 
-    def __init__(
-        self, driver: WebDriver, site: Site, downloader: Downloader, traffic: Traffic, url: str, is_detail: bool
-    ):
-        self.driver, self.site, self.downloader, self.traffic = driver, site, downloader, traffic
-        self.url, self.is_detail, self.paging = url, is_detail, site.paging
+    def __init__(self, browser: Browser, url: str, most: int, is_detail: bool):
+        self.driver, self.site, self.traffic = browser.driver, browser.site, browser.traffic
+        self.downloader, self.paging = browser.downloader, browser.site.paging
+        self.url, self.most, self.is_detail = url, most, is_detail
         self.odd: str | None = None  # what may be missing, in words
         if is_detail:
-            self._selector, self._photos = split_selector(site.detail.photos)[0], None
+            self._selector, self._photos = split_selector(self.site.detail.photos)[0], None
         else:
-            self._selector, self._photos = site.selectors.listing, split_selector(site.selectors.photos or "")[0]
-        self.cards = Cards(site, is_detail)
+            self._selector, self._photos = (
+                self.site.selectors.listing,
+                split_selector(self.site.selectors.photos or "")[0],
+            )
+        self.cards = Cards(self.site, is_detail)
         self.answer: dict = {"serials": [], "inView": [], "alive": True, "ready": False, "ended": False}
         self.is_in_frame = False
         self.loads = 0  # times that scrolling or clicking brought new cards
-        self._longest = site.politeness.page_timeout
+        self._longest = self.site.politeness.page_timeout
         self._again, self._changed_at = False, 0.0
         self._clicks: dict[str, list[tuple[float, int]]] = {selector: [] for selector in self.paging.click}
         self._frames_at = 0.0  # when frames were looked into for what is to be clicked
@@ -107,8 +110,8 @@ class Settling:
     def at_end(self) -> bool:
         return self.answer["ended"]
 
-    def is_enough(self, most: int) -> bool:
-        return self.cards.count() >= most or self.loads >= self.paging.max_pages
+    def is_enough(self) -> bool:
+        return self.cards.count() >= self.most or self.loads >= self.paging.max_pages
 
     def wait_for_first(self) -> None:
         """Wait until a card or a marker is there; a page that shows neither in time is taken as it is."""
@@ -144,19 +147,19 @@ class Settling:
                 clicks.append((time.monotonic(), size))
                 self._paid = -1
 
-    def settle_walking(self, most: int) -> None:
+    def settle_walking(self) -> None:
         """Walk to the end of the page and wait there until it has settled; again where cards came meanwhile."""
         for _ in range(MAX_ROUNDS):
-            self.walk(most)
-            while self.answer["alive"] and not self.is_enough(most) and self.scroll_on(0):
-                self.walk(most)
+            self.walk()
+            while self.answer["alive"] and not self.is_enough() and self.scroll_on(0):
+                self.walk()
             before = len(self.cards.noticed)
             self._settle()
             self.cards.keep()
             if self.loads >= self.paging.max_pages:
                 self.odd = "stopped at paging.max_pages while more cards came"
             is_new = len(self.cards.noticed) > before
-            if self.is_enough(most) or not is_new and not self._visit_unseen():
+            if self.is_enough() or not is_new and not self._visit_unseen():
                 return
             if is_new:
                 self.survey("first")
@@ -172,12 +175,12 @@ class Settling:
                 count += 1
         return count > 0
 
-    def walk(self, most: int) -> None:
+    def walk(self) -> None:
         """Bring each card and picture into view that was not, from where the page stands downwards."""
         self._look()
         for _ in range(MAX_STEPS):
             is_all_seen = not self.answer["unseen"] and not self.answer["bare"]
-            if is_all_seen or not self.answer["alive"] or self.is_enough(most):
+            if is_all_seen or not self.answer["alive"] or self.is_enough():
                 return
             known = len(self.cards.keys)
             with self._pace(self.answer["unseen"] <= len(self.answer["inView"])):

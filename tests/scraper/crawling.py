@@ -40,7 +40,7 @@ class KeptBrowser(Browser):
 
     def turn_to(self, site: Site, downloader: Downloader, headed: bool = False, remote_url: str | None = None):
         """Take over another site, as a visitor whom it does not know; may stand in for the class `Browser`."""
-        if self._driver:
+        if self.driver:
             self._devtools("Network.clearBrowserCookies", {})
         self.site, self.downloader = site, downloader
         return self
