@@ -53,13 +53,9 @@ class Settling:
         self.downloader, self.paging = browser.downloader, browser.site.paging
         self.url, self.most, self.is_detail = url, most, is_detail
         self.odd: str | None = None  # what may be missing, in words
-        if is_detail:
-            self._selector, self._photos = split_selector(self.site.detail.photos)[0], None
-        else:
-            self._selector, self._photos = (
-                self.site.selectors.listing,
-                split_selector(self.site.selectors.photos or "")[0],
-            )
+        # of a card, and of the photos in it; in a gallery each photo is a card
+        self._selector = split_selector(self.site.detail.photos)[0] if is_detail else self.site.selectors.listing
+        self._photos = None if is_detail else split_selector(self.site.selectors.photos)[0]
         self.cards = Cards(self.site, is_detail)
         self.answer: dict = {"serials": [], "inView": [], "alive": True, "ready": False, "ended": False}
         self.is_in_frame = False

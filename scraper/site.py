@@ -288,10 +288,10 @@ def _check(site: Site) -> None:
         raise SiteError(f"id_pattern {id_pattern!r} needs exactly one group ( )")
 
 
-def split_selector(selector: str) -> tuple[str, str | None]:
+def split_selector(selector: str | None) -> tuple[str, str | None]:
     """Return the CSS part ("" for the element itself) and the attribute, if any, of `css@attribute`."""
-    match = re.fullmatch(r"(.*?)@([\w:.-]+)", selector.strip(), re.DOTALL)
-    return (match.group(1).strip(), match.group(2)) if match else (selector.strip(), None)
+    css, attribute = re.fullmatch(r"(.*?)(?:@([\w:.-]+))?", (selector or "").strip(), re.DOTALL).groups()
+    return css.strip(), attribute
 
 
 def named_selectors(site: Site) -> dict[str, str]:
