@@ -19,13 +19,13 @@ from scraper.loading import PAST_THE_END, LoadedPage
 from scraper.pages import (
     CHALLENGE,
     Listing,
-    count_unread,
     extract_detail,
     extract_listings,
     hints,
     is_challenge,
     is_empty_search,
     is_end_of_search,
+    lists_more_photos,
     title_of,
 )
 from scraper.photos import CrawlStopped, LimitReached, Photos, lasting_name
@@ -332,7 +332,7 @@ class Crawl:
             self._lose_page(listing.link, error)
             return
         odd = [own_page.odd] if own_page.odd else []
-        if count_unread(own_page.html, own_page.url, full.photos):
+        if lists_more_photos(own_page.html, own_page.url, full.photos):
             odd.append("a script on a listing's own page lists more photos than detail.photos finds")
         if listing.photos and not full.photos:
             odd.append("no detail.photos on a listing's own page, those of the search page were taken")

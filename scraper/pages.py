@@ -177,8 +177,8 @@ def hints(html: str) -> list[str]:
     return found
 
 
-def count_unread(html: str, page_url: str, photos: Collection[str]) -> int:
-    """Return how many photos a script of the page lists beside `photos`, which were found there by a selector.
+def lists_more_photos(html: str, page_url: str, photos: Collection[str]) -> bool:
+    """Tell whether a script of the page lists further photos beside `photos`, which were found there by a selector.
 
     What counts is a list that has each of them in an entry of its own. One photo alone may stand among its sizes.
     """
@@ -189,8 +189,8 @@ def count_unread(html: str, page_url: str, photos: Collection[str]) -> int:
         shown = [{absolute(base, address) for address in image_files(entry)} for entry in entries]
         is_one_photo = len(found) == 1 and any(SIZES.intersection(entry) for entry in entries)
         if found and found <= set().union(*shown) and sum(map(bool, map(found.__and__, shown))) >= len(found):
-            return 0 if is_one_photo else sum(bool(of_entry) and not of_entry & found for of_entry in shown)
-    return 0
+            return not is_one_photo and any(of_entry and not of_entry & found for of_entry in shown)
+    return False
 
 
 def is_end_of_search(html: str, first: str | None, site: Site) -> bool:
