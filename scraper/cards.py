@@ -32,8 +32,6 @@ class Cards:
         self.site, self.is_detail = site, is_detail
         # where `photos` names an attribute of the card itself
         self._has_no_pictures = not is_detail and not split_selector(site.selectors.photos)[0]
-            not is_detail and not split_selector(site.selectors.photos)[0]
-        )  # `photos` names an attribute of the card
         self.keys: set = set()  # of all cards noticed so far
         self.noticed: set = set()  # (card, link or photo address) pairs
         self.given_up: set = set()  # cards that were waited for in vain
