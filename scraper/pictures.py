@@ -269,48 +269,48 @@ def _as_json(match: re.Match, literals: list[str]) -> str:
     return f'"{match["name"]}"' if match["name"] else "null" if match["nothing"] else " "
 
 
+def _parts(node: object) -> list:
+    """Return what a JSON value is made of."""
+    return list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
+
+
 def _texts(node: object) -> Iterator[str]:
     if isinstance(node, str):
         yield node
-    elif isinstance(node, list | dict):
-        for part in node.values() if isinstance(node, dict) else node:
-            yield from _texts(part)
+    for part in _parts(node):
+        yield from _texts(part)
 
 
 def object_lists(node: object) -> Iterator[list[dict]]:
     """Yield every list of objects in a JSON value."""
     if isinstance(node, list) and node and all(isinstance(part, dict) for part in node):
         yield node
-    if isinstance(node, list | dict):
-        for part in node.values() if isinstance(node, dict) else node:
-            yield from object_lists(part)
+    for part in _parts(node):
+        yield from object_lists(part)
 
 
-def _follow(node: object, parts: list[str]) -> Iterator[str]:
+def _follow(node: object, path: list[str]) -> Iterator[str]:
     """Yield the texts at a path: names of an object, numbers or * of a list; a list may also be passed over.
 
-    An empty part stands for any depth.
+    An empty step stands for any depth.
     """
-    if parts and not parts[0]:
-        yield from _follow(node, parts[1:])
-        if isinstance(node, list | dict):
-            for part in node.values() if isinstance(node, dict) else node:
-                yield from _follow(part, parts)
-    elif not parts:
-        if isinstance(node, str):
-            yield node
-        elif isinstance(node, list):
-            for part in node:
-                yield from _follow(part, parts)
-    elif isinstance(node, list):
-        if parts[0].isdigit():
-            node = node[int(parts[0]) : int(parts[0]) + 1]
-        for part in node:
-            yield from _follow(part, parts[1:] if parts[0] == "*" or parts[0].isdigit() else parts)
+    if not path:
+        yield from [node] if isinstance(node, str) else []
+        for part in node if isinstance(node, list) else []:
+            yield from _follow(part, path)
+        return
+    step, rest = path[0], path[1:]
+    if not step:
+        yield from _follow(node, rest)
+        found, rest = _parts(node), path
     elif isinstance(node, dict):
-        for key, part in node.items():
-            if parts[0] in (key, "*"):
-                yield from _follow(part, parts[1:])
+        found = [part for name, part in node.items() if step in (name, "*")]
+    elif step.isdigit() or step == "*":
+        found = _parts(node)[int(step) :][:1] if step != "*" else _parts(node)
+    else:
+        found, rest = _parts(node), path
+    for part in found:
+        yield from _follow(part, rest)
 
 
 def image_files(node: object) -> list[str]:
