@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,8 +108,12 @@ def crawl(site_file: Path, folder: Path, browser: KeptBrowser, remembers: Rememb
 
 @contextmanager
 def side_by_side(jobs: dict[str, Callable[[KeptBrowser], object]]) -> Iterator[Callable[[str], object]]:
-    """Do jobs with a few browsers; yield a function that waits for one of them and returns what it did."""
-    own, browsers = threading.local(), []
+    """Do jobs with a few browsers; yield a function that waits for one of them and returns what it did.
+
+    Jobs begin a little before they are waited for, in their order, since another process may do the others.
+    """
+    own, browsers, names = threading.local(), [], list(jobs)
+    begun: dict[str, Future] = {}
 
     def work(job: Callable[[KeptBrowser], object]) -> object:
         if not hasattr(own, "browser"):
@@ -117,10 +121,16 @@ def side_by_side(jobs: dict[str, Callable[[KeptBrowser], object]]) -> Iterator[C
             browsers.append(own.browser)
         return job(own.browser)
 
+    def wait_for(name: str) -> object:
+        here = names.index(name)
+        for ahead in names[here : here + 2 * SIDE_BY_SIDE]:
+            if ahead not in begun:
+                begun[ahead] = pool.submit(work, jobs[ahead])
+        return begun[name].result(timeout=600)
+
     pool = ThreadPoolExecutor(SIDE_BY_SIDE)
     try:
-        found = {name: pool.submit(work, job) for name, job in jobs.items()}
-        yield lambda name: found[name].result(timeout=600)
+        yield wait_for
     finally:
         pool.shutdown(cancel_futures=True)
         for browser in browsers:
