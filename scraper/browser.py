@@ -105,11 +105,11 @@ class Browser:
             yield page
             url = page.following
 
-    def open(self, url: str, is_detail: bool = True) -> LoadedPage:
-        """Open one page: a listing's own, or one of a search. Raises Failed."""
-        return self._open(url, self.site.paging.max_listings, is_detail)
+    def open(self, url: str, is_detail: bool = True, hurry: bool = False) -> LoadedPage:
+        """Open one page: a listing's own, or one of a search; in a `hurry` as it first shows. Raises Failed."""
+        return self._open(url, self.site.paging.max_listings, is_detail, hurry)
 
-    def _open(self, url: str, most: int, is_detail: bool = False) -> LoadedPage:
+    def _open(self, url: str, most: int, is_detail: bool = False, hurry: bool = False) -> LoadedPage:
         crashes = itertools.count(1)
 
         def ask() -> LoadedPage:
@@ -121,7 +121,7 @@ class Browser:
                 try:
                     with self.downloader.permit(url), suppress(UnexpectedAlertPresentException):
                         self._go(url)
-                    return self._read(url, most, is_detail)
+                    return self._read(url, most, is_detail, hurry)
                 except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
                     # whatever it was, the next attempt and the next page get a fresh browser
                     self.quit(at_once=True)
@@ -145,9 +145,9 @@ class Browser:
                 raise Busy(f"no answer: {found[1].replace('_', ' ').lower()}", url) from error
             raise
 
-    def _read(self, url: str, most: int, is_detail: bool) -> LoadedPage:
+    def _read(self, url: str, most: int, is_detail: bool, hurry: bool) -> LoadedPage:
         """Walk through the page and take its HTML, whatever alert boxes come in between."""
-        loading = Loading(Settling(self, url, most, is_detail))
+        loading = Loading(Settling(self, url, most, is_detail), hurry)
         for left in itertools.count(MAX_ALERTS, -1):
             try:
                 return loading.read()

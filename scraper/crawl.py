@@ -193,8 +193,8 @@ class Crawl:
             with self._shared:
                 self.stats.without_address += len(listings) - len(own_pages)
 
-        def take() -> tuple[LoadedPage, list[Listing]]:
-            again = browser.open(page.asked, is_detail=False)
+        def take(hurry: bool) -> tuple[LoadedPage, list[Listing]]:
+            again = browser.open(page.asked, is_detail=False, hurry=hurry)
             self._archive(again, start)
             return again, extract_listings(again.html, again.url, self.site)
 
@@ -205,9 +205,9 @@ class Crawl:
             else:
                 self._hand_out(partial(self._open_and_fetch, listing, page, start))
 
-    def _take_again(self, url: str, take: Callable) -> tuple[LoadedPage, list[Listing]] | None:
+    def _take_again(self, url: str, take: Callable, hurry: bool) -> tuple[LoadedPage, list[Listing]] | None:
         try:
-            return take()
+            return take(hurry)
         except (Refused, Failed) as error:
             self._lose_page(url, error)
             return None
@@ -317,8 +317,8 @@ class Crawl:
                 self.stats.known_refused.update(collected.get("refused", {}))
             return
 
-        def take() -> tuple[LoadedPage, list[Listing]]:
-            own_page = browser.open(listing.link)
+        def take(hurry: bool = False) -> tuple[LoadedPage, list[Listing]]:
+            own_page = browser.open(listing.link, hurry=hurry)
             self._check_own_page(own_page, listing.link, search)
             self._archive(own_page, start, listing.link)
             full = extract_detail(own_page.html, own_page.url, self.site, replace(listing, photos=()))

@@ -32,10 +32,10 @@ class LoadedPage:
 
 
 class Loading:
-    """Loads one page, a listing's own or one of a search."""
+    """Loads one page, a listing's own or one of a search; in a `hurry` as it first shows."""
 
-    def __init__(self, page: Settling):
-        self.page = page
+    def __init__(self, page: Settling, hurry: bool = False):
+        self.page, self.hurry = page, hurry
         self.driver, self.site, self.paging = page.driver, page.site, page.site.paging
         self._known_when_refused = 0  # cards
         self._is_button_there = False
@@ -61,14 +61,14 @@ class Loading:
         following = self._following() if self.paging.kind == "next" and not page.is_detail else ""
         return LoadedPage(
             url=url,
-            html=self._html(),
+            html=self._serialise() if self.hurry else self._html(),
             stopped_by=stopped_by,
             cookies=self.driver.get_cookies(),
             asked=page.url,
             http_status=status,
             odd=page.odd,
             following=following if following != "#" else "",
-            more=self._more(stopped_by, following),
+            more="" if self.hurry else self._more(stopped_by, following),
         )
 
     def _check_answer(self) -> tuple[str, int | None]:
@@ -110,6 +110,8 @@ class Loading:
         """Load what `[paging]` says and return what ended it, as `LoadedPage.stopped_by` has it."""
         page, kind, selector = self.page, self.paging.kind, self.paging.button
         page.wait_for_first()
+        if self.hurry:
+            return "single page"
         if kind not in ("scroll", "button") or page.is_detail:
             page.start_paying()
             page.settle_walking()

@@ -26,8 +26,8 @@ MOST_TRIALS = 2  # addresses of a host that are refused, yet still shown, until 
 NOT_SHOWN = "address expired, and no page shows it any more"
 MOST_IN_VAIN = 3  # times in a row that a page is opened again
 
-# Opens a page once more; None where it cannot be had.
-TakeAgain = Callable[[], tuple[LoadedPage, list[Listing]] | None]
+# Opens a page once more, in a hurry or with all that comes late; None where it cannot be had.
+TakeAgain = Callable[[bool], tuple[LoadedPage, list[Listing]] | None]
 
 
 Shown = tuple[str, str, Listing]  # a photo's name, its address, and the listing that shows it
@@ -87,7 +87,8 @@ class Photos:
     def fetch_all(self, listings: list[Listing], page: LoadedPage, start: Start, take_again: TakeAgain) -> None:
         """Fetch the photos that a page shows; where addresses expired on the way, take new ones from it.
 
-        The page is opened again until that has thrice in a row given no photo more.
+        The page is opened again until that has thrice in a row given no photo more: in a hurry, for what expires within
+        seconds; the second time with all that comes late.
         """
         with self.lock:
             self.stats.without_photos += sum(not listing.photos for listing in listings)
@@ -97,7 +98,7 @@ class Photos:
         expired = self._ask(_by_place(listings, self.site, self.journal), page, start)
         in_vain = 0
         while expired and in_vain < MOST_IN_VAIN:
-            again = take_again()
+            again = take_again(in_vain != 1)
             if again is None:
                 break
             left = self._fetch_renewed(expired, *again, start)

@@ -70,10 +70,10 @@ class Remembering:
             kept.append(error)
             raise
 
-    def open(self, url: str, is_detail: bool = True) -> LoadedPage:
+    def open(self, url: str, is_detail: bool = True, hurry: bool = False) -> LoadedPage:
         if url not in self._pages:
             try:
-                self._pages[url] = self.browser.open(url, is_detail)
+                self._pages[url] = self.browser.open(url, is_detail, hurry)
             except (Failed, Refused) as error:
                 self._pages[url] = error
         return _page_or_error(self._pages[url])

@@ -85,7 +85,7 @@ class OnePage:
     def load(self, url, max_listings=None):
         yield self.page
 
-    def open(self, url, is_detail=True):
+    def open(self, url, is_detail=True, hurry=False):
         return self.page
 
 
@@ -384,7 +384,7 @@ class Renewing(OnePage):
         super().__init__(url, first)
         self.again, self.opened = OnePage(url, renewed).page, 0
 
-    def open(self, url: str, is_detail: bool = True) -> LoadedPage:
+    def open(self, url: str, is_detail: bool = True, hurry: bool = False) -> LoadedPage:
         self.opened += 1
         return self.again
 
