@@ -58,7 +58,7 @@ def crawl(folder: Path, base_url: str) -> None:
 def kill_run(kills: int, seed: int, show: bool = False) -> dict[str, int]:
     """Crawl, kill and start again until `kills` kills are done; each finished folder is checked against the truth.
 
-    Gives counts: kills, folders finished, photos lost, lines doubled, half files left, and the most photos that one
+    Return counts: kills, folders finished, photos lost, lines doubled, half files left, and the most photos that one
     kill made us fetch again.
     """
     rng = random.Random(seed)

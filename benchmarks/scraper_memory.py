@@ -17,6 +17,7 @@ from pathlib import Path
 
 from benchmarks.machine import describe
 from scraper.browser import Browser
+from scraper.download import Downloader
 from scraper.site import parse_site
 
 PAGE = """<!doctype html><article class="listing" data-id="{page}"><img src="/{page}.jpg"></article>
@@ -79,7 +80,7 @@ def main() -> None:
     site = parse_site(content, Path("memory.toml"))
     ours: list[float] = []
     lives: dict[int, list[float]] = {}  # process group of a browser -> its memory at each page
-    with Browser(site) as browser:
+    with Browser(site, Downloader(site)) as browser:
         for page in browser.load(site.starts[0].url):
             assert 'class="listing"' in page.html
             ours.append(resident_megabytes("self"))

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urldefrag, urljoin, urlsplit
 
@@ -32,8 +32,9 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.remote.command import Command
 
 from scraper.download import Downloader
-from scraper.loading import LoadedPage, OpenPage
-from scraper.politeness import Busy, Failed, Pacer
+from scraper.loading import LoadedPage, Loading
+from scraper.politeness import Busy, Failed
+from scraper.settling import Settling
 from scraper.site import Site
 from scraper.traffic import Traffic
 
@@ -60,24 +61,16 @@ class BrowserError(Exception):
 
 
 class Browser:
-    """A headless Chromium that is gone when the context is left, however that happens.
+    """A headless Chromium that starts with its first page and is gone when the context is left, however that happens.
 
-    Each thing that makes the site work, a page, a scroll, a click, is done when `downloader` permits it; without one,
-    at once. Raises BrowserError when no browser starts.
+    Each thing that makes the site work, a page, a scroll, a click, is done when `downloader` permits it. Raises
+    BrowserError when no browser starts.
     """
 
-    def __init__(
-        self,
-        site: Site,
-        downloader: Downloader | None = None,
-        headed: bool = False,
-        remote_url: str | None = None,
-    ):
-        self.site, self.headed, self.remote_url = site, headed, remote_url
-        self.permit = downloader.permit if downloader else nullcontext
-        self.pacer = downloader.pacer if downloader else Pacer(site.politeness)
-        self._driver: webdriver.Remote | None = None
-        self._traffic: Traffic | None = None
+    def __init__(self, site: Site, downloader: Downloader, headed: bool = False, remote_url: str | None = None):
+        self.site, self.downloader, self.headed, self.remote_url = site, downloader, headed, remote_url
+        self.driver: webdriver.Remote | None = None
+        self.traffic: Traffic | None = None
         self._shown = ""  # the address of the document that the browser shows
         self._guard: subprocess.Popen | None = None
         self._pages = 0
@@ -89,7 +82,6 @@ class Browser:
         return self._guard.pid if self._guard else None
 
     def __enter__(self) -> Browser:
-        self._start()
         return self
 
     def __exit__(self, *_) -> None:
@@ -122,12 +114,12 @@ class Browser:
 
         def ask() -> LoadedPage:
             while True:
-                if self._driver is None or self._pages >= self.site.politeness.restart_browser_every:
+                if self.driver is None or self._pages >= self.site.politeness.restart_browser_every:
                     self.quit()
                     self._start()
                 self._pages += 1
                 try:
-                    with self.permit(url), suppress(UnexpectedAlertPresentException):
+                    with self.downloader.permit(url), suppress(UnexpectedAlertPresentException):
                         self._go(url)
                     return self._read(url, most, is_detail, hurry)
                 except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
@@ -138,16 +130,16 @@ class Browser:
                     if next(crashes) == ATTEMPTS:
                         raise Failed(_describe(error)) from error
 
-        return self.pacer.persist(ask)
+        return self.downloader.pacer.persist(ask)
 
     def _go(self, url: str) -> None:
         """Load `url`, also where only its fragment differs from what is shown: the page then starts afresh."""
         document, fragment = urldefrag(url)
         if fragment and document == self._shown:
-            self._driver.get("about:blank")
+            self.driver.get("about:blank")
         self._shown = document
         try:
-            self._driver.get(url)
+            self.driver.get(url)
         except WebDriverException as error:
             if found := re.search(r"net::ERR_(\w+)", str(error)):
                 raise Busy(f"no answer: {found[1].replace('_', ' ').lower()}", url) from error
@@ -155,41 +147,33 @@ class Browser:
 
     def _read(self, url: str, most: int, is_detail: bool, hurry: bool) -> LoadedPage:
         """Walk through the page and take its HTML, whatever alert boxes come in between."""
-        page = OpenPage(self._driver, self.site, url, self.permit, self.pacer, self._traffic, is_detail)
+        loading = Loading(Settling(self, url, most, is_detail), hurry)
         for left in itertools.count(MAX_ALERTS, -1):
             try:
-                return page.read(most, hurry)
+                return loading.read()
             except UnexpectedAlertPresentException:
                 if not left:
                     raise
                 with suppress(NoAlertPresentException):  # the driver has dismissed it already, as a rule
-                    self._driver.switch_to.alert.dismiss()
+                    self.driver.switch_to.alert.dismiss()
 
     def _start(self) -> None:
         self._pages = 0
         if self._is_given_up:
             raise BrowserError("the crawl is at its end")
         try:
-            if self.remote_url:
-                self._driver = _RemoteBrowser(self.remote_url, options=self._options())
-            else:
-                _check_temporary_folder()
-                self._profile = tempfile.mkdtemp(prefix="scraper-browser-")
-                self._guard = _stand_guard(self._profile)
-                self._driver = _LocalBrowser(*self._local())
-        except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
+            self.driver = self._start_remote() if self.remote_url else self._start_local()
+        except BaseException as error:
             self.quit(at_once=True)
+            if not isinstance(error, (WebDriverException, urllib3.exceptions.HTTPError, OSError)):
+                raise
             if self.remote_url:
                 raise BrowserError(f"no browser at {self.remote_url} ({_describe(error)}); is it running?") from error
             raise BrowserError(
                 f"no browser could be started ({_describe(error)}); install Chromium and chromedriver "
                 "(Debian: apt install chromium chromium-driver), or give --remote-url"
             ) from error
-        except BaseException:
-            self.quit(at_once=True)
-            raise
-        page_timeout = self.site.politeness.page_timeout
-        self._shown, self._traffic = "", Traffic(self._driver)
+        self._shown, self.traffic = "", Traffic(self.driver)
         self._devtools("Page.addScriptToEvaluateOnNewDocument", {"source": EARLY})
         if self.site.request.headers:
             self._devtools("Network.enable", {})
@@ -197,37 +181,21 @@ class Browser:
         for start in self.site.starts:
             for name, value in self.site.request.cookies.items():
                 self._devtools("Network.setCookie", {"name": name, "value": value, "url": urljoin(start.url, "/")})
-        self._driver.set_page_load_timeout(page_timeout)
-        self._driver.set_script_timeout(page_timeout)
+        page_timeout = self.site.politeness.page_timeout
+        self.driver.set_page_load_timeout(page_timeout)
+        self.driver.set_script_timeout(page_timeout)
         # a browser whose page hangs may leave its driver without an answer
-        self._driver.command_executor.client_config.timeout = page_timeout + 30
+        self.driver.command_executor.client_config.timeout = page_timeout + 30
 
-    def _devtools(self, command: str, parameters: dict) -> None:
-        self._driver.execute("executeCdpCommand", {"cmd": command, "params": parameters})
+    def _start_remote(self) -> webdriver.Remote:
+        return _RemoteBrowser(self.remote_url, options=self._options())
 
-    def _options(self) -> webdriver.ChromeOptions:
-        options = webdriver.ChromeOptions()
-        options.page_load_strategy = "eager"
-        options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-        options.add_experimental_option("perfLoggingPrefs", {"enableNetwork": True, "enablePage": False})
-        # with a certificate of one's own, robots.txt is read first, by a client that knows it
-        options.accept_insecure_certs = not self.site.request.verify or self.site.request.ca_file is not None
-        options.unhandled_prompt_behavior = "dismiss"  # an alert box must not stop a crawl
-        for flag in ("--disable-dev-shm-usage", "--disable-background-networking", "--window-size=1280,1600"):
-            options.add_argument(flag)
-        # a page that leaks memory loses its tab, not the machine
-        options.add_argument(f"--js-flags=--max-old-space-size={TAB_MEGABYTES}")
-        # as root Chromium starts only without its sandbox; who runs a browser elsewhere is not ours to know
-        if os.geteuid() == 0 and urlsplit(self.remote_url or "http://localhost").hostname in LOOPBACK:
-            options.add_argument("--no-sandbox")
-        if not self.headed:
-            options.add_argument("--headless=new")
-        options.add_argument(f"--user-agent={self.site.user_agent}")
-        options.add_experimental_option("prefs", {"profile.managed_default_content_settings.images": 2})
-        return options
-
-    def _local(self) -> tuple[webdriver.ChromeOptions, Service]:
-        """Options and service of a browser on this machine: the system's where there is one, else Selenium's."""
+    def _start_local(self) -> webdriver.Chrome:
+        """Start a browser of this machine: the system's where there is one, else the one that Selenium fetches."""
+        _check_temporary_folder()
+        self._profile = tempfile.mkdtemp(prefix="scraper-browser-")
+        guard = ["/bin/sh", "-c", GUARD, "guard", self._profile]
+        self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, process_group=0)
         options = self._options()
         options.add_argument(f"--user-data-dir={self._profile}")
         chromium = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
@@ -238,12 +206,37 @@ class Browser:
             options.binary_location = chromium
         # in the guard's process group from birth; out of ours, so that Ctrl-C reaches us alone
         service = Service(driver if chromium else None, popen_kw={"process_group": self._guard.pid})
-        return options, service
+        return _LocalBrowser(options, service)
+
+    def _devtools(self, command: str, parameters: dict) -> None:
+        self.driver.execute("executeCdpCommand", {"cmd": command, "params": parameters})
+
+    def _options(self) -> webdriver.ChromeOptions:
+        options = webdriver.ChromeOptions()
+        options.page_load_strategy = "eager"
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+        options.add_experimental_option("perfLoggingPrefs", {"enableNetwork": True, "enablePage": False})
+        options.add_experimental_option("prefs", {"profile.managed_default_content_settings.images": 2})
+        # with a certificate of one's own, robots.txt is read first, by a client that knows it
+        options.accept_insecure_certs = not self.site.request.verify or self.site.request.ca_file is not None
+        options.unhandled_prompt_behavior = "dismiss"  # an alert box must not stop a crawl
+        flags = ["--disable-dev-shm-usage", "--disable-background-networking", "--window-size=1920,1600"]
+        flags.append(f"--user-agent={self.site.user_agent}")
+        # a page that leaks memory loses its tab, not the machine
+        flags.append(f"--js-flags=--max-old-space-size={TAB_MEGABYTES}")
+        # as root Chromium starts only without its sandbox; who runs a browser elsewhere is not ours to know
+        if os.geteuid() == 0 and urlsplit(self.remote_url or "http://localhost").hostname in LOOPBACK:
+            flags.append("--no-sandbox")
+        if not self.headed:
+            flags.append("--headless=new")
+        for flag in flags:
+            options.add_argument(flag)
+        return options
 
     def quit(self, at_once: bool = False) -> None:
         """End the browser and all its processes, `at_once` when it no longer answers. May be called twice."""
-        driver, guard = self._driver, self._guard
-        self._driver = self._guard = None
+        driver, guard = self.driver, self._guard
+        self.driver = self._guard = None
         try:
             if at_once and guard is not None:
                 guard.communicate(b"\n")
@@ -294,10 +287,6 @@ sleep 1
 rm -rf "$1"
 kill -KILL 0
 """
-
-
-def _stand_guard(profile: str) -> subprocess.Popen:
-    return subprocess.Popen(["/bin/sh", "-c", GUARD, "guard", profile], stdin=subprocess.PIPE, process_group=0)
 
 
 def _check_temporary_folder() -> None:

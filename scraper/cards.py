@@ -30,6 +30,8 @@ class Cards:
 
     def __init__(self, site: Site, is_detail: bool):
         self.site, self.is_detail = site, is_detail
+        # where `photos` names an attribute of the card itself
+        self._has_no_pictures = not is_detail and not split_selector(site.selectors.photos)[0]
         self.keys: set = set()  # of all cards noticed so far
         self.noticed: set = set()  # (card, link or photo address) pairs
         self.given_up: set = set()  # cards that were waited for in vain
@@ -139,7 +141,6 @@ class Cards:
         return [p for p in card.photos if self._shown_by[p] < SHARED_BY and p not in card.left_over]
 
     def _is_complete(self, card: Card) -> bool:
-        if not self.is_detail and self.site.detail and self.site.selectors.link:
+        if self.site.detail and not self.is_detail:
             return bool(card.link)
-        has_no_pictures = not self.is_detail and not split_selector(self.site.selectors.photos or "")[0]
-        return has_no_pictures or bool(self._own_photos(card))
+        return self._has_no_pictures or bool(self._own_photos(card))

@@ -13,18 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from scraper.browser import Browser, BrowserError
-from scraper.closing import (
-    DONE,
-    EXIT_CODES,
-    INTERRUPTED,
-    NOTHING_FOUND,
-    STOPPED,
-    USAGE,
-    Stats,
-    closing_table,
-    exit_code,
-)
-from scraper.crawl import Crawl, CrawlStopped, NoListings
+from scraper.closing import DONE, EXIT_CODES, INTERRUPTED, NOTHING_FOUND, STOPPED, USAGE, Stats, closing_table
+from scraper.crawl import Crawl
 from scraper.download import Downloader
 from scraper.journal import Journal, StorageError
 from scraper.reparse import reparse
@@ -107,7 +97,8 @@ def _read_site(options: argparse.Namespace) -> Site:
 
 def _crawl(site: Site, options: argparse.Namespace) -> int:
     downloader = Downloader(site)
-    with Journal(options.out / site.name) as journal, Progress() as progress:
+    progress = Progress()
+    with Journal(options.out / site.name) as journal:
         if journal.is_new:
             hosts = ", ".join(sorted({start.url.split("/")[2] for start in site.starts}))
             print(
@@ -118,25 +109,18 @@ def _crawl(site: Site, options: argparse.Namespace) -> int:
             print(f"no paging.kind in the site file of {site.name}: one page of each start is read", file=sys.stderr)
         browsers = [Browser(site, downloader, options.headed, options.remote_url) for _ in range(options.browsers)]
         crawl = Crawl(site, journal, browsers, downloader, options.limit, progress.show)
-        try:
-            with ExitStack() as stack:
-                for browser in browsers:
-                    stack.callback(browser.quit)
-                stack.enter_context(browsers[0])  # the others start when there is a page for them
-                crawl.run()
-            code = DONE
-        except CrawlStopped as stop:
-            code = _say(NOTHING_FOUND if isinstance(stop, NoListings) else STOPPED, stop)
-        except (StorageError, BrowserError) as error:
-            code = _say(STOPPED, error)
-        except KeyboardInterrupt:
-            code = _say(INTERRUPTED, "interrupted; the same command goes on where it stopped")
-        finally:
-            downloader.close()
+        with ExitStack() as stack:
+            stack.callback(downloader.close)
+            for browser in browsers:
+                stack.enter_context(browser)
+            stack.callback(progress.close)
+            code, ended_by = crawl.finish()
+    if ended_by:
+        _say(code, ended_by)
     print(closing_table(crawl.stats, options.out / site.name), file=sys.stderr)
     if options.json:
         print(json.dumps(crawl.stats.as_dict(), ensure_ascii=False))
-    return code or exit_code(crawl.stats)
+    return code
 
 
 class Progress:
@@ -145,36 +129,33 @@ class Progress:
     every = 5.0  # seconds
 
     def __init__(self):
-        self._bar = tqdm(unit=" photos", file=sys.stderr) if sys.stderr.isatty() else None
+        self._bar = tqdm(unit=" photos", file=sys.stderr, disable=not sys.stderr.isatty())
         self._next_line = 0.0
 
     def show(self, stats: Stats, text: str) -> None:
+        if text:
+            self._bar.write(text, file=sys.stderr)
         done = stats.known + stats.fetched + stats.refused.total() + stats.failed.total()
-        if self._bar is not None:
-            if text:
-                self._bar.write(text, file=sys.stderr)
-            self._bar.total = stats.found
-            self._bar.update(done - self._bar.n)
-            self._bar.set_postfix(listings=stats.listings, refused=stats.refused.total(), refresh=False)
-        elif text or time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + self.every
-            print(text or f"{done} of {stats.found} photos, {stats.fetched} fetched", file=sys.stderr, flush=True)
+        if self._bar.disable:
+            if time.monotonic() >= self._next_line:
+                self._next_line = time.monotonic() + self.every
+                print(f"{done} of {stats.found} photos, {stats.fetched} fetched", file=sys.stderr, flush=True)
+            return
+        self._bar.total = stats.found
+        self._bar.update(done - self._bar.n)
+        self._bar.set_postfix(listings=stats.listings, refused=stats.refused.total(), refresh=False)
 
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self._bar is not None:
-            self._bar.close()
+    def close(self) -> None:
+        self._bar.close()
 
 
 def _check(site: Site, options: argparse.Namespace) -> int:
     downloader = Downloader(site)
     one_page = replace(site, paging=replace(site.paging, max_pages=1))
     with Browser(one_page, downloader, options.headed, options.remote_url) as browser:
-        report = check_site(one_page, browser)
-    print(report.text)
-    return DONE if report.is_usable else NOTHING_FOUND
+        text, is_usable = check_site(one_page, browser)
+    print(text)
+    return DONE if is_usable else NOTHING_FOUND
 
 
 def _reparse(site: Site, options: argparse.Namespace) -> int:

@@ -14,35 +14,43 @@ EXIT_CODES = """exit codes: 0 all that the pages show is here · 1 a page gave n
 4 some photos failed for now (run again: tries them again) · 5 came to its end, but something may be missing: the
 closing table says what, and what to try · 130 Ctrl-C (run again: goes on)"""
 
-# What to try after a refusal, by the beginning of its reason.
+NO_PAGES = "cards that lead to no page of their own"
+# What to try, by the beginning of what may be missing.
 ADVICE = {
-    "robots.txt": "the site does not want them fetched; ask its owner",
-    "the page says": "the site keeps them out of data sets; if its owner lets you: respect_noai = false",
-    "X-Robots-Tag": "the site keeps them out of data sets; if its owner lets you: respect_noai = false",
-    "too many bytes": "raise max_bytes under [politeness]",
-    "too many pixels": "raise max_pixels under [politeness]",
-    "too small": "icons, as a rule; lower min_width under [politeness] to have them",
-    "private address": "if the site is your own: allow_private = ['address'] under [politeness]",
-    "cannot be decoded": "open one in your own browser; another format may need a decoder: see the journal",
-    "not a photo": "open one in your own browser: a log-in page, or an address that is not a photo's",
-    "status 401": "they want a log-in: cookies or headers under [request]",
-    "status 403": "they want what your own browser sends (cookies or headers under [request]), or were good for a time "
-    "only (name what changes in them with ignore_query)",
-    "status 404": "look at one address in the journal: `photos` or `replace` may make a wrong one",
-    "forgotten": "",
-}
-# The same for pages from which something may be missing.
-PAGE_ADVICE = {
-    "stopped at": "raise max_pages or max_listings under [paging]",
-    "still changing": "raise page_timeout under [politeness]",
-    "cards kept coming": "the list may have no end: give `end`, or more exact selectors",
-    "a script's request": "run again, slower: raise delay under [politeness]",
-    "the last page": "to further listings, perhaps: name it under [paging], or say that this is all: kind = 'none'",
-    "the second page": "{page} may be in the wrong place of the address; is there one page only: max_pages = 1",
-    "status 404": "are they the search's own, click to get there: kind = 'button' under [paging]",
-    "status 410": "are they the search's own, click to get there: kind = 'button' under [paging]",
-    "a script on": "read them there: photos = 'script' under [detail], with photos_path where that is too much",
-    "": "look at one of them in the archive",
+    "listings without photos": "look at one of them: `photos` may not find what it shows, or it loads later (settle)",
+    NO_PAGES: "`link` may name what leads on when it is clicked; where a click shows the car in the list's place, its "
+    "page has no address: leave [detail] out and take what the cards show, with `photos` under [selectors]",
+    "pictures without an address": "they load later (settle, patience), or are no photos: make `photos` more exact, as "
+    "img:not(.icon)",
+    "listings that share": "it stands in for their photos, perhaps; name the attribute that holds the real address: "
+    "photos = 'img@data-…'",
+    "cards merged": "give `id` (and id_pattern) what tells listings apart",
+    "failed for now": "run the same command again",
+    "pages not opened": "run again; pages.jsonl says why, page by page",
+    "refused: robots.txt": "the site does not want them fetched; ask its owner",
+    "refused: the page says": "the site keeps them out of data sets; if its owner lets you: respect_noai = false",
+    "refused: X-Robots-Tag": "the site keeps them out of data sets; if its owner lets you: respect_noai = false",
+    "refused: too many bytes": "raise max_bytes under [politeness]",
+    "refused: too many pixels": "raise max_pixels under [politeness]",
+    "refused: too small": "icons, as a rule; lower min_width under [politeness] to have them",
+    "refused: private address": "if the site is your own: allow_private = ['address'] under [politeness]",
+    "refused: cannot be decoded": "open one in your own browser; another format may need a decoder: see the journal",
+    "refused: not a photo": "open one in your own browser: a log-in page, or an address that is not a photo's",
+    "refused: status 401": "they want a log-in: cookies or headers under [request]",
+    "refused: status 403": "they want what your own browser sends (cookies or headers under [request]), or were good "
+    "for a time only (name what changes in them with ignore_query)",
+    "refused: status 404": "look at one address in the journal: `photos` or `replace` may make a wrong one",
+    "refused: ": "see the journal",
+    "pages: stopped at": "raise max_pages or max_listings under [paging]",
+    "pages: still changing": "raise page_timeout under [politeness]",
+    "pages: cards kept coming": "the list may have no end: give `end`, or more exact selectors",
+    "pages: a script's request": "run again, slower: raise delay under [politeness]",
+    "pages: the last page": "to further listings, perhaps: name it under [paging]; is this all: kind = 'none'",
+    "pages: the second page": "{page} may be in the wrong place of the address; is there one page only: max_pages = 1",
+    "pages: status 404": "are they the search's own, click to get there: kind = 'button' under [paging]",
+    "pages: status 410": "are they the search's own, click to get there: kind = 'button' under [paging]",
+    "pages: a script on": "read them there: photos = 'script' under [detail], with photos_path where that is too much",
+    "pages: ": "look at one of them in the archive",
 }
 MOST_WARNINGS = 10
 
@@ -62,8 +70,8 @@ class Stats:
     pages_lost: Counter = field(default_factory=Counter)
     odd_pages: Counter = field(default_factory=Counter)  # what may be missing -> pages
     without_photos: int = 0  # listings
+    without_address: int = 0  # listings, where [detail] wants the page of each
     bare: int = 0  # pictures without an address, beside others of their listing
-    came_again: int = 0  # photos of earlier runs, under other addresses
     merged: int = 0  # cards that became a listing together with another card
     shared: Counter = field(default_factory=Counter)  # address -> listings, where several show the same
     warnings: list[str] = field(default_factory=list)
@@ -79,49 +87,32 @@ def kind_of(error: Exception | str) -> str:
     return str(error).partition(":")[0]
 
 
-def gaps(stats: Stats) -> list[tuple[str, int, str]]:
-    """Return what may be missing: (what, how many, what to try). Empty where everything the pages show is here.
+def advice(what: str) -> str:
+    """Return what to try where something may be missing."""
+    return next(text for beginning, text in ADVICE.items() if what.startswith(beginning))
+
+
+def gaps(stats: Stats) -> dict[str, int]:
+    """Return what may be missing, with its number; empty where everything that the pages show is here.
 
     Photos that robots.txt forbids, or that were forgotten on request, are no gap while there are others.
     """
-    found = [
-        (
-            "listings without photos",
-            stats.without_photos,
-            "look at one of them: `photos` may not find what it shows, or it loads later (settle)",
-        ),
-        (
-            "pictures without an address",
-            stats.bare,
-            "they load later (settle, patience), or are no photos: make `photos` more exact, as img:not(.icon)",
-        ),
-        (
-            "listings that share a photo address",
-            max(stats.shared.values(), default=0),
-            f"{next(iter(stats.shared), '')} stands in for their photos, perhaps; name the attribute that holds the "
-            "real address: photos = 'img@data-…'",
-        ),
-        (
-            "cards merged into another's listing",
-            stats.merged,
-            "give `id` (and id_pattern) what tells listings apart",
-        ),
-    ]
-    found += [(f"pages: {reason}", count, _advice(PAGE_ADVICE, reason)) for reason, count in stats.odd_pages.items()]
     refused = stats.refused + stats.known_refused
-    has_photos = stats.fetched + stats.known > stats.known_refused.total()
-    for reason, count in refused.most_common():
-        if not (reason in (ROBOTS_FORBID, "forgotten") and has_photos):
-            found.append((f"refused: {reason}", count, _advice(ADVICE, reason) or "see the journal"))
-    found += [
-        ("failed for now", stats.failed.total(), "run the same command again"),
-        ("pages not opened", stats.pages_lost.total(), "run again; pages.jsonl says why, page by page"),
-    ]
-    return [gap for gap in found if gap[1]]
-
-
-def _advice(table: dict[str, str], reason: str) -> str:
-    return next((text for start, text in table.items() if reason.startswith(start)), "")
+    if stats.fetched + stats.known > stats.known_refused.total():
+        refused -= Counter({ROBOTS_FORBID: refused[ROBOTS_FORBID], "forgotten": refused["forgotten"]})
+    shared, sharing = next(iter(stats.shared.items()), ("", 0))
+    counts = {
+        "listings without photos": stats.without_photos,
+        NO_PAGES: stats.without_address,
+        "pictures without an address": stats.bare,
+        f"listings that share the photo address {shared}": sharing,
+        "cards merged into another's listing": stats.merged,
+        **{f"pages: {reason}": count for reason, count in stats.odd_pages.items()},
+        **{f"refused: {reason}": count for reason, count in refused.most_common()},
+        "failed for now": stats.failed.total(),
+        "pages not opened": stats.pages_lost.total(),
+    }
+    return {what: count for what, count in counts.items() if count}
 
 
 def exit_code(stats: Stats) -> int:
@@ -152,5 +143,5 @@ def closing_table(stats: Stats, folder: object) -> str:
         lines.append(f"and {len(stats.warnings) - MOST_WARNINGS:,} more warnings")
     if missing := gaps(stats):
         lines.append("something may be missing:")
-        lines += [f"  {count:,} {what}: {advice}" for what, count, advice in missing]
+        lines += [f"  {count:,} {what}: {advice(what)}" for what, count in missing.items()]
     return "\n".join(lines)

@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from functools import partial
+from queue import SimpleQueue
 from urllib.parse import urlsplit
 
-from scraper.browser import Browser
-from scraper.closing import Stats, kind_of
+from scraper.browser import Browser, BrowserError
+from scraper.closing import INTERRUPTED, NOTHING_FOUND, STOPPED, Stats, exit_code, kind_of
 from scraper.download import Downloader
-from scraper.journal import Journal, archive_page
+from scraper.journal import Journal, StorageError, archive_page
 from scraper.loading import PAST_THE_END, LoadedPage
 from scraper.pages import (
     CHALLENGE,
-    SHARED_BY,
     Listing,
-    count_unread,
     extract_detail,
     extract_listings,
     hints,
     is_challenge,
     is_empty_search,
     is_end_of_search,
+    lists_more_photos,
     title_of,
 )
 from scraper.photos import CrawlStopped, LimitReached, Photos, lasting_name
 from scraper.politeness import Failed, Refused
 from scraper.site import Site, Start, named_selectors
-from scraper.tasks import Tasks
 
 MAX_BARE_PAGES_IN_A_ROW = 3  # a listing without photos happens; three in a row are a changed layout
 LEADS_ON = "the last page of a search leads on"
@@ -42,6 +40,8 @@ LED_AWAY = re.compile(r"log-?in|sign-?in|captcha|consent|error|expired|not-?foun
 
 class NoListings(CrawlStopped):
     """A page gave nothing: the site changed its layout, or shows something else to robots."""
+
+    exit_code = NOTHING_FOUND
 
 
 class Crawl:
@@ -63,22 +63,23 @@ class Crawl:
     ):
         self.site, self.journal, self.browsers, self.downloader = site, journal, browsers, downloader
         self.limit, self.report = limit, report
-        self.stats = Stats()
-        self._tasks = Tasks([partial(self._crawl_start, start) for start in site.starts])
-        # for what the threads share: all below, the stats, the journal's folder; never held while a site is asked
-        self._shared = threading.RLock()
-        self._photos = Photos(site, journal, downloader, self.stats, self._shared, limit, report)
+        self._photos = Photos(site, journal, downloader, limit, report)
+        self.stats, self._shared = self._photos.stats, self._photos.lock  # the lock guards all below, too
         self._answers_404: set[str] = set()  # hosts that answer so to every page, and show it
         self._bare_pages_in_a_row = 0
         self._later_pages = self._new_pages = 0  # after the first of a search
         self._misses = dict.fromkeys(site.fields, 0)
+        self._pool: ThreadPoolExecutor | None = None  # with several browsers
+        self._under_way: set[Future] = set()
+        self._idle: SimpleQueue[Browser] = SimpleQueue()
 
     def run(self) -> Stats:
         """Crawl all start entries, then try again what failed in earlier runs. Raises as the class says."""
         started = time.monotonic()
         try:
             if len(self.browsers) == 1:
-                self._tasks.work(self.browsers[0])
+                for start in self.site.starts:
+                    self._crawl_start(start, self.browsers[0])
             else:
                 self._work_side_by_side()
             self._photos.retry_earlier_failures()
@@ -89,30 +90,63 @@ class Crawl:
             for name, misses in self._misses.items():
                 if misses and misses == self.stats.listings:
                     self.stats.warnings.append(f"fields.{name} = {self.site.fields[name]!r} found nothing anywhere")
-            self.stats.shared = self._photos.shared(SHARED_BY)
+            self.stats.shared = self._photos.shared()
             if self._later_pages and not self._new_pages:
                 kind = "the second page of each search shows the same listings as the first"
                 self._warn(kind, kind)
-            if self.stats.came_again:
-                self.stats.warnings.append(
-                    f"{self.stats.came_again} photos of earlier runs came again under other addresses: name what "
-                    "changes in them with ignore_query or ignore_path under [selectors]"
-                )
         return self.stats
+
+    def finish(self) -> tuple[int, str]:
+        """Run the crawl; return its exit code, and in words what ended it early, if anything did."""
+        try:
+            self.run()
+        except CrawlStopped as stop:
+            return stop.exit_code, str(stop)
+        except (StorageError, BrowserError) as error:
+            return STOPPED, str(error)
+        except KeyboardInterrupt:
+            return INTERRUPTED, "interrupted; the same command goes on where it stopped"
+        return exit_code(self.stats), ""
 
     def _work_side_by_side(self) -> None:
         """Work with all browsers at once; whatever ends one of them, or us, ends all."""
-        with ThreadPoolExecutor(len(self.browsers)) as pool:
-            workers = [pool.submit(self._tasks.work, browser) for browser in self.browsers]
+        for browser in self.browsers:
+            self._idle.put(browser)
+        starts = iter(self.site.starts)
+        with ThreadPoolExecutor(len(self.browsers)) as self._pool:
             try:
-                for worker in as_completed(workers):
-                    worker.result()
+                while True:
+                    # listings' own pages come before another search
+                    while len(self._under_way) < len(self.browsers) and (start := next(starts, None)):
+                        self._hand_out(partial(self._crawl_start, start))
+                    with self._shared:
+                        under_way = self._under_way.copy()
+                    if not under_way:
+                        return
+                    done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+                    for task in done:
+                        task.result()
+                    with self._shared:
+                        self._under_way -= done
             except BaseException:
-                self._tasks.end()
+                self._pool.shutdown(wait=False, cancel_futures=True)
                 self.downloader.stop()
                 for browser in self.browsers:
                     browser.give_up()
                 raise
+
+    def _hand_out(self, task: Callable[[Browser], None]) -> None:
+        """Let whichever browser is free first do a task."""
+
+        def work() -> None:
+            browser = self._idle.get()
+            try:
+                task(browser)
+            finally:
+                self._idle.put(browser)
+
+        with self._shared:
+            self._under_way.add(self._pool.submit(work))
 
     def _crawl_start(self, start: Start, browser: Browser) -> None:
         known: dict[object, tuple[int, int]] = {}
@@ -151,8 +185,13 @@ class Crawl:
             self._lose_page(start.url, error)
 
     def _collect(self, listings: list[Listing], page: LoadedPage, start: Start, browser: Browser) -> None:
-        own_pages = [listing for listing in listings if self.site.detail and listing.link]
-        here = [listing for listing in listings if not (self.site.detail and listing.link)]
+        """Fetch the photos of listings: from the pages of their own, where the site file says so, else from `page`."""
+        own_pages, here = [], listings
+        if self.site.detail:
+            own_pages = [listing for listing in listings if listing.link]
+            here = [listing for listing in listings if not listing.link and listing.photos]
+            with self._shared:
+                self.stats.without_address += len(listings) - len(own_pages)
 
         def take(hurry: bool) -> tuple[LoadedPage, list[Listing]]:
             again = browser.open(page.asked, is_detail=False, hurry=hurry)
@@ -163,8 +202,8 @@ class Crawl:
         for listing in own_pages:
             if len(self.browsers) == 1:
                 self._open_and_fetch(listing, page, start, browser)
-            else:  # whichever browser is free
-                self._tasks.add(partial(self._open_and_fetch, listing, page, start))
+            else:
+                self._hand_out(partial(self._open_and_fetch, listing, page, start))
 
     def _take_again(self, url: str, take: Callable, hurry: bool) -> tuple[LoadedPage, list[Listing]] | None:
         try:
@@ -293,7 +332,7 @@ class Crawl:
             self._lose_page(listing.link, error)
             return
         odd = [own_page.odd] if own_page.odd else []
-        if count_unread(own_page.html, own_page.url, full.photos):
+        if lists_more_photos(own_page.html, own_page.url, full.photos):
             odd.append("a script on a listing's own page lists more photos than detail.photos finds")
         if listing.photos and not full.photos:
             odd.append("no detail.photos on a listing's own page, those of the search page were taken")
@@ -306,9 +345,9 @@ class Crawl:
         if bare_pages >= MAX_BARE_PAGES_IN_A_ROW:
             raise NoListings(self._nothing_on(own_page, "detail.photos"))
         self._photos.fetch_all([full], own_page, start, partial(self._take_again, listing.link, take))
-        if not odd and not full.bare and self._photos.are_final(full):
-            with self._shared:
-                self.journal.append_page({"url": name, "status": "collected"} | self._photos.refusals(full))
+        with self._shared:
+            if not odd and not full.bare and (summary := self._photos.summary(full)) is not None:
+                self.journal.append_page({"url": name, "status": "collected"} | summary)
 
     def _check_own_page(self, page: LoadedPage, link: str, search: LoadedPage) -> None:
         """Raises Failed where a site answers with something else than the listing's own page."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import ipaddress
-import random
 import re
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from urllib.parse import urldefrag, urljoin, urlsplit
@@ -40,23 +38,13 @@ class Photo:
 class Downloader:
     """Fetches the photos of one site; each thread that uses it has a session and cookies of its own.
 
-    Time is handed in (`sleep`, `clock` in seconds, `wall_clock` in Unix seconds), and so is name resolution, so that
-    tests need neither patience nor a network.
+    Tests hand in a `pacer` with a clock of their own, so that they need no patience.
     """
 
-    def __init__(
-        self,
-        site: Site,
-        sleep: Callable[[float], None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-        wall_clock: Callable[[], float] = time.time,
-        resolve: Callable[..., list] = socket.getaddrinfo,
-        rng: random.Random | None = None,
-    ):
+    def __init__(self, site: Site, pacer: Pacer | None = None):
         self.site, self.politeness = site, site.politeness
-        self.pacer = Pacer(site.politeness, sleep, clock, rng)
+        self.pacer = pacer or Pacer(site.politeness)
         self.robots = Robots(self._get_robots, self.pacer)
-        self.wall_clock, self.resolve = wall_clock, resolve
         self._private = [ipaddress.ip_network(text) for text in site.politeness.allow_private]
         self._public_hosts: set[tuple[str, int]] = set()
         self._answered: set[str] = set()  # hosts
@@ -144,8 +132,7 @@ class Downloader:
                 self._answered.add(urlsplit(url).netloc)
                 status = response.status_code
                 if status in BUSY:
-                    after = parse_retry_after(response.headers.get("Retry-After", ""), self.wall_clock)
-                    raise Busy(f"status {status}", url, after)
+                    raise Busy(f"status {status}", url, parse_retry_after(response.headers.get("Retry-After", "")))
                 location = response.headers.get("Location", "") if response.is_redirect else ""
                 result = location if 300 <= status < 400 else read(url, response)
             if passed.is_set():
@@ -228,7 +215,7 @@ class Downloader:
         if host in self._public_hosts:
             return
         try:
-            found = {entry[4][0] for entry in self.resolve(*host, type=socket.SOCK_STREAM)}
+            found = {entry[4][0] for entry in socket.getaddrinfo(*host, type=socket.SOCK_STREAM)}
         except (OSError, UnicodeError) as error:
             if self._proxies_to(url):
                 return  # behind a proxy, names are the proxy's business

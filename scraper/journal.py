@@ -85,8 +85,9 @@ class Journal:
             outcome.shown_by[line.get("listing"), line.get("label")] = place
 
     def append(self, line: dict) -> None:
-        """Record the outcome of a photo URL."""
-        self._remember(line, self._append(self._photos, line))
+        """Record the outcome of a photo URL, with the time (UTC)."""
+        with storage_errors(self.folder):
+            self._remember(line, self._photos.append(line | _now()))
 
     def newest_line(self, url: str) -> dict:
         """Return the newest line of `url`."""
@@ -98,14 +99,10 @@ class Journal:
         return None if place is None else self._photos.read(place)
 
     def append_page(self, line: dict) -> None:
-        """Record what became of a page."""
-        self._append(self._pages, line)
+        """Record what became of a page, with the time (UTC)."""
+        with storage_errors(self.folder):
+            self._pages.append(line | _now())
         self._note_collected(line)
-
-    def _append(self, lines: Lines, line: dict) -> int:
-        """Write one line with the time (UTC) added, sync it to the disk and return its place in the file."""
-        with storage_errors(lines.path):
-            return lines.append({**line, "time": datetime.now(UTC).isoformat(timespec="seconds")})
 
     def _note_collected(self, line: dict) -> None:
         if line.get("status") == "collected":
@@ -123,6 +120,10 @@ class Journal:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _now() -> dict:
+    return {"time": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
 def read_forgotten(journal: Path) -> set[str]:
@@ -176,12 +177,11 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.close(folder)
 
 
-def store_photo(folder: Path, sha256: str, extension: str, content: bytes) -> bool:
-    """Keep a photo's original bytes as `<sha256[:2]>/<sha256>.<ext>`; return whether they were not there already."""
+def store_photo(folder: Path, sha256: str, extension: str, content: bytes) -> None:
+    """Keep a photo's original bytes, once, as `<sha256[:2]>/<sha256>.<ext>`."""
     path = folder / sha256[:2] / f"{sha256}.{extension}"
-    if is_new := not path.exists():
+    if not path.exists():
         write_atomically(path, content)
-    return is_new
 
 
 def archive_page(folder: Path, html: str) -> Path:

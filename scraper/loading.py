@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
 from selenium.common.exceptions import WebDriverException
-from selenium.webdriver.remote.webdriver import WebDriver
 
 from scraper.pages import DESTINATION, HIDDEN, is_busy, is_challenge, title_of
-from scraper.politeness import BUSY, Busy, Failed, Pacer
+from scraper.politeness import BUSY, Busy, Failed
 from scraper.settling import Settling, script
-from scraper.site import Site, split_selector
-from scraper.traffic import Traffic
+from scraper.site import split_selector
 
 PAST_THE_END = (404, 410)  # a page that was numbered too high, or a car that is sold
 ANSWER, DESTINATIONS, FOLLOWING, HTML, MORE = map(script, ("answer", "destinations", "following", "html", "more"))
@@ -34,57 +31,45 @@ class LoadedPage:
     more: str = ""  # what seems to lead to further listings, in words, where the site file does not make use of it
 
 
-class OpenPage:
-    """The page that a browser shows at `url`: a page of a search, or a listing's own with `is_detail`.
+class Loading:
+    """Loads one page, a listing's own or one of a search; in a `hurry` as it first shows."""
 
-    Whatever may make the site work is done in the context that `permit(url)` returns; `pacer` hears of an answer to a
-    script that asks us to wait.
-    """
-
-    def __init__(
-        self,
-        driver: WebDriver,
-        site: Site,
-        url: str,
-        permit: Callable[[str], AbstractContextManager],
-        pacer: Pacer,
-        requests: Traffic,
-        is_detail: bool = False,
-    ):
-        self.driver, self.site, self.url, self.requests, self.is_detail = driver, site, url, requests, is_detail
-        self.pacer, self.paging = pacer, site.paging
-        self.page = Settling(driver, site, url, permit, requests, is_detail)
+    def __init__(self, page: Settling, hurry: bool = False):
+        self.page, self.hurry = page, hurry
+        self.driver, self.site, self.paging = page.driver, page.site, page.site.paging
         self._known_when_refused = 0  # cards
         self._is_button_there = False
 
-    def read(self, most: int, hurry: bool = False) -> LoadedPage:
-        """Load what `[paging]` says, up to about `most` listings, and return the page; in a `hurry` what is there.
+    def read(self) -> LoadedPage:
+        """Load what `[paging]` says and return the page.
 
         May be called again after an alert box cut an answer off. Raises Busy where the page, or what its scripts
         ask for, is to be asked for later, and Failed where the site refuses.
         """
-        self.page.begin()
-        answer = self._check_answer()
-        has_frame = self.site.selectors.frame and not self.is_detail
-        if has_frame and self.page.until(self._enter_frame, self.paging.patience):
-            answer = self._check_answer()
-        documents = self.page.cards.documents
-        stopped_by = self._gather(most, hurry)
-        if self.page.cards.documents > documents + 1:  # a click or a script led to another page
-            answer = self._check_answer()
-        led_to, status = answer
-        self._check_busy()
-        following = self._following() if self.paging.kind == "next" and not self.is_detail else ""
-        more = "" if hurry else self._more(stopped_by, following)
-        found = (
-            led_to,
-            self._serialise() if hurry else self._html(),
-            stopped_by,
-            self.driver.get_cookies(),
-            self.url,
-            status,
+        page = self.page
+        page.begin()
+        url, status = self._check_answer()
+        has_frame = self.site.selectors.frame and not page.is_detail
+        if has_frame and page.until(self._enter_frame, self.paging.patience):
+            url, status = self._check_answer()
+        documents = page.cards.documents
+        stopped_by = self._gather()
+        if page.cards.documents > documents + 1:  # a click or a script led to another page
+            url, status = self._check_answer()
+        if not page.cards.keys and not page.shows(self.paging.empty) and is_busy(self.driver.page_source):
+            raise Busy(f"a page titled {title_of(self.driver.page_source)!r} asks to come later", page.url)
+        following = self._following() if self.paging.kind == "next" and not page.is_detail else ""
+        return LoadedPage(
+            url=url,
+            html=self._serialise() if self.hurry else self._html(),
+            stopped_by=stopped_by,
+            cookies=self.driver.get_cookies(),
+            asked=page.url,
+            http_status=status,
+            odd=page.odd,
+            following=following if following != "#" else "",
+            more="" if self.hurry else self._more(stopped_by, following),
         )
-        return LoadedPage(*found, self.page.odd, following if following != "#" else "", more)
 
     def _check_answer(self) -> tuple[str, int | None]:
         """Return the page's address and HTTP status. Raises Busy where it asks to come later, Failed where it refuses.
@@ -104,16 +89,11 @@ class OpenPage:
         if html:
             said = f"status {status}: the site answered with a page titled {title_of(html)!r}"
             if status in BUSY:
-                raise Busy(said, self.url, self.requests.retry_after(address))
+                raise Busy(said, self.page.url, self.page.traffic.retry_after(address))
             raise Failed(f"{said}; it may turn robots away, or ask for a log-in")
         inside = self.driver.execute_script("return location.href;") if self.page.is_in_frame else ""
         # srcdoc: the frame's page has no address
         return inside if inside.startswith("http") else self.driver.current_url, status or None
-
-    def _check_busy(self) -> None:
-        """Raises Busy where a page shows nothing but that it may be well a moment later, whatever its status."""
-        if not self.page.cards.keys and not self.page.shows(self.paging.empty) and is_busy(self.driver.page_source):
-            raise Busy(f"a page titled {title_of(self.driver.page_source)!r} asks to come later", self.url)
 
     def _enter_frame(self) -> bool:
         """Look into the frame that holds the listings; tell whether its page is there."""
@@ -126,28 +106,28 @@ class OpenPage:
             self.driver.switch_to.default_content()
         return False
 
-    def _gather(self, most: int, hurry: bool) -> str:
+    def _gather(self) -> str:
         """Load what `[paging]` says and return what ended it, as `LoadedPage.stopped_by` has it."""
         page, kind, selector = self.page, self.paging.kind, self.paging.button
         page.wait_for_first()
-        if hurry:
+        if self.hurry:
             return "single page"
-        if kind not in ("scroll", "button") or self.is_detail:
+        if kind not in ("scroll", "button") or page.is_detail:
             page.start_paying()
-            page.settle_walking(most)
+            page.settle_walking()
             self._check_scripts()
-            if kind != "next" or self.is_detail or self._following() != "#":
+            if kind != "next" or page.is_detail or self._following() != "#":
                 return "single page"
             selector = self.paging.next
         refusals = 0
         while True:
-            page.walk(most)
-            while kind != "scroll" and page.cards.has_lost() and not page.is_enough(most) and page.scroll_on(0):
-                page.walk(most)
+            page.walk()
+            while kind != "scroll" and page.cards.has_lost() and not page.is_enough() and page.scroll_on(0):
+                page.walk()
             self._is_button_there |= kind != "scroll" and bool(page.find(selector))
             if page.at_end():
                 stopped_by = "end marker"
-            elif page.is_enough(most):
+            elif page.is_enough():
                 return "bound"
             elif page.scroll_on(self.paging.patience) if kind == "scroll" else page.press(selector):
                 refusals = 0
@@ -161,25 +141,24 @@ class OpenPage:
                 stopped_by = "nothing new"
             if len(page.cards.keys) > self._known_when_refused:
                 page.odd = None  # what was refused came after all
-            page.settle_walking(most)
+            page.settle_walking()
             return stopped_by
 
     def _is_to_be_asked_again(self, attempt: int) -> bool:
         """Tell whether a script asked for more in vain and may ask again, after the rest that the site wants."""
-        refusal = self.requests.take_refusal(self.url, self.page.cards.changed_at)
+        refusal = self.page.take_refusal()
         if refusal:
             self.page.odd, self._known_when_refused = str(refusal), len(self.page.cards.keys)
-        try:
-            if isinstance(refusal, Busy):
-                self.pacer.rest(refusal, attempt)
-                return True
-        except Failed:
-            pass
+        if not isinstance(refusal, Busy):
+            return False
+        with suppress(Failed):
+            self.page.downloader.pacer.rest(refusal, attempt)
+            return True
         return False
 
     def _check_scripts(self) -> None:
         """Note that a script asked in vain. Raises Busy or Failed where the page shows nothing therefore."""
-        if refusal := self.requests.take_refusal(self.url, self.page.cards.changed_at):
+        if refusal := self.page.take_refusal():
             if not self.page.cards.keys and not self.page.shows(self.paging.empty):
                 raise refusal
             self.page.odd = str(refusal) if isinstance(refusal, Busy) else self.page.odd
@@ -191,24 +170,24 @@ class OpenPage:
     def _more(self, stopped_by: str, following: str) -> str:
         """Return what seems to lead to further listings, though the site file says nothing of it or names another."""
         is_used = self.paging.kind == "none" or following or self._is_button_there
-        if self.is_detail or is_used or stopped_by in ("bound", "end marker"):
+        if self.page.is_detail or is_used or stopped_by in ("bound", "end marker"):
             return ""
         return self.driver.execute_script(MORE, self.site.selectors.listing)
 
     def _html(self) -> str:
         """Return the page's HTML, open shadow roots included, with the cards at its end that it no longer shows."""
-        html = self._serialise()
-        self.page.survey()
-        lost = self.page.cards.lost_html()
-        if self.site.detail and not self.is_detail and not all(card.link for card in self.page.cards.present()):
-            link, count = split_selector(self.site.selectors.link)[0], len(self.page.cards.present())
-            with self.page.permit(self.url):
+        page, html = self.page, self._serialise()
+        page.survey()
+        lost, cards = page.cards.lost_html(), page.cards.present()
+        if self.site.detail and not page.is_detail and not all(card.link for card in cards):
+            with page.permit():
+                link, _ = split_selector(self.site.selectors.link)
                 self.driver.execute_script(DESTINATIONS, self.site.selectors.listing, link, DESTINATION)
-            self.page.survey()
-            if len(self.page.cards.present()) == count:
+            page.survey()
+            if len(page.cards.present()) == len(cards):
                 html = self._serialise()
         html += lost
-        if not self.page.cards.keys and not self.page.is_in_frame:
+        if not page.cards.keys and not page.is_in_frame:
             with suppress(WebDriverException):
                 asked = {"cmd": "DOM.getDocument", "params": {"depth": -1, "pierce": True}}
                 found = self.driver.execute("executeCdpCommand", asked)["value"]

@@ -27,7 +27,14 @@ function answer() {  // what the browser was led to, and how that was answered; 
   return [entry?.name ?? "", entry?.responseStatus ?? 0];
 }
 
+// A <source> for another screen, as for a telephone or for paper, is marked.
+function markSources() {
+  for (const source of all("source[media]"))
+    if (!matchMedia(source.media).matches) source.setAttribute("data-scraper-other-screen", "");
+}
+
 function html(empty, hidden) {  // of a page with shadow roots; the driver knows that of others
+  markSources();
   const shows = marks(empty);
   for (const mark of all(empty)) if (!shows.includes(mark)) mark.setAttribute(hidden, "");
   return roots.length > 1 ? "<!DOCTYPE html>" + outer(document.documentElement) : "";
@@ -122,6 +129,7 @@ function survey(selector, photos, move, again, background, target, within, isNew
     state.observer.observe(root, {subtree: true, childList: true, attributes: true, characterData: true});
     state.observed.add(root);
   }
+  markSources();
   note(state.observer.takeRecords());
   if (again || !state.hashes) state.hashes = new WeakMap();
   const found = [...new Set(all(selector).map(e => photos === null ? e.closest("picture") ?? e : e))];

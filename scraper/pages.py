@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-import soupsieve
 from bs4 import BeautifulSoup, Tag
 
 from scraper.addresses import absolute, absolute_link, lasting, listing_ids
 from scraper.pictures import addresses_of, image_files, is_bare, object_lists, read_json
 from scraper.politeness import AI_REFUSALS
-from scraper.site import Site, named_selectors, split_selector
+from scraper.site import Site, split_selector
 
 # At the end of a page's HTML, around what the page no longer showed when it was taken: see `loading`.
 KEPT = "scraper-kept"
@@ -60,7 +58,7 @@ def extract_listings(html: str, page_url: str, site: Site) -> list[Listing]:
     soup = BeautifulSoup(html, "html.parser")
     base = _base_url(soup, page_url)
     cards = [*_select(soup, site.selectors.listing), *_kept(soup)]
-    links = [_link(card, base, site) for card in cards]
+    links = [link and absolute_link(base, link) for link in (_read_link(card, site) for card in cards)]
     stand_ins = shared_sources(cards, site)
     found = [_photos(card, base, site, stand_ins) for card in cards]
     looks = [_look(card, photos, site) for card, (photos, _) in zip(cards, found, strict=True)]
@@ -70,10 +68,11 @@ def extract_listings(html: str, page_url: str, site: Site) -> list[Listing]:
     for card, link, by_link, look, (photos, bare) in zip(cards, links, ids, looks, found, strict=True):
         identity = _named_id(card, by_link, link, site)
         fields = {name: value for name, css in site.fields.items() if (value := read(card, css))}
-        listing = Listing(identity, link, fields, photos, bare=bare)
         key = identity if identity is not None else len(listings)
-        known = listings.get(key)  # a "load more" that repeats itself shows a card twice
-        listings[key] = _merge(known, listing) if known else listing
+        if known := listings.get(key):  # a "load more" that repeats itself shows a card twice
+            link, fields = known.link or link, known.fields | fields
+            photos, bare = tuple(dict.fromkeys(known.photos + photos)), known.bare
+        listings[key] = Listing(identity, link, fields, photos, bare=bare)
         different[key].add((by_link, look))
     return [replace(listing, cards=max(1, len(different[key]))) for key, listing in listings.items()]
 
@@ -150,10 +149,7 @@ def is_busy(html: str) -> bool:
 
 
 def _text_of(html: str) -> str:
-    soup = BeautifulSoup(html, "html.parser")
-    for script in soup.find_all(["script", "style"]):
-        script.extract()
-    return " ".join(soup.get_text(" ").split())
+    return " ".join(BeautifulSoup(html, "html.parser").get_text(" ").split())
 
 
 def title_of(html: str) -> str:
@@ -166,12 +162,12 @@ def title_of(html: str) -> str:
 def hints(html: str) -> list[str]:
     """Return what a page without listings holds that may hide them, as sentences."""
     soup = BeautifulSoup(html, "html.parser")
-    frames = [frame.get("src") for frame in soup.find_all("iframe") if is_page(frame.get("src"))]
     found = []
-    if frames:
-        found.append(
-            f"The page has a frame ({frames[0]}): set frame = 'iframe' under [selectors] if it holds the listings."
+    if frame := soup.find("iframe", src=re.compile("^(?!about:|javascript:|data:).")):
+        hint = (
+            f"The page has a frame ({frame['src']}): set frame = 'iframe' under [selectors] if it holds the listings."
         )
+        found.append(hint)
     if soup.find("scraper-shadow"):
         found.append("Parts of the page are in shadow roots: write selectors as if their content stood in the page.")
     if soup.find("scraper-closed"):
@@ -181,8 +177,8 @@ def hints(html: str) -> list[str]:
     return found
 
 
-def count_unread(html: str, page_url: str, photos: Collection[str]) -> int:
-    """Return how many photos a script of the page lists beside `photos`, which were found there by a selector.
+def lists_more_photos(html: str, page_url: str, photos: Collection[str]) -> bool:
+    """Tell whether a script of the page lists further photos beside `photos`, which were found there by a selector.
 
     What counts is a list that has each of them in an entry of its own. One photo alone may stand among its sizes.
     """
@@ -193,12 +189,8 @@ def count_unread(html: str, page_url: str, photos: Collection[str]) -> int:
         shown = [{absolute(base, address) for address in image_files(entry)} for entry in entries]
         is_one_photo = len(found) == 1 and any(SIZES.intersection(entry) for entry in entries)
         if found and found <= set().union(*shown) and sum(map(bool, map(found.__and__, shown))) >= len(found):
-            return 0 if is_one_photo else sum(bool(of_entry) and not of_entry & found for of_entry in shown)
-    return 0
-
-
-def is_page(address: str | None) -> bool:
-    return bool(address) and not address.startswith(("about:", "javascript:", "data:"))
+            return not is_one_photo and any(of_entry and not of_entry & found for of_entry in shown)
+    return False
 
 
 def is_end_of_search(html: str, first: str | None, site: Site) -> bool:
@@ -231,56 +223,6 @@ def find_refusal(html: str) -> str | None:
     return None
 
 
-def count_matches(html: str, page_url: str, site: Site, names: Collection[str]) -> dict[str, tuple[int, int, str]]:
-    """Return for each named selector: elements found, photo addresses in them, and the first value.
-
-    For one that finds nothing the third is the nearest selector that would find something.
-    """
-    soup = BeautifulSoup(html, "html.parser")
-    cards = [*_select(soup, site.selectors.listing), *_kept(soup)]
-    base, stand_ins, result = _base_url(soup, page_url), shared_sources(cards, site), {}
-    for name, selector in named_selectors(site).items():
-        if name not in names:
-            continue
-        inside = cards if name.startswith(("selectors.id", "selectors.link", "selectors.photos", "fields.")) else [soup]
-        css, attribute = split_selector(selector)
-        found = [(scope, tag) for scope in inside for tag in (_select(scope, css) if css else [scope])]
-        addresses = 0
-        if found and name.endswith("photos"):
-            detail = name.startswith("detail")
-            photos = [url for scope in inside for url in _photos(scope, base, site, stand_ins, detail)[0]]
-            addresses, first = len(set(photos)), next(iter(photos), "")
-        elif found:
-            first = read(found[0][0], selector, "href" if name == "selectors.link" else None) or ""
-        else:
-            first = nearest_selector(inside, css) if name not in ("paging.end", "paging.empty") else ""
-        if found and attribute and not first:
-            first = f"no {attribute}; the first has {', '.join(found[0][1].attrs) or 'no attribute'}"
-        result[name] = (len(found), addresses, first[:80])
-    return result
-
-
-def nearest_selector(scopes: list[Tag], css: str) -> str:
-    """Return what to write instead of a selector that finds nothing in `scopes`, or an empty text.
-
-    Tried are: class names and ids that look alike, then the selector without one of its conditions or its beginning.
-    """
-    there = {f".{name}" for scope in scopes for tag in scope.find_all(True) for name in tag.get("class") or ()}
-    there |= {f"#{tag['id']}" for scope in scopes for tag in scope.find_all(id=True)}
-    pieces = re.findall(r"[.#][\w-]+|\[[^\]]*\]|:[\w-]+(?:\([^)]*\))?", css)
-    trials = [css.replace(piece, near) for piece in pieces for near in difflib.get_close_matches(piece, there, 3, 0.5)]
-    trials += [css.replace(piece, "", 1).strip(" >+~") for piece in (*pieces, *re.findall(r"^[a-z][\w-]*", css))]
-    trials += [css.split(None, 1)[1].strip(" >+~")] if len(css.split()) > 1 else []
-    for trial in filter(None, trials):
-        try:
-            count = sum(len(scope.select(trial)) for scope in scopes)
-        except (soupsieve.SelectorSyntaxError, ValueError):  # a part of a selector need not be one
-            continue
-        if count:
-            return f"nearest: {trial!r} finds {count}"
-    return ""
-
-
 def _select(scope: Tag, css: str) -> list[Tag]:
     """Return what a selector finds, but for what was kept at the end of the page."""
     found = scope.select(css)
@@ -289,11 +231,6 @@ def _select(scope: Tag, css: str) -> list[Tag]:
 
 def _kept(soup: BeautifulSoup) -> list[Tag]:
     return [tag for kept in soup.select(KEPT) for tag in kept.find_all(recursive=False)]
-
-
-def _link(card: Tag, base: str, site: Site) -> str | None:
-    link = _read_link(card, site)
-    return absolute_link(base, link) if link else None
 
 
 def _read_link(card: Tag, site: Site) -> str | None:
@@ -320,11 +257,6 @@ def _named_id(card: Tag, by_link: str | None, link: str | None, site: Site) -> s
         match = re.search(site.selectors.id_pattern, text)
         return match.group(1) if match else None
     return text
-
-
-def _merge(known: Listing, again: Listing) -> Listing:
-    photos = tuple(dict.fromkeys(known.photos + again.photos))
-    return replace(known, link=known.link or again.link, fields=known.fields | again.fields, photos=photos)
 
 
 def _base_url(soup: BeautifulSoup, page_url: str) -> str:

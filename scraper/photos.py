@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
 from scraper.addresses import lasting
-from scraper.closing import Stats, kind_of
+from scraper.closing import STOPPED, Stats, kind_of
 from scraper.download import Downloader, Photo
 from scraper.journal import Journal, store_photo
 from scraper.loading import LoadedPage
-from scraper.pages import Listing, find_refusal
+from scraper.pages import SHARED_BY, Listing, find_refusal
 from scraper.pictures import DECODABLE
 from scraper.politeness import ROBOTS_FORBID, Failed, Refused
 from scraper.site import Site, Start
@@ -25,7 +25,6 @@ EXPIRED = ("status 400", "status 401", "status 403", "status 404", "status 410")
 MOST_TRIALS = 2  # addresses of a host that are refused, yet still shown, until others are taken to be gone at once
 NOT_SHOWN = "address expired, and no page shows it any more"
 MOST_IN_VAIN = 3  # times in a row that a page is opened again
-FEW = 3  # photos for which a long page is not loaded whole once more
 
 # Opens a page once more, in a hurry or with all that comes late; None where it cannot be had.
 TakeAgain = Callable[[bool], tuple[LoadedPage, list[Listing]] | None]
@@ -35,7 +34,9 @@ Shown = tuple[str, str, Listing]  # a photo's name, its address, and the listing
 
 
 class CrawlStopped(Exception):
-    """The crawl ended before its end because going on would not help; the text says why and what to do."""
+    """The crawl ended early because going on would not help; the text says why and what to do."""
+
+    exit_code = STOPPED
 
 
 class LimitReached(Exception):
@@ -53,7 +54,7 @@ class Expired:
 
 
 class Photos:
-    """Sees to the photos of one crawl; several threads may do so at once, and share `lock`.
+    """Sees to the photos of one crawl; several threads may do so at once.
 
     Raises CrawlStopped after 20 failures in a row, and LimitReached after `limit` fetched photos.
     """
@@ -63,15 +64,15 @@ class Photos:
         site: Site,
         journal: Journal,
         downloader: Downloader,
-        stats: Stats,
-        lock: threading.RLock,
         limit: int | None,
         report: Callable[[Stats, str], None],
     ):
-        self.site, self.journal, self.downloader, self.stats = site, journal, downloader, stats
+        self.site, self.journal, self.downloader = site, journal, downloader
         self.limit, self.report = limit, report
-        # for the stats, the journal's folder and all below; never held while a site is asked
-        self._shared = threading.Condition(lock)
+        self.stats = Stats()
+        # for what the threads share: the stats, the journal's folder and all below; never held while a site is asked
+        self.lock = threading.RLock()
+        self._outcome_came = threading.Condition(self.lock)
         self._in_hand: set[str] = set()  # photos that a thread is fetching now
         self._found: set[str] = set()
         self._handled: set[str] = set()
@@ -79,9 +80,9 @@ class Photos:
         self._trials: Counter = Counter()  # host -> addresses that were refused, and shown again unchanged
         self._failures_in_a_row = 0
 
-    def shared(self, at_least: int) -> Counter:
-        """Return the photos that so many listings show, with their number."""
-        return Counter({url: count for url, count in self._shown.items() if count >= at_least})
+    def shared(self) -> Counter:
+        """Return what several listings show, as what stands in for their photos, most often shown first."""
+        return Counter({url: count for url, count in self._shown.most_common() if count >= SHARED_BY})
 
     def fetch_all(self, listings: list[Listing], page: LoadedPage, start: Start, take_again: TakeAgain) -> None:
         """Fetch the photos that a page shows; where addresses expired on the way, take new ones from it.
@@ -89,20 +90,26 @@ class Photos:
         The page is opened again until that has thrice in a row given no photo more: in a hurry, for what expires within
         seconds; the second time with all that comes late.
         """
-        expired, in_vain = self._fetch_shown(listings, page, start), 0
+        with self.lock:
+            self.stats.without_photos += sum(not listing.photos for listing in listings)
+            self.stats.bare += sum(listing.bare for listing in listings if listing.photos)
+            for listing in listings:
+                self._find(names_of(listing, self.site, self.journal).values())
+        expired = self._ask(_by_place(listings, self.site, self.journal), page, start)
+        in_vain = 0
         while expired and in_vain < MOST_IN_VAIN:
-            is_worth_it = len(expired) >= FEW or any(photo.is_volatile for photo in expired.values())
-            again = take_again(in_vain != 1) if is_worth_it or not in_vain else None
+            again = take_again(in_vain != 1)
             if again is None:
                 break
             left = self._fetch_renewed(expired, *again, start)
             in_vain = in_vain + 1 if len(left) >= len(expired) else 0
             expired = left
         for photo in expired.values():
-            is_gone = not photo.is_volatile
-            about = photo.about | ({} if is_gone else {"asked": photo.address})
+            about, error = photo.about, photo.error
+            if photo.is_volatile:
+                about, error = about | {"asked": photo.address}, Failed(f"address expired: {error}")
             self._handled.add(about["url"])
-            self._record_loss(about, photo.error if is_gone else Failed(f"address expired: {photo.error}"))
+            self._record_loss(about, error)
 
     def retry_earlier_failures(self) -> None:
         """Ask for what failed in earlier runs and no page of this one showed."""
@@ -117,34 +124,23 @@ class Photos:
                 error = Refused(words) if is_gone else Failed(words)
                 self._record_loss(expired.about, error if expired.is_volatile else expired.error)
 
-    def are_final(self, listing: Listing) -> bool:
-        """Tell whether there are photos of a listing, and all have their outcome for good."""
-        outcomes = self._outcomes(listing)
-        return bool(outcomes) and all(outcome and outcome.is_final for outcome in outcomes)
+    def summary(self, listing: Listing) -> dict | None:
+        """Return what to remember of a listing whose photos all have their outcome for good; None where some have not.
 
-    def refusals(self, listing: Listing) -> dict:
-        """Return how many photos of a listing were refused, by reason, and the settings that led to that."""
-        refused = [outcome for outcome in self._outcomes(listing) if outcome.status == "refused"]
+        That is how many were refused, by reason, and the settings that led to that.
+        """
+        outcomes = [self.journal.outcomes.get(name) for name in names_of(listing, self.site, self.journal).values()]
+        if not outcomes or not all(outcome and outcome.is_final for outcome in outcomes):
+            return None
+        refused = [outcome for outcome in outcomes if outcome.status == "refused"]
         judged_by = {name: value for outcome in refused for name, value in (outcome.judged_by or {}).items()}
         reasons = Counter(kind_of(outcome.reason) for outcome in refused)
         return {"refused": reasons, "judged_by": judged_by} if refused else {}
 
-    def _outcomes(self, listing: Listing) -> list:
-        return [self.journal.outcomes.get(name) for name in names_of(listing, self.site, self.journal).values()]
-
     def _find(self, names: Iterable[str]) -> None:
-        with self._shared:
+        with self.lock:
             self._found.update(names)
             self.stats.found = len(self._found)
-
-    def _fetch_shown(self, listings: list[Listing], page: LoadedPage, start: Start) -> dict[object, Expired]:
-        """Fetch what a page shows, and return by its place what could not be had, since its address expired perhaps."""
-        with self._shared:
-            self.stats.without_photos += sum(not listing.photos for listing in listings)
-            self.stats.bare += sum(listing.bare for listing in listings if listing.photos)
-            for listing in listings:
-                self._find(names_of(listing, self.site, self.journal).values())
-        return self._ask(_by_place(listings, self.site, self.journal), page, start)
 
     def _fetch_renewed(
         self, expired: dict[object, Expired], page: LoadedPage, listings: list[Listing], start: Start
@@ -161,7 +157,7 @@ class Photos:
                 self._found -= {photo.about["url"]}
                 renewed.append((place, shown))
             elif shown and not photo.is_volatile:
-                with self._shared:
+                with self.lock:
                     self._trials[urlsplit(photo.address).netloc] += 1
                 self._record_loss(photo.about, photo.error)
             else:
@@ -173,10 +169,13 @@ class Photos:
         self, shown: Iterable[tuple[object, Shown]], page: LoadedPage, start: Start, is_again: bool = False
     ) -> dict[object, Expired]:
         """Fetch photos of one page and return what expired, first what was not asked for any more therefore."""
-        refusal, skipped, expired = self._refusal(page), {}, {}
-        is_old = False
+        word = find_refusal(page.html) if self.site.politeness.respect_noai else None
+        refusal = Refused(f"the page says {word}", "respect_noai") if word else None
+        skipped, expired, is_old = {}, {}, False
         for place, (name, address, listing) in shown:
-            about, known = _about(name, listing, page, start), self.journal.outcomes.get(name)
+            about = {"url": name, "page_url": page.url, "listing": listing.id}
+            about |= {"label": start.label, "city": start.city} | listing.fields
+            known = self.journal.outcomes.get(name)
             is_volatile = is_again or lasting_name(address, self.site) != address
             if is_old and is_volatile and not (known and known.is_final):
                 skipped[place] = Expired(about, address, Refused("the page is too old"), True)
@@ -185,10 +184,6 @@ class Photos:
                 is_old |= is_volatile
         return skipped | expired
 
-    def _refusal(self, page: LoadedPage) -> Refused | None:
-        word = find_refusal(page.html) if self.site.politeness.respect_noai else None
-        return Refused(f"the page says {word}", "respect_noai") if word else None
-
     def _photo(
         self, about: dict, address: str, refusal: Refused | None = None, is_again: bool = False
     ) -> Expired | None:
@@ -196,10 +191,15 @@ class Photos:
 
         Returns it where its address was good for a time only, perhaps, and that is over.
         """
-        with self._shared:
-            self._shared.wait_for(lambda: about["url"] not in self._in_hand)
-            url = self._told_apart(about, address)
-            self._shared.wait_for(lambda: url not in self._in_hand)
+        with self.lock:
+            self._outcome_came.wait_for(lambda: about["url"] not in self._in_hand)
+            known = self.journal.outcomes.get(about["url"])
+            if known and all(about["listing"] != shown_by for shown_by, _ in known.shown_by):
+                # only other listings showed it: theirs may differ in what looks like a signature
+                about["url"] = lasting_name(address, self.site, guess=False)
+            url = about["url"]
+            self._find([url])
+            self._outcome_came.wait_for(lambda: url not in self._in_hand)
             self._shown[url] += not is_again
             is_settled, outcome = self._is_settled(url, about), self.journal.outcomes.get(url)
             if is_settled and not (is_again and not (outcome and outcome.is_final)):
@@ -219,18 +219,10 @@ class Photos:
                 return Expired(about, address, error, is_volatile)
             self._record_loss(about, error)
         finally:
-            with self._shared:
+            with self.lock:
                 self._in_hand.discard(url)
-                self._shared.notify_all()
+                self._outcome_came.notify_all()
         return None
-
-    def _told_apart(self, about: dict, address: str) -> str:
-        """Return a photo's name, with all that may tell it from theirs where only other listings showed it."""
-        known, certain = self.journal.outcomes.get(about["url"]), lasting_name(address, self.site, guess=False)
-        if known and all(about["listing"] != shown_by for shown_by, _ in known.shown_by):
-            about["url"] = certain
-        self._find([about["url"]])
-        return about["url"]
 
     def _is_settled(self, url: str, about: dict) -> bool:
         """Tell whether `url` need not be asked for; note it when another listing shows a photo that we have."""
@@ -270,15 +262,14 @@ class Photos:
         line |= {"bytes": len(photo.content), "width": photo.width, "height": photo.height}
         line |= {"final_url": photo.final_url} if lasting_name(photo.final_url, self.site) != about["url"] else {}
         guess = lasting_name(about["url"], self.site)
-        with self._shared:
+        with self.lock:
             if self.limit and self.stats.fetched >= self.limit:
                 raise LimitReached  # another browser was quicker
             known = self.journal.newest_line(guess) if guess != about["url"] and guess in self.journal.outcomes else {}
             if known.get("sha256") == photo.sha256:  # what looked like a signature was one
                 line |= {"url": guess, "reason": "shown by another listing too"}
             # bytes first: after a kill between the two, the same bytes come to the same name once more
-            is_new = store_photo(self.journal.folder, photo.sha256, photo.extension, photo.content)
-            self.stats.came_again += not is_new and not line["reason"] and not self.journal.is_new
+            store_photo(self.journal.folder, photo.sha256, photo.extension, photo.content)
             self.journal.append(line)
             self._failures_in_a_row = 0
             self.stats.fetched += 1
@@ -293,7 +284,7 @@ class Photos:
         line = about | {"status": "refused" if is_final else "failed", "reason": str(error)} | nothing
         if is_final and error.settings:
             line["judged_by"] = {name: self._setting(name) for name in error.settings}
-        with self._shared:
+        with self.lock:
             known = self.journal.outcomes.get(about["url"])
             is_said = known and is_final and known.reason == line["reason"] and known.judged_by == line.get("judged_by")
             if not is_said or (about["listing"], about["label"]) not in known.shown_by:
@@ -333,8 +324,3 @@ def _by_place(listings: list[Listing], site: Site, journal: Journal) -> Iterator
     for place, listing in enumerate(listings):
         for number, (address, name) in enumerate(names_of(listing, site, journal).items()):
             yield (listing.id or place, number), (name, address, listing)
-
-
-def _about(name: str, listing: Listing, page: LoadedPage, start: Start) -> dict:
-    about = {"url": name, "page_url": page.url, "listing": listing.id, "label": start.label, "city": start.city}
-    return about | listing.fields

@@ -43,7 +43,7 @@ PATH_PART = re.compile(r"""\[\s*(['"])(.*?)\1\s*\]|(?<=\.)(?=\.)|([^.\[\]]+)""")
 # Of schema.org data: who sells the car, and what does not show it.
 SELLERS = {"AutoDealer", "AutomotiveBusiness", "LocalBusiness", "Organization", "Person", "Store", "WebSite"}
 NOT_THE_CAR = {"logo", "author", "publisher", "seller", "brand", "isSimilarTo", "isRelatedTo", "thumbnail"}
-DESKTOP = {"width": 1920.0, "height": 1080.0}  # pixels of the window for which art direction is judged
+OTHER_SCREEN = "data-scraper-other-screen"  # set by `loading` on a <source> whose media query is not for this window
 LINKS = {"a": ("href",), "link": ("href",), "meta": ("content",), "image": ("href", "xlink:href")}
 
 
@@ -62,7 +62,7 @@ def addresses_of(
         return _in_script(tag.get_text(), path, is_linked_data="ld+json" in (tag.get("type") or ""))
     candidates = [tag]
     if picture := tag if tag.name == "picture" else tag.find_parent("picture"):
-        sources = [s for s in picture.find_all("source") if is_for_desktop(s.get("media") or "")]
+        sources = [source for source in picture.find_all("source") if not source.has_attr(OTHER_SCREEN)]
         candidates = [*sources, *picture.find_all("img")]
     choices = [
         (address, size, candidate.get("type"))
@@ -159,29 +159,6 @@ def _is_decodable(address: str, kind: str | None) -> bool:
     extension = re.search(r"\.(\w+)$", address.partition("?")[0].lower())
     named = (kind or "").partition(";")[0].strip().lower().removeprefix("image/")
     return (named or (extension.group(1) if extension else "")).replace("heif", "heic") not in UNDECODABLE
-
-
-def is_for_desktop(media: str) -> bool:
-    """Tell whether a media query of a `<source>` matches a desktop window; features not known here do."""
-    return not media.strip() or any(_matches(query) for query in media.lower().split(","))
-
-
-def _matches(query: str) -> bool:
-    is_negated = query.strip().startswith("not ")
-    result = not re.search(r"\bprint\b|prefers-color-scheme\s*:\s*dark|orientation\s*:\s*portrait", query)
-    bounds = [
-        (side, "<" if bound == "max" else ">", number, unit)
-        for bound, side, number, unit in re.findall(r"(min|max)-(?:device-)?(width|height)\s*:\s*([\d.]+)(\w*)", query)
-    ]
-    bounds += re.findall(r"(width|height)\s*([<>])=?\s*([\d.]+)(\w*)", query)
-    bounds += [
-        (side, "<" if sign == ">" else ">", number, unit)
-        for number, unit, sign, side in re.findall(r"([\d.]+)(px|em|rem)\s*([<>])=?\s*(width|height)", query)
-    ]
-    for side, sign, number, unit in bounds:
-        pixels = float(number) * (16 if unit in ("em", "rem") else 1)
-        result &= DESKTOP[side] >= pixels if sign == ">" else DESKTOP[side] <= pixels
-    return result != is_negated
 
 
 def parse_srcset(text: str) -> list[tuple[str, float]]:
@@ -292,48 +269,48 @@ def _as_json(match: re.Match, literals: list[str]) -> str:
     return f'"{match["name"]}"' if match["name"] else "null" if match["nothing"] else " "
 
 
+def _parts(node: object) -> list:
+    """Return what a JSON value is made of."""
+    return list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
+
+
 def _texts(node: object) -> Iterator[str]:
     if isinstance(node, str):
         yield node
-    elif isinstance(node, list | dict):
-        for part in node.values() if isinstance(node, dict) else node:
-            yield from _texts(part)
+    for part in _parts(node):
+        yield from _texts(part)
 
 
 def object_lists(node: object) -> Iterator[list[dict]]:
     """Yield every list of objects in a JSON value."""
     if isinstance(node, list) and node and all(isinstance(part, dict) for part in node):
         yield node
-    if isinstance(node, list | dict):
-        for part in node.values() if isinstance(node, dict) else node:
-            yield from object_lists(part)
+    for part in _parts(node):
+        yield from object_lists(part)
 
 
-def _follow(node: object, parts: list[str]) -> Iterator[str]:
+def _follow(node: object, path: list[str]) -> Iterator[str]:
     """Yield the texts at a path: names of an object, numbers or * of a list; a list may also be passed over.
 
-    An empty part stands for any depth.
+    An empty step stands for any depth.
     """
-    if parts and not parts[0]:
-        yield from _follow(node, parts[1:])
-        if isinstance(node, list | dict):
-            for part in node.values() if isinstance(node, dict) else node:
-                yield from _follow(part, parts)
-    elif not parts:
-        if isinstance(node, str):
-            yield node
-        elif isinstance(node, list):
-            for part in node:
-                yield from _follow(part, parts)
-    elif isinstance(node, list):
-        if parts[0].isdigit():
-            node = node[int(parts[0]) : int(parts[0]) + 1]
-        for part in node:
-            yield from _follow(part, parts[1:] if parts[0] == "*" or parts[0].isdigit() else parts)
+    if not path:
+        yield from [node] if isinstance(node, str) else []
+        for part in node if isinstance(node, list) else []:
+            yield from _follow(part, path)
+        return
+    step, rest = path[0], path[1:]
+    if not step:
+        yield from _follow(node, rest)
+        found, rest = _parts(node), path
     elif isinstance(node, dict):
-        for key, part in node.items():
-            if parts[0] in (key, "*"):
-                yield from _follow(part, parts[1:])
+        found = [part for name, part in node.items() if step in (name, "*")]
+    elif step.isdigit() or step == "*":
+        found = _parts(node)[int(step) :][:1] if step != "*" else _parts(node)
+    else:
+        found, rest = _parts(node), path
+    for part in found:
+        yield from _follow(part, rest)
 
 
 def image_files(node: object) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import email.utils
 import itertools
 import random
 import threading
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from protego import Protego
+from urllib3.exceptions import InvalidHeader
+from urllib3.util.retry import Retry
 
 from scraper.site import ROBOT_NAME, Politeness
 
@@ -96,27 +97,11 @@ class Pacer:
         strain = min(10.0, max(1.0, host.latency / host.usual_latency)) if host.usual_latency else 1.0
         return base * strain + host.slowdown
 
-    def wait(self, url: str) -> None:
-        """Wait until the host of `url` may be asked again. Raises Failed if it asked for a longer rest than we wait."""
-        self._take(url, hold=False)
+    def wait(self, url: str, hold: float = 0.0) -> None:
+        """Wait until the host of `url` may be asked again, and keep it for ourselves for `hold` seconds.
 
-    @contextmanager
-    def turn(self, url: str) -> Iterator[None]:
-        """Wait as `wait` does, and let nobody else ask the host while the context lasts.
-
-        A browser asks a moment after it was told to; the delay counts from when it has its answer. A turn ends after
-        five seconds at the latest: by then a page that hangs has been asked for.
+        Raises Failed if it asked for a longer rest than we wait.
         """
-        self._take(url, hold=True)
-        try:
-            yield
-        finally:
-            with self._lock:
-                host = self._host(url)
-                host.held_until = 0.0
-                self._space(host, url)
-
-    def _take(self, url: str, hold: bool) -> None:
         host = self._host(url)
         while True:
             self.check()
@@ -125,10 +110,26 @@ class Pacer:
                 if rest > LONGEST_WAIT:
                     raise Failed(f"host asked us to wait: {rest:.0f} s more")
                 if rest < NO_TIME:
-                    host.held_until = self.clock() + LONGEST_TURN if hold else 0.0
+                    host.held_until = self.clock() + hold
                     self._space(host, url)
                     return
             self.sleep(rest)
+
+    @contextmanager
+    def turn(self, url: str) -> Iterator[None]:
+        """Wait as `wait` does, and let nobody else ask the host while the context lasts.
+
+        A browser asks a moment after it was told to; the delay counts from when it has its answer. A turn ends after
+        five seconds at the latest: by then a page that hangs has been asked for.
+        """
+        self.wait(url, hold=LONGEST_TURN)
+        try:
+            yield
+        finally:
+            with self._lock:
+                host = self._host(url)
+                host.held_until = 0.0
+                self._space(host, url)
 
     def persist(self, ask: Callable[[], object]) -> object:
         """Return what `ask()` returns; where it raises Busy, ask again after a rest. Raises Failed in the end."""
@@ -139,9 +140,17 @@ class Pacer:
                 self.rest(busy, attempt)
 
     def rest(self, busy: Busy, attempt: int) -> None:
-        """Slow down as an answer asks to. Raises Failed where it is not worth another attempt in this run."""
+        """Let a host rest as long as it asked for, or longer with each `attempt` (counted from 0), and slow down.
+
+        Raises Failed where it is not worth another attempt in this run.
+        """
         self.check()
-        self.overloaded(busy.url, attempt, busy.seconds)
+        with self._lock:
+            host = self._host(busy.url)
+            host.slowdown = min(LONGEST_SLOWDOWN, max(1.0, 2 * host.slowdown))
+            backoff = min(60.0, 2.0**attempt) * (1 + self.rng.uniform(0, 0.5))
+            rest = max(backoff if busy.seconds is None else busy.seconds, self.delay(busy.url))
+            host.next_time = max(host.next_time, self.clock() + rest)
         if attempt + 1 >= self.politeness.attempts or (busy.seconds or 0) > LONGEST_WAIT:
             raise Failed(str(busy)) from busy
 
@@ -174,27 +183,12 @@ class Pacer:
             host.slowdown = host.slowdown * 0.8 if host.slowdown > 0.05 else 0.0
             self._space(host, url)
 
-    def overloaded(self, url: str, attempt: int, retry_after: float | None) -> None:
-        """Note a failure: the host rests as long as it asked for, or longer with each `attempt` (counted from 0)."""
-        with self._lock:
-            host = self._host(url)
-            host.slowdown = min(LONGEST_SLOWDOWN, max(1.0, 2 * host.slowdown))
-            backoff = min(60.0, 2.0**attempt) * (1 + self.rng.uniform(0, 0.5))
-            rest = max(retry_after, self.delay(url)) if retry_after is not None else max(backoff, self.delay(url))
-            host.next_time = max(host.next_time, self.clock() + rest)
 
-
-def parse_retry_after(text: str, now: Callable[[], float] = time.time) -> float | None:
-    """Return the seconds of a `Retry-After`, written as seconds or as a date; None when it says nothing.
-
-    `now()` is the time in Unix seconds.
-    """
-    text = text.strip()
-    if text.isascii() and text.isdigit():
-        return float(text)
+def parse_retry_after(text: str) -> float | None:
+    """Return the seconds of a `Retry-After`, written as seconds or as a date; None when it says nothing."""
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - now())
-    except (ValueError, TypeError):
+        return float(Retry().parse_retry_after(text))
+    except InvalidHeader:
         return None
 
 

@@ -11,15 +11,18 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from selenium.common.exceptions import NoSuchFrameException, NoSuchWindowException, StaleElementReferenceException
 from selenium.webdriver.common.by import By
-from selenium.webdriver.remote.webdriver import WebDriver
 
 from scraper.cards import Cards
 from scraper.pictures import BACKGROUND
-from scraper.site import Site, split_selector
-from scraper.traffic import Traffic
+from scraper.politeness import Busy, Failed
+from scraper.site import split_selector
+
+if TYPE_CHECKING:
+    from scraper.browser import Browser
 
 POLL = 0.05  # seconds
 REDRAW = 0.35  # seconds in which a list redraws itself after it was scrolled
@@ -40,37 +43,33 @@ PRESS, SHOWS, SURVEY = map(script, ("press", "shows", "survey"))
 
 
 class Settling:
-    """The page that a browser shows at `url`, and what is known of its cards; `is_detail`: a listing's own page.
+    """The page that a browser shows at `url`, a listing's own with `is_detail`, and what is known of its cards.
 
-    What may make the site work is done in the context that `permit(url)` returns.
+    Loading ends at about `most` cards. What may make the site work is done when the browser's downloader permits it.
     """
 
-    def __init__(
-        self,
-        driver: WebDriver,
-        site: Site,
-        url: str,
-        permit: Callable[[str], AbstractContextManager],
-        requests: Traffic,
-        is_detail: bool,
-    ):
-        self.driver, self.site, self.url, self.permit, self.requests = driver, site, url, permit, requests
-        self.paging = site.paging
+    def __init__(self, browser: Browser, url: str, most: int, is_detail: bool):
+        self.driver, self.site, self.traffic = browser.driver, browser.site, browser.traffic
+        self.downloader, self.paging = browser.downloader, browser.site.paging
+        self.url, self.most, self.is_detail = url, most, is_detail
         self.odd: str | None = None  # what may be missing, in words
-        if is_detail:
-            self._selector, self._photos = split_selector(site.detail.photos)[0], None
-        else:
-            self._selector, self._photos = site.selectors.listing, split_selector(site.selectors.photos or "")[0]
-        self.cards = Cards(site, is_detail)
+        # of a card, and of the photos in it; in a gallery each photo is a card
+        self._selector = split_selector(self.site.detail.photos)[0] if is_detail else self.site.selectors.listing
+        self._photos = None if is_detail else split_selector(self.site.selectors.photos)[0]
+        self.cards = Cards(self.site, is_detail)
         self.answer: dict = {"serials": [], "inView": [], "alive": True, "ready": False, "ended": False}
         self.is_in_frame = False
         self.loads = 0  # times that scrolling or clicking brought new cards
-        self._longest = site.politeness.page_timeout
+        self._longest = self.site.politeness.page_timeout
         self._again, self._changed_at = False, 0.0
         self._clicks: dict[str, list[tuple[float, int]]] = {selector: [] for selector in self.paging.click}
         self._frames_at = 0.0  # when frames were looked into for what is to be clicked
         self._paid = -1  # requests that had been started at the last permit
         self._bare_patience = self._longest_for_bare = max(self.paging.settle, self.paging.patience / 2)
+
+    def permit(self) -> AbstractContextManager:
+        """Return the context in which the page may be made to ask its site for something."""
+        return self.downloader.permit(self.url)
 
     def begin(self) -> None:
         """Read every card anew, as when an alert box cut an answer off."""
@@ -107,8 +106,8 @@ class Settling:
     def at_end(self) -> bool:
         return self.answer["ended"]
 
-    def is_enough(self, most: int) -> bool:
-        return self.cards.count() >= most or self.loads >= self.paging.max_pages
+    def is_enough(self) -> bool:
+        return self.cards.count() >= self.most or self.loads >= self.paging.max_pages
 
     def wait_for_first(self) -> None:
         """Wait until a card or a marker is there; a page that shows neither in time is taken as it is."""
@@ -144,19 +143,19 @@ class Settling:
                 clicks.append((time.monotonic(), size))
                 self._paid = -1
 
-    def settle_walking(self, most: int) -> None:
+    def settle_walking(self) -> None:
         """Walk to the end of the page and wait there until it has settled; again where cards came meanwhile."""
         for _ in range(MAX_ROUNDS):
-            self.walk(most)
-            while self.answer["alive"] and not self.is_enough(most) and self.scroll_on(0):
-                self.walk(most)
+            self.walk()
+            while self.answer["alive"] and not self.is_enough() and self.scroll_on(0):
+                self.walk()
             before = len(self.cards.noticed)
             self._settle()
             self.cards.keep()
             if self.loads >= self.paging.max_pages:
                 self.odd = "stopped at paging.max_pages while more cards came"
             is_new = len(self.cards.noticed) > before
-            if self.is_enough(most) or not is_new and not self._visit_unseen():
+            if self.is_enough() or not is_new and not self._visit_unseen():
                 return
             if is_new:
                 self.survey("first")
@@ -172,12 +171,12 @@ class Settling:
                 count += 1
         return count > 0
 
-    def walk(self, most: int) -> None:
+    def walk(self) -> None:
         """Bring each card and picture into view that was not, from where the page stands downwards."""
         self._look()
         for _ in range(MAX_STEPS):
             is_all_seen = not self.answer["unseen"] and not self.answer["bare"]
-            if is_all_seen or not self.answer["alive"] or self.is_enough(most):
+            if is_all_seen or not self.answer["alive"] or self.is_enough():
                 return
             known = len(self.cards.keys)
             with self._pace(self.answer["unseen"] <= len(self.answer["inView"])):
@@ -186,17 +185,21 @@ class Settling:
             self._look()
             self.note_load(known)
 
+    def take_refusal(self) -> Busy | Failed | None:
+        """Return the error that a script of the page got last from the site, None without; each once."""
+        return self.traffic.take_refusal(self.url, self.cards.changed_at)
+
     def start_paying(self) -> None:
         """Take the page itself as permitted; what its scripts ask for from now on costs a turn."""
-        self._paid = self.requests.started()
+        self._paid = self.traffic.started()
 
     def _pace(self, may_load: bool) -> AbstractContextManager:
         """Return the site's permission for a step near the end of a list, unless none has caused a request lately."""
-        started = self.requests.started()
+        started = self.traffic.started()
         if not may_load or started == self._paid:
             return nullcontext()
         self._paid = started
-        return self.permit(self.url)
+        return self.permit()
 
     def _redraw(self) -> None:
         """Wait until the page was drawn after it moved, and a moment longer where the last known card is in view."""
@@ -243,7 +246,7 @@ class Settling:
         Where things come one by one, the pause between the last two tells how long the next may take.
         """
         calm = time.monotonic() - max(self.cards.changed_at, since)
-        is_loaded = self.answer["ready"] and not self.requests.are_pending()
+        is_loaded = self.answer["ready"] and not self.traffic.are_pending()
         usual = min(2 * self.cards.pause, self.paging.patience) if not since else 0.0
         return calm > max(seconds, usual if is_loaded else self.paging.patience)
 
@@ -269,7 +272,7 @@ class Settling:
     def press(self, selector: str) -> bool:
         """Click the button that shows more, or others, and tell whether cards came that were not there before."""
         known = len(self.cards.keys)
-        with self.permit(self.url):
+        with self.permit():
             if not self.driver.execute_script(PRESS, selector, True):
                 return False
         came = self.has_more(known, self.paging.patience) and self.note_load(known)
@@ -289,6 +292,6 @@ class Settling:
         def is_over() -> bool:
             self._look_again()
             is_there = len(self.cards.keys) > known or self.at_end()
-            return is_there or time.monotonic() - began > seconds and not self.requests.are_pending()
+            return is_there or time.monotonic() - began > seconds and not self.traffic.are_pending()
 
         return self.until(is_over, self._longest) and (len(self.cards.keys) > known or self.at_end())

@@ -175,40 +175,41 @@ def load_site(name: str) -> Site:
 
 def parse_site(content: dict, path: Path) -> Site:
     """Return the Site that the content of a site file describes. Raises SiteError, naming `path` and the key."""
-    content = {"name": path.stem, "source": path.stem} | content
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", content["name"]):
-        raise SiteError(f"{path}: name {content['name']!r} names a folder; use lower-case letters, digits, _ and -")
-    if "@" not in content.get("contact", "") and "://" not in content.get("contact", ""):
-        raise SiteError(f"{path}: contact must be an e-mail or web address at which the site's owner can reach you")
-    content["starts"] = _read_starts(content.pop("start", []), path)
-    tables = {"paging": Paging, "selectors": Selectors, "detail": Detail, "politeness": Politeness, "request": Request}
-    for key, kind in tables.items():
-        if key in content:
-            content[key] = _fill(kind, content[key], path, key)
-    site = _fill(Site, content, path, "the file")
-    if site.request.ca_file:
-        ca_file = path.parent / site.request.ca_file
-        if not ca_file.is_file():
-            raise SiteError(f"{path}: ca_file {str(ca_file)!r} is not there")
-        site = replace(site, request=replace(site.request, ca_file=str(ca_file)))
-    _check(site, path)
+    try:
+        site = _read({"name": path.stem, "source": path.stem} | content, path.parent)
+        _check(site)
+    except SiteError as error:
+        raise SiteError(f"{path}: {error}") from None
     return site
 
 
-def _read_starts(entries: list[dict], path: Path) -> tuple[Start, ...]:
-    """An entry with `cities` stands for one start per city; {city} in its URL is replaced by each."""
+def _read(content: dict, folder: Path) -> Site:
+    content["starts"] = _read_starts(content.pop("start", []))
+    tables = {"paging": Paging, "selectors": Selectors, "detail": Detail, "politeness": Politeness, "request": Request}
+    content |= {key: _fill(kind, content[key], key) for key, kind in tables.items() if key in content}
+    site = _fill(Site, content, "the file")
+    if not site.request.ca_file:
+        return site
+    ca_file = folder / site.request.ca_file
+    if not ca_file.is_file():
+        raise SiteError(f"ca_file {str(ca_file)!r} is not there")
+    return replace(site, request=replace(site.request, ca_file=str(ca_file)))
+
+
+def _read_starts(entries: list[dict]) -> tuple[Start, ...]:
+    """Return one start for each city of an entry; {city} in its URL is replaced by the city."""
     if not isinstance(entries, list):
-        raise SiteError(f"{path}: starts are a list; write [[start]], with two brackets")
+        raise SiteError("starts are a list; write [[start]], with two brackets")
     if not entries:
-        raise SiteError(f"{path} has no [[start]]; give at least one with url and label")
+        raise SiteError("no [[start]]; give at least one with url and label")
     starts = []
     for entry in entries:
         cities = entry.get("cities") or [entry.get("city")]
         if not isinstance(cities, list):
-            raise SiteError(f'{path}: cities is {cities!r}; write a list, as in cities = ["pune"]')
-        entry = {key: value for key, value in entry.items() if key not in ("cities", "city")}
+            raise SiteError(f'cities is {cities!r}; write a list, as in cities = ["pune"]')
         for city in cities:
-            start = _fill(Start, {**entry, "city": city}, path, "start")
+            values = {key: value for key, value in entry.items() if key != "cities"} | {"city": city}
+            start = _fill(Start, values, "start")
             url = start.url.replace("{city}", quote_plus(city)) if city else start.url
             starts.append(replace(start, url=url))
     return tuple(starts)
@@ -225,73 +226,72 @@ TYPES = {
 }
 
 
-def _fill(kind: type, values: dict, path: Path, where: str):
+def _fill(kind: type, values: dict, where: str):
+    """Return a dataclass with these values. Raises SiteError for one that is unknown, missing or of another type."""
     known = {entry.name: entry for entry in fields(kind)}
-    for key in values:
+    for key, value in values.items():
         if key not in known:
             close = difflib.get_close_matches(key, known, 1)
             meant = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-            raise SiteError(f"{path}: unknown key {key!r} in {where}; {meant}")
+            raise SiteError(f"unknown key {key!r} in {where}; {meant}")
+        allowed, words = TYPES.get(known[key].type.removesuffix(" | None"), (object, ""))
+        parts = value if allowed is list else value.values() if isinstance(value, dict) else ()
+        is_right = isinstance(value, allowed) and all(isinstance(part, str) for part in parts)
+        if words and value is not None and not is_right:
+            raise SiteError(f"{key} in {where} is {value!r}; it must be {words}")
     for key, entry in known.items():
         if key not in values and entry.default is MISSING and entry.default_factory is MISSING:
-            raise SiteError(f"{path}: {where} needs {key!r}")
-    for key, value in values.items():
-        allowed, words = TYPES.get(known[key].type.removesuffix(" | None"), (object, ""))
-        if value is not None and not isinstance(value, allowed):
-            raise SiteError(f"{path}: {key} in {where} is {value!r}; it must be {words}")
-        parts = value if isinstance(value, list) else value.values() if allowed is dict else ()
-        if words.endswith("of text") and not all(isinstance(part, str) for part in parts):
-            raise SiteError(f"{path}: {key} in {where} is {value!r}; it must be {words}")
+            raise SiteError(f"{where} needs {key!r}")
     return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
-def _check(site: Site, path: Path) -> None:
+def _check(site: Site) -> None:
+    """Raise SiteError for what does not go together."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", site.name):
+        raise SiteError(f"name {site.name!r} names a folder; use lower-case letters, digits, _ and -")
+    if "@" not in site.contact and "://" not in site.contact:
+        raise SiteError("contact must be an e-mail or web address at which the site's owner can reach you")
     if min(site.politeness.delay, site.politeness.jitter) < 0:
-        raise SiteError(f"{path}: delay and jitter cannot be negative")
+        raise SiteError("delay and jitter cannot be negative")
     if site.paging.step == 0:
-        raise SiteError(f"{path}: step cannot be 0")
+        raise SiteError("step cannot be 0")
     if site.paging.kind not in (None, *PAGING_KINDS):
-        raise SiteError(f"{path}: paging kind {site.paging.kind!r} is none of {', '.join(PAGING_KINDS)}")
-    for kind in ("button", "next"):
-        if site.paging.kind == kind and not getattr(site.paging, kind):
-            raise SiteError(f"{path}: paging kind {kind!r} needs the selector {kind!r} in [paging]")
+        raise SiteError(f"paging kind {site.paging.kind!r} is none of {', '.join(PAGING_KINDS)}")
+    if site.paging.kind in ("button", "next") and not getattr(site.paging, site.paging.kind):
+        raise SiteError(f"paging kind {site.paging.kind!r} needs the selector {site.paging.kind!r} in [paging]")
     for start in site.starts:
         if urlsplit(start.url).scheme not in ("http", "https"):
-            raise SiteError(f"{path}: start url {start.url!r} is neither http nor https")
+            raise SiteError(f"start url {start.url!r} is neither http nor https")
         if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", start.label):
-            raise SiteError(f"{path}: label {start.label!r} becomes a class name; use lower-case letters, digits and _")
+            raise SiteError(f"label {start.label!r} becomes a class name; use lower-case letters, digits and _")
         if site.paging.kind == "numbered" and "{page}" not in start.url:
-            raise SiteError(f"{path}: paging by number needs {{page}} in the start url {start.url!r}")
-    own_fields = site.fields | (site.detail.fields if site.detail else {})
-    if taken := RESERVED_FIELDS.intersection(own_fields):
-        raise SiteError(f"{path}: fields {', '.join(sorted(taken))} belong to the journal; name them otherwise")
+            raise SiteError(f"paging by number needs {{page}} in the start url {start.url!r}")
+    if taken := RESERVED_FIELDS & {*site.fields, *(site.detail.fields if site.detail else ())}:
+        raise SiteError(f"fields {', '.join(sorted(taken))} belong to the journal; name them otherwise")
     if not site.detail and not site.selectors.photos:
-        raise SiteError(f"{path}: selectors needs 'photos', which finds the pictures inside a listing")
+        raise SiteError("selectors needs 'photos', which finds the pictures inside a listing")
     if site.detail and not site.selectors.link:
-        raise SiteError(f"{path}: [detail] needs the selector 'link' in [selectors], which leads to the listing's page")
+        raise SiteError("[detail] needs the selector 'link' in [selectors], which leads to the listing's page")
     for name, selector in named_selectors(site).items():
         try:
             soupsieve.compile(split_selector(selector)[0] or "*")
         except soupsieve.SelectorSyntaxError as error:
-            raise SiteError(f"{path}: selector {name} = {selector!r}: {str(error).splitlines()[0]}") from error
-    if site.selectors.id_pattern:
-        try:
-            groups = re.compile(site.selectors.id_pattern).groups
-        except re.error as error:
-            raise SiteError(f"{path}: id_pattern {site.selectors.id_pattern!r}: {error}") from error
-        if groups != 1:
-            raise SiteError(f"{path}: id_pattern {site.selectors.id_pattern!r} needs exactly one group ( )")
-    for pattern, text in (*site.selectors.replace.items(), *((path, "") for path in site.selectors.ignore_path)):
+            raise SiteError(f"selector {name} = {selector!r}: {str(error).splitlines()[0]}") from error
+    id_pattern = site.selectors.id_pattern
+    patterns = {**site.selectors.replace, **dict.fromkeys((*site.selectors.ignore_path, id_pattern or ""), "")}
+    for pattern, text in patterns.items():
         try:
             re.sub(pattern, text, "")
         except (re.error, IndexError) as error:
-            raise SiteError(f"{path}: {pattern!r} in [selectors] is no regular expression: {error}") from error
+            raise SiteError(f"{pattern!r} in [selectors] is no regular expression: {error}") from error
+    if id_pattern and re.compile(id_pattern).groups != 1:
+        raise SiteError(f"id_pattern {id_pattern!r} needs exactly one group ( )")
 
 
-def split_selector(selector: str) -> tuple[str, str | None]:
+def split_selector(selector: str | None) -> tuple[str, str | None]:
     """Return the CSS part ("" for the element itself) and the attribute, if any, of `css@attribute`."""
-    match = re.fullmatch(r"(.*?)@([\w:.-]+)", selector.strip(), re.DOTALL)
-    return (match.group(1).strip(), match.group(2)) if match else (selector.strip(), None)
+    css, attribute = re.fullmatch(r"(.*?)(?:@([\w:.-]+))?", (selector or "").strip(), re.DOTALL).groups()
+    return css.strip(), attribute
 
 
 def named_selectors(site: Site) -> dict[str, str]:

@@ -6,29 +6,27 @@ import json
 import time
 from urllib.parse import urldefrag, urlsplit
 
-from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.remote.webdriver import WebDriver
 
 from scraper.politeness import BUSY, Busy, Failed, parse_retry_after
 
 LONGEST_REQUEST = 15.0  # seconds after which a script's request counts as one that never ends
+BY_SCRIPT = ("XHR", "Fetch")
 
 
 class Traffic:
-    """The requests of one browser's pages; none are known where the browser keeps no log."""
+    """The requests of one browser's pages."""
 
     def __init__(self, driver: WebDriver):
         self._driver = driver
         self._pending: dict[str, tuple[float, str]] = {}  # a request's number -> when it began, its address
         self._started = 0
-        self._is_logged = True
         self._retry_after: dict[str, float | None] = {}
         self._refusals: list[tuple[str, int, float | None]] = []  # address, status or 0 for no answer, Retry-After
 
     def started(self) -> int:
-        """Return how many requests of scripts were made so far; more at each call where the browser keeps no log."""
+        """Return how many requests of scripts were made so far."""
         self._read()
-        self._started += not self._is_logged
         return self._started
 
     def are_pending(self) -> bool:
@@ -49,40 +47,43 @@ class Traffic:
         self._read()
         found = [refusal for refusal in self._refusals if _site_of(refusal[0]) == _site_of(page_url)]
         self._refusals.clear()
-        if not found:
-            urls = [url for began, url in self._pending.values() if began > since]
-            is_ours = any(_site_of(url) == _site_of(page_url) for url in urls)
-            return Failed("a script's request was not answered") if is_ours else None
-        _, status, seconds = found[-1]
-        said = f"a script's request was {f'answered with status {status}' if status else 'not answered'}"
-        return Failed(said) if status and status not in BUSY else Busy(said, page_url, seconds)
+        if found:
+            _, status, seconds = found[-1]
+            said = f"a script's request was {f'answered with status {status}' if status else 'not answered'}"
+            return Failed(said) if status and status not in BUSY else Busy(said, page_url, seconds)
+        urls = [url for began, url in self._pending.values() if began > since]
+        is_ours = any(_site_of(url) == _site_of(page_url) for url in urls)
+        return Failed("a script's request was not answered") if is_ours else None
 
     def _read(self) -> None:
-        try:
-            entries = self._driver.execute("getLog", {"type": "performance"})["value"] if self._is_logged else ()
-        except (WebDriverException, KeyError):
-            self._is_logged, entries = False, ()
-        for entry in entries or ():
+        """Take note of what the browser logged since the last time."""
+        for entry in self._driver.execute("getLog", {"type": "performance"})["value"] or ():
             event = json.loads(entry["message"])["message"]
-            kind, what = event["method"], event["params"]
-            if kind == "Network.requestWillBeSent" and what.get("type") in ("XHR", "Fetch", "Script"):
+            method, what = event["method"], event["params"]
+            kind = what.get("type")
+            if method == "Network.requestWillBeSent" and kind in (*BY_SCRIPT, "Script"):
                 began = time.monotonic() - (time.time() - what["wallTime"])
                 self._pending[what["requestId"]] = began, what["request"]["url"]
-                self._started += what["type"] != "Script"
-            elif kind in ("Network.loadingFinished", "Network.loadingFailed"):
+                self._started += kind in BY_SCRIPT
+            elif method == "Network.loadingFinished":
+                self._pending.pop(what["requestId"], None)
+            elif method == "Network.loadingFailed":
                 _, url = self._pending.pop(what["requestId"], (0.0, ""))
-                if kind == "Network.loadingFailed" and what["type"] in ("XHR", "Fetch") and not what.get("canceled"):
+                if kind in BY_SCRIPT and not what.get("canceled"):
                     self._refusals.append((url, 0, None))
-            elif kind == "Network.responseReceived":
-                url, status = urldefrag(what["response"]["url"]).url, what["response"]["status"]
-                headers = {name.lower(): value for name, value in what["response"]["headers"].items()}
-                seconds = parse_retry_after(headers.get("retry-after", ""))
-                if what.get("type") == "Document":
-                    self._retry_after[url] = seconds
-                elif what.get("type") in ("XHR", "Fetch") and (status in BUSY or status == 403):
-                    self._refusals.append((url, status, seconds))
-                elif what.get("type") in ("XHR", "Fetch") and status < 400:  # asked again, it was answered
-                    self._refusals = [refusal for refusal in self._refusals if refusal[0] != url]
+            elif method == "Network.responseReceived":
+                self._note_answer(kind, what["response"])
+
+    def _note_answer(self, kind: str | None, response: dict) -> None:
+        url, status = urldefrag(response["url"]).url, response["status"]
+        headers = {name.lower(): value for name, value in response["headers"].items()}
+        seconds = parse_retry_after(headers.get("retry-after", ""))
+        if kind == "Document":
+            self._retry_after[url] = seconds
+        elif kind in BY_SCRIPT and (status in BUSY or status == 403):
+            self._refusals.append((url, status, seconds))
+        elif kind in BY_SCRIPT and status < 400:  # asked again, it was answered
+            self._refusals = [refusal for refusal in self._refusals if refusal[0] != url]
 
 
 def _site_of(url: str) -> list[str]:

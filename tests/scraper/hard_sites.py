@@ -33,6 +33,10 @@ SITES = {
         "github.com/kenwheeler/slick/issues/1049",
         *("", OWN_PAGES + '".gallery img"', 4, 2, 5, "4 pictures without an address", LIVELY),
     ),
+    "opened-in-place": Reported(
+        "github.com/martinsbalodis/web-scraper-chrome-extension/issues/205",
+        *("", OWN_PAGES.replace('"a"', '"h2"') + '"img"', 0, 0, 5, "6 cards that lead to no page of their own", LIVELY),
+    ),
     # 2: what a page says of itself counts, whatever its status
     "too-many": Reported("github.com/unclecode/crawl4ai/issues/246", "?page={page}", CARDS, 15, 15, more=NUMBERED),
     "bad-gateway": Reported(
@@ -56,9 +60,7 @@ SITES = {
     ),
     "late-cards": Reported("github.com/puppeteer/puppeteer/issues/7435", "", CARDS, 10, 10, more=LIVELY),
     "hidden-marks": Reported(
-        "github.com/grafana/k6-docs/issues/2089",
-        *("", CARDS, 6, 6),
-        more=LIVELY + 'empty = ".none"\nend = "#end"',
+        "github.com/grafana/k6-docs/issues/2089", *("", CARDS, 6, 6), more=LIVELY + 'empty = ".none"\nend = "#end"'
     ),
     # 5: something new, not more
     "hashbang": Reported("github.com/arquivo/pwa-technologies/issues/556", "", CARDS, 12, 12, more=NEXT),
@@ -210,6 +212,15 @@ def click_for_address(path: str, query: dict, count: int) -> str:
     return f"""{"".join(card(n, "") for n in range(6))}<script>
     document.querySelectorAll(".car").forEach((car, n) => {{
       car.onclick = () => {{ location.href = `/reported/click-for-address/car-${{n}}`; }};
+    }});
+    </script>"""
+
+
+def opened_in_place(path: str, query: dict, count: int) -> str:
+    """A click on a card shows the car in the place of the list; no address leads to it."""
+    return f"""<main>{"".join(card(n, "") for n in range(6))}</main><script>
+    document.querySelectorAll(".car").forEach((car, n) => {{
+      car.onclick = () => {{ document.querySelector("main").innerHTML = `<img src="/photos/${{n}}.jpg">`; }};
     }});
     </script>"""
 

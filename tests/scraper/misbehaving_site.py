@@ -88,7 +88,6 @@ class MisbehavingSite:
         self.on_request: Callable[[str], None] = lambda path: None
         self.other: str = ""
         self.closing = threading.Event()
-        self.now = time.time  # Unix seconds; a test may hand in a clock of its own
         self._server = http.server.ThreadingHTTPServer((host, 0), type("Handler", (_Handler,), {"site": self}))
         self._server.daemon_threads = True
         self.port = self._server.server_port
@@ -360,7 +359,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send(b"", status=429, Retry_After="7") if count == 1 else self.send(jpeg("busy"))
 
     def busy_date(self, count: int) -> None:
-        date = email.utils.formatdate(self.site.now() + 11, usegmt=True)
+        date = email.utils.formatdate(time.time() + 11, usegmt=True)
         self.send(b"", status=429, Retry_After=date) if count == 1 else self.send(jpeg("busy date"))
 
     def busy_for_a_day(self, _) -> None:

@@ -68,9 +68,7 @@ SITES = {
         more='[paging]\nkind = "next"\nnext = "a.next"\npatience = 2.0\nsettle = 0.4',
     ),
     "page-in-fragment": Reported(
-        "github.com/arquivo/pwa-technologies/issues/556",
-        *("#{page}", CARDS, 12, 12),
-        more=NUMBERED + 'empty = ".none"',
+        "github.com/arquivo/pwa-technologies/issues/556", *("#{page}", CARDS, 12, 12), more=NUMBERED + 'empty = ".none"'
     ),
     # 6: which picture
     "json-in-attribute": Reported(

@@ -5,29 +5,43 @@ import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from selenium.webdriver.remote.command import Command
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from scraper.browser import ANSWERED, CHROMIUM_NAMES, Browser
+from scraper import browser as browser_module
+from scraper.browser import ANSWERED, Browser
 from scraper.cli import main
+from tests.scraper.crawling import KeptBrowser, crawl, needs_browser, selected, short_folder, side_by_side
 from tests.scraper.misbehaving_site import MisbehavingSite
 from tests.scraper.test_scraper_download import table_rows
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not any(map(shutil.which, CHROMIUM_NAMES)) or not shutil.which("chromedriver"),
-        reason="no chromium and chromedriver on PATH; `make setup` installs them",
-    ),
-]
+pytestmark = needs_browser
+
+
+@pytest.fixture(scope="module")
+def kept_browser():
+    """A browser for all tests of this file that need none of their own."""
+    with pytest.MonkeyPatch.context() as patch, short_folder() as folder:
+        patch.setattr("tempfile.tempdir", str(folder))  # the browser's profile, by which it is found
+        browser = KeptBrowser()
+        yield browser
+        browser.quit()
+        assert_no_browser_left(folder)
+
+
+@pytest.fixture
+def shared_browser(kept_browser, monkeypatch):
+    """Let `main` use the browser that is there instead of starting one."""
+    monkeypatch.setattr("scraper.cli.Browser", kept_browser.turn_to)
+
 
 SITE_FILE = """
 contact = "test@example.org"
@@ -105,7 +119,7 @@ PAGE_FAULTS = {
     "blank": ("blank=1", {}),
     "changed-layout": ("changed=1", {}),
     "no-photos": ("listings=5", {"photos": "img.renamed"}),
-    "hang": ("hang=1", {"page_timeout": 10}),
+    "hang": ("hang=1", {"page_timeout": 4}),
     "leak": ("leak=1", {"page_timeout": 240}),
     "crash-once": ("listings=5", {}),
     "tab-crash-once": ("listings=5", {}),
@@ -114,33 +128,67 @@ PAGE_FAULTS = {
 }
 
 
-@pytest.mark.parametrize("row", table_rows("Faults of a page"), ids=lambda row: row[0])
-def test_page_fault_ends_as_the_table_says(row, tmp_path, short_path, capsys, monkeypatch):
-    name, _, fetched, status, said, code = row
+ENDS_BROWSERS = ("hang", "leak", "crash-once", "tab-crash-once")
+
+
+def write_fault(folder: Path, name: str, base_url: str) -> Path:
     query, settings = PAGE_FAULTS[name]
-    settings = dict(settings)
-    with MisbehavingSite(robots=settings.pop("robots", "User-agent: *\nDisallow: /private/\n")) as site:
+    kind = re.search(r"kind=(\w+)|$", query).group(1) or "none"
+    settings = {key: value for key, value in settings.items() if key != "robots"}
+    return write_site_file(folder, f"{base_url}/search?{query}", kind, **settings)
+
+
+def crawl_fault(name: str, folder: Path, browser: KeptBrowser) -> tuple:
+    """Return what a crawl of the site with this fault led to, its journal of pages, and what it asked the site for."""
+    with MisbehavingSite(robots=PAGE_FAULTS[name][1].get("robots", "User-agent: *\nDisallow: /private/\n")) as site:
+        done = crawl(write_fault(folder, name, site.base_url), folder / "raw", browser)
+        return done, read_lines(folder / "raw" / "pages.jsonl"), site
+
+
+@pytest.fixture(scope="module")
+def faults(request, tmp_path_factory):
+    names = [row[0] for row in selected(request, "row")]
+    with side_by_side({name: partial(crawl_fault, name, tmp_path_factory.mktemp(name)) for name in names}) as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in table_rows("Faults of a page") if row[0] not in ENDS_BROWSERS], ids=lambda row: row[0]
+)
+def test_page_fault_ends_as_the_table_says(row, faults):
+    name, _, fetched, status, said, code = row
+    done, pages, site = faults(name)
+    assert (done.stats.fetched, pages[-1]["status"], done.code) == (int(fetched), status, int(code)), done.said
+    assert re.search(said, done.said + json.dumps(pages, ensure_ascii=False)), done.said
+    if name.startswith("robots"):
+        assert "/search" not in {path.partition("?")[0] for path in site.log}
+    asked = site.photo_requests()
+    assert len(asked) == len(set(asked)), "a photo was asked for twice, by the browser perhaps"
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in table_rows("Faults of a page") if row[0] in ENDS_BROWSERS], ids=lambda row: row[0]
+)
+def test_page_fault_that_ends_a_browser_ends_as_the_table_says(row, tmp_path, short_path, capsys, monkeypatch):
+    name, _, fetched, status, said, code = row
+    with MisbehavingSite() as site:
         if "crash" in name:
             kind_of_process = "--type=renderer" if name.startswith("tab") else ""
             site.on_request = lambda path: kill_browser(short_path, kind_of_process) if len(site.log) == 2 else None
-        kind = re.search(r"kind=(\w+)|$", query).group(1) or "none"
-        file = write_site_file(tmp_path, f"{site.base_url}/search?{query}", kind, **settings)
+        monkeypatch.setattr(browser_module, "TAB_MEGABYTES", 128)  # filled sooner
         monkeypatch.setattr("tempfile.tempdir", str(short_path))  # the browser's profile, by which it is found
         start, starts = Browser._start, []
         monkeypatch.setattr(Browser, "_start", lambda browser: (starts.append(browser), start(browser)))
-        result = main([str(file), "--out", str(tmp_path / "raw"), "--json"])
+        result = main([str(write_fault(tmp_path, name, site.base_url)), "--out", str(tmp_path / "raw"), "--json"])
     output = capsys.readouterr()
     stats = json.loads(output.out)
     pages = read_lines(tmp_path / "raw" / "misbehaving" / "pages.jsonl")
     assert (stats["fetched"], pages[-1]["status"], result) == (int(fetched), status, int(code)), output.err
     assert re.search(said, output.err + json.dumps(pages, ensure_ascii=False)), output.err
     assert_no_browser_left(short_path)
-    if "crash" in name or name == "hang":
-        assert len(starts) == 2, "a second browser tries"
-    if name.startswith("robots"):
-        assert "/search" not in {path.partition("?")[0] for path in site.log}
+    assert len(starts) == 2, "a second browser tries"
     asked = site.photo_requests()
-    assert len(asked) == len(set(asked)), "a photo was asked for twice, by the browser perhaps"
+    assert len(asked) == len(set(asked))
 
 
 CUT_OFF = (0, 2, 5, 9)  # the numbers of the answers that do not come
@@ -149,7 +197,9 @@ CUT_OFF = (0, 2, 5, 9)  # the numbers of the answers that do not come
 @pytest.mark.parametrize(
     ("command", "kind"), [*((command, "button") for command in ANSWERED), (Command.W3C_EXECUTE_SCRIPT, "next")]
 )
-def test_no_answer_that_an_alert_box_cuts_off_ends_a_page_early(command, kind, tmp_path, capsys, monkeypatch):
+def test_no_answer_that_an_alert_box_cuts_off_ends_a_page_early(
+    command, kind, shared_browser, tmp_path, capsys, monkeypatch
+):
     """What chromedriver does when a box opens in the midst of a command: it answers with nothing."""
     execute, answers = WebDriver.execute, itertools.count()
 
@@ -229,10 +279,9 @@ def journaled(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("moment", ["at a photo's request", "while the page scrolls"])
 def test_sigkill_and_restart_give_the_same_set(moment, short_path):
-    path, count = {
-        "at a photo's request": ("/photos/swift-7.jpg", 1),
-        "while the page scrolls": ("/api/cards", 2),
-    }[moment]
+    path, count = {"at a photo's request": ("/photos/swift-7.jpg", 1), "while the page scrolls": ("/api/cards", 2)}[
+        moment
+    ]
     with MisbehavingSite() as site:
         file = write_site_file(short_path, f"{site.base_url}/search?listings=15&kind=scroll&private=1", "scroll")
         killed = start_scraper(file, short_path)
@@ -312,7 +361,7 @@ def test_a_folder_that_cannot_be_written_stops_at_once(tmp_path, capsys):
     assert re.search("cannot write .*file.*run the same command again", capsys.readouterr().err)
 
 
-def test_limit_ends_the_crawl_early(tmp_path, capsys):
+def test_limit_ends_the_crawl_early(shared_browser, tmp_path, capsys):
     with MisbehavingSite() as site:
         file = write_site_file(tmp_path, f"{site.base_url}/search?endless=1&kind=scroll", "scroll")
         assert main([str(file), "--out", str(tmp_path / "raw"), "--limit", "4"]) == 0
@@ -320,7 +369,7 @@ def test_limit_ends_the_crawl_early(tmp_path, capsys):
     assert "First crawl of misbehaving" in capsys.readouterr().err
 
 
-def test_second_run_asks_for_no_photo_but_for_what_failed(tmp_path, capsys):
+def test_second_run_asks_for_no_photo_but_for_what_failed(shared_browser, tmp_path, capsys):
     with MisbehavingSite() as site:
         file = write_site_file(tmp_path, f"{site.base_url}/search?listings=5", more="attempts = 1")
         site.on_request = lambda path: (_ for _ in ()).throw(OSError) if path.endswith("-2.jpg") else None
@@ -333,7 +382,7 @@ def test_second_run_asks_for_no_photo_but_for_what_failed(tmp_path, capsys):
     assert output.count("First crawl of") == 1 and re.search("known from earlier runs +4", output)
 
 
-def test_one_photo_under_two_labels_is_fetched_once_and_journaled_twice(tmp_path):
+def test_one_photo_under_two_labels_is_fetched_once_and_journaled_twice(shared_browser, tmp_path):
     with MisbehavingSite() as site:
         file = write_site_file(tmp_path, f"{site.base_url}/search?listings=2")
         content = file.read_text()
@@ -349,7 +398,7 @@ def test_one_photo_under_two_labels_is_fetched_once_and_journaled_twice(tmp_path
     assert lines[0]["sha256"] == lines[2]["sha256"]
 
 
-def test_check_shows_what_each_selector_finds(tmp_path, capsys):
+def test_check_shows_what_each_selector_finds(shared_browser, tmp_path, capsys):
     with MisbehavingSite() as site:
         file = write_site_file(tmp_path, f"{site.base_url}/search?listings=5")
         assert main(["check", str(file)]) == 0
@@ -373,7 +422,7 @@ def test_headers_cookies_and_user_agent_reach_pages_and_photos(tmp_path):
                 assert "consent=yes" in headers["Cookie"], path
 
 
-def test_without_paging_it_is_said_that_one_page_is_read_and_messages_name_the_file(tmp_path, capsys):
+def test_without_paging_it_is_said_that_one_page_is_read_and_messages_name_the_file(shared_browser, tmp_path, capsys):
     with MisbehavingSite() as site:
         file = write_site_file(tmp_path, f"{site.base_url}/search?changed=1")
         file.write_text(file.read_text().replace('kind = "none"', ""))
@@ -382,7 +431,7 @@ def test_without_paging_it_is_said_that_one_page_is_read_and_messages_name_the_f
     assert "one page of each start is read" in output and f"python -m scraper check {file}" in output
 
 
-def test_reparse_corrects_the_journal_offline(tmp_path, capsys):
+def test_reparse_corrects_the_journal_offline(shared_browser, tmp_path, capsys):
     with MisbehavingSite() as site:
         file = write_site_file(tmp_path, f"{site.base_url}/search?listings=5&private=1")
         assert main([str(file), "--out", str(tmp_path / "raw")]) == 0

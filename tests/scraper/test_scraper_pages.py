@@ -18,11 +18,11 @@ from scraper.pages import (
     is_busy,
     is_challenge,
     is_end_of_search,
-    nearest_selector,
     read_card,
 )
 from scraper.pictures import parse_srcset
 from scraper.site import SITES, SiteError, load_site, parse_site
+from scraper.site_check import nearest_selector
 
 DATA_URI = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 URL = "https://cars.example/used/swift?city=pune"
@@ -84,9 +84,9 @@ PICTURES = {
         '<picture><source type="image/avif" srcset="/a.avif"><img src="/a.jpg"></picture>',
         ["https://cars.example/a.jpg"],
     ),
-    "sources for telephones": (
-        '<picture><source media="(max-width: 600px)" srcset="/s.jpg 2000w"><source media="(min-width: 40em)" '
-        'srcset="/l.jpg"><img src="/m.jpg"></picture>',
+    "a source for telephones, as loading marks it": (
+        '<picture><source data-scraper-other-screen media="(max-width: 600px)" srcset="/s.jpg 2000w"><source '
+        'media="(min-width: 40em)" srcset="/l.jpg"><img src="/m.jpg"></picture>',
         ["https://cars.example/l.jpg"],
     ),
     "an attribute of a loader that nobody knows": (
