@@ -1,5 +1,6 @@
 """Export: every format of every framework answers as its run does, or is not written at all."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -245,9 +246,12 @@ def test_the_card_counts_evaluations_of_each_sealed_set_apart_and_gives_the_runs
     seen.folder.mkdir(parents=True)
     for path in (study.splits, study.runs_table):
         (seen.folder / path.name).write_bytes(path.read_bytes())
-    common = {"time": "2026-01-01", "reason": "final", "look": 1}
-    looks = [{"run": run.id, "split": "test"}, {"run": "another", "split": "test"}, {"run": run.id, "split": "shifted"}]
-    seen.test_ledger.write_text("".join(json.dumps(look | common) + "\n" for look in looks))
+    ledger = ""
+    for name, split in ((run.id, "test"), ("another", "test"), (run.id, "shifted")):
+        before = "".join(ledger.splitlines(keepends=True)[-1:])
+        look = {"run": name, "split": split, "time": "2026-01-01", "reason": "final", "look": 1}
+        ledger += json.dumps(look | {"previous": hashlib.sha256(before.encode()).hexdigest()}) + "\n"
+    seen.test_ledger.write_text(ledger)
     interval = {"estimate": 0.75, "low": 0.5, "high": 0.9, "photos": 8, "groups": 8}
     score = {"run": run.id, "split": "test", "look": 1, "interval": interval, "parts": []}
     (seen.folder / "test_scores.jsonl").write_text(json.dumps(score) + "\n")

@@ -83,12 +83,17 @@ def repair_journal(path: Path) -> None:
     if not path.exists():
         return
     with open(path, "r+b") as lines:
-        content = lines.read()
-        tail = content[content.rfind(b"\n") + 1 :]
+        end = start = lines.seek(0, os.SEEK_END)
+        tail = b""
+        while start > 0 and b"\n" not in tail:  # from the end: a journal may be long
+            start = max(0, start - 4096)
+            lines.seek(start)
+            tail = lines.read(end - start)
+        tail = tail[tail.rfind(b"\n") + 1 :]
         if _is_whole(tail):
             lines.write(b"\n")
         elif tail:
-            lines.truncate(len(content) - len(tail))
+            lines.truncate(end - len(tail))
 
 
 @contextlib.contextmanager
