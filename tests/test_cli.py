@@ -58,19 +58,24 @@ def photos(home, carspotter):
     return folder
 
 
-def test_the_whole_road_from_a_folder_to_a_checked_photo(home, carspotter, photos):
-    finished = carspotter("import", photos)
-    assert finished.returncode == 0, finished.stderr
+@pytest.fixture(scope="module")
+def split_photos(carspotter, photos):
+    """Import, curate and split the photos; return what these verbs did."""
+    verbs = (("import", photos), ("curate",), ("split", "--classes", "swift", "wagonr"))
+    finished = [carspotter(*verb) for verb in verbs]
+    assert [done.returncode for done in finished] == [0, 0, 0], finished
+    return finished
+
+
+@pytest.mark.slow
+def test_the_whole_road_from_a_folder_to_a_checked_photo(home, carspotter, photos, split_photos):
+    finished = split_photos[0]
     for name in ("empty.jpg", "cut.jpg", "page.jpg", "bomb.png"):
         assert f"swift/{name}: " in finished.stdout, "a refused file must be named with its reason"
     for name in ("cmyk.jpg", "palette.png", "animated.gif"):
         assert name not in finished.stdout, "a photo in an unusual form is still a photo"
 
-    assert carspotter("curate").returncode == 0
     assert (home / "data" / "curation.csv").is_file()
-
-    finished = carspotter("split", "--classes", "swift", "wagonr")
-    assert finished.returncode == 0, finished.stderr
     splits = pd.read_csv(home / "results" / "my_cars" / "splits.csv", keep_default_na=False)
     assert set(splits.loc[splits["split"] == "test", "label"]) == {""}
     assert set(splits.loc[splits["split"] == "train", "label"]) == {"swift", "wagonr"}
@@ -102,7 +107,7 @@ def test_importing_again_adds_nothing(home, carspotter, photos):
     assert journal.read_text() == before
 
 
-def test_a_split_that_tears_a_group_apart_is_found(home, carspotter, photos):
+def test_a_split_that_tears_a_group_apart_is_found(home, split_photos):
     other = home / "torn"
     shutil.copytree(home / "data", other / "data")
     shutil.copytree(home / "results", other / "results")
@@ -200,6 +205,7 @@ def test_a_real_folder_of_photos_can_be_imported_and_split(tmp_path):
         assert finished.returncode == 0, finished.stdout + finished.stderr
 
 
+@pytest.mark.slow
 def test_the_study_verb_goes_from_class_folders_to_a_page(tmp_path, photos):
     """The verb behind `make study`, with one epoch of the baseline."""
     environment = {**os.environ, "CARSPOTTER_HOME": str(tmp_path), "PYTHONPATH": str(ROOT / "src")}

@@ -89,7 +89,7 @@ def fetch(
     named = re.fullmatch(r"(\w[\w-]*)/(\w[\w-]*)", dataset)
     if not named:
         raise ValueError(f"data set {dataset!r}: Kaggle names them owner/name, as in {DATASET}")
-    source = source or find_kaggle_dataset(*named.groups()) or download(study.data, dataset, minutes)
+    source = Path(source or find_kaggle_dataset(*named.groups()) or download(study.data, dataset, minutes))
     study.data.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         refused = _import_parts(study, source, show_progress)

@@ -107,7 +107,9 @@ class Place:
     parent: str
     path: str
 
-    def __get__(self, study: "Study", owner: type) -> Path:
+    def __get__(self, study: "Study | None", owner: type) -> Path:
+        if study is None:  # asked of the class, as `help(Study)` does
+            return self
         return getattr(study, self.parent) / self.path.format(name=study.name)
 
 

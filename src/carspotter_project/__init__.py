@@ -1,1 +1,1 @@
-"""What goes through the whole project: a study from photos to a page, notebooks to Kaggle. Needs a checkout."""
+"""The commands `study`, from photos to a page, and `kaggle`. All but `kaggle fetch` need a checkout."""

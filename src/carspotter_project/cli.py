@@ -36,22 +36,20 @@ def add_verbs(verbs) -> None:
     study.set_defaults(verb=run_study)
 
 
-def kaggle_fetch(options) -> int:
+def kaggle_fetch(options) -> None:
     from carspotter.kaggle import fetch
 
     print(fetch(study_of(options), options.dataset, options.source, options.minutes))
-    return 0
 
 
-def kaggle_push(options) -> int:
+def kaggle_push(options) -> None:
     from carspotter_project.kaggle_push import push
 
     folders = push(options.notebook, options.user, options.internet, options.dry_run, options.out)
     print(f"{'Would push' if options.dry_run else 'Pushed'} {len(folders)} notebooks: {folders[0].parent}")
-    return 0
 
 
-def run_study(options) -> int:
+def run_study(options) -> None:
     from carspotter.evidence.report import runs_report, to_markdown
     from carspotter.photos.table import slugify
     from carspotter_project.walkthrough import run_study
@@ -63,4 +61,3 @@ def run_study(options) -> int:
     (study.data / LAST_STUDY).write_text(name, encoding="utf-8")
     print(to_markdown(runs_report(study)), end="")
     print(f"Open this page in a browser: {page}")
-    return 0

@@ -21,6 +21,7 @@ from carspotter_check.onnx_graph import build_graph
 from carspotter_check.open_world import OTHER_MODEL, unit_rows
 from carspotter_check.photo_check import PhotoCheck
 
+pytestmark = pytest.mark.slow  # models are trained and loaded again in each framework
 SIZE = 40
 TINY = replace(
     experiments.BATCH_NORM,
@@ -213,13 +214,11 @@ def test_a_process_without_this_project_gets_the_same_logits(study, runs_of, tmp
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), ours, atol=1e-3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("to", ["keras", "savedmodel", "litert"])
 def test_each_network_is_loaded_in_a_process_without_this_project(tmp_path, to):
     pytest.importorskip("tensorflow")
     rng, ours = np.random.default_rng(0), {}
-    networks = {name: NETWORKS[name] for name in ("plain", "after_relu", "fast_recipe", "vgg16", "mobilenet_odd")}
-    for name, experiment in networks.items():
+    for name, experiment in NETWORKS.items():
         model = store.import_builder(experiment, "keras").build_model(experiment, 2)
         path = tmp_path / name / export.FILES[to]
         path.parent.mkdir(parents=True)
@@ -228,7 +227,7 @@ def test_each_network_is_loaded_in_a_process_without_this_project(tmp_path, to):
         np.save(tmp_path / name / "images.npy", images)
         ours[name] = model.predict(images.astype(np.float32), verbose=0)
     code = f"""import sys, numpy as np
-for name in {[*networks]}:
+for name in {[*NETWORKS]}:
     path = name + '/{export.FILES[to]}'
     exec({LOADERS[to]!r})
     np.save(name + '/logits.npy', run(np.load(name + '/images.npy')))

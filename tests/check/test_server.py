@@ -682,6 +682,7 @@ def cards(browser):
     return browser.find_elements("css selector", ".card")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(1200, 900), (390, 780)], ids=["desktop", "phone"])
 def test_a_swift_claimed_as_wagonr_is_flagged_on_the_page(server, browser, tmp_path, width, height):
     (tmp_path / "my swift.jpg").write_bytes(car("red", size=(640, 480)))
@@ -712,6 +713,7 @@ def test_a_swift_claimed_as_wagonr_is_flagged_on_the_page(server, browser, tmp_p
     assert severe == []
 
 
+@pytest.mark.slow
 def test_photos_of_one_car_get_one_verdict_on_top_of_their_own(server, browser, tmp_path):
     for name, colour in (("front", "red"), ("rear", "red"), ("other", "blue")):
         (tmp_path / f"{name}.jpg").write_bytes(car(colour))
@@ -726,6 +728,7 @@ def test_photos_of_one_car_get_one_verdict_on_top_of_their_own(server, browser, 
     assert "other.jpg" in other.text and "looks like wagonr" in other.text
 
 
+@pytest.mark.slow
 def test_a_photo_dropped_on_the_page_is_checked(server, browser):
     browser.get(server.url)
     wait_for(lambda: len(browser.find_elements("css selector", "#claims label")) == 3)

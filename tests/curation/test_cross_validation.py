@@ -37,6 +37,7 @@ def photos():
     return images, np.array(["swift", "wagonr"])[said], listings, bright != said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framework", ["keras", "torch", "tensorflow"])
 def test_wrong_labels_are_doubted_most(photos, framework, tmp_path):
     pytest.importorskip(framework)
@@ -76,6 +77,7 @@ def test_no_model_is_asked_about_a_listing_that_it_saw(photos, tmp_path, monkeyp
     assert set().union(*asked) == set(listing_of)
 
 
+@pytest.mark.slow
 def test_a_killed_call_goes_on_and_gives_the_same(photos, tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
     images, labels, listings, _ = photos
@@ -143,6 +145,7 @@ def test_what_learns_is_as_wide_as_the_weights(tmp_path):
         choose_experiment("torch", tmp_path / "mobilenet_v2_0.35_224.weights.h5")
 
 
+@pytest.mark.slow
 def test_each_model_starts_from_the_weights_given(photos, tmp_path):
     keras = pytest.importorskip("keras")
     images, labels, listings, _ = photos

@@ -68,6 +68,8 @@ def test_nested_samples_do_not_depend_on_the_order_of_rows_but_on_the_seed(uneve
     first = nested_samples(uneven, (100, 300))
     assert nested_samples(uneven.sample(frac=1, random_state=3), (100, 300)) == first
     assert nested_samples(uneven, (100,), seed=1)[100] != first[100]
+    with pytest.raises(ValueError, match="sizes \\[0, 100000\\]"):
+        nested_samples(uneven, (0, 50, 100_000))
 
 
 def test_a_bootstrap_sample_draws_whole_groups_of_each_class_with_replacement(splits):
@@ -86,6 +88,8 @@ def test_a_bootstrap_sample_draws_whole_groups_of_each_class_with_replacement(sp
 def test_a_bootstrap_sample_of_a_smaller_collection_draws_fewer_groups(splits):
     quarter = bootstrap_sample(splits, seed=1, share=0.25)
     assert 0.2 < len(quarter) / len(bootstrap_sample(splits, seed=1)) < 0.3
+    with pytest.raises(ValueError, match="share is 0"):
+        bootstrap_sample(splits, share=0)
 
 
 def sides_of(splits):

@@ -108,7 +108,9 @@ def test_one_photo_of_each_group_is_evidence():
     ("options", "message"),
     [
         ({"correct": [1, 0]}, "booleans"),
+        ({"groups": [1]}, "as many confidences"),
         ({"confidence": [0.5, np.nan]}, "finite"),
+        ({"risk": 0.0}, "between 0 and 1"),
     ],
 )
 def test_unusable_input_is_refused(options, message):

@@ -68,6 +68,7 @@ def test_the_spec_is_the_original_study():
         {"batch_norm": "after_relu", "backbone": "vgg16"},
         {"pooling": "levels", "backbone": "vgg16"},
         {"tuned_blocks": 1},
+        {"conv_channels": ()},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )

@@ -253,6 +253,13 @@ def test_a_run_without_a_gpu_says_why(monkeypatch, tmp_path):
     assert history.explain_device("NVIDIA H100", "torch") == "NVIDIA H100"
 
 
+@pytest.mark.parametrize("name", ["ResourceExhaustedError", "OutOfMemoryError", "_ArrayMemoryError"])
+def test_out_of_memory_is_explained(name):
+    exhausted = type(name, (MemoryError if "Array" in name else Exception,), {})
+    with pytest.raises(MemoryError, match="a-run: .*smaller batch_size"), runs.explain_memory("a-run", TINY):
+        raise exhausted("OOM when allocating tensor")
+
+
 def test_one_run_is_trained_by_one_process_at_a_time(toy_study):
     folder = toy_study.runs / runs.specify_run(toy_study, TINY, "torch", 0)["run"]
     with hold(folder / ".lock"), pytest.raises(RuntimeError, match="another process"):

@@ -45,6 +45,7 @@ def test_without_changes_each_experiment_keeps_its_own(tmp_path):
         ('experiments = ["dropout"]\nseeds = 3', "seeds is 3; it is a list"),
         ('experiments = ["vgg99"]', "vgg99.*baseline_cnn"),
         ('experiments = ["dropout"]\nframeworks = ["caffe"]', "caffe.*torch"),
+        ('experiments = ["dropout"]\ndtype = "float8"', "dtype is 'float8'; use one of float32"),
         ('experiments = ["dropout"]\nepochs = "ten"', "epochs is 'ten'; it is a int"),
         ('experiments = ["dropout"]\nseed = [1]', "seed is unknown; use.*seeds"),
     ],

@@ -27,6 +27,7 @@ def published(tmp_path, monkeypatch):
     file = folder / transfer.FILES["vgg16"]
     file.write_bytes(b"the weights")
     monkeypatch.setattr(transfer, "PUBLISHED", folder.as_uri())
+    monkeypatch.setattr(transfer, "MD5", {"vgg16": hashlib.md5(b"the weights").hexdigest()})
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "cache"))
     return file
 
@@ -37,6 +38,13 @@ def test_imagenet_is_downloaded_once(published, tmp_path):
     published.unlink()
     assert transfer.find_weights(VGG16_FEATURES) == path
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_damaged_download_is_refused_and_not_kept(published, tmp_path):
+    published.write_bytes(b"the wei")
+    with pytest.raises(ValueError, match="damaged"):
+        transfer.find_weights(VGG16_FEATURES)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_a_download_that_was_cut_short_is_not_kept(published, tmp_path, monkeypatch):

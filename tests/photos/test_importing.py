@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from pathlib import Path
 
 import pytest
 from generated_photos import encode, scene
@@ -277,6 +276,11 @@ def test_unusable_photos_and_other_models_are_no_classes(data, folder, tmp_path)
 def test_a_folder_around_the_classes_and_an_archive_are_named(data, tmp_path):
     around = lay_out(tmp_path / "set", [f"images/{name}" for name in NAMES])
     assert "if they are the classes, import the folder images itself" in note(bring_in(data, around), "sub-folders")
-    archive = Path(shutil.make_archive(tmp_path / "photos", "zip", around))
+    archive = shutil.make_archive(tmp_path / "photos", "zip", around)
     with pytest.raises(FileNotFoundError, match="unzip it first"):
         bring_in(data, archive)
+
+
+def test_an_unknown_source_of_listings_is_refused_and_loses_none(data, folder):
+    with pytest.raises(ValueError, match="listing_from 'foldr': choose one of auto, folder, name, none"):
+        bring_in(data, folder, listing_from="foldr")

@@ -97,6 +97,11 @@ def test_a_look_without_a_reason_is_refused(study, reason):
     assert not study.test_ledger.exists()
 
 
+def test_training_labels_do_not_come_through_this_door(study):
+    with pytest.raises(ValueError, match="not sealed"):
+        read_test_labels(study, "run-1", "why not", split="validation")
+
+
 def test_missing_labels_are_no_look(study):
     sealed = pd.read_csv(study.sealed)
     sealed[sealed["sha256"] != "e"].to_csv(study.sealed, index=False)

@@ -283,6 +283,8 @@ def test_forget_twice_and_forget_nonsense(data, folder):
     assert forget(data, sha256) == [] and len(journal_of(data)) == lines
     with pytest.raises(ValueError, match="no journal"):
         forget(data, "0" * 64)
+    with pytest.raises(ValueError, match="64 hexadecimal"):
+        forget(data, "../../etc")
 
 
 def test_a_file_name_that_is_not_utf8_is_imported_like_any(data, folder):

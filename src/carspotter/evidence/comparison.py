@@ -45,7 +45,7 @@ class Comparison:
         return {
             "comparison": f"{self.name_b} − {self.name_a}",
             "seeds": str(points.seeds),
-            f"points [{_percent(points.level)}]": _points(points),
+            f"points [{_percent(points.level)}]": points.in_points,
             "wins / losses": f"{self.wins:.4g} / {self.losses:.4g}",
             "p": f"{self.p:.3f}" if self.p >= 0.001 else "< .001",
             "verdict": self.verdict,
@@ -56,7 +56,7 @@ class Comparison:
         return "\n".join(
             [
                 f"{self.name_a} {self.a}, {self.name_b} {self.b} ({photos} photos, {self.difference.groups} groups)",
-                f"{self.name_b} − {self.name_a}: {_points(self.difference)} points at {level}, p = {self.p:.3g}, "
+                f"{self.name_b} − {self.name_a}: {self.difference.in_points} points at {level}, p = {self.p:.3g}, "
                 f"{self.wins:.4g} photos won and {self.losses:.4g} lost",
                 f"{self.verdict}: {self.reason}",
             ]
@@ -180,10 +180,6 @@ def _correct(y: np.ndarray, predicted: np.ndarray, classes, name: str) -> np.nda
         )
     correct = predicted == y
     return correct.mean(axis=1) if correct.ndim == 3 else np.atleast_2d(correct)
-
-
-def _points(interval: Interval) -> str:
-    return f"{interval.estimate * 100:+.1f} [{interval.low * 100:+.1f}, {interval.high * 100:+.1f}]"
 
 
 def _percent(level: float) -> str:

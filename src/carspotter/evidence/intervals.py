@@ -36,6 +36,11 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.estimate:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    @property
+    def in_points(self) -> str:
+        """Return a difference in points, as in "+2.0 [-1.0, +5.0]"."""
+        return f"{100 * self.estimate:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
 
 def clopper_pearson(hits: float, trials: float, level: float = 0.95) -> tuple[float, float]:
     """Return the exact two-sided interval of a share, `hits` of `trials`; effective numbers need not be whole.

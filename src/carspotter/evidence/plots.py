@@ -171,7 +171,7 @@ def interval_chart(intervals: dict, title: str = "", unit: str = "validation acc
         estimate, low, high = (scale * value for value in (interval.estimate, interval.low, interval.high))
         axis.plot([low, high], [row, row], color=BLUE, linewidth=2)
         axis.plot(estimate, row, "o", color=BLUE)
-        words = f"{estimate:+.1f} [{low:+.1f}, {high:+.1f}]" if margin else str(interval)
+        words = interval.in_points if margin else str(interval)
         axis.text(1.02, row, words, transform=axis.get_yaxis_transform(), va="center", fontsize=9)
     if margin:
         axis.axvspan(-scale * margin, scale * margin, color=GREEN, alpha=0.12, linewidth=0)

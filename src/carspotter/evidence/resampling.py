@@ -69,6 +69,9 @@ def nested_samples(splits: pd.DataFrame, sizes: Sequence[int], seed: int = 0) ->
     every smaller sample is part of every larger one. A group of several labels counts with its most frequent.
     """
     training = _training(splits)
+    wrong = [size for size in sizes if not 1 <= size <= len(training)]
+    if wrong:
+        raise ValueError(f"sizes {wrong} cannot be drawn; there are {len(training)} training photos")
     groups = training.groupby("group")["label"].agg(
         label=lambda labels: labels.value_counts().sort_index().idxmax(), size="size"
     )
@@ -88,6 +91,8 @@ def bootstrap_sample(splits: pd.DataFrame, seed: int = 0, share: float = 1.0) ->
 
     `share`: how many groups are drawn, of those that there are (0 … 1). Photos of a group drawn twice are named twice.
     """
+    if not 0 < share <= 1:
+        raise ValueError(f"share is {share}; draw more than none of the groups, and at most all (1.0)")
     rng = np.random.default_rng(seed)
     hashes = []
     for _, members in _training(splits).groupby("label", sort=True):

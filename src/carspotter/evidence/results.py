@@ -53,8 +53,9 @@ def results_of(study: Study, runs: Sequence[Run], epochs: str | int = LAST_EPOCH
 def compare_runs(
     study: Study, a: Sequence[Run], b: Sequence[Run], comparisons: int = 1, names: Sequence[str] = ()
 ) -> Comparison:
-    """Compare two recipes by the seeds that both have recorded, on the mean of the last five epochs; `comparisons` is
-    m.
+    """Compare two recipes by the seeds that both have recorded, on the mean of the last five epochs.
+
+    `comparisons`: m, how many this is one of. Raises ValueError where no seed is shared.
     """
     a, b = ({int(run.row["seed"]): run for run in side} for side in (a, b))
     seeds = sorted(set(a) & set(b))

@@ -49,8 +49,13 @@ def certify_risk(confidence, correct, groups, risk: float = 0.01, delta: float =
     rejected. MAPIE's fixed sequence has larger p-values and no lowest certifiable risk.
     """
     confidence, correct, groups = np.asarray(confidence, float), np.asarray(correct), np.asarray(groups)
-    if not len(confidence) or not np.isfinite(confidence).all() or correct.dtype != bool:
-        raise ValueError(f"need photos with finite confidences and booleans, found {confidence.shape}, {correct.dtype}")
+    if not len(confidence) == len(correct) == len(groups) > 0 or correct.dtype != bool:
+        raise ValueError(
+            f"need as many confidences, booleans and groups, found {confidence.shape}, {correct.shape} of "
+            f"{correct.dtype}, {groups.shape}"
+        )
+    if not np.isfinite(confidence).all() or not 0 < risk < 1 or not 0 < delta < 1:
+        raise ValueError(f"confidences must be finite numbers, risk ({risk}) and delta ({delta}) between 0 and 1")
     drawn = np.random.default_rng(seed).permutation(len(groups))
     _, first = np.unique(groups[drawn], return_index=True)
     drawn = drawn[first]

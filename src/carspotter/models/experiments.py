@@ -63,6 +63,8 @@ class Experiment:
                 raise ValueError(f"{self.name}: {field} is {getattr(self, field)}; it must be above 0")
         if self.batch_norm != "none" and self.backbone:
             raise ValueError(f"{self.name}: batch_norm is {self.batch_norm!r}; a backbone keeps its own, use 'none'")
+        if not self.conv_channels and not self.backbone:
+            raise ValueError(f"{self.name}: conv_channels is empty; give one block at least")
         if self.pooling == "levels" and self.backbone != "mobilenet_v2":
             raise ValueError(f"{self.name}: pooling is 'levels'; it is there for the backbone mobilenet_v2 only")
         if self.cached_copies and (self.augmentation == "none" or not self.cached):

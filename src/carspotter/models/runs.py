@@ -1,9 +1,11 @@
 """One experiment, one framework, one seed: one recorded run. Importing this imports no framework."""
 
+import contextlib
 import hashlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -76,13 +78,14 @@ def train_run(study: Study, experiment: Experiment, framework: str, seed: int = 
     """Train `experiment` on the study's split in `framework` and record the run; it replaces a recorded one.
 
     Killed and called again, the run goes on after its last finished epoch. An experiment that starts from another
-    trains that one first, or takes its recorded run. Raises TrainingDiverged, FileNotFoundError for weights or photos
-    that are not here, RuntimeError when another process trains this run.
+    trains that one first, or takes its recorded run. Raises TrainingDiverged, MemoryError, FileNotFoundError for
+    weights or photos that are not here, RuntimeError when another process trains this run.
     """
     spec = specify_run(study, experiment, framework, seed)
     start = _starting_weights(study, experiment, framework, seed, show_progress)
     folder = study.runs / spec["run"]
-    with hold(folder / ".lock", f"{spec['run']} is being trained by another process; wait for it or end it"):
+    busy = f"{spec['run']} is being trained by another process; wait for it or end it"
+    with hold(folder / ".lock", busy), explain_memory(spec["run"], experiment):
         lesson, builder = import_framework(framework), import_builder(experiment, framework)
         training, validation = read_training_photos(study, experiment)
         chosen = np.arange(len(training))
@@ -296,6 +299,21 @@ def _summarise(spec: dict, experiment: Experiment, history: pd.DataFrame) -> dic
         "commit": find_commit(),
         "finished_time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+@contextlib.contextmanager
+def explain_memory(run: str, experiment: Experiment) -> Iterator[None]:
+    """Turn each framework's own out-of-memory error into one sentence that helps."""
+    try:
+        yield
+    except Exception as error:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if names & {"OutOfMemoryError", "ResourceExhaustedError", "MemoryError"} or "not enough memory" in str(error):
+            raise MemoryError(
+                f"{run}: out of memory with batches of {experiment.batch_size} images of {experiment.image_size} px; "
+                "use a smaller batch_size or image_size, or free the device"
+            ) from error
+        raise
 
 
 def find_commit() -> str:

@@ -21,7 +21,7 @@ from typing import Any, Self
 import pandas as pd
 
 from carspotter.models.cluster import RayEngine
-from carspotter.models.experiments import SERIES, Experiment, quick
+from carspotter.models.experiments import SERIES, TRAINING_DTYPES, Experiment, quick
 from carspotter.models.runs import FRAMEWORKS, estimate_seconds, find_run, load_or_train, read_runs, starting_experiment
 from carspotter.paths import Study
 from carspotter.progress import progress_bar
@@ -67,6 +67,8 @@ def read_sweep(path: Path) -> list[Cell]:
     for axis, allowed in (("experiments", SERIES), ("frameworks", FRAMEWORKS)):
         if wrong := set(sweep.get(axis, [])) - set(allowed):
             raise ValueError(f"{path}: {axis} has {', '.join(sorted(wrong))}; use some of {', '.join(allowed)}")
+    if sweep.get("dtype", "float32") not in TRAINING_DTYPES:
+        raise ValueError(f"{path}: dtype is {sweep['dtype']!r}; use one of {', '.join(TRAINING_DTYPES)}")
     changes = {name: sweep[name] for name in ("epochs", "dtype", "weights") if name in sweep}
     cells = []
     for name, framework, size, seed in itertools.product(*(sweep.get(axis, unless) for axis, unless in AXES.items())):
@@ -91,8 +93,8 @@ def run_sweep(
     cells = list(dict.fromkeys(cell for asked in cells for cell in (asked.start, asked) if cell))
     results = {cell: {"run": run, "seconds": 0.0, "error": ""} for cell in cells if (run := _recorded(study, cell))}
     missing = [cell for cell in cells if cell not in results]
-    seconds = [estimate_seconds(study, cell.experiment, cell.framework) for cell in missing]
-    if show_progress and (known := [value for value in seconds if value]):
+    asked = missing if show_progress else []
+    if known := list(filter(None, (estimate_seconds(study, cell.experiment, cell.framework) for cell in asked))):
         about = f"about {sum(known) / processes / 60:.0f} min for {len(known)} of them, by recorded runs"
         print(f"{len(missing)} runs to make, {about}", file=sys.stderr, flush=True)
     with progress_bar(len(cells), "sweep", "runs", show_progress, done=len(results)) as progress:

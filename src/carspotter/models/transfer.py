@@ -35,6 +35,7 @@ FILES = {
     "mobilenet_v2": "mobilenet_v2/mobilenet_v2_weights_tf_dim_ordering_tf_kernels_{width}_224_no_top.h5",
 }
 PATTERNS = {"vgg16": "vgg16*notop*.h5", "mobilenet_v2": "mobilenet_v2_*{width}_224*no_top*.h5"}
+MD5 = {"vgg16": "6d6bbae143d832006294945121d1f1fc"}  # MobileNetV2's are published without a hash
 SECONDS = 30  # without an answer: offline, and said so
 FEATURES_VERSION = 2  # raise this by hand when cached features and maps change meaning
 BATCH = 50  # images that a frozen part sees at a time
@@ -70,7 +71,7 @@ def find_weights(experiment: Experiment) -> Path | None:
     if weights == "imagenet":
         path = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models" / Path(file).name
         if not path.exists():
-            _download(f"{PUBLISHED}/{file}", path)
+            _download(f"{PUBLISHED}/{file}", path, MD5.get(experiment.backbone))
         return path
     if not Path(weights).is_dir():
         return Path(weights)
@@ -234,7 +235,7 @@ def _is_digest(weights: str | Path) -> bool:
     return re.fullmatch("[0-9a-f]{12}", str(weights)) is not None
 
 
-def _download(url: str, path: Path) -> None:
+def _download(url: str, path: Path, md5: str | None) -> None:
     try:
         with urllib.request.urlopen(url, timeout=SECONDS) as answer:
             size = int(answer.headers.get("Content-Length", 0)) / 1e6
@@ -245,5 +246,8 @@ def _download(url: str, path: Path) -> None:
             f"the weights are not on this machine and cannot be downloaded ({error}). On a machine with internet fetch "
             f"{url}, and give its path with --weights FILE or put it at {path}; --weights none takes random ones"
         ) from error
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if md5 and digest != md5:
+        raise ValueError(f"{url}: the file came damaged (MD5 {digest}, not {md5}); try again")
     with atomic_write(path) as part:
         part.write_bytes(content)

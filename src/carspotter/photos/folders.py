@@ -221,6 +221,8 @@ def walk_files(folder: Path, leave_out: Callable[[Path, str], None], seen: set[t
 
 def name_listings(found: Found, table: Path | None, listing_from: str) -> list[Job]:
     """Return the jobs with their listings; notes question listings that look wrong."""
+    if listing_from not in LISTING_FROM:
+        raise ValueError(f"listing_from {listing_from!r}: choose one of {', '.join(LISTING_FROM)}")
     if listing_from == "none":
         return found.jobs
     told = _match_listings(found, table) if table is not None and table.is_file() else {}

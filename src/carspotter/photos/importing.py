@@ -61,6 +61,8 @@ def import_folder(
     FOLDER/{train,val,test}/<class>. Earlier labels and listings of photos in the folder are replaced; `replace_all`
     also withdraws photos that are no longer there. Importing again adds nothing; a killed import goes on.
     """
+    data = Path(data)
+    folder, rejects, others = (given and Path(given) for given in (folder, rejects, others))
     found = find_files(folder, classes, rejects, others, ignore_split)
     jobs = name_listings(found, folder and folder / "listings.csv", listing_from)
     store = data / "raw" / site

@@ -39,6 +39,8 @@ def read_test_labels(
     SealedTestRefused for an empty reason, a second run unless `again` says why, predictions of other photos, a test set
     drawn anew, faulty labels, and a changed ledger.
     """
+    if split not in ("test", "shifted"):
+        raise ValueError(f"split {split!r} is not sealed; only test and shifted are")
     if not reason.strip():
         raise SealedTestRefused(f"{study.name}: say why the test set is opened")
     if not study.sealed.exists():

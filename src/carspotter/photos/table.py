@@ -94,6 +94,8 @@ def forget(data: Path, sha256: str) -> list[str]:
     Returns the deleted files, relative to `data`. Raises RuntimeError while a crawl writes to a journal.
     """
     data = Path(data)
+    if not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise ValueError(f"{sha256!r} is not a SHA-256: 64 hexadecimal digits name a photo")
     known = False
     with contextlib.ExitStack() as locks:
         for journal in sorted(data.glob("raw/*/journal.jsonl")):
