@@ -7,6 +7,7 @@ a car covers, the skin, looked up for each pixel, what is seen there.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,25 +22,25 @@ DISC = 256  # side of a wheel's skin in texels
 PLATE = (36, 160)
 GRAPHIC_SCALE = 400.0  # texels a metre of the drawn window, lamp and door shapes
 
-MATERIALS = (
-    "paint",
-    "glass",
-    "black",
-    "gloss_black",
-    "chrome",
-    "headlamp",
-    "tail",
-    "amber",
-    "mesh",
-    "groove",
-    "void",
-    "tyre",
-    "rim",
-    "plate",
-    "ink",
-    "roof",
-    "gap",
-)
+MATERIALS = {  # linear albedo, reflectance at normal incidence, share of light from within (lamps scatter)
+    "paint": ((0.0, 0.0, 0.0), 0.065, 0.0),  # the colour is each car's own, and the roof's
+    "glass": ((0.045, 0.05, 0.05), 0.10, 0.0),
+    "black": ((0.028, 0.028, 0.03), 0.02, 0.0),
+    "gloss_black": ((0.010, 0.010, 0.011), 0.05, 0.0),
+    "chrome": ((0.25, 0.25, 0.26), 0.60, 0.0),
+    "headlamp": ((0.46, 0.48, 0.50), 0.16, 0.08),
+    "tail": ((0.40, 0.012, 0.016), 0.06, 0.10),
+    "amber": ((0.50, 0.18, 0.02), 0.06, 0.05),
+    "mesh": ((0.012, 0.012, 0.013), 0.03, 0.0),
+    "groove": ((0.006, 0.006, 0.006), 0.0, 0.0),
+    "void": ((0.004, 0.004, 0.004), 0.0, 0.0),
+    "tyre": ((0.016, 0.016, 0.017), 0.008, 0.0),
+    "rim": ((0.36, 0.36, 0.37), 0.20, 0.0),
+    "plate": ((0.72, 0.72, 0.70), 0.03, 0.0),
+    "ink": ((0.01, 0.01, 0.012), 0.02, 0.0),
+    "roof": ((0.012, 0.012, 0.012), 0.065, 0.0),
+    "gap": ((0.03, 0.03, 0.03), 0.02, 0.0),
+}
 MATERIAL = {name: number for number, name in enumerate(MATERIALS)}
 
 
@@ -145,63 +146,38 @@ class _Graphic:
         return pixels[np.clip(height * GRAPHIC_SCALE, 0, pixels.shape[0] - 1).astype(np.int32), column]
 
 
-def _side_graphic(shape: Shape) -> np.ndarray:
+def _side_graphic(shape: Shape) -> _Graphic:
     side = _Graphic(shape.length, shape.height)
     axles = (shape.overhang, shape.overhang + shape.wheelbase)
     bottom = shape.half_width[0][0]
-    side.polygon(
-        ((0.5, 0), (shape.length - 0.5, 0), (shape.length - 0.5, bottom + 0.05), (0.5, bottom + 0.05)), "black"
-    )
-    if shape.cladding:
-        top = bottom + 0.05 + shape.cladding
-        side.polygon(((0.3, 0), (shape.length - 0.3, 0), (shape.length - 0.3, top), (0.3, top)), "black")
+    start, top = 0.3 if shape.cladding else 0.5, bottom + 0.05 + shape.cladding
+    side.polygon(((start, 0), (shape.length - start, 0), (shape.length - start, top), (start, top)), "black")
     d0, d1, d2 = shape.doors
     arch = shape.wheel_radius + 0.05
-    belt = min(z for _, z in shape.windows) + 0.02
-    side.line(((d0 + 0.03, belt - 0.05), (d0, 0.75), (d0, bottom + 0.09), (d2 - 0.18, bottom + 0.09)), "groove", 0.009)
-    side.line(((d1, belt), (d1, bottom + 0.09)), "groove", 0.009)
-    side.line(
-        (
-            (d2 + 0.02, belt + 0.02),
-            (d2 + 0.03, 0.80),
-            (axles[1] - arch * 0.85, shape.wheel_radius + arch * 0.72),
-            (d2 - 0.18, bottom + 0.09),
-        ),
-        "groove",
-        0.009,
-    )
+    floor, ceiling = min(z for _, z in shape.windows), max(z for _, z in shape.windows)
+    belt, sill = floor + 0.02, bottom + 0.09
+    over_wheel = (axles[1] - arch * 0.85, shape.wheel_radius + arch * 0.72)
+    side.line(((d0 + 0.03, belt - 0.05), (d0, 0.75), (d0, sill), (d2 - 0.18, sill)), "groove", 0.009)
+    side.line(((d1, belt), (d1, sill)), "groove", 0.009)
+    side.line(((d2 + 0.02, belt + 0.02), (d2 + 0.03, 0.80), over_wheel, (d2 - 0.18, sill)), "groove", 0.009)
     for x in axles:
         edge = arch + (shape.cladding * 0.5 if shape.cladding else 0.012)
         side.ellipse(x, shape.wheel_radius, edge, edge, "black" if shape.cladding else "gap")
         side.ellipse(x, shape.wheel_radius, arch, arch, "void")
+    z = shape.handle_height
     for x in (d1 - 0.25, d2 - 0.25):
-        side.polygon(
-            (
-                (x, shape.handle_height - 0.018),
-                (x + 0.17, shape.handle_height - 0.012),
-                (x + 0.17, shape.handle_height + 0.006),
-                (x, shape.handle_height + 0.006),
-            ),
-            "gap",
-        )
-        side.line(((x + 0.01, shape.handle_height + 0.014), (x + 0.17, shape.handle_height + 0.018)), "paint", 0.022)
+        side.polygon(((x, z - 0.018), (x + 0.17, z - 0.012), (x + 0.17, z + 0.006), (x, z + 0.006)), "gap")
+        side.line(((x + 0.01, z + 0.014), (x + 0.17, z + 0.018)), "paint", 0.022)
     side.ellipse(shape.overhang + shape.wheel_radius + 0.14, shape.crease_height + 0.04, 0.03, 0.012, "amber")
     outline = _smooth((*shape.windows, shape.windows[0]), 2)
     side.line(outline, "gloss_black", 0.045)
     side.polygon(outline, "glass")
-    floor, ceiling = min(z for _, z in shape.windows), max(z for _, z in shape.windows)
+    low, high = floor - 0.03, ceiling + 0.03
     for at_belt, at_roof, width in shape.pillars:
-        half = width / 2
-        side.polygon(
-            (
-                (at_belt - half, floor - 0.03),
-                (at_belt + half, floor - 0.03),
-                (at_roof + half, ceiling + 0.03),
-                (at_roof - half, ceiling + 0.03),
-            ),
-            shape.pillar_material,
-        )
-        side.line(((at_belt, floor - 0.03), (at_roof, ceiling + 0.03)), "groove", 0.006)
+        left, right = -width / 2, width / 2
+        corners = ((at_belt + left, low), (at_belt + right, low), (at_roof + right, high), (at_roof + left, high))
+        side.polygon(corners, shape.pillar_material)
+        side.line(((at_belt, low), (at_roof, high)), "groove", 0.006)
     if shape.rails:
         side.line(((1.3, shape.height - 0.055), (shape.length - 0.5, shape.height - 0.055)), "black", 0.025)
     return side
@@ -209,8 +185,7 @@ def _side_graphic(shape: Shape) -> np.ndarray:
 
 def _end_graphic(window: Points, parts: tuple[tuple[str, Points], ...], height: float) -> _Graphic:
     end = _Graphic(1.5, height)
-    seam = [(x * 1.025, z) for x, z in window]
-    end.line(seam, "gloss_black", 0.035)
+    end.line([(x * 1.025, z) for x, z in window], "gloss_black", 0.035)
     end.polygon(window, "glass")
     for material, points in parts:
         # what starts and ends on the centreline goes on, mirrored, on the other half: only the free ends are rounded
@@ -219,12 +194,12 @@ def _end_graphic(window: Points, parts: tuple[tuple[str, Points], ...], height: 
         end.polygon(tuple(map(tuple, smooth)), material)
         if material in ("headlamp", "tail"):
             end.line(smooth, "groove", 0.006)
-            if material == "headlamp" and len(points) > 5:  # the reflectors behind the lens
-                x, z = np.mean(points, axis=0)
-                end.ellipse(x, z, 0.075, 0.055, "mesh")
-                end.ellipse(x, z, 0.052, 0.04, "chrome")
-                end.ellipse(x - 0.16, z - 0.035, 0.045, 0.035, "mesh")
-                end.ellipse(x - 0.16, z - 0.035, 0.03, 0.025, "chrome")
+        if material == "headlamp" and len(points) > 5:  # the reflectors behind the lens
+            x, z = np.mean(points, axis=0)
+            end.ellipse(x, z, 0.075, 0.055, "mesh")
+            end.ellipse(x, z, 0.052, 0.04, "chrome")
+            end.ellipse(x - 0.16, z - 0.035, 0.045, 0.035, "mesh")
+            end.ellipse(x - 0.16, z - 0.035, 0.03, 0.025, "chrome")
     return end
 
 
@@ -232,20 +207,20 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / (np.linalg.norm(vectors, axis=-1, keepdims=True) + 1e-9)
 
 
-def _box(values: np.ndarray, radius: int, axis: int) -> np.ndarray:
-    """Mean over 2 * radius + 1 neighbours along an axis, the edges repeated."""
-    pad = [(0, 0)] * values.ndim
-    pad[axis] = (radius + 1, radius)
-    summed = np.cumsum(np.pad(values, pad, mode="edge"), axis=axis, dtype=np.float64)
-    ahead, behind = [slice(None)] * values.ndim, [slice(None)] * values.ndim
-    ahead[axis], behind[axis] = slice(2 * radius + 1, None), slice(None, -2 * radius - 1)
-    return ((summed[tuple(ahead)] - summed[tuple(behind)]) / (2 * radius + 1)).astype(np.float32)
+def _box(values: np.ndarray, *radii: int) -> np.ndarray:
+    """Mean over 2 * radius + 1 neighbours along each axis that has a radius, the edges repeated."""
+    for axis, radius in enumerate(radii):
+        rows, wide = values.swapaxes(0, axis), 2 * radius + 1
+        padded = np.pad(rows, [(radius + 1, radius)] + [(0, 0)] * (values.ndim - 1), mode="edge")
+        summed = np.cumsum(padded, axis=0, dtype=np.float64)
+        values = ((summed[wide:] - summed[:-wide]) / wide).astype(np.float32).swapaxes(0, axis)
+    return values
 
 
 def _body_skin(shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     points, way = _surface(shape, _heights(shape, SKIN_LEVELS), SKIN_AROUND)
     normals = _unit(np.cross(np.gradient(points, axis=0), np.gradient(points, axis=1)))
-    normals = _unit(_box(_box(normals, 4, 0), 5, 1))
+    normals = _unit(_box(normals, 4, 5))
     x, z = points[..., 0] + shape.length / 2, points[..., 2]
     sideways = np.clip(np.abs(normals[..., 1]) * 2 - 1, 0, 1)
     # a crease along the doors and a hollow below it catch the light as pressed steel does
@@ -268,11 +243,9 @@ def _body_skin(shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         gaps = np.maximum(gaps, gap)
         material = np.where((drawn != 255) & ~gap, drawn, material)
     shade = 1 - 0.55 * np.exp(-(z - shape.half_width[0][0]) / 0.10)
-    near = np.minimum(
-        *(np.hypot(x - axle, z - shape.wheel_radius) for axle in (shape.overhang, shape.overhang + shape.wheelbase))
-    )
+    axles = (shape.overhang, shape.overhang + shape.wheelbase)
+    near = np.minimum(*(np.hypot(x - axle, z - shape.wheel_radius) for axle in axles))
     shade *= 1 - 0.25 * np.exp(-np.clip(near - shape.wheel_radius - 0.05, 0, None) / 0.05) * (sideways > 0)
-    glass = material == MATERIAL["glass"]
     floor = min(height for _, height in shape.windows)
     # behind the glass: the far window is light; seats, headrests and the dashboard are dark
     inside = np.ones_like(shade)
@@ -280,8 +253,8 @@ def _body_skin(shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         inside[np.hypot((x - seat) / 0.17, (z - floor - 0.02) / 0.20) < 1] = 0.35
         inside[np.hypot((x - seat - 0.03) / 0.10, (z - floor - 0.24) / 0.085) < 1] = 0.4
     inside = np.where((way < 0.8) & (z < floor + 0.13), 0.45, inside)
-    shade *= 1 - 0.8 * np.minimum(_box(_box(gaps, 1, 0), 1, 1) * 1.6, 1)
-    shade = np.where(glass, _box(_box(inside, 2, 0), 2, 1), shade)
+    shade *= 1 - 0.8 * np.minimum(_box(gaps, 1, 1) * 1.6, 1)
+    shade = np.where(material == MATERIAL["glass"], _box(inside, 2, 2), shade)
     return _unit(normals).astype(np.float32), material, shade.astype(np.float32)
 
 
@@ -291,17 +264,15 @@ def _wheel_skin(shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     radius, angle = np.hypot(x, z), np.arctan2(z, x)
     rim = 0.70
     normals = np.stack([x * 0, np.ones_like(x), z * 0], -1)
-    bulge = np.where(
-        radius > rim, (radius - 0.84) * 4.0, np.where(radius > 0.62, (radius - 0.66) * -9, (0.3 - radius) * -0.5)
-    )
+    bulge = np.where(radius > 0.62, (radius - 0.66) * -9, (0.3 - radius) * -0.5)
+    bulge = np.where(radius > rim, (radius - 0.84) * 4.0, bulge)
     normals[..., 0] = np.cos(angle) * bulge
     normals[..., 2] = np.sin(angle) * bulge
     material = np.where(radius > rim, MATERIAL["tyre"], MATERIAL["rim"]).astype(np.uint8)
     turn = angle * shape.spokes / (2 * np.pi)
     off_spoke = np.abs(turn - np.round(turn)) * 2 * np.pi / shape.spokes * radius
-    hole = (
-        (off_spoke > 0.055 + 0.035 * radius + 0.25 / shape.spokes * (0.62 - radius)) & (radius < 0.62) & (radius > 0.20)
-    )
+    wide = 0.055 + 0.035 * radius + 0.25 / shape.spokes * (0.62 - radius)
+    hole = (off_spoke > wide) & (radius < 0.62) & (radius > 0.20)
     material[hole] = MATERIAL["void"]
     material[(radius < 0.62) & (radius > 0.5) & hole] = MATERIAL["gap"]
     material[radius < 0.075] = MATERIAL["black"]
@@ -311,24 +282,23 @@ def _wheel_skin(shape: Shape) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class _Builder:
-    """Collects faces and skins of the parts of one car."""
+    """Collects faces and skins of the parts of one car, under the names of `Car`."""
 
     def __init__(self):
-        self.vertices, self.faces, self.uv, self.tile, self.mirrored, self.layer = [], [], [], [], [], []
-        self.normals, self.materials, self.shade = [], [], []
+        self.parts = defaultdict(list)
         self.vertex_count, self.texel_count = 0, 0
 
     def skin(self, normals: np.ndarray, materials: np.ndarray, shade: np.ndarray) -> tuple[int, int, int]:
         tile = self.texel_count, *materials.shape
-        self.normals.append(normals.reshape(-1, 3))
-        self.materials.append(materials.ravel())
-        self.shade.append(shade.ravel())
+        self._add(normals=normals.reshape(-1, 3), materials=materials.ravel(), shade=shade.ravel())
         self.texel_count += materials.size
         return tile
 
-    def grid(
-        self, points: np.ndarray, uv: np.ndarray, tile: tuple[int, int, int], layer: int, mirrored: float = 1.0
-    ) -> None:
+    def _add(self, **parts: np.ndarray) -> None:
+        for name, part in parts.items():
+            self.parts[name].append(part)
+
+    def grid(self, points: np.ndarray, uv: np.ndarray, tile: tuple[int, int, int], layer: int, mirrored: float) -> None:
         """Add a grid of points (rows, columns, 3) with uv (rows, columns, 2) as triangles."""
         rows, columns = points.shape[:2]
         index = np.arange(rows * columns).reshape(rows, columns)
@@ -336,12 +306,9 @@ class _Builder:
         faces = np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)])
         if mirrored < 0:
             faces = faces[:, ::-1]
-        self.vertices.append(points.reshape(-1, 3))
-        self.faces.append(faces + self.vertex_count)
-        self.uv.append(uv.reshape(-1, 2)[faces])
-        self.tile.append(np.tile(tile, (len(faces), 1)))
-        self.mirrored.append(np.full(len(faces), mirrored))
-        self.layer.append(np.full(len(faces), layer))
+        count = len(faces)
+        self._add(vertices=points.reshape(-1, 3), faces=faces + self.vertex_count, uv=uv.reshape(-1, 2)[faces])
+        self._add(tile=np.tile(tile, (count, 1)), mirrored=np.full(count, mirrored), layer=np.full(count, layer))
         self.vertex_count += rows * columns
 
 
@@ -353,43 +320,26 @@ def _grid_uv(rows: int, columns: int) -> np.ndarray:
 def build_car(shape: Shape) -> Car:
     """Build the drawable car of a shape (about a third of a second; kept for the life of the process)."""
     build = _Builder()
-    flip = np.array([1, -1, 1], np.float32)
     body, _ = _surface(shape, _heights(shape, MESH_LEVELS), MESH_AROUND)
     tile = build.skin(*_body_skin(shape))
     for sign in (1.0, -1.0):
         build.grid(body * (1, sign, 1), _grid_uv(MESH_LEVELS, MESH_AROUND), tile, 0, sign)
     _add_wheels(build, shape)
     _add_mirrors(build, shape)
-    flat = np.zeros((*PLATE, 3), np.float32)
-    flat[..., 0] = -1
     first = build.texel_count
-    front_tile = build.skin(flat, np.full(PLATE, MATERIAL["plate"], np.uint8), np.ones(PLATE, np.float32))
-    rear_tile = build.skin(-flat, np.full(PLATE, MATERIAL["plate"], np.uint8), np.ones(PLATE, np.float32))
     x_front, x_rear, _ = _outline(shape, np.array([shape.plate_front, shape.plate_rear]))
     y, z = np.meshgrid((0.25, -0.25), (0.057, -0.057))
-    for at, height, columns, plate_tile in (
-        (x_front[0] - 0.02, shape.plate_front, -y, front_tile),
-        (x_rear[1] + 0.03, shape.plate_rear, y, rear_tile),
-    ):
+    for at, height, facing in ((x_front[0] - 0.02, shape.plate_front, 1), (x_rear[1] + 0.03, shape.plate_rear, -1)):
+        normals = np.full((*PLATE, 3), (-1, 0, 0), np.float32) * facing
+        tile = build.skin(normals, np.full(PLATE, MATERIAL["plate"], np.uint8), np.ones(PLATE, np.float32))
         # rows run downwards as text does, so the columns are ordered for the face to look outwards
-        points = np.stack([np.full_like(y, at - shape.length / 2), -columns, z + height], -1).astype(np.float32)
-        build.grid(points, _grid_uv(2, 2), plate_tile, 1, 1.0)
+        points = np.stack([np.full_like(y, at - shape.length / 2), facing * y, z + height], -1).astype(np.float32)
+        build.grid(points, _grid_uv(2, 2), tile, 1, 1.0)
     outlines = body[:: MESH_LEVELS // 9]
-    outlines = np.concatenate([outlines, (outlines * flip)[:, ::-1]], axis=1)
-    return Car(
-        shape,
-        np.concatenate(build.vertices).astype(np.float32),
-        np.concatenate(build.faces).astype(np.int32),
-        np.concatenate(build.uv).astype(np.float32),
-        np.concatenate(build.tile).astype(np.int32),
-        np.concatenate(build.mirrored).astype(np.float32),
-        np.concatenate(build.layer).astype(np.int8),
-        np.concatenate(build.normals),
-        np.concatenate(build.materials),
-        np.concatenate(build.shade),
-        slice(first, first + 2 * PLATE[0] * PLATE[1]),
-        outlines,
-    )
+    outlines = np.concatenate([outlines, (outlines * np.array([1, -1, 1], np.float32))[:, ::-1]], axis=1)
+    types = {"faces": np.int32, "tile": np.int32, "layer": np.int8, "materials": np.uint8}
+    parts = {name: np.concatenate(part).astype(types.get(name, np.float32)) for name, part in build.parts.items()}
+    return Car(shape, **parts, plate_texels=slice(first, build.texel_count), outlines=outlines)
 
 
 def _add_wheels(build: _Builder, shape: Shape) -> None:
@@ -414,14 +364,14 @@ def _add_wheels(build: _Builder, shape: Shape) -> None:
             build.grid(np.stack([inner, outer]) * (1, sign, 1), tread_uv, tread_tile, 1, sign)
 
 
+def _sphere(rows: int, columns: int) -> np.ndarray:
+    theta, phi = np.meshgrid(np.linspace(0, np.pi, rows), np.linspace(0, 2 * np.pi, columns), indexing="ij")
+    return np.stack([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), -np.cos(theta)], -1)
+
+
 def _add_mirrors(build: _Builder, shape: Shape) -> None:
     rows, columns = 7, 11
-    theta, phi = np.meshgrid(np.linspace(0, np.pi, rows), np.linspace(0, 2 * np.pi, columns), indexing="ij")
-    ball = np.stack([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), -np.cos(theta)], -1)
-    fine_theta, fine_phi = np.meshgrid(np.linspace(0, np.pi, 24), np.linspace(0, 2 * np.pi, 48), indexing="ij")
-    normals = np.stack(
-        [np.sin(fine_theta) * np.cos(fine_phi), np.sin(fine_theta) * np.sin(fine_phi), -np.cos(fine_theta)], -1
-    )
+    ball, normals = _sphere(rows, columns), _sphere(24, 48)
     material = np.where(normals[..., 0] > 0.55, MATERIAL["glass"], MATERIAL["paint"]).astype(np.uint8)
     material[normals[..., 2] < -0.45] = MATERIAL["black"]
     tile = build.skin(normals.astype(np.float32), material, np.ones(material.shape, np.float32))

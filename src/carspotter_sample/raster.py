@@ -9,26 +9,6 @@ from PIL import Image, ImageDraw
 
 from .bodies import MATERIAL, MATERIALS, Car
 
-# linear albedo, reflectance at normal incidence, share of light from within (lamps scatter)
-_SURFACES = {
-    "glass": ((0.045, 0.05, 0.05), 0.10, 0.0),
-    "black": ((0.028, 0.028, 0.03), 0.02, 0.0),
-    "gloss_black": ((0.010, 0.010, 0.011), 0.05, 0.0),
-    "chrome": ((0.25, 0.25, 0.26), 0.60, 0.0),
-    "headlamp": ((0.46, 0.48, 0.50), 0.16, 0.08),
-    "tail": ((0.40, 0.012, 0.016), 0.06, 0.10),
-    "amber": ((0.50, 0.18, 0.02), 0.06, 0.05),
-    "mesh": ((0.012, 0.012, 0.013), 0.03, 0.0),
-    "groove": ((0.006, 0.006, 0.006), 0.0, 0.0),
-    "void": ((0.004, 0.004, 0.004), 0.0, 0.0),
-    "tyre": ((0.016, 0.016, 0.017), 0.008, 0.0),
-    "rim": ((0.36, 0.36, 0.37), 0.20, 0.0),
-    "plate": ((0.72, 0.72, 0.70), 0.03, 0.0),
-    "ink": ((0.01, 0.01, 0.012), 0.02, 0.0),
-    "gap": ((0.03, 0.03, 0.03), 0.02, 0.0),
-}
-
-
 CHUNK = 16384  # pixels handled together: their arrays fit the processor's cache
 
 
@@ -205,17 +185,13 @@ class _Skin:
         self.metallic = np.float32(look.metallic * 0.5)
         if look.plate is not None:
             self.materials = car.materials.copy()
-            ink = np.where(look.plate, MATERIAL["ink"], MATERIAL["plate"]).astype(np.uint8).ravel()
-            self.materials[car.plate_texels] = np.concatenate([ink, ink])
-        self.albedo = np.zeros((len(MATERIALS), 3), np.float32)
-        self.reflectance, self.glow = np.zeros(len(MATERIALS), np.float32), np.zeros(len(MATERIALS), np.float32)
-        for name, number in MATERIAL.items():
-            if name in ("paint", "roof"):
-                self.albedo[number], self.reflectance[number] = look.paint, 0.065
-                if name == "roof" and look.black_roof:
-                    self.albedo[number] = 0.012
-            else:
-                self.albedo[number], self.reflectance[number], self.glow[number] = _SURFACES[name]
+            ink = np.where(look.plate, MATERIAL["ink"], MATERIAL["plate"]).astype(np.uint8)
+            self.materials[car.plate_texels] = np.tile(ink.ravel(), 2)
+        columns = zip(*MATERIALS.values(), strict=True)
+        self.albedo, self.reflectance, self.glow = (np.array(column, np.float32) for column in columns)
+        self.albedo[MATERIAL["paint"]] = look.paint
+        if not look.black_roof:
+            self.albedo[MATERIAL["roof"]] = look.paint
         self.albedo[MATERIAL["rim"]] *= look.rim
         dusty = np.array([name not in ("void", "groove") for name in MATERIALS])
         dust = np.array([0.30, 0.25, 0.19], np.float32)
