@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .bodies import MATERIAL, MATERIALS, Car
+from .looks import Look
 
 CHUNK = 16384  # pixels handled together: their arrays fit the processor's cache
 
@@ -62,18 +63,6 @@ class Light:
     def turned(self, turn: float) -> Light:
         c, s = np.cos(turn), np.sin(turn)
         return replace(self, sun=np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]]) @ self.sun)
-
-
-@dataclass(frozen=True)
-class Look:
-    """What one car looks like beyond its shape: linear paint colour, 0..1 metallic, dirt and rim brightness."""
-
-    paint: tuple[float, float, float]
-    metallic: float
-    dirt: float
-    rim: float
-    black_roof: bool
-    plate: np.ndarray | None  # bool, True where there is ink; None for the plain white of a covered plate
 
 
 def _fill(corners: np.ndarray, order: np.ndarray, size: tuple[int, int]) -> np.ndarray:

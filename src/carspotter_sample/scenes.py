@@ -1,54 +1,64 @@
 """Places where used cars are photographed: light, sky, ground, walls, trees, people, poles, other cars.
 
-A `Place` belongs to a listing; `draw_background` and `draw_foreground` show it through one camera. Walls and ground are
-met by a ray for each pixel and looked up in drawn textures; trees and people are upright pictures.
+A `Place` belongs to a listing; `draw_scene` shows it through one camera. Walls and ground are met by a ray for each
+pixel and looked up in drawn textures; trees and people are upright pictures.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
 from .bodies import Car, build_car
-from .raster import Camera, Light, Look, draw_car
+from .looks import Look, draw_look
+from .raster import Camera, Light, draw_car
 from .shapes import SHAPES, Shape
-from .textures import (
-    GROUNDS,
-    TEXTURE,
-    WALLS,
-    ground_texture,
-    mean_colour,
-    shared_noise,
-    tileable_noise,
-    upright_picture,
-    wall_texture,
-)
+from .textures import TEXTURE, ground_texture, mean_colour, shared_noise, tileable_noise, upright_picture, wall_texture
 
 TEXELS_PER_METRE = 110.0
 FAR = 1e9  # metres: nothing there but the sky
 BAND = 24  # rows of a picture handled together
 SHADOW_METRES, SHADOW_TEXELS = 11.0, 560  # half width of the shadow map and its side
-PAINTS = (  # linear RGB, metallic, how often
-    ((0.76, 0.76, 0.75), 0.0, 30),
-    ((0.42, 0.43, 0.44), 1.0, 22),
-    ((0.16, 0.165, 0.17), 0.9, 13),
-    ((0.50, 0.02, 0.02), 0.2, 10),
-    ((0.035, 0.075, 0.30), 0.6, 8),
-    ((0.012, 0.012, 0.014), 0.3, 5),
-    ((0.30, 0.22, 0.15), 0.8, 5),
-    ((0.60, 0.16, 0.02), 0.5, 4),
-    ((0.10, 0.03, 0.03), 0.6, 4),
-    ((0.03, 0.16, 0.20), 0.6, 3),
-    ((0.55, 0.50, 0.36), 0.4, 3),
-)
+# The last two numbers of each row: how often, in the first site's cities and in the shifted city.
+WEATHERS = {  # strength of the sun, colour of the sky
+    "sun": (0.98, (0.22, 0.29, 0.39), 0.38, 0.14),
+    "haze": (0.45, (0.50, 0.52, 0.53), 0.24, 0.06),
+    "cloud": (0.06, (0.62, 0.64, 0.67), 0.2, 0.15),
+    "evening": (0.65, (0.34, 0.33, 0.40), 0.06, 0.4),
+    "shade": (0.05, (0.46, 0.51, 0.57), 0.12, 0.25),
+}
+GROUNDS = {
+    "asphalt": (0.34, 0.1),
+    "concrete": (0.2, 0.2),
+    "pavers": (0.14, 0.28),
+    "dirt": (0.18, 0.08),
+    "gravel": (0.08, 0.14),
+    "tiles": (0.06, 0.2),
+}
+LAYOUTS = {  # the sides, of four, that have a wall
+    "street": ((1, 3), 0.42, 0.1),
+    "yard": ((0, 1, 2, 3), 0.34, 0.62),
+    "open": ((), 0.05, 0.02),
+    "corner": ((0, 1), 0.19, 0.26),
+}
+WALLS = {  # height in metres
+    "plaster": (2.6, 0.14, 0.05),
+    "brick": (2.4, 0.12, 0.05),
+    "shutters": (6.0, 0.18, 0.1),
+    "house": (6.0, 0.2, 0.1),
+    "hedge": (1.8, 0.08, 0.2),
+    "compound": (2.3, 0.14, 0.15),
+    "showroom": (6.0, 0.06, 0.2),
+    "flats": (6.0, 0.08, 0.15),
+}
 
 
 @dataclass(frozen=True)
 class Wall:
-    """An upright plane: unit normal (2-D) towards the car, distance in metres, height, texture and its shift."""
+    """An upright plane: unit normal (2-D) towards the car, distance in metres, height, texture and its shift, tint."""
 
     normal: tuple[float, float]
     distance: float
@@ -57,6 +67,7 @@ class Wall:
     variant: int
     shift: float
     half_length: float
+    tint: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -83,167 +94,65 @@ class Parked:
 @dataclass(frozen=True)
 class Place:
     light: Light
-    sunlit: float  # 0 in shade or under cloud, 1 in full sun
     ground: str
     ground_variant: int
-    ground_tint: tuple[float, float, float]
+    ground_tint: np.ndarray
     ground_turn: float
     walls: tuple[Wall, ...]
     uprights: tuple[Upright, ...]
     parked: tuple[Parked, ...]
     cloud: float
-    wall_tints: tuple[tuple[float, float, float], ...] = field(default=())
 
 
-def draw_look(rng: np.random.Generator, shape: Shape) -> Look:
-    """Draw paint, dirt, rims and plate; the same distribution for every model, so that colour tells nothing."""
-    weights = np.array([weight for _, _, weight in PAINTS], float)
-    paint, metallic, _ = PAINTS[rng.choice(len(PAINTS), p=weights / weights.sum())]
-    varied = np.clip(np.array(paint) * rng.uniform(0.8, 1.15) * rng.uniform(0.95, 1.05, 3), 0.005, 0.82)
-    black_roof, covered = rng.random() < 0.06, rng.random() < 0.3
-    plate = None if covered else plate_ink(rng)
-    return Look(
-        tuple(varied),
-        metallic,
-        float(rng.beta(1.2, 3.5)),
-        float(rng.choice([0.35, 0.7, 1.0, 1.15])),
-        bool(black_roof),
-        plate,
-    )
-
-
-@lru_cache(maxsize=1)
-def _plate_glyphs() -> dict[str, np.ndarray]:
-    font = ImageFont.load_default(26)
-    glyphs = {}
-    for letter in "ABCDEFGHJKLMNPRSTUVWXYZ0123456789":
-        image = Image.new("L", (17, 30), 0)
-        ImageDraw.Draw(image).text((8, 15), letter, fill=255, font=font, anchor="mm")
-        glyphs[letter] = np.asarray(image) > 110
-    return glyphs
-
-
-def plate_ink(rng: np.random.Generator) -> np.ndarray:
-    """Return an invented number plate as bool (36, 160): True where there is ink. No real number is meant."""
-    letters, digits = "ABCDEFGHJKLMNPRSTUVWXYZ", "0123456789"
-    text = (
-        "".join(rng.choice(list(letters), 2))
-        + "".join(rng.choice(list(digits), 2))
-        + rng.choice(list(letters))
-        + "".join(rng.choice(list(digits), 4))
-    )
-    ink = np.zeros((36, 160), bool)
-    ink[[0, 1, -2, -1], :] = True
-    for place, letter in enumerate(text):
-        left = 3 + place * 17 + (place > 1) * 0
-        ink[3:33, left : left + 17] |= _plate_glyphs()[letter][:, : 160 - left]
-    return ink
+def _pick(rng: np.random.Generator, table: dict[str, tuple], shifted: bool) -> str:
+    return str(rng.choice(list(table), p=[row[-1 if shifted else -2] for row in table.values()]))
 
 
 def draw_place(rng: np.random.Generator, shifted: bool) -> Place:
     """Draw a place; those of the shifted city have another mix of light, grounds and walls, and cars stand closer."""
-    weather = rng.choice(
-        ["sun", "haze", "cloud", "evening", "shade"],
-        p=[0.14, 0.06, 0.15, 0.4, 0.25] if shifted else [0.38, 0.24, 0.2, 0.06, 0.12],
-    )
+    weather = _pick(rng, WEATHERS, shifted)
     azimuth, elevation = rng.uniform(0, 2 * np.pi), np.radians(rng.uniform(28, 70))
     if weather == "evening":
         elevation = np.radians(rng.uniform(8, 20))
-    strength = {"sun": 0.98, "haze": 0.45, "cloud": 0.06, "evening": 0.65, "shade": 0.05}[weather] * rng.uniform(
-        0.85, 1.15
-    )
-    warmth = {"evening": (1.0, 0.72, 0.42), "sun": (1.0, 0.94, 0.84)}.get(weather, (1.0, 0.96, 0.9))
-    sky = np.array(
-        {
-            "cloud": (0.62, 0.64, 0.67),
-            "haze": (0.50, 0.52, 0.53),
-            "shade": (0.46, 0.51, 0.57),
-            "evening": (0.34, 0.33, 0.40),
-        }.get(weather, (0.22, 0.29, 0.39))
-    )
-    ground = rng.choice(
-        GROUNDS, p=[0.1, 0.2, 0.28, 0.08, 0.14, 0.2] if shifted else [0.34, 0.2, 0.14, 0.18, 0.08, 0.06]
-    )
+    strength, sky = WEATHERS[weather][0] * rng.uniform(0.85, 1.15), np.array(WEATHERS[weather][1])
+    warmth = np.array({"evening": (1.0, 0.72, 0.42), "sun": (1.0, 0.94, 0.84)}.get(weather, (1.0, 0.96, 0.9)))
+    ground = _pick(rng, GROUNDS, shifted)
     sun = np.array([np.cos(elevation) * np.cos(azimuth), np.cos(elevation) * np.sin(azimuth), np.sin(elevation)])
-    walls, tints = [], []
-    layout = rng.choice(
-        ["street", "yard", "open", "corner"], p=[0.1, 0.62, 0.02, 0.26] if shifted else [0.42, 0.34, 0.05, 0.19]
-    )
-    turn = rng.normal(0, 0.12)
-    directions = {"street": (1, 3), "yard": (0, 1, 2, 3), "corner": (0, 1), "open": ()}[layout]
-    start = rng.integers(4)
-    for number in directions:
-        heading = turn + (number + (0 if layout != "corner" else start)) * np.pi / 2
-        nearest = 3.1 if number % 2 == 0 else 2.0
-        distance = (
-            nearest + rng.uniform(0.2, 2) if layout == "yard" and rng.random() < 0.6 else nearest + rng.gamma(2, 2.2)
-        )
-        kind = str(
-            rng.choice(
-                WALLS,
-                p=[0.05, 0.05, 0.1, 0.1, 0.2, 0.15, 0.2, 0.15]
-                if shifted
-                else [0.14, 0.12, 0.18, 0.2, 0.08, 0.14, 0.06, 0.08],
-            )
-        )
-        height = {"hedge": 1.8, "compound": 2.3, "plaster": 2.6, "brick": 2.4}.get(kind, 6.0) * rng.uniform(0.85, 1.3)
-        walls.append(
-            Wall(
-                (-np.cos(heading), -np.sin(heading)),
-                float(distance),
-                float(height),
-                kind,
-                int(rng.integers(3)),
-                float(rng.uniform(0, 12)),
-                float(rng.uniform(10, 30)),
-            )
-        )
-        tints.append(tuple(rng.uniform(0.85, 1.05) * rng.uniform(0.95, 1.05, 3)))
+    walls, layout = [], _pick(rng, LAYOUTS, shifted)
+    turn, start = rng.normal(0, 0.12), rng.integers(4)
+    for number in LAYOUTS[layout][0]:
+        heading = turn + (number + (start if layout == "corner" else 0)) * np.pi / 2
+        near = layout == "yard" and rng.random() < 0.6
+        distance = (2.0 if number % 2 else 3.1) + (rng.uniform(0.2, 2) if near else rng.gamma(2, 2.2))
+        kind = _pick(rng, WALLS, shifted)
+        height = WALLS[kind][0] * rng.uniform(0.85, 1.3)
+        variant, shift, half_length = rng.integers(3), rng.uniform(0, 12), rng.uniform(10, 30)
+        tint = rng.uniform(0.85, 1.05) * rng.uniform(0.95, 1.05, 3)
+        normal = (-np.cos(heading), -np.sin(heading))
+        walls.append(Wall(normal, distance, height, kind, variant, shift, half_length, tint))
     uprights = []
     for _ in range(rng.poisson(14 if layout == "open" else 7)):
         heading, away = rng.uniform(0, 2 * np.pi), rng.uniform(7, 28)
         kind = str(rng.choice(["tree", "tree", "tree", "bush", "bush", "pole", "pole", "scooter"]))
-        height = {"tree": rng.uniform(4, 9), "bush": rng.uniform(0.8, 2), "pole": rng.uniform(4, 7), "scooter": 1.1}[
-            kind
-        ]
-        uprights.append(
-            Upright(
-                (away * np.cos(heading), away * np.sin(heading)),
-                float(height),
-                kind,
-                int(rng.integers(6)),
-                bool(rng.random() < 0.5),
-            )
-        )
+        tall = {"tree": rng.uniform(4, 9), "bush": rng.uniform(0.8, 2), "pole": rng.uniform(4, 7), "scooter": 1.1}
+        position = (away * np.cos(heading), away * np.sin(heading))
+        uprights.append(Upright(position, tall[kind], kind, rng.integers(6), rng.random() < 0.5))
     parked = []
     strangers = [shape for shape in SHAPES if shape.model not in ("swift", "wagonr")]
     for _ in range(rng.choice([0, 1, 2], p=[0.1, 0.35, 0.55] if shifted else [0.55, 0.3, 0.15])):
         shape = strangers[rng.integers(len(strangers))]
-        if rng.random() < 0.6:
-            position, heading = (
-                (rng.normal(0, 0.5), rng.choice([-1, 1]) * rng.uniform(2.4, 3.4)),
-                rng.choice([0, np.pi]) + rng.normal(0, 0.04),
-            )
-        else:
-            position, heading = (rng.choice([-1, 1]) * rng.uniform(4.9, 9), rng.normal(0, 1.5)), rng.normal(0, 0.1)
-        parked.append(Parked(tuple(map(float, position)), float(heading), shape, draw_look(rng, shape)))
-    ground_colour = np.array((0.30, 0.28, 0.25)) * (strength * max(sun[2], 0.2) + sky.mean()) * 0.55
-    light = Light(
-        sun, strength * np.array(warmth), sky, ground_colour, _surroundings(rng, sky, ground_colour, bool(walls))
-    )
-    return Place(
-        light,
-        min(strength / 0.5, 1.0),
-        str(ground),
-        int(rng.integers(4)),
-        tuple(rng.uniform(0.82, 1.08) * rng.uniform(0.96, 1.04, 3)),
-        float(rng.uniform(0, np.pi)),
-        tuple(walls),
-        tuple(uprights),
-        tuple(parked),
-        float(rng.uniform(0, 1)),
-        tuple(tints),
-    )
+        if rng.random() < 0.6:  # beside the car on sale
+            position = (rng.normal(0, 0.5), rng.choice([-1, 1]) * rng.uniform(2.4, 3.4))
+            heading = rng.choice([0, np.pi]) + rng.normal(0, 0.04)
+        else:  # before or behind it
+            position = (rng.choice([-1, 1]) * rng.uniform(4.9, 9), rng.normal(0, 1.5))
+            heading = rng.normal(0, 0.1)
+        parked.append(Parked(position, heading, shape, draw_look(rng, shape)))
+    bounce = np.array((0.30, 0.28, 0.25)) * (strength * max(sun[2], 0.2) + sky.mean()) * 0.55
+    light = Light(sun, strength * warmth, sky, bounce, _surroundings(rng, sky, bounce, bool(walls)))
+    variant, tint = rng.integers(4), rng.uniform(0.82, 1.08) * rng.uniform(0.96, 1.04, 3)
+    turn, cloud = rng.uniform(0, np.pi), rng.uniform(0, 1)
+    return Place(light, ground, variant, tint, turn, tuple(walls), tuple(uprights), tuple(parked), cloud)
 
 
 def _surroundings(rng: np.random.Generator, sky: np.ndarray, ground: np.ndarray, built_up: bool) -> np.ndarray:
@@ -252,15 +161,10 @@ def _surroundings(rng: np.random.Generator, sky: np.ndarray, ground: np.ndarray,
     elevation = np.linspace(-1, 1, rows)[:, None, None]
     skyward = (sky * 1.25 + 0.12)[None, None] * (1.0 + 0.35 * np.exp(-np.clip(elevation, 0, 1) * 5))
     skyward = skyward * (1 + 0.12 * tileable_noise(rng, 96, 1.6)[:rows, :, None])
-    edge = (
-        (0.26 if built_up else 0.10) + 0.10 * tileable_noise(rng, 96, 1.3)[0] + 0.04 * tileable_noise(rng, 96, 0.6)[1]
-    )
-    things = (
-        rng.uniform(0.06, 0.22, (1, columns, 3))
-        * sky.mean()
-        * 1.6
-        * (0.8 + 0.2 * tileable_noise(rng, 96, 1.0)[:rows, :, None])
-    )
+    edge = 0.26 if built_up else 0.10
+    edge = edge + 0.10 * tileable_noise(rng, 96, 1.3)[0] + 0.04 * tileable_noise(rng, 96, 0.6)[1]
+    things = rng.uniform(0.06, 0.22, (1, columns, 3)) * sky.mean() * 1.6
+    things = things * (0.8 + 0.2 * tileable_noise(rng, 96, 1.0)[:rows, :, None])
     floor = ground * 1.6 * (1 + 0.4 * elevation)
     picture = np.where(elevation > edge[None, :, None], skyward, np.where(elevation > -0.03, things, floor))
     image = picture.astype(np.float32)
@@ -303,8 +207,8 @@ def draw_background(place: Place, camera: Camera, cars: list[tuple[Car, tuple[fl
     for top in range(0, height, BAND):  # a band's arrays fit the processor's cache: twice as fast as the whole at once
         band = slice(top, top + BAND)
         rays = [x * right[k] + y[band] * down[k] + forward[k] for k in range(3)]
-        for wall, tint in zip(place.walls, place.wall_tints, strict=True):
-            _draw_wall(out[band], distance[band], wall, tint, light, camera, rays)
+        for wall in place.walls:
+            _draw_wall(out[band], distance[band], wall, light, camera, rays)
         _draw_ground(out[band], distance[band], place, camera, rays, shadows)
         _draw_sky(out[band], distance[band], place, rays)
     image = Image.fromarray(out)
@@ -314,7 +218,7 @@ def draw_background(place: Place, camera: Camera, cars: list[tuple[Car, tuple[fl
         hidden = any(-np.dot(wall.normal, heading) > wall.distance - 0.3 for wall in place.walls)
         if hidden and (upright.kind != "tree" or away < 9):
             continue
-        paste_upright(image, upright, camera, light, place, distance if hidden else None)
+        _paste_upright(image, upright, camera, light, distance if hidden else None)
     return image
 
 
@@ -344,16 +248,13 @@ def _draw_sky(out, distance, place: Place, rays) -> None:
     colour += (240 - colour) * veil
     skyline = _skyline(place.ground_variant)
     below = up < skyline[u]
-    green = np.array((70, 84, 62), np.float32) if place.ground_variant % 2 else np.array((122, 116, 108), np.float32)
-    mass = (
-        green
-        * float(np.sqrt(place.light.sky_colour.mean() + 0.3))
-        * (0.86 + 0.09 * shared_noise(1, 0.8)[v, (u * 7) % TEXTURE])[:, None]
-    )
+    mass = np.array((70, 84, 62) if place.ground_variant % 2 else (122, 116, 108), np.float32)
+    mass = mass * float(np.sqrt(place.light.sky_colour.mean() + 0.3))
+    mass = mass * (0.86 + 0.09 * shared_noise(1, 0.8)[v, (u * 7) % TEXTURE])[:, None]
     out.reshape(-1, 3)[hit] = np.clip(np.where(below[:, None], mass * 0.55 + pale * 0.45, colour), 0, 255)
 
 
-def _draw_wall(out, distance, wall: Wall, tint, light: Light, camera: Camera, rays) -> None:
+def _draw_wall(out, distance, wall: Wall, light: Light, camera: Camera, rays) -> None:
     nx, ny = map(float, wall.normal)
     px, py = map(float, camera.position[:2])
     towards = rays[0] * nx + rays[1] * ny
@@ -375,9 +276,8 @@ def _draw_wall(out, distance, wall: Wall, tint, light: Light, camera: Camera, ra
     column = ((along + wall.shift) * (tw / 12)).astype(np.int32) % tw
     row = np.clip(th - 1 - z.ravel()[hit] * (tw / 12), 0, th - 1).astype(np.int32)
     lit = max(float(np.dot(wall.normal, light.sun[:2])), 0)
-    factor = (
-        np.sqrt(np.clip(light.sun_colour * lit + light.sky_colour * 0.75 + light.ground_colour * 0.3, 0, 1.3)) * tint
-    )
+    colour = light.sun_colour * lit + light.sky_colour * 0.75 + light.ground_colour * 0.3
+    factor = np.sqrt(np.clip(colour, 0, 1.3)) * wall.tint
     texel, flat = texture.reshape(-1, 3)[row.astype(np.intp) * tw + column], out.reshape(-1, 3)
     for k in range(3):  # channel by channel: loops over three values at a time are slow in numpy
         flat[hit, k] = np.minimum(texel[:, k] * np.float32(factor[k]), 255)
@@ -393,22 +293,18 @@ def _draw_ground(out, distance, place: Place, camera: Camera, rays, shadows: np.
     t = t.ravel()[hit]
     x = float(camera.position[0]) + t * rays[0].ravel()[hit]
     y = float(camera.position[1]) + t * rays[1].ravel()[hit]
-    c, s = (
-        np.float32(np.cos(place.ground_turn) * TEXELS_PER_METRE),
-        np.float32(np.sin(place.ground_turn) * TEXELS_PER_METRE),
-    )
+    c, s = (np.float32(part(place.ground_turn) * TEXELS_PER_METRE) for part in (np.cos, np.sin))
     texture = ground_texture(place.ground, place.ground_variant)
     u, v = (x * c + y * s).astype(np.int32) & (TEXTURE - 1), (y * c - x * s).astype(np.int32) & (TEXTURE - 1)
     scale = SHADOW_TEXELS / (2 * SHADOW_METRES)
     column = np.clip((x + SHADOW_METRES) * scale, 0, SHADOW_TEXELS - 1).astype(np.int32)
     row = np.clip((y + SHADOW_METRES) * scale, 0, SHADOW_TEXELS - 1).astype(np.int32)
     sunny_part, open_part = shadows.reshape(-1, 2)[row.astype(np.intp) * SHADOW_TEXELS + column].T
-    light = place.light
+    light, tint = place.light, place.ground_tint
     far = np.minimum(t / 30, 1) * np.float32(0.8)
     texel = texture.reshape(-1, 3)[v.astype(np.intp) * TEXTURE + u]
     mean = mean_colour(place.ground, place.ground_variant)
     sunny = light.sun_colour * max(light.sun[2], 0.1)
-    tint = np.array(place.ground_tint)
     dark = (np.sqrt(light.sky_colour * 0.9) * tint).astype(np.float32)
     bright = (np.sqrt(np.clip(sunny + light.sky_colour * 0.9, 0, 1.2)) * tint).astype(np.float32)
     flat = out.reshape(-1, 3)
@@ -420,7 +316,7 @@ def _draw_ground(out, distance, place: Place, camera: Camera, rays, shadows: np.
     distance.ravel()[hit] = t
 
 
-def paste_upright(image: Image.Image, upright: Upright, camera: Camera, light: Light, place: Place, depth=None) -> None:
+def _paste_upright(image: Image.Image, upright: Upright, camera: Camera, light: Light, depth=None) -> None:
     """Paste a picture that always faces the camera; with `depth`, only where nothing nearer was drawn."""
     foot = camera.project(np.array([*upright.position, 0.0]))
     if foot[2] < 0.8:
@@ -471,5 +367,5 @@ def draw_scene(
         if drawn is not None:
             image.paste(drawn[0], drawn[1], drawn[0])
     for upright in front:
-        paste_upright(image, upright, camera, place.light, place)
+        _paste_upright(image, upright, camera, place.light)
     return image
