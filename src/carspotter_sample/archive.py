@@ -6,7 +6,6 @@ Drawn as large as phones take them and then shrunk, as sites do: drawn small, ed
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import zipfile
@@ -15,9 +14,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from carspotter.paths import atomic_write
 from carspotter.progress import progress_bar
 
-from .listings import LISTING_COLUMNS, SHIFTED_CITY, TRUTH_COLUMNS, write_photos
+from .listings import JUNK, SHIFTED_CITY, describe, table, write_photos
 from .second_site import SecondSite
 from .site import SampleSite, read_listings, rupees
 
@@ -31,19 +31,6 @@ ORDERS = {  # folder in the archive: what `write_photos` draws for it
 }
 SITES = (SampleSite, SecondSite)  # `others` is for the photo check alone: no site shows it
 TIME = "2026-11-28T12:00:00+00:00"  # of the journals and reviews: the same bytes whenever the archive is made
-# What a reviewer would answer about each kind of junk: the reasons of `carspotter review`.
-REASONS = {
-    "interior": "interior",
-    "dashboard": "interior",
-    "engine": "interior",
-    "wheel": "close-up",
-    "document": "document",
-    "empty_street": "no car",
-    "other_model": "other model",
-    "too_dark": "poor quality",
-    "too_blurred": "poor quality",
-    "thumbnail": "poor quality",
-}
 
 
 def write_archive(out: Path, drawn: Path) -> Path:
@@ -57,23 +44,20 @@ def write_archive(out: Path, drawn: Path) -> Path:
         if not (drawn / name).exists():
             write_photos(drawn / name, longest_side=DRAWN_SIDE, **order)
     truth = []
-    part = out.with_name(out.name + ".part")
-    with zipfile.ZipFile(part, "w") as archive:
-        for name in ORDERS:
-            truth += _pack(archive, drawn / name, name)
-        _add(archive, "truth.csv", _table(TRUTH_COLUMNS, truth))
-        rejects = [
-            {"sha256": row["sha256"], "reviewer": "renderer", "verdict": "reject", "label": None,
-             "reason": REASONS[row["kind"]], "time": TIME}
-            for row in truth if row["kind"] != "car"
-        ]  # fmt: skip
-        _add(archive, "reviews.jsonl", _lines(rejects))
-    by_file = {row["file"]: row for row in truth}
-    journals = {site.name: _lines(_journal(zipfile.Path(part), site, by_file)) for site in SITES}
-    with zipfile.ZipFile(part, "a") as archive:
-        for name, lines in journals.items():
-            _add(archive, f"{name}/journal.jsonl", lines)
-    part.replace(out)
+    reject = {"reviewer": "renderer", "verdict": "reject", "label": None}
+    with atomic_write(out) as part:
+        with zipfile.ZipFile(part, "w") as archive:
+            for name in ORDERS:
+                truth += _pack(archive, drawn / name, name)
+            _add(archive, "truth.csv", table(truth))
+            junk = [row for row in truth if row["kind"] != "car"]
+            reasons = [{"sha256": row["sha256"]} | reject | {"reason": JUNK[row["kind"]], "time": TIME} for row in junk]
+            _add(archive, "reviews.jsonl", _lines(reasons))
+        by_file = {row["file"]: row for row in truth}
+        journals = {site.name: _lines(_journal(zipfile.Path(part), site, by_file)) for site in SITES}
+        with zipfile.ZipFile(part, "a") as archive:
+            for name, lines in journals.items():
+                _add(archive, f"{name}/journal.jsonl", lines)
     return out
 
 
@@ -97,13 +81,12 @@ def _pack(archive: zipfile.ZipFile, folder: Path, name: str) -> list[dict]:
             photo = shrink((folder / row["file"]).read_bytes())
             for column in ("file", "duplicate_of"):
                 row[column] = row[column] and f"{name}/{row[column].removesuffix('.jpg')}.webp"
-            with Image.open(io.BytesIO(photo)) as image:
-                row.update(sha256=hashlib.sha256(photo).hexdigest(), width=image.width, height=image.height)
+            describe(row, photo)
             _add(archive, row["file"], photo)
             bar.update()
     with open(folder / "listings.csv", newline="", encoding="utf-8") as file:
         listed = [row | {"file": row["file"].removesuffix(".jpg") + ".webp"} for row in csv.DictReader(file)]
-    _add(archive, f"{name}/listings.csv", _table(LISTING_COLUMNS, listed))
+    _add(archive, f"{name}/listings.csv", table(listed))
     return truth
 
 
@@ -112,9 +95,8 @@ def _journal(archive: zipfile.Path, site: type[SampleSite], truth: dict[str, dic
     base_url = f"http://127.0.0.1:{site.usual_port}"
     for listing in sorted(read_listings(archive / site.name, site.public, site.private), key=lambda one: one.model):
         for path, file in listing.photos:
-            photo = truth[f"{site.name}/{file}"]
             allowed = not path.startswith(site.private)
-            size = len((archive / site.name / file).read_bytes())
+            photo = truth[f"{site.name}/{file}"] if allowed else {}
             yield {
                 "url": base_url + path,
                 "page_url": base_url + site.link_of(listing),
@@ -126,10 +108,10 @@ def _journal(archive: zipfile.Path, site: type[SampleSite], truth: dict[str, dic
                 "year": listing.year,
                 "status": "fetched" if allowed else "refused",
                 "reason": None if allowed else "robots.txt forbids it",
-                "sha256": photo["sha256"] if allowed else None,
-                "bytes": size if allowed else None,
-                "width": photo["width"] if allowed else None,
-                "height": photo["height"] if allowed else None,
+                "sha256": photo.get("sha256"),
+                "bytes": len((archive / site.name / file).read_bytes()) if allowed else None,
+                "width": photo.get("width"),
+                "height": photo.get("height"),
                 "time": TIME,
             }
 
@@ -139,14 +121,6 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes | str) -> None:
     entry.create_system, entry.external_attr = 3, 0o644 << 16  # the same on every system
     entry.compress_type = zipfile.ZIP_STORED if name.endswith(".webp") else zipfile.ZIP_DEFLATED
     archive.writestr(entry, content)
-
-
-def _table(columns: tuple[str, ...], rows: list[dict]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _lines(rows: Iterable[dict]) -> str:

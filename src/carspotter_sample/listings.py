@@ -9,63 +9,50 @@ from __future__ import annotations
 import csv
 import errno
 import hashlib
+import io
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable
+import shutil
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from carspotter.paths import atomic_write
 from carspotter.progress import progress_bar
 
 from .bodies import build_car
 from .junk import DRAWN
-from .phone import decode, develop, draw_phone, encode, rendered_size
+from .looks import draw_look
+from .phone import RENDERED, decode, develop, draw_phone, encode, fitted
 from .raster import Camera
-from .scenes import Upright, draw_look, draw_place, draw_scene
+from .scenes import Upright, draw_place, draw_scene
 from .shapes import SHAPES
 
 VERSION = 3  # raise when the same seed is meant to give other photos
 CITIES = ("pune", "mumbai", "delhi", "bengaluru", "chennai", "jaipur")
 SHIFTED_CITY = "hyderabad"  # other phones, light, places and photographers
-JUNK = (
-    "interior",
-    "dashboard",
-    "engine",
-    "wheel",
-    "document",
-    "empty_street",
-    "other_model",
-    "too_dark",
-    "too_blurred",
-    "thumbnail",
-)
+JUNK = {  # the reason that a reviewer would give for each kind, one of those of `carspotter review`
+    "interior": "interior",
+    "dashboard": "interior",
+    "engine": "interior",
+    "wheel": "close-up",
+    "document": "document",
+    "empty_street": "no car",
+    "other_model": "other model",
+    "too_dark": "poor quality",
+    "too_blurred": "poor quality",
+    "thumbnail": "poor quality",
+}
 JUNK_SHARE = 0.10
 LONGEST_SIDE = 1600  # pixels; a smaller limit draws faster
 COPIES = ("reencoded", "rescaled", "cropped", "mirrored", "watermarked")
 COPY_SHARE = 0.06  # of all photos; a third of the copies stand in another listing than their original
 VIEWS = ("front", "front_left", "left", "rear_left", "rear", "rear_right", "right", "front_right")
-TRUTH_COLUMNS = (
-    "file",
-    "sha256",
-    "kind",
-    "model",
-    "generation",
-    "view",
-    "listing",
-    "city",
-    "copy",
-    "duplicate_of",
-    "orientation",
-    "width",
-    "height",
-)
-LISTING_COLUMNS = ("file", "listing", "city", "claim", "year", "price", "kilometres")
 
 
 @dataclass(frozen=True)
@@ -132,7 +119,7 @@ def plan_listings(
         price = int(620_000 * 0.91 ** (2024 - year) * rng.uniform(0.8, 1.2)) // 5000 * 5000
         # the first photo shows the car on every site; the others make up for it
         spoiled = rng.random(rng.integers(4, 13)) < JUNK_SHARE * 8 / 7
-        kinds = [str(rng.choice(JUNK)) if place and junk else "car" for place, junk in enumerate(spoiled)]
+        kinds = [str(rng.choice(list(JUNK))) if place and junk else "car" for place, junk in enumerate(spoiled)]
         photos = [PlannedPhoto(kind) for kind in kinds]
         identity = f"{10_000_000 + (number * 7_368_787 + seed * 104_729) % 89_999_999}"
         listing = PlannedListing(
@@ -146,10 +133,9 @@ def plan_listings(
             own = photos[:place] if source is listing else source.photos
             originals = [index for index, photo in enumerate(own) if photo.kind == "car" and not photo.copy]
             if originals:
-                photos[place] = PlannedPhoto(
-                    "car", str(rng.choice(COPIES)), source.file(originals[rng.integers(len(originals))])
-                )
-        planned.append(PlannedListing(**{**asdict(listing), "photos": tuple(photos)}))
+                copy, original = str(rng.choice(COPIES)), source.file(originals[rng.integers(len(originals))])
+                photos[place] = PlannedPhoto("car", copy, original)
+        planned.append(replace(listing, photos=tuple(photos)))
     return planned
 
 
@@ -166,16 +152,14 @@ def _aim(rng: np.random.Generator, shape, size: tuple[int, int], photographers: 
     across = abs(np.sin(azimuth)) * shape.length + abs(np.cos(azimuth)) * shape.width
     narrow = min(size[0] / max(size), 1)
     filled = rng.uniform(*photographers.filled) if narrow == 1 else rng.uniform(0.75, 1.1)
-    distance = (
-        across / 2 / (np.tan(view_angle / 2) * narrow * filled) + abs(np.cos(azimuth)) * shape.length * 0.42 + 0.35
-    )
-    distance = float(np.clip(distance, photographers.nearest, 11.0))
+    distance = across / 2 / (np.tan(view_angle / 2) * narrow * filled)
+    distance = np.clip(distance + abs(np.cos(azimuth)) * shape.length * 0.42 + 0.35, photographers.nearest, 11.0)
     at_eyes = rng.random() < 1 - photographers.raised
-    height = float(np.clip(rng.normal(1.45, 0.28), 0.6, 2.3)) if at_eyes else float(rng.uniform(2.3, 3.4))
+    height = np.clip(rng.normal(1.45, 0.28), 0.6, 2.3) if at_eyes else rng.uniform(2.3, 3.4)
     slip = rng.normal(0, 0.16, 3) * distance / 5
     target = (slip[0], slip[1], 0.62 + slip[2] * 0.8)
     position = (-np.cos(azimuth) * distance, -np.sin(azimuth) * distance, height)
-    return Camera.looking(position, target, size, view_angle, float(rng.normal(0, 0.028))), _view(azimuth)
+    return Camera.looking(position, target, size, view_angle, rng.normal(0, 0.028)), _view(azimuth)
 
 
 def _in_front(rng: np.random.Generator, camera: Camera, share: float) -> tuple[Upright, ...]:
@@ -184,12 +168,10 @@ def _in_front(rng: np.random.Generator, camera: Camera, share: float) -> tuple[U
         return ()
     kind = str(rng.choice(["pole", "person", "person", "bush", "scooter"]))
     near = rng.uniform(0.25, 0.5) if kind != "person" else rng.uniform(0.1, 0.35)
-    side = np.array([camera.axes[0][0], camera.axes[0][1]]) * rng.choice([-1, 1]) * rng.uniform(0.5, 1.5)
-    spot = camera.position[:2] * near + side
-    height = {"pole": 5.0, "person": rng.uniform(1.5, 1.8), "bush": rng.uniform(0.5, 0.9), "scooter": 1.1}[kind]
-    return (
-        Upright((float(spot[0]), float(spot[1])), float(height), kind, int(rng.integers(6)), bool(rng.random() < 0.5)),
-    )
+    side = camera.axes[0][:2] * rng.choice([-1, 1]) * rng.uniform(0.5, 1.5)
+    tall = {"pole": 5.0, "person": rng.uniform(1.5, 1.8), "bush": rng.uniform(0.5, 0.9), "scooter": 1.1}
+    spot = tuple(camera.position[:2] * near + side)
+    return (Upright(spot, tall[kind], kind, rng.integers(6), rng.random() < 0.5),)
 
 
 def _wheel_close_up(rng: np.random.Generator, shape, size: tuple[int, int]) -> Camera:
@@ -219,28 +201,21 @@ def render_listing(
         rng = np.random.default_rng([seed, listing.number, 3, index])  # a copy more or less changes no other photo
         if photo.copy:
             continue
-        shrink = min(1.0, longest_side / max(phone.size))
-        size = round(phone.size[0] * shrink), round(phone.size[1] * shrink)
+        size = fitted(phone.size, longest_side)
         if rng.random() < (0.75 if upright_share < 0.12 else 0.06):
             size = size[::-1]
-        scene = rendered_size(size)
-        model, generation, view = listing.claim, listing.generation, ""
-        exposure, blur = float(np.exp(rng.normal(0, 0.12))), float(rng.gamma(1.2, 0.2))
-        shown, shown_look = shape, look
+        scene = fitted(size, RENDERED)
+        exposure, blur = float(np.exp(rng.normal(0, 0.12))), rng.gamma(1.2, 0.2)
+        shown, shown_look, view = shape, look, ""
         if photo.kind == "other_model":
             others = [s for s in SHAPES if s.model != listing.claim]
             shown = others[rng.integers(len(others))]
             shown_look = draw_look(rng, shown)
-            model, generation = shown.model, shown.generation
         if photo.kind in DRAWN:
             camera, _ = _aim(rng, shape, (400, 300), photographers)
-            outside = draw_scene(place, camera, None, None)
-            image = DRAWN[photo.kind](rng, outside).resize(rendered_size(size), Image.Resampling.BICUBIC)
-            model = generation = ""
+            image = DRAWN[photo.kind](rng, draw_scene(place, camera)).resize(scene, Image.Resampling.BICUBIC)
         elif photo.kind == "empty_street":
-            camera, _ = _aim(rng, shape, scene, photographers)
-            image = draw_scene(replace(place, parked=()), camera, None, None)
-            model = generation = ""
+            image = draw_scene(replace(place, parked=()), _aim(rng, shape, scene, photographers)[0])
         elif photo.kind == "wheel":
             image = draw_scene(replace(place, parked=()), _wheel_close_up(rng, shape, scene), build_car(shape), look)
         else:
@@ -248,27 +223,19 @@ def render_listing(
             car = build_car(shown) if cars else None
             image = draw_scene(place, camera, car, shown_look, _in_front(rng, camera, photographers.something_in_front))
         if photo.kind == "too_dark":
-            exposure = float(rng.uniform(0.06, 0.16))
+            exposure = rng.uniform(0.06, 0.16)
         elif photo.kind == "too_blurred":
-            blur = float(rng.uniform(9, 18))
+            blur = rng.uniform(9, 18)
         elif photo.kind == "thumbnail":
             size = (160, 120) if size[0] > size[1] else (120, 160)
-        image = develop(image, phone, rng, size, exposure=exposure, blur=blur)
+        image = develop(image, phone, rng, size, exposure, blur)
         orientation = int(rng.choice([6, 8, 3], p=[0.6, 0.2, 0.2])) if rng.random() < 0.09 else 1
-        name = listing.file(index)
-        row = {
-            "file": name,
-            "kind": photo.kind,
-            "model": model,
-            "generation": generation,
-            "view": view,
-            "listing": listing.id,
-            "city": listing.city,
-            "copy": "",
-            "duplicate_of": "",
-            "orientation": orientation,
-        }
-        drawn[name] = encode(image, int(np.clip(phone.quality + rng.integers(-3, 4), 60, 92)), orientation), row
+        row = {"file": listing.file(index), "sha256": "", "kind": photo.kind}
+        no_car = photo.kind in DRAWN or photo.kind == "empty_street"
+        row |= {"model": "", "generation": ""} if no_car else {"model": shown.model, "generation": shown.generation}
+        row |= {"view": view, "listing": listing.id, "city": listing.city, "copy": "", "duplicate_of": ""}
+        quality = int(np.clip(phone.quality + rng.integers(-3, 4), 60, 92))
+        drawn[row["file"]] = encode(image, quality, orientation), row | {"orientation": orientation}
     return drawn
 
 
@@ -296,26 +263,24 @@ def _copied(kind: str, original: bytes, rng: np.random.Generator) -> bytes:
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(path.name + ".part")
-    partial_path.write_bytes(content)
-    partial_path.replace(path)
+    with atomic_write(path) as part:
+        part.write_bytes(content)
 
 
-def _render_into(folder: str, seed: int, longest_side: int, cars: bool, listing: PlannedListing) -> list[dict]:
+def _render_into(folder: Path, seed: int, longest_side: int, listing: PlannedListing) -> list[dict]:
     """Draw a listing into the folder, or only describe it when an interrupted run has drawn it already."""
-    done = Path(folder) / ".rows" / f"{listing.number}.json"
+    done = folder / ".rows" / f"{listing.number}.json"
     if done.exists():
         return json.loads(done.read_text())
-    rows = []
-    for name, (photo, row) in render_listing(listing, seed, longest_side, cars).items():
-        _write(Path(folder) / name, photo)
-        rows.append(row)
+    drawn = render_listing(listing, seed, longest_side)
+    for name, (photo, _) in drawn.items():
+        _write(folder / name, photo)
+    rows = [row for _, row in drawn.values()]
     _write(done, json.dumps(rows).encode())
     return rows
 
 
-def _copy_into(folder: str, seed: int, originals: dict[str, dict], listing: PlannedListing) -> list[dict]:
+def _copy_into(folder: Path, seed: int, originals: dict[str, dict], listing: PlannedListing) -> list[dict]:
     rows = []
     for index, photo in enumerate(listing.photos):
         if not photo.copy:
@@ -324,46 +289,25 @@ def _copy_into(folder: str, seed: int, originals: dict[str, dict], listing: Plan
         name, view = listing.file(index), originals[photo.original]["view"]
         if photo.copy == "mirrored" and view:
             view = VIEWS[-VIEWS.index(view)]
-        _write(Path(folder) / name, _copied(photo.copy, (Path(folder) / photo.original).read_bytes(), rng))
-        rows.append(
-            {
-                **originals[photo.original],
-                "file": name,
-                "view": view,
-                "listing": listing.id,
-                "city": listing.city,
-                "copy": photo.copy,
-                "duplicate_of": photo.original,
-                "orientation": 1,
-            }
-        )
+        _write(folder / name, _copied(photo.copy, (folder / photo.original).read_bytes(), rng))
+        row = {"file": name, "view": view, "listing": listing.id, "city": listing.city, "orientation": 1}
+        rows.append(originals[photo.original] | row | {"copy": photo.copy, "duplicate_of": photo.original})
     return rows
 
 
-def _tables(folder: Path, plan: Iterable[PlannedListing], rows: list[dict]) -> None:
-    for row in rows:
-        content = (folder / row["file"]).read_bytes()
-        with Image.open(folder / row["file"]) as image:
-            row.update(sha256=hashlib.sha256(content).hexdigest(), width=image.width, height=image.height)
-    rows.sort(key=lambda row: row["file"])
-    listed = [
-        {
-            "file": listing.file(index),
-            "listing": listing.id,
-            "city": listing.city,
-            "claim": listing.claim,
-            "year": listing.year,
-            "price": listing.price,
-            "kilometres": listing.kilometres,
-        }
-        for listing in plan
-        for index in range(len(listing.photos))
-    ]
-    for name, columns, table in (("truth.csv", TRUTH_COLUMNS, rows), ("listings.csv", LISTING_COLUMNS, listed)):
-        with open(folder / name, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(table)
+def describe(row: dict, photo: bytes) -> None:
+    """Put into a row of the truth what the bytes of the photo tell."""
+    with Image.open(io.BytesIO(photo)) as image:
+        row.update(sha256=hashlib.sha256(photo).hexdigest(), width=image.width, height=image.height)
+
+
+def table(rows: list[dict]) -> str:
+    """Return rows as CSV, under the keys of the first."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def write_photos(
@@ -374,51 +318,45 @@ def write_photos(
     *,
     cities: tuple[str, ...] = CITIES,
     longest_side: int = LONGEST_SIDE,
-    cars: bool = True,
     processes: int | None = None,
-    show_progress: bool = True,
 ) -> Path:
     """Write photos as `<claim>/<listing>__<NN>.jpg`, with truth.csv and listings.csv; return the folder.
 
-    `longest_side` caps the photos' size in pixels: small photos are quick to draw. Without `cars` the cars on sale are
-    left out, for the test that places and phones do not give the model away.
+    `longest_side` caps the photos' size in pixels: small photos are quick to draw.
     The same seed gives the same bytes on one machine, whatever the number of processes. The folder gets its name
     only when it is whole; until then it is `<name>.partial`, and the same call takes up an interrupted run there.
     Raises FileExistsError when `out` holds something or `<name>.partial` belongs to another call, ValueError for
     a model without a shape, OSError with the folder's name when the disk is full.
     """
     out = Path(out)
-    plan = plan_listings(listings, seed, tuple(models), tuple(cities))
+    plan = plan_listings(listings, seed, models, cities)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty; choose another folder or remove it first")
     folder = out.with_name(out.name + ".partial")
-    call = {
-        "version": VERSION,
-        "listings": listings,
-        "seed": seed,
-        "models": list(models),
-        "cities": list(cities),
-        "longest_side": longest_side,
-        "cars": cars,
-    }
+    call = {"version": VERSION, "listings": listings, "seed": seed, "longest_side": longest_side}
+    call |= {"models": list(models), "cities": list(cities)}
     marker = folder / ".call.json"
     if folder.exists() and not (marker.exists() and json.loads(marker.read_text()) == call):
         raise FileExistsError(f"{folder} was left by a run with other settings; remove it, then try again")
     try:
         _write(marker, json.dumps(call).encode())
-        rows = _draw_all(
-            folder, plan, seed, longest_side, cars, min(processes or os.cpu_count() or 1, listings), show_progress
-        )
-        _tables(folder, plan, rows)
+        rows = _draw_all(folder, plan, seed, longest_side, processes or os.cpu_count() or 1)
+        for row in rows:
+            describe(row, (folder / row["file"]).read_bytes())
+        _write(folder / "truth.csv", table(sorted(rows, key=lambda row: row["file"])).encode())
+        listed = [
+            {"file": listing.file(index), "listing": listing.id}
+            | {name: getattr(listing, name) for name in ("city", "claim", "year", "price", "kilometres")}
+            for listing in plan
+            for index in range(len(listing.photos))
+        ]
+        _write(folder / "listings.csv", table(listed).encode())
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise OSError(
-            errno.ENOSPC, f"disk full; what is drawn stays in {folder}: make room and run the same command", str(folder)
-        ) from error
-    for left in (folder / ".rows").iterdir():
-        left.unlink()
-    (folder / ".rows").rmdir()
+        message = f"disk full; what is drawn stays in {folder}: make room and run the same command"
+        raise OSError(errno.ENOSPC, message, str(folder)) from error
+    shutil.rmtree(folder / ".rows")
     marker.unlink()
     if out.exists():
         out.rmdir()
@@ -426,32 +364,21 @@ def write_photos(
     return out
 
 
-def _draw_all(
-    folder: Path,
-    plan: list[PlannedListing],
-    seed: int,
-    longest_side: int,
-    cars: bool,
-    processes: int,
-    show_progress: bool,
-) -> list[dict]:
+def _draw_all(folder: Path, plan: list[PlannedListing], seed: int, longest_side: int, processes: int) -> list[dict]:
     rows: list[dict] = []
     total = sum(len(listing.photos) for listing in plan)
     # fresh interpreters: a forked copy of a process that has loaded a framework with threads may hang
-    pool = (
-        ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"))
-        if processes > 1 and len(plan) > 3
-        else None
-    )
+    fresh = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(processes, len(plan)), fresh) if processes > 1 and len(plan) > 3 else None
     try:
         run = pool.map if pool else map
-        with progress_bar(total, "draw", "photos", show_progress) as bar:
-            for drawn in run(partial(_render_into, str(folder), seed, longest_side, cars), plan):
+        with progress_bar(total, "draw", "photos") as bar:
+            for drawn in run(partial(_render_into, folder, seed, longest_side), plan):
                 rows += drawn
                 bar.update(len(drawn))
             originals = {row["file"]: row for row in rows}
             for listing in plan:
-                copies = _copy_into(str(folder), seed, originals, listing)
+                copies = _copy_into(folder, seed, originals, listing)
                 rows += copies
                 bar.update(len(copies))
     finally:

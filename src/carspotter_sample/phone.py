@@ -74,9 +74,9 @@ def _corners() -> Image.Image:
     return Image.fromarray((255 * np.clip((axis[:, None] ** 2 + axis[None, :] ** 2) / 2, 0, 1) ** 1.5).astype(np.uint8))
 
 
-def rendered_size(size: tuple[int, int]) -> tuple[int, int]:
-    """Return the size to render for a photo of `size`."""
-    scale = min(1.0, RENDERED / max(size))
+def fitted(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Return `size`, made smaller where its longer side has more than `longest` pixels."""
+    scale = min(1.0, longest / max(size))
     return round(size[0] * scale), round(size[1] * scale)
 
 
@@ -85,9 +85,8 @@ def develop(
     phone: Phone,
     rng: np.random.Generator,
     size: tuple[int, int],
-    *,
-    exposure: float = 1.0,
-    blur: float = 0.0,
+    exposure: float,
+    blur: float,
 ) -> Image.Image:
     """Turn a scene into what the phone sees; `exposure` and extra `blur` (pixels at 800 wide) spoil it."""
     k = image.width / 800

@@ -354,7 +354,7 @@ def _hides(parked: Parked, camera: Camera) -> bool:
 
 
 def draw_scene(
-    place: Place, camera: Camera, car: Car | None, look: Look | None, front: tuple[Upright, ...] = ()
+    place: Place, camera: Camera, car: Car | None = None, look: Look | None = None, front: tuple[Upright, ...] = ()
 ) -> Image.Image:
     """Draw the whole picture: background, cars far to near, then what stands in front."""
     cars = [(build_car(p.shape), p.position, p.turn, p.look, 1.3) for p in place.parked if not _hides(p, camera)]

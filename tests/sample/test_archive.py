@@ -35,7 +35,7 @@ SMALL = {
 def drawn(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("drawn")
     for name, order in SMALL.items():
-        write_photos(folder / name, longest_side=260, processes=1, show_progress=False, **order)
+        write_photos(folder / name, longest_side=260, processes=1, **order)
     return folder
 
 
@@ -80,7 +80,7 @@ def test_the_truth_describes_the_photos_as_packed(archive, drawn):
 
 
 def test_every_kind_of_junk_has_a_reason_that_reviewers_give():
-    assert set(packing.REASONS) == set(JUNK) and set(packing.REASONS.values()) <= set(REASONS)
+    assert set(JUNK.values()) <= set(REASONS)
 
 
 def test_the_first_use_of_the_study_unpacks_what_the_sites_let_a_robot_collect(study, archive):

@@ -55,7 +55,6 @@ def folder(tmp_path_factory) -> Path:
         SEED,
         longest_side=SMALL,
         processes=1,
-        show_progress=False,
     )
 
 
@@ -79,7 +78,7 @@ def get(url: str) -> tuple[int, str, bytes]:
 
 
 def test_the_same_seed_draws_the_same_bytes_in_any_number_of_processes(tmp_path, folder):
-    again = write_photos(tmp_path / "again", LISTINGS, SEED, longest_side=SMALL, processes=2, show_progress=False)
+    again = write_photos(tmp_path / "again", LISTINGS, SEED, longest_side=SMALL, processes=2)
     assert tree(again) == tree(folder)
 
 
@@ -243,7 +242,7 @@ def test_windows_lamps_and_wheels_are_on_the_skin_of_every_car():
 
 
 def test_an_interrupted_run_is_taken_up(tmp_path, monkeypatch):
-    whole = tree(write_photos(tmp_path / "whole", 4, 5, longest_side=SMALL, processes=1, show_progress=False))
+    whole = tree(write_photos(tmp_path / "whole", 4, 5, longest_side=SMALL, processes=1))
     drawn = []
     render = sample_listings.render_listing
 
@@ -255,7 +254,7 @@ def test_an_interrupted_run_is_taken_up(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sample_listings, "render_listing", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_photos(tmp_path / "broken", 4, 5, longest_side=SMALL, processes=1, show_progress=False)
+        write_photos(tmp_path / "broken", 4, 5, longest_side=SMALL, processes=1)
     assert not (tmp_path / "broken").exists()
     again = []
     monkeypatch.setattr(
@@ -263,7 +262,7 @@ def test_an_interrupted_run_is_taken_up(tmp_path, monkeypatch):
         "render_listing",
         lambda listing, *settings: again.append(listing.number) or render(listing, *settings),
     )
-    assert tree(write_photos(tmp_path / "broken", 4, 5, longest_side=SMALL, processes=1, show_progress=False)) == whole
+    assert tree(write_photos(tmp_path / "broken", 4, 5, longest_side=SMALL, processes=1)) == whole
     assert again == [2, 3]
 
 
@@ -271,10 +270,10 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with pytest.raises(FileExistsError, match="mine exists and is not empty"):
-        write_photos(tmp_path / "mine", 1, 0, show_progress=False)
+        write_photos(tmp_path / "mine", 1, 0)
     (tmp_path / "other.partial").mkdir()
     with pytest.raises(FileExistsError, match=r"other\.partial was left by a run with other settings"):
-        write_photos(tmp_path / "other", 1, 0, show_progress=False)
+        write_photos(tmp_path / "other", 1, 0)
 
 
 def test_a_full_disk_is_said_in_words(tmp_path, monkeypatch):
@@ -283,14 +282,14 @@ def test_a_full_disk_is_said_in_words(tmp_path, monkeypatch):
 
     monkeypatch.setattr(sample_listings, "_write", full)
     with pytest.raises(OSError, match="disk full.*make room") as caught:
-        write_photos(tmp_path / "out", 1, 0, show_progress=False)
+        write_photos(tmp_path / "out", 1, 0)
     assert caught.value.errno == errno.ENOSPC
 
 
 @pytest.mark.parametrize(("models", "listings"), [(("swift", "trabant"), 4), (("swift",), 0), ((), 4)])
 def test_impossible_orders_are_refused(tmp_path, models, listings):
     with pytest.raises(ValueError):
-        write_photos(tmp_path / "out", listings, 0, models, show_progress=False)
+        write_photos(tmp_path / "out", listings, 0, models)
 
 
 def test_the_pages_together_list_every_photo_of_a_model(site):
