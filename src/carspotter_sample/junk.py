@@ -10,9 +10,9 @@ SIDE = (800, 600)
 
 def _lit(image: Image.Image, rng: np.random.Generator, strength: float = 0.5) -> Image.Image:
     """Lay soft light from one side and a mottle of dust over a drawn picture."""
-    spots = Image.fromarray(rng.integers(90, 255, (5, 6), dtype=np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
-    fine = Image.fromarray(rng.integers(200, 255, (150, 200), dtype=np.uint8)).resize(
-        image.size, Image.Resampling.BICUBIC
+    spots, fine = (
+        Image.fromarray(rng.integers(darkest, 255, shape, dtype=np.uint8)).resize(image.size, Image.Resampling.BICUBIC)
+        for darkest, shape in ((90, (5, 6)), (200, (150, 200)))
     )
     light = Image.blend(Image.new("L", image.size, 255), ImageChops.multiply(spots, fine), strength)
     return ImageChops.multiply(image.filter(ImageFilter.GaussianBlur(1.0)), Image.merge("RGB", (light,) * 3))
@@ -38,15 +38,11 @@ def _tone(rng: np.random.Generator, base: tuple[int, int, int], spread: float = 
     return tuple(int(np.clip(v, 0, 255)) for v in np.array(base) * rng.uniform(1 - spread, 1 + spread))
 
 
-def _shaded(
-    image: Image.Image, mask_of, low: tuple[int, int, int], high: tuple[int, int, int], upright: bool = True
-) -> None:
-    """Fill what `mask_of(draw)` draws with a run of colour from `high` (top or left) to `low`."""
+def _shaded(image: Image.Image, low: tuple, high: tuple, form: str, *sizes, upright: bool = True) -> None:
+    """Fill a form, drawn by the method of that name, with a run of colour from `high` (top or left) to `low`."""
     mask = Image.new("L", image.size, 0)
-    mask_of(ImageDraw.Draw(mask))
+    getattr(ImageDraw.Draw(mask), form)(*sizes, fill=255)
     box = mask.getbbox()
-    if not box:
-        return
     size = box[2] - box[0], box[3] - box[1]
     run = np.linspace(0, 1, size[1] if upright else size[0])
     ramp = np.array(high)[None] * (1 - run[:, None]) + np.array(low)[None] * run[:, None]
@@ -54,13 +50,20 @@ def _shaded(
     image.paste(Image.fromarray(picture.astype(np.uint8)), box[:2], mask.crop(box))
 
 
+def _block(image: Image.Image, box: tuple[float, float, float, float], grey: int, corner: float) -> None:
+    _shaded(image, (grey // 3,) * 3, (grey, grey, grey + 4), "rounded_rectangle", box, corner)
+
+
+def _round(draw: ImageDraw.ImageDraw, x: float, y: float, r: float, flat: float = 1.0, **colours) -> None:
+    draw.ellipse([x - r, y - r * flat, x + r, y + r * flat], **colours)
+
+
 def _wheel(image: Image.Image, x: float, y: float, r: float, rng: np.random.Generator) -> None:
     dark, light = (22, 22, 24), (78, 78, 82)
     ring = Image.new("L", image.size, 0)
     draw = ImageDraw.Draw(ring)
-    draw.ellipse([x - r, y - r * 0.92, x + r, y + r * 0.92], fill=255)
-    inner = r * 0.82
-    draw.ellipse([x - inner, y - inner * 0.92, x + inner, y + inner * 0.92], fill=0)
+    _round(draw, x, y, r, 0.92, fill=255)
+    _round(draw, x, y, r * 0.82, 0.92, fill=0)
     for angle in rng.choice([0, 8]) + np.array([180, 0, 90]):
         a = np.radians(angle)
         draw.line([(x, y), (x + np.cos(a) * r * 0.9, y + np.sin(a) * r * 0.83)], fill=255, width=int(r * 0.22))
@@ -82,12 +85,10 @@ def draw_interior(rng: np.random.Generator, outside: Image.Image) -> Image.Image
     layer = Image.new("RGB", SIDE)
     layer.paste(view, (120, 30))
     image.paste(layer, (0, 0), glass.filter(ImageFilter.GaussianBlur(1.5)))
-    _shaded(
-        image, lambda d: d.polygon([(40, 270), (760, 270), (800, 470), (0, 470)], fill=255), (28, 28, 30), (80, 78, 76)
-    )
+    _shaded(image, (28, 28, 30), (80, 78, 76), "polygon", [(40, 270), (760, 270), (800, 470), (0, 470)])
     beige = _tone(rng, (150, 134, 108) if rng.random() < 0.5 else (62, 62, 66))
     dim = tuple(v // 2 for v in beige)
-    _shaded(image, lambda d: d.rounded_rectangle([310, 300, 490, 520], 14, fill=255), (16, 16, 18), (60, 60, 62))
+    _shaded(image, (16, 16, 18), (60, 60, 62), "rounded_rectangle", [310, 300, 490, 520], 14)
     ImageDraw.Draw(image).rectangle([340, 320, 460, 384], fill=_tone(rng, (24, 40, 60)))
     for x0, x1, top in ((60, 260, 306), (556, 740, 306), (318, 482, 402)):  # air vents
         _block(image, (x0, top, x1, top + 22), 40, 8)
@@ -100,14 +101,8 @@ def draw_interior(rng: np.random.Generator, outside: Image.Image) -> Image.Image
     _wheel(image, 584, 322, 104, rng)
     for x in (150, 660):
         wide = rng.uniform(120, 150)
-        _shaded(
-            image,
-            lambda d, x=x, wide=wide: d.rounded_rectangle([x - wide, 330, x + wide, 640], 60, fill=255),
-            dim,
-            beige,
-            False,
-        )
-        _shaded(image, lambda d, x=x: d.rounded_rectangle([x - 62, 235, x + 62, 335], 34, fill=255), dim, beige)
+        _shaded(image, dim, beige, "rounded_rectangle", [x - wide, 330, x + wide, 640], 60, upright=False)
+        _shaded(image, dim, beige, "rounded_rectangle", [x - 62, 235, x + 62, 335], 34)
         ImageDraw.Draw(image).line([(x - 40, 350), (x - 50, 600)], fill=dim, width=4)
         ImageDraw.Draw(image).line([(x + 40, 350), (x + 50, 600)], fill=dim, width=4)
     return _lit(_seen(image, rng), rng)
@@ -116,56 +111,43 @@ def draw_interior(rng: np.random.Generator, outside: Image.Image) -> Image.Image
 def draw_dashboard(rng: np.random.Generator, outside: Image.Image) -> Image.Image:
     """Draw the dials behind the steering wheel."""
     image = outside.resize(SIDE).filter(ImageFilter.GaussianBlur(9))
-    _shaded(
-        image, lambda d: d.polygon([(0, 120), (800, 90), (800, 600), (0, 600)], fill=255), (18, 18, 20), (74, 72, 70)
-    )
-    _shaded(image, lambda d: d.rounded_rectangle([150, 150, 650, 400], 90, fill=255), (10, 10, 12), (30, 30, 34))
+    _shaded(image, (18, 18, 20), (74, 72, 70), "polygon", [(0, 120), (800, 90), (800, 600), (0, 600)])
+    _shaded(image, (10, 10, 12), (30, 30, 34), "rounded_rectangle", [150, 150, 650, 400], 90)
     draw = ImageDraw.Draw(image)
     glow = _tone(rng, (220, 226, 235) if rng.random() < 0.6 else (235, 130, 60))
-    for x, r in ((290, 98), (510, 98)):
-        draw.ellipse([x - r, 275 - r, x + r, 275 + r], outline=(110, 112, 116), width=4, fill=(14, 15, 17))
+
+    def on_dial(x: float, degrees: float, share: float) -> tuple[float, float]:
+        a = np.radians(degrees)
+        return x + np.cos(a) * 98 * share, 275 + np.sin(a) * 98 * share
+
+    for x in (290, 510):
+        _round(draw, x, 275, 98, outline=(110, 112, 116), width=4, fill=(14, 15, 17))
         for step in range(11):
-            a = np.radians(140 + step * 26)
-            draw.line(
-                [
-                    (x + np.cos(a) * r * 0.78, 275 + np.sin(a) * r * 0.78),
-                    (x + np.cos(a) * r * 0.92, 275 + np.sin(a) * r * 0.92),
-                ],
-                fill=glow,
-                width=4,
-            )
-            draw.text((x + np.cos(a) * r * 0.6, 275 + np.sin(a) * r * 0.6), str(step * 20), fill=glow, anchor="mm")
-        a = np.radians(rng.uniform(140, 220))
-        draw.line([(x, 275), (x + np.cos(a) * r * 0.8, 275 + np.sin(a) * r * 0.8)], fill=(226, 70, 40), width=5)
-        draw.ellipse([x - 13, 262, x + 13, 288], fill=(40, 40, 42))
+            degrees = 140 + step * 26
+            draw.line([on_dial(x, degrees, 0.78), on_dial(x, degrees, 0.92)], fill=glow, width=4)
+            draw.text(on_dial(x, degrees, 0.6), str(step * 20), fill=glow, anchor="mm")
+        draw.line([(x, 275), on_dial(x, rng.uniform(140, 220), 0.8)], fill=(226, 70, 40), width=5)
+        _round(draw, x, 275, 13, fill=(40, 40, 42))
     draw.rectangle([368, 300, 432, 340], fill=_tone(rng, (70, 110, 90)))
     draw.text((400, 320), str(rng.integers(8_000, 140_000)), fill=(10, 16, 12), anchor="mm")
     _wheel(image, 400 + rng.normal(0, 30), 470, 300, rng)
     return _lit(_seen(image, rng), rng, 0.6)
 
 
-def _block(image: Image.Image, box: tuple[float, float, float, float], grey: int, corner: float) -> None:
-    _shaded(image, lambda d: d.rounded_rectangle(box, corner, fill=255), (grey // 3,) * 3, (grey, grey, grey + 4))
-
-
 def draw_engine(rng: np.random.Generator, outside: Image.Image) -> Image.Image:
     """Draw an engine bay from above: block, battery, air box, hoses, dirt."""
     image = Image.new("RGB", SIDE, (46, 44, 42))
     paint = outside.resize((1, 1)).getpixel((0, 0))
-    _shaded(
-        image,
-        lambda d: d.polygon([(0, 0), (800, 0), (760, 90), (40, 90)], fill=255),
-        paint,
-        tuple(min(v + 40, 255) for v in paint),
-    )
-    _shaded(image, lambda d: d.polygon([(0, 560), (800, 540), (800, 600), (0, 600)], fill=255), (20, 20, 20), paint)
+    brighter = tuple(min(v + 40, 255) for v in paint)
+    _shaded(image, paint, brighter, "polygon", [(0, 0), (800, 0), (760, 90), (40, 90)])
+    _shaded(image, (20, 20, 20), paint, "polygon", [(0, 560), (800, 540), (800, 600), (0, 600)])
     for _ in range(45):  # small parts in the dark between the large ones
         x, y, w, h = rng.uniform(0, 760), rng.uniform(90, 520), rng.uniform(16, 60), rng.uniform(12, 40)
         _block(image, (x, y, x + w, y + h), int(rng.uniform(40, 100)), 5)
     for x in (86, 714):  # the heads of the spring struts
         draw = ImageDraw.Draw(image)
         for r, grey in ((62, 52), (48, 30), (40, 74), (16, 24)):
-            draw.ellipse([x - r, 250 - r * 0.72, x + r, 250 + r * 0.72], fill=(grey, grey, grey + 2))
+            _round(draw, x, 250, r, 0.72, fill=(grey, grey, grey + 2))
     _block(image, (120, 470, 690, 540), 96, 6)  # radiator
     for y in range(480, 536, 6):
         ImageDraw.Draw(image).line([(130, y), (680, y)], fill=(24, 24, 26), width=2)
@@ -197,7 +179,7 @@ def draw_engine(rng: np.random.Generator, outside: Image.Image) -> Image.Image:
     for x, colour in ((606, (170, 60, 50)), (690, (84, 86, 90))):
         draw.ellipse([x - 15, 324, x + 15, 344], fill=colour)
         draw.line([(x, 334), (x - 40, 300), (x - 90, 296)], fill=colour, width=6, joint="curve")
-    _shaded(image, lambda d: d.ellipse([90, 330, 190, 430], fill=255), (110, 112, 100), (214, 216, 204))
+    _shaded(image, (110, 112, 100), (214, 216, 204), "ellipse", [90, 330, 190, 430])
     return _lit(_seen(image, rng), rng, 0.55)
 
 

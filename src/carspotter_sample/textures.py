@@ -8,11 +8,28 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 TEXTURE = 1024  # side of a ground texture in texels
-GROUNDS = ("asphalt", "concrete", "pavers", "dirt", "gravel", "tiles")
+GROUNDS = {  # colour, how strong the fine and the coarse mottle are, in grey levels
+    "asphalt": ((104, 103, 102), 15, 10),
+    "concrete": ((158, 154, 146), 7, 13),
+    "pavers": ((150, 122, 108), 9, 10),
+    "dirt": ((160, 131, 98), 14, 17),
+    "gravel": ((146, 139, 128), 27, 9),
+    "tiles": ((170, 163, 150), 5, 8),
+}
 WALLS = ("plaster", "brick", "shutters", "house", "hedge", "compound", "showroom", "flats")
+HUES = (  # of plaster and shutters
+    (205, 198, 180),
+    (196, 170, 130),
+    (188, 190, 188),
+    (170, 130, 104),
+    (150, 168, 160),
+    (214, 206, 204),
+    (182, 158, 96),
+    (120, 140, 160),
+)
 
 
-def tileable_noise(rng: np.random.Generator, size: int, roughness: float, wraps: bool = True) -> np.ndarray:
+def tileable_noise(rng: np.random.Generator, size: int, roughness: float) -> np.ndarray:
     """Return noise that tiles, of mean 0 and deviation 1; amplitude falls as frequency ** -roughness; (size, size)."""
     frequency = np.hypot(np.fft.fftfreq(size)[:, None], np.fft.rfftfreq(size)[None, :])
     frequency[0, 0] = 1
@@ -30,16 +47,9 @@ def shared_noise(number: int, roughness: float) -> np.ndarray:
 @cache
 def ground_texture(kind: str, variant: int) -> np.ndarray:
     """Return a tileable ground (TEXTURE, TEXTURE, 3) uint8, about the colour that it has in white light."""
-    rng = np.random.default_rng([7, GROUNDS.index(kind), variant])
+    rng = np.random.default_rng([7, list(GROUNDS).index(kind), variant])
     fine, coarse = shared_noise(variant, 0.45), np.roll(shared_noise(variant + 1, 1.5), 311, 0)
-    base, fine_part, coarse_part = {
-        "asphalt": ((104, 103, 102), 15, 10),
-        "concrete": ((158, 154, 146), 7, 13),
-        "pavers": ((150, 122, 108), 9, 10),
-        "dirt": ((160, 131, 98), 14, 17),
-        "gravel": ((146, 139, 128), 27, 9),
-        "tiles": ((170, 163, 150), 5, 8),
-    }[kind]
+    base, fine_part, coarse_part = GROUNDS[kind]
     grey = fine * fine_part + coarse * coarse_part
     if kind in ("pavers", "tiles", "concrete"):
         step = {"pavers": 16, "tiles": 64, "concrete": 512}[kind]
@@ -68,24 +78,12 @@ def wall_texture(kind: str, variant: int) -> np.ndarray:
     rng = np.random.default_rng([8, WALLS.index(kind), variant])
     k = TEXTURE / 12  # texels a metre
     width, height = TEXTURE, TEXTURE // 2
-    hues = (
-        (205, 198, 180),
-        (196, 170, 130),
-        (188, 190, 188),
-        (170, 130, 104),
-        (150, 168, 160),
-        (214, 206, 204),
-        (182, 158, 96),
-        (120, 140, 160),
-    )
-    base = np.array(hues[rng.integers(len(hues))]) * rng.uniform(0.85, 1.1)
+    base = np.array(HUES[rng.integers(len(HUES))]) * rng.uniform(0.85, 1.1)
     image = Image.new("RGB", (width, height), tuple(int(min(v, 255)) for v in base))
     draw = ImageDraw.Draw(image)
 
-    def box(x0, top, x1, bottom, fill, outline=None):  # metres; heights from the ground
-        draw.rectangle(
-            [x0 * k, height - top * k, x1 * k, height - bottom * k], fill=tuple(map(int, fill)), outline=outline
-        )
+    def box(x0, top, x1, bottom, fill):  # metres; heights from the ground
+        draw.rectangle([x0 * k, height - top * k, x1 * k, height - bottom * k], fill=tuple(map(int, fill)))
 
     if kind == "brick":
         box(0, 6, 12, 0, (150, 138, 126))
@@ -119,7 +117,7 @@ def wall_texture(kind: str, variant: int) -> np.ndarray:
         box(0, 6, 12, 3.1, base * 0.9)
         for x in np.arange(0.3, 12, 3.0):
             if kind == "shutters":
-                colour = np.array(hues[rng.integers(len(hues))]) * 0.75
+                colour = np.array(HUES[rng.integers(len(HUES))]) * 0.75
                 for z in np.arange(0, 2.5, 0.09):
                     box(x, z + 0.09, x + 2.4, z, colour * (0.82 + 0.25 * (z / 0.09 % 2 > 1)))
             else:
@@ -157,17 +155,22 @@ def upright_picture(kind: str, variant: int) -> Image.Image:
         return _foliage(rng, kind == "tree")
     if kind == "person":
         return _person(rng)
-    if kind == "pole":
-        width, height = 40, 1200
-        across = np.linspace(-1, 1, width)
-        tone = rng.uniform(90, 190) * (0.55 + 0.45 * np.sqrt(1 - (across * 0.98) ** 2) * (0.9 - 0.35 * across))
-        pixels = np.repeat(tone[None, :, None], height, 0) * rng.uniform(0.9, 1.05, 3)
-        pixels = pixels + np.resize(shared_noise(variant % 4, 0.45)[:, :width], (height, width))[..., None] * 7
-        if rng.random() < 0.4:
-            pixels[700:] *= np.where((np.arange(500) // 60 % 2)[:, None, None], (1.1, 0.9, 0.2), (0.3, 0.3, 0.3))
-        alpha = np.full((height, width, 1), 255.0)
-        return Image.fromarray(np.clip(np.concatenate([pixels, alpha], -1), 0, 255).astype(np.uint8))
-    return _scooter(rng)
+    return _pole(rng, variant) if kind == "pole" else _scooter(rng)
+
+
+def _pole(rng: np.random.Generator, variant: int) -> Image.Image:
+    width, height = 40, 1200
+    across = np.linspace(-1, 1, width)
+    tone = rng.uniform(90, 190) * (0.55 + 0.45 * np.sqrt(1 - (across * 0.98) ** 2) * (0.9 - 0.35 * across))
+    pixels = np.repeat(tone[None, :, None], height, 0) * rng.uniform(0.9, 1.05, 3)
+    pixels = pixels + np.resize(shared_noise(variant % 4, 0.45)[:, :width], (height, width))[..., None] * 7
+    if rng.random() < 0.4:
+        pixels[700:] *= np.where((np.arange(500) // 60 % 2)[:, None, None], (1.1, 0.9, 0.2), (0.3, 0.3, 0.3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).convert("RGBA")
+
+
+def _integers(colour: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(v) for v in colour)
 
 
 def _foliage(rng: np.random.Generator, tree: bool) -> Image.Image:
@@ -176,17 +179,12 @@ def _foliage(rng: np.random.Generator, tree: bool) -> Image.Image:
     draw = ImageDraw.Draw(image)
     if tree:
         for _ in range(3):
-            lean = rng.normal(0, 25)
-            draw.line(
-                [(side / 2, side), (side / 2 + lean * 0.3, side * 0.7), (side / 2 + lean, side * 0.45)],
-                fill=(84, 68, 52, 255),
-                width=int(rng.uniform(8, 16)),
-            )
+            x, lean = side / 2, rng.normal(0, 25)
+            trunk = [(x, side), (x + lean * 0.3, side * 0.7), (x + lean, side * 0.45)]
+            draw.line(trunk, fill=(84, 68, 52, 255), width=int(rng.uniform(8, 16)))
     hue = np.array((70, 92, 46)) * rng.uniform(0.7, 1.05) + rng.normal(0, 7, 3)
-    clumps = [
-        (rng.normal(0.5, 0.17), rng.uniform(0.14, 0.52) if tree else rng.uniform(0.45, 0.9), rng.uniform(0.09, 0.17))
-        for _ in range(22)
-    ]
+    span = (0.14, 0.52) if tree else (0.45, 0.9)
+    clumps = [(rng.normal(0.5, 0.17), rng.uniform(*span), rng.uniform(0.09, 0.17)) for _ in range(22)]
     for x, y, r in sorted(clumps, key=lambda clump: -clump[1]):
         angle, share = rng.uniform(0, 2 * np.pi, 90), np.sqrt(rng.random(90))
         px, py = (x + r * share * np.cos(angle)) * side, (y + r * share * np.sin(angle) * 0.8) * side
@@ -204,15 +202,10 @@ def _person(rng: np.random.Generator) -> Image.Image:
     width, height = 190 * s, 500 * s
     image = Image.new("RGBA", (width, height), (90, 80, 70, 0))
     draw = ImageDraw.Draw(image)
-    skin = tuple(int(v) for v in np.array((150, 104, 76)) * rng.uniform(0.7, 1.15))
-    shirt = tuple(
-        int(v)
-        for v in rng.choice(
-            [(200, 200, 196), (62, 84, 130), (150, 44, 44), (196, 150, 60), (70, 100, 72), (120, 70, 110), (40, 42, 48)]
-        )
-        * rng.uniform(0.8, 1.1)
-    )
-    trousers = tuple(int(v) for v in rng.choice([(44, 48, 62), (70, 62, 52), (120, 112, 96), (30, 30, 32)]))
+    skin = _integers(np.array((150, 104, 76)) * rng.uniform(0.7, 1.15))
+    cloth = (200, 200, 196), (62, 84, 130), (150, 44, 44), (196, 150, 60), (70, 100, 72), (120, 70, 110), (40, 42, 48)
+    shirt = _integers(rng.choice(cloth) * rng.uniform(0.8, 1.1))
+    trousers = _integers(rng.choice([(44, 48, 62), (70, 62, 52), (120, 112, 96), (30, 30, 32)]))
     centre = 95 * s
     stride, swing = rng.uniform(4, 34) * s, rng.uniform(-16, 30) * s
 
@@ -222,40 +215,27 @@ def _person(rng: np.random.Generator) -> Image.Image:
             r = thick * s / 2
             draw.ellipse([x - r, y * s - r, x + r, y * s + r], fill=(*colour, 255))
 
+    def arm(side, elbow, wrist, sleeve):
+        bent, hand = centre + side * (elbow * s + swing * 0.4), centre + side * (wrist * s + swing)
+        limb([(centre + side * 31 * s, 114), (bent, 186), (hand, 250)], sleeve, 18)
+        limb([(hand + side * s, 246), (hand - side * s, 268)], skin, 13)
+
     long_dress = rng.random() < 0.35
     limb([(centre - 8 * s, 262), (centre - stride * 0.7, 370), (centre - stride, 475)], trousers, 30)
-    limb(
-        [(centre + 8 * s, 262), (centre + stride * 0.8, 370), (centre + stride * 0.7, 475)],
-        tuple(int(c * 0.85) for c in trousers),
-        30,
-    )
-    for side in (-1, 1):
-        foot = centre + (stride * 0.7 if side > 0 else -stride)
+    darker = [int(c * 0.85) for c in trousers]
+    limb([(centre + 8 * s, 262), (centre + stride * 0.8, 370), (centre + stride * 0.7, 475)], darker, 30)
+    for foot in (centre - stride, centre + stride * 0.7):
         draw.ellipse([foot - 14 * s, 468 * s, foot + 24 * s, 492 * s], fill=(34, 28, 26, 255))
     if long_dress:
-        draw.polygon(
-            [
-                (centre - 30 * s, 200 * s),
-                (centre + 30 * s, 200 * s),
-                (centre + 46 * s, 420 * s),
-                (centre - 46 * s, 420 * s),
-            ],
-            fill=(*shirt, 255),
-        )
-    limb([(centre - 31 * s, 114), (centre - 42 * s - swing * 0.4, 186), (centre - 34 * s - swing, 250)], shirt, 18)
-    limb([(centre - 35 * s - swing, 246), (centre - 33 * s - swing, 268)], skin, 13)
+        corners = [(-30, 200), (30, 200), (46, 420), (-46, 420)]
+        draw.polygon([(centre + x * s, y * s) for x, y in corners], fill=(*shirt, 255))
+    arm(-1, 42, 34, shirt)
     draw.rounded_rectangle([centre - 36 * s, 94 * s, centre + 36 * s, 272 * s], radius=26 * s, fill=(*shirt, 255))
-    limb(
-        [(centre + 31 * s, 114), (centre + 43 * s + swing * 0.4, 186), (centre + 36 * s + swing, 250)],
-        tuple(int(c * 0.86) for c in shirt),
-        18,
-    )
-    limb([(centre + 37 * s + swing, 246), (centre + 35 * s + swing, 268)], skin, 13)
+    arm(1, 43, 36, [int(c * 0.86) for c in shirt])
     limb([(centre, 80), (centre, 100)], skin, 24)
     draw.ellipse([centre - 20 * s, 30 * s, centre + 20 * s, 86 * s], fill=(*skin, 255))
     draw.pieslice([centre - 22 * s, 24 * s, centre + 22 * s, 80 * s], 165, 380, fill=(26, 22, 20, 255))
-    small = image.resize((190, 500), Image.Resampling.BOX)
-    pixels = np.asarray(small, np.float32).copy()
+    pixels = np.asarray(image.resize((190, 500), Image.Resampling.BOX), np.float32).copy()
     folds = tileable_noise(rng, 500, 1.4)[:, :190]
     pixels[..., :3] *= (1.12 - 0.42 * np.linspace(0, 1, 190)[None, :] + 0.09 * folds)[..., None]
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).filter(ImageFilter.GaussianBlur(0.7))
@@ -264,16 +244,13 @@ def _person(rng: np.random.Generator) -> Image.Image:
 def _scooter(rng: np.random.Generator) -> Image.Image:
     image = Image.new("RGBA", (720, 460), (60, 60, 60, 0))
     draw = ImageDraw.Draw(image)
-    colour = tuple(int(v) for v in rng.uniform(40, 150) * rng.uniform(0.7, 1.15, 3))
+    colour = (*_integers(rng.uniform(40, 150) * rng.uniform(0.7, 1.15, 3)), 255)
     dark = (30, 30, 32, 255)
     for x in (140, 570):
-        draw.ellipse([x - 88, 270, x + 88, 446], fill=dark)
-        draw.ellipse([x - 52, 306, x + 52, 410], fill=(120, 120, 122, 255))
-        draw.ellipse([x - 40, 318, x + 40, 398], fill=(52, 52, 54, 255))
-    draw.polygon(
-        [(150, 330), (215, 150), (262, 130), (285, 330), (430, 350), (450, 380), (230, 385)], fill=(*colour, 255)
-    )
-    draw.polygon([(390, 340), (420, 225), (640, 205), (670, 260), (620, 330), (470, 380)], fill=(*colour, 255))
+        for r, fill in ((88, dark), (52, (120, 120, 122, 255)), (40, (52, 52, 54, 255))):
+            draw.ellipse([x - r, 358 - r, x + r, 358 + r], fill=fill)
+    draw.polygon([(150, 330), (215, 150), (262, 130), (285, 330), (430, 350), (450, 380), (230, 385)], fill=colour)
+    draw.polygon([(390, 340), (420, 225), (640, 205), (670, 260), (620, 330), (470, 380)], fill=colour)
     draw.rounded_rectangle([385, 180, 660, 228], radius=24, fill=dark)
     draw.line([(225, 160), (190, 60), (160, 70)], fill=dark, width=16)
     draw.ellipse([172, 96, 232, 156], fill=(210, 212, 205, 255))
