@@ -19,11 +19,11 @@ from carspotter.progress import progress_bar
 
 from .listings import JUNK, SHIFTED_CITY, describe, table, write_photos
 from .second_site import SecondSite
-from .site import SampleSite, read_listings, rupees
+from .site import OTHER_MODELS, SampleSite, read_listings, rupees
 
 DRAWN_SIDE = 512  # pixels, the longer side as drawn
 KEPT_SIDE, QUALITY = 164, 75  # pixels, the shorter side as kept; of WebP
-OTHER_MODELS = ("alto", "baleno", "dzire", "ertiga", "brezza")
+
 ORDERS = {  # folder in the archive: what `write_photos` draws for it
     "sample": {"listings": 620, "seed": 2026},
     "hyderabad": {"listings": 130, "seed": 2027, "cities": (SHIFTED_CITY,)},

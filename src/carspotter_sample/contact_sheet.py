@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageOps
 
-from .site import ARCHIVE
+from .site import ARCHIVE, OTHER_MODELS
 
 COLUMNS, CELL, CAPTION = 6, (208, 156), 20  # pixels
 JUNK = ("dashboard", "wheel", "document", "empty_street", "engine", "too_blurred")
@@ -17,7 +17,7 @@ ROWS = (  # caption, the folder in the archive, what is shown: models or kinds o
     ("Swift", "sample", ("swift",)),
     ("WagonR", "sample", ("wagonr",)),
     ("the second site", "hyderabad", ("swift", "wagonr")),
-    ("other cars", "others", ("alto", "baleno", "dzire", "ertiga", "brezza")),
+    ("other cars", "others", OTHER_MODELS),
     ("junk photos: about a tenth of all", "sample", JUNK),
 )
 

@@ -85,12 +85,8 @@ class SecondSite(SampleSite):
         for city in sorted({one.city for one in self.listings}):
             for model, name in MODEL_NAMES.items():
                 found = self.found(model, city)
-                cover = next((path for one in found for path, _ in one.photos if not path.startswith(self.private)), "")
-                picture = f'<img src="{quote(self.small_path(cover))}" alt="">' if cover else "<i></i>"
-                tiles.append(
-                    f'<a href="/{city}/{model}/page/1">{picture}<b>{name}</b>'
-                    f"<span>{len(found)} in {city.title()}</span></a>"
-                )
+                about = f"{self.cover(found, '<i></i>')}<b>{name}</b><span>{len(found)} in {city.title()}</span>"
+                tiles.append(f'<a href="/{city}/{model}/page/1">{about}</a>')
         title = "Second-hand cars in the Deccan"
         return _page(title, greet, f'<h1>{title}</h1><div class="models">{"".join(tiles)}</div>')
 
@@ -109,15 +105,14 @@ class SecondSite(SampleSite):
         if number < last:
             links.append(f'<a rel="next" href="/{city}/{model}/page/{number + 1}">Next</a>')
         cards = "".join(map(self._card, shown))
-        return _page(
-            title,
-            greet,
+        body = (
             f'<h1>{title}</h1><p class="note">{len(found)} cars, page {number} of {last}</p>'
-            f'<ul class="cars">{cards}</ul><div class="pages">{"".join(links)}</div>',
+            f'<ul class="cars">{cards}</ul><div class="pages">{"".join(links)}</div>'
         )
+        return _page(title, greet, body)
 
     def _card(self, listing: Listing) -> str:
-        cover = next((path for path, _ in listing.photos if not path.startswith(self.private)), listing.photos[0][0])
+        cover = self.open_paths([listing])[0]  # the first photo of a listing is never private
         name = html.escape(self.title_of(listing))
         return (
             f'<li class="car-card" id="car-{html.escape(listing.id)}"><picture><img loading="lazy" '
@@ -145,28 +140,20 @@ class SecondSite(SampleSite):
             "vehicleModelDate": listing.year,
             "mileageFromOdometer": {"@type": "QuantitativeValue", "value": listing.kilometres, "unitCode": "KMT"},
             "offers": {"@type": "Offer", "price": listing.price, "priceCurrency": "INR"},
-            "image": [path for path, _ in listing.photos if not path.startswith(self.private)],
+            "image": self.open_paths([listing]),
         }
         # a script's text ends at the first "</", whatever JSON thinks of it
         block = json.dumps(about).replace("<", "\\u003c")
-        facts = "".join(
-            f'<dt>{term}</dt><dd class="{term.lower()}">{html.escape(value)}</dd>'
-            for term, value in (
-                ("Price", rupees(listing.price)),
-                ("Model", MODEL_NAMES.get(listing.model, listing.model.title())),
-                ("Year", listing.year),
-                ("Driven", f"{listing.kilometres:,} km"),
-                ("City", listing.city.title()),
-            )
-        )
-        return _page(
-            name,
-            greet,
+        facts = {"Price": rupees(listing.price), "Model": MODEL_NAMES[listing.model], "Year": listing.year}
+        facts |= {"Driven": f"{listing.kilometres:,} km", "City": listing.city.title()}
+        rows = "".join(f'<dt>{k}</dt><dd class="{k.lower()}">{html.escape(v)}</dd>' for k, v in facts.items())
+        body = (
             f'<script type="application/ld+json">{block}</script><h1 class="car-name">{name}</h1>'
-            f'<dl class="facts">{facts}</dl><div class="slides">{slides}</div>'
+            f'<dl class="facts">{rows}</dl><div class="slides">{slides}</div>'
             f'<p><a class="ring" href="/enquiry/{quote(listing.id)}">Ask the owner</a></p>'
-            f'<p><a href="/{listing.city}/{listing.model}/page/1">All cars of this model</a></p>',
+            f'<p><a href="/{listing.city}/{listing.model}/page/1">All cars of this model</a></p>'
         )
+        return _page(name, greet, body)
 
 
 def _page(title: str, greet: bool, body: str) -> str:

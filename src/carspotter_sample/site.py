@@ -27,15 +27,8 @@ ARCHIVE = Path(__file__).resolve().parents[2] / "data" / "sample_2.zip"  # writt
 MEDIA = {".jpg": "image/jpeg", ".webp": "image/webp"}
 PAGE_SIZE = 8
 THUMBNAIL_WIDTH = 320
-MODEL_NAMES = {
-    "swift": "Swift",
-    "wagonr": "WagonR",
-    "alto": "Alto",
-    "baleno": "Baleno",
-    "dzire": "Dzire",
-    "ertiga": "Ertiga",
-    "brezza": "Brezza",
-}
+OTHER_MODELS = ("alto", "baleno", "dzire", "ertiga", "brezza")
+MODEL_NAMES = {"swift": "Swift", "wagonr": "WagonR"} | {model: model.title() for model in OTHER_MODELS}
 Answer = tuple[HTTPStatus, str, bytes]
 PAGE = "text/html; charset=utf-8"
 
@@ -63,21 +56,18 @@ def read_listings(
     """
     table = folder / "listings.csv"
     if not table.is_file():
-        raise FileNotFoundError(
-            f"{table} is missing; write the folder with `python -m carspotter sample photos --out {folder}`"
-        )
+        advice = f"write the folder with `python -m carspotter sample photos --out {folder}`"
+        raise FileNotFoundError(f"{table} is missing; {advice}")
     listings: dict[str, Listing] = {}
     with table.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            listing = listings.setdefault(
-                row["listing"],
-                Listing(
-                    row["listing"], row["claim"], row["city"], row["year"], int(row["price"]), int(row["kilometres"])
-                ),
-            )
-            name = row["file"].split("/")[-1]
-            kept = list(listings).index(row["listing"]) % 7 == 3 and len(listing.photos) in (1, 2)
-            listing.photos.append(((private if kept else public) + name, row["file"]))
+            name, path = row["listing"], row["file"]
+            if name not in listings:
+                numbers = int(row["price"]), int(row["kilometres"])
+                listings[name] = Listing(name, row["claim"], row["city"], row["year"], *numbers)
+            photos = listings[name].photos
+            kept = list(listings).index(name) % 7 == 3 and len(photos) in (1, 2)
+            photos.append(((private if kept else public) + path.split("/")[-1], path))
     return list(listings.values())
 
 
@@ -135,7 +125,7 @@ class SampleSite:
     @staticmethod
     def title_of(listing: Listing) -> str:
         """Return the title that the listing has on this site."""
-        return f"Maruti Suzuki {MODEL_NAMES.get(listing.model, listing.model.title())}"
+        return f"Maruti Suzuki {MODEL_NAMES[listing.model]}"
 
     @staticmethod
     def link_of(listing: Listing) -> str:
@@ -144,13 +134,17 @@ class SampleSite:
 
     def allowed_photos(self, models: tuple[str, ...] | None = None) -> set[str]:
         """Return the SHA-256 of every original photo that robots.txt allows, of all or of some models."""
-        return {
-            hashlib.sha256(self.files[path].read_bytes()).hexdigest()
-            for listing in self.listings
-            if models is None or listing.model in models
-            for path, _ in listing.photos
-            if not path.startswith(self.private)
-        }
+        listings = [one for one in self.listings if models is None or one.model in models]
+        return {hashlib.sha256(self.files[path].read_bytes()).hexdigest() for path in self.open_paths(listings)}
+
+    def open_paths(self, listings: list[Listing]) -> list[str]:
+        """Return the public paths of the photos that robots.txt allows."""
+        return [path for one in listings for path, _ in one.photos if not path.startswith(self.private)]
+
+    def cover(self, listings: list[Listing], blank: str) -> str:
+        """Return the first photo that robots.txt allows as a small picture, or `blank` when there is none."""
+        paths = self.open_paths(listings)
+        return f'<img src="{quote(self.small_path(paths[0]))}" alt="">' if paths else blank
 
     def found(self, model: str, city: str | None) -> list[Listing]:
         """Return the listings of a model, in one city or (None) in all."""
@@ -188,8 +182,8 @@ class SampleSite:
             return HTTPStatus.BAD_REQUEST, "application/json", b'{"error": "page must be a number from 1"}'
         found = self.found(query.get("model", ""), query.get("city"))
         start = (int(number) - 1) * PAGE_SIZE
-        chosen = found[start : start + PAGE_SIZE]
-        answer = {"listings": [self.article(one) for one in chosen], "more": start + PAGE_SIZE < len(found)}
+        shown = [self._article(one) for one in found[start : start + PAGE_SIZE]]
+        answer = {"listings": shown, "more": start + PAGE_SIZE < len(found)}
         return HTTPStatus.OK, "application/json; charset=utf-8", json.dumps(answer).encode()
 
     def _search(self, model: str, city: str) -> str:
@@ -201,14 +195,13 @@ class SampleSite:
             for one in ["", *cities]
         )
         name = f"Used Maruti Suzuki {MODEL_NAMES[model]}{' in ' + html.escape(city.title()) if city else ''}"
-        first = found[:PAGE_SIZE]
         return GRID_PAGE.format(
             name=name,
             count=len(found),
             chips=chips,
             model=model,
             city=json.dumps(city).replace("<", "\\u003c"),
-            cards="".join(map(self.article, first)),
+            cards="".join(map(self._article, found[:PAGE_SIZE])),
             more="true" if len(found) > PAGE_SIZE else "false",
         )
 
@@ -216,15 +209,12 @@ class SampleSite:
         tiles = []
         for model, name in MODEL_NAMES.items():
             found = self.found(model, None)
-            cover = next((path for one in found for path, _ in one.photos if not path.startswith(self.private)), None)
-            picture = f'<img src="{quote(self.small_path(cover))}" alt="">' if cover else '<div class="blank"></div>'
-            tiles.append(
-                f'<a class="tile" href="/used/{model}">{picture}<b>{name}</b><span>{len(found)} cars</span></a>'
-            )
+            picture = self.cover(found, '<div class="blank"></div>')
+            about = f"<b>{name}</b><span>{len(found)} cars</span>"
+            tiles.append(f'<a class="tile" href="/used/{model}">{picture}{about}</a>')
         return HOME_PAGE.format(tiles="".join(tiles))
 
-    def article(self, listing: Listing) -> str:
-        """Return one advertisement as HTML."""
+    def _article(self, listing: Listing) -> str:
         name = self.title_of(listing)
         pictures = "".join(
             f'<img class="photo" alt="{name}, picture {number}" src="{PLACEHOLDER}" data-src="{quote(path)}" '
@@ -253,16 +243,10 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "GaadiBazaar", ""
 
-    def do_GET(self) -> None:
-        self._answer(with_body=True)
-
-    def do_HEAD(self) -> None:
-        self._answer(with_body=False)
-
     def log_message(self, *_) -> None:
         """Stay quiet: `site.requests` is the log."""
 
-    def _answer(self, with_body: bool) -> None:
+    def do_GET(self) -> None:
         url = urlsplit(self.path)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         status, kind, body = self._respond(unquote(url.path), query)
@@ -274,8 +258,7 @@ class _Handler(BaseHTTPRequestHandler):
             if self.site.cookie and kind == PAGE:
                 self.send_header("Set-Cookie", self.site.cookie)
             self.end_headers()
-            if with_body:
-                self.wfile.write(body)
+            self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):  # the visitor has left
             self.close_connection = True
 
@@ -290,8 +273,6 @@ class _Handler(BaseHTTPRequestHandler):
             return HTTPStatus.OK, MEDIA[Path(path).suffix], site.files[path].read_bytes()
         if path in site.small_files:
             return HTTPStatus.OK, "image/jpeg", site.thumbnail(site.small_files[path])
-        return site.respond(path, query, self.headers.get("Cookie", "")) or (
-            HTTPStatus.NOT_FOUND,
-            PAGE,
-            b"<!doctype html><title>Not found</title><h1>This page does not exist</h1><a href='/'>Home</a>",
-        )
+        missing = b"<!doctype html><title>Not found</title><h1>This page does not exist</h1><a href='/'>Home</a>"
+        cookie = self.headers.get("Cookie", "")
+        return site.respond(path, query, cookie) or (HTTPStatus.NOT_FOUND, PAGE, missing)
