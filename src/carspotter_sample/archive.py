@@ -1,9 +1,7 @@
-"""The photos of the study `sample_2` in one zip file: two used-car sites, listings of other models, and the truth.
+"""The photos of the study `sample_2` in one zip file: two used-car sites, listings of other models, the truth.
 
 Drawn as large as phones take them and then shrunk, as sites do: drawn small, edges and textures would be jagged.
 """
-
-from __future__ import annotations
 
 import csv
 import io
@@ -12,18 +10,17 @@ import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 
 from carspotter.paths import atomic_write
 from carspotter.progress import progress_bar
 
 from .listings import JUNK, SHIFTED_CITY, describe, table, write_photos
 from .second_site import SecondSite
-from .site import OTHER_MODELS, SampleSite, read_listings, rupees
+from .site import ARCHIVE, OTHER_MODELS, SampleSite, read_listings, rupees
 
 DRAWN_SIDE = 512  # pixels, the longer side as drawn
 KEPT_SIDE, QUALITY = 164, 75  # pixels, the shorter side as kept; of WebP
-
 ORDERS = {  # folder in the archive: what `write_photos` draws for it
     "sample": {"listings": 620, "seed": 2026},
     "hyderabad": {"listings": 130, "seed": 2027, "cities": (SHIFTED_CITY,)},
@@ -31,6 +28,15 @@ ORDERS = {  # folder in the archive: what `write_photos` draws for it
 }
 SITES = (SampleSite, SecondSite)  # `others` is for the photo check alone: no site shows it
 TIME = "2026-11-28T12:00:00+00:00"  # of the journals and reviews: the same bytes whenever the archive is made
+COLUMNS, CELL, CAPTION = 6, (208, 156), 20  # of the contact sheet; pixels
+SHOWN_JUNK = ("dashboard", "wheel", "document", "empty_street", "engine", "too_blurred")
+ROWS = (  # caption, the folder in the archive, what is shown: models or kinds of junk, in turn
+    ("Swift", "sample", ("swift",)),
+    ("WagonR", "sample", ("wagonr",)),
+    ("the second site", "hyderabad", ("swift", "wagonr")),
+    ("other cars", "others", OTHER_MODELS),
+    ("junk photos: about a tenth of all", "sample", SHOWN_JUNK),
+)
 
 
 def write_archive(out: Path, drawn: Path) -> Path:
@@ -125,3 +131,31 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes | str) -> None:
 
 def _lines(rows: Iterable[dict]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_contact_sheet(out: Path) -> Path:
+    """Write one JPEG that shows six photos of each of ROWS, from the archive in git."""
+    root = zipfile.Path(ARCHIVE)
+    truth = list(csv.DictReader((root / "truth.csv").open(encoding="utf-8")))
+    width, height = CELL
+    sheet = Image.new("RGB", (COLUMNS * width, len(ROWS) * (height + CAPTION)), "white")
+    for row, (caption, folder, shown) in enumerate(ROWS):
+        top = row * (height + CAPTION)
+        ImageDraw.Draw(sheet).text((4, top + CAPTION // 2), caption, fill=(40, 40, 40), font_size=13, anchor="lm")
+        listings = set()
+        for column in range(COLUMNS):
+            wanted = shown[column % len(shown)]
+            photo = next(
+                one
+                for one in truth
+                if one["file"].startswith(folder + "/")
+                and wanted in (one["kind"], one["model"] if one["kind"] == "car" else "")
+                and one["listing"] not in listings
+            )
+            listings.add(photo["listing"])
+            with Image.open(io.BytesIO((root / photo["file"]).read_bytes())) as image:
+                fitted = ImageOps.fit(ImageOps.exif_transpose(image), (width - 2, height - 2), Image.Resampling.LANCZOS)
+            sheet.paste(fitted, (column * width + 1, top + CAPTION + 1))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(out, "JPEG", quality=88)
+    return out

@@ -5,8 +5,6 @@ round off in plan as well as in profile. Mesh and skin are samplings of the same
 a car covers, the skin, looked up for each pixel, what is seen there.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cache
@@ -88,9 +86,8 @@ def _heights(shape: Shape, count: int) -> np.ndarray:
     """Return `count` slice heights, dense where the outline runs flat (bonnet, roof)."""
     fine = np.linspace(shape.half_width[0][0], shape.height, 2000)
     x_front, x_rear, half = _outline(shape, fine)
-    cost = np.hypot(
-        np.diff(fine), 0.45 * (np.abs(np.diff(x_front)) + np.abs(np.diff(x_rear))) + 0.5 * np.abs(np.diff(half))
-    )
+    inwards = 0.45 * (np.abs(np.diff(x_front)) + np.abs(np.diff(x_rear))) + 0.5 * np.abs(np.diff(half))
+    cost = np.hypot(np.diff(fine), inwards)
     along = np.concatenate([[0], np.cumsum(cost)])
     return np.interp(np.linspace(0, along[-1], count), along, fine)
 

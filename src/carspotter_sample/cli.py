@@ -1,7 +1,5 @@
 """The verbs `sample` (draw, pack and serve the rendered photos) and `demo`."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 
@@ -73,7 +71,7 @@ def sample_archive(options) -> int:
 
 
 def sample_sheet(options) -> int:
-    from carspotter_sample.contact_sheet import write_contact_sheet
+    from carspotter_sample.archive import write_contact_sheet
 
     print(f"Wrote {write_contact_sheet(options.out)}")
     return 0

@@ -3,8 +3,6 @@
 Started again, the demo goes on where it stopped.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os

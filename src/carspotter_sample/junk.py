@@ -1,7 +1,5 @@
 """Pictures that listings carry beside the car itself: cabin, dashboard, engine, papers. Drawn flat."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 

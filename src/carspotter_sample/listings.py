@@ -4,8 +4,6 @@ Every listing draws from its own random numbers, seeded by the seed and its posi
 number of processes. Photos of a listing show one car at one place; about a tenth of all are junk, and some are copies.
 """
 
-from __future__ import annotations
-
 import csv
 import errno
 import hashlib
@@ -27,9 +25,8 @@ from carspotter.progress import progress_bar
 
 from .bodies import build_car
 from .junk import DRAWN
-from .looks import draw_look
 from .phone import RENDERED, decode, develop, draw_phone, encode, fitted
-from .raster import Camera
+from .raster import Camera, draw_look
 from .scenes import Upright, draw_place, draw_scene
 from .shapes import SHAPES
 
@@ -122,9 +119,8 @@ def plan_listings(
         kinds = [str(rng.choice(list(JUNK))) if place and junk else "car" for place, junk in enumerate(spoiled)]
         photos = [PlannedPhoto(kind) for kind in kinds]
         identity = f"{10_000_000 + (number * 7_368_787 + seed * 104_729) % 89_999_999}"
-        listing = PlannedListing(
-            number, identity, claim, str(rng.choice(cities)), shape.generation, year, price, kilometres, tuple(photos)
-        )
+        facts = str(rng.choice(cities)), shape.generation, year, price, kilometres
+        listing = PlannedListing(number, identity, claim, *facts, tuple(photos))
         earlier = [other for other in planned if other.claim == claim]
         for place in range(1, len(photos)):
             if kinds[place] != "car" or rng.random() >= COPY_SHARE / (1 - JUNK_SHARE):
@@ -230,12 +226,13 @@ def render_listing(
             size = (160, 120) if size[0] > size[1] else (120, 160)
         image = develop(image, phone, rng, size, exposure, blur)
         orientation = int(rng.choice([6, 8, 3], p=[0.6, 0.2, 0.2])) if rng.random() < 0.09 else 1
-        row = {"file": listing.file(index), "sha256": "", "kind": photo.kind}
-        no_car = photo.kind in DRAWN or photo.kind == "empty_street"
-        row |= {"model": "", "generation": ""} if no_car else {"model": shown.model, "generation": shown.generation}
-        row |= {"view": view, "listing": listing.id, "city": listing.city, "copy": "", "duplicate_of": ""}
         quality = int(np.clip(phone.quality + rng.integers(-3, 4), 60, 92))
-        drawn[row["file"]] = encode(image, quality, orientation), row | {"orientation": orientation}
+        no_car = photo.kind in DRAWN or photo.kind == "empty_street"
+        model, generation = ("", "") if no_car else (shown.model, shown.generation)
+        row = {"file": listing.file(index), "sha256": "", "kind": photo.kind, "model": model, "generation": generation}
+        row |= {"view": view, "listing": listing.id, "city": listing.city}
+        row |= {"copy": "", "duplicate_of": "", "orientation": orientation}
+        drawn[row["file"]] = encode(image, quality, orientation), row
     return drawn
 
 
@@ -254,9 +251,8 @@ def _copied(kind: str, original: bytes, rng: np.random.Generator) -> bytes:
     elif kind == "watermarked":
         mark = Image.new("RGBA", image.size, (255, 255, 255, 0))
         place = (int(width * rng.uniform(0.2, 0.8)), int(height * rng.choice([0.08, 0.5, 0.92])))
-        ImageDraw.Draw(mark).text(
-            place, "gaadi-bazaar.example", fill=(255, 255, 255, 120), font_size=max(width // 18, 12), anchor="mm"
-        )
+        words, size = "gaadi-bazaar.example", max(width // 18, 12)
+        ImageDraw.Draw(mark).text(place, words, fill=(255, 255, 255, 120), font_size=size, anchor="mm")
         image = Image.alpha_composite(image.convert("RGBA"), mark).convert("RGB")
     return encode(image, quality)
 

@@ -1,10 +1,8 @@
 """What a phone makes of a scene: exposure, white balance, blur, noise, size, JPEG, orientation."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageChops, ImageEnhance, ImageFilter, ImageOps
@@ -57,18 +55,17 @@ def draw_phone(rng: np.random.Generator, shifted: bool) -> Phone:
     )
 
 
-@lru_cache(maxsize=1)
+@cache
 def _grain() -> np.ndarray:
     """Return grain with the faint colour blotches of a small sensor: (1400, 2000, 3) int8, deviation 32."""
     rng = np.random.default_rng(77)
     grain = rng.normal(0, 24, (1400, 2000, 1)) + rng.normal(0, 14, (1400, 2000, 3))
-    blotches = np.asarray(
-        Image.fromarray(rng.normal(128, 40, (350, 500, 3)).clip(0, 255).astype(np.uint8)).resize((2000, 1400), 2), float
-    )
+    blotches = Image.fromarray(rng.normal(128, 40, (350, 500, 3)).clip(0, 255).astype(np.uint8))
+    blotches = np.asarray(blotches.resize((2000, 1400), Image.Resampling.BILINEAR), float)
     return np.clip(grain + (blotches - 128) * 0.4, -127, 127).astype(np.int8)
 
 
-@lru_cache(maxsize=1)
+@cache
 def _corners() -> Image.Image:
     axis = np.linspace(-1, 1, 96)
     return Image.fromarray((255 * np.clip((axis[:, None] ** 2 + axis[None, :] ** 2) / 2, 0, 1) ** 1.5).astype(np.uint8))
@@ -81,12 +78,7 @@ def fitted(size: tuple[int, int], longest: int) -> tuple[int, int]:
 
 
 def develop(
-    image: Image.Image,
-    phone: Phone,
-    rng: np.random.Generator,
-    size: tuple[int, int],
-    exposure: float,
-    blur: float,
+    image: Image.Image, phone: Phone, rng: np.random.Generator, size: tuple[int, int], exposure: float, blur: float
 ) -> Image.Image:
     """Turn a scene into what the phone sees; `exposure` and extra `blur` (pixels at 800 wide) spoil it."""
     k = image.width / 800
@@ -108,21 +100,16 @@ def develop(
         tables += np.clip(bent * 255, 0, 255).astype(int).tolist()
     image = ImageEnhance.Color(image.point(tables)).enhance(phone.colour)
     if phone.vignette > 0.03:
-        mask = (
-            _corners()
-            .resize(size, Image.Resampling.BILINEAR)
-            .point([int(255 - v * phone.vignette) for v in range(256)])
-        )
+        darker = [int(255 - v * phone.vignette) for v in range(256)]
+        mask = _corners().resize(size, Image.Resampling.BILINEAR).point(darker)
         image = ImageChops.multiply(image, Image.merge("RGB", (mask, mask, mask)))
     noise = phone.noise * np.clip(gain, 0.8, 2)
     if noise > 0.7:
         grain = _grain()
-        top, left = (
-            rng.integers(grain.shape[0] - size[1] + 1) if size[1] <= 1400 else 0,
-            rng.integers(max(grain.shape[1] - size[0] + 1, 1)),
-        )
+        rows, columns, _ = grain.shape
+        top, left = rng.integers(rows - size[1] + 1) if size[1] <= rows else 0, rng.integers(columns - size[0] + 1)
         piece = grain[top : top + size[1], left : left + size[0]]
-        if piece.shape[:2] != (size[1], size[0]):
+        if size[1] > rows:
             piece = np.resize(grain, (size[1], size[0], 3))
         scaled = (piece * np.float32(noise / 32)).astype(np.int16)
         image = Image.fromarray(np.clip(np.asarray(image, np.int16) + scaled, 0, 255).astype(np.uint8))

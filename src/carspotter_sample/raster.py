@@ -1,16 +1,31 @@
-"""Draws a car through a perspective camera: Pillow fills triangles with their numbers, numpy shades each pixel."""
+"""Draws a car with its paint, dirt and number plate through a perspective camera.
 
-from __future__ import annotations
+Pillow fills triangles with their numbers, numpy shades each pixel.
+"""
 
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
-from .bodies import MATERIAL, MATERIALS, Car
-from .looks import Look
+from .bodies import MATERIAL, MATERIALS, PLATE, Car
+from .shapes import Shape
 
 CHUNK = 16384  # pixels handled together: their arrays fit the processor's cache
+PAINTS = (  # linear RGB, metallic, how often
+    ((0.76, 0.76, 0.75), 0.0, 30),
+    ((0.42, 0.43, 0.44), 1.0, 22),
+    ((0.16, 0.165, 0.17), 0.9, 13),
+    ((0.50, 0.02, 0.02), 0.2, 10),
+    ((0.035, 0.075, 0.30), 0.6, 8),
+    ((0.012, 0.012, 0.014), 0.3, 5),
+    ((0.30, 0.22, 0.15), 0.8, 5),
+    ((0.60, 0.16, 0.02), 0.5, 4),
+    ((0.10, 0.03, 0.03), 0.6, 4),
+    ((0.03, 0.16, 0.20), 0.6, 3),
+    ((0.55, 0.50, 0.36), 0.4, 3),
+)
 
 
 @dataclass(frozen=True)
@@ -24,7 +39,7 @@ class Camera:
     size: tuple[int, int]
 
     @classmethod
-    def looking(cls, position, target, size: tuple[int, int], view_angle: float, roll: float = 0.0) -> Camera:
+    def looking(cls, position, target, size: tuple[int, int], view_angle: float, roll: float = 0.0) -> "Camera":
         """Aim at `target`; `view_angle` across the picture's longer side and `roll` in radians."""
         position = np.asarray(position, float)
         forward = np.asarray(target, float) - position
@@ -36,7 +51,7 @@ class Camera:
         focal = max(size) / 2 / np.tan(view_angle / 2)
         return cls(position, np.stack([right, down, forward]), focal, (size[0] / 2, size[1] / 2), size)
 
-    def seen_from(self, offset: tuple[float, float], turn: float) -> Camera:
+    def seen_from(self, offset: tuple[float, float], turn: float) -> "Camera":
         """Return the same camera in the coordinates of something that stands at `offset`, turned by `turn` radians."""
         c, s = np.cos(turn), np.sin(turn)
         back = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
@@ -60,9 +75,51 @@ class Light:
     ground_colour: np.ndarray
     surroundings: np.ndarray
 
-    def turned(self, turn: float) -> Light:
+    def turned(self, turn: float) -> "Light":
         c, s = np.cos(turn), np.sin(turn)
         return replace(self, sun=np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]]) @ self.sun)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one car looks like beyond its shape: linear paint colour, 0..1 metallic, dirt and rim brightness."""
+
+    paint: tuple[float, float, float]
+    metallic: float
+    dirt: float
+    rim: float
+    black_roof: bool
+    plate: np.ndarray | None  # bool, True where there is ink; None for the plain white of a covered plate
+
+
+def draw_look(rng: np.random.Generator, shape: Shape) -> Look:
+    """Draw paint, dirt, rims and plate; the same distribution for every model, so that colour tells nothing."""
+    weights = np.array([weight for _, _, weight in PAINTS], float)
+    paint, metallic, _ = PAINTS[rng.choice(len(PAINTS), p=weights / weights.sum())]
+    varied = np.clip(np.array(paint) * rng.uniform(0.8, 1.15) * rng.uniform(0.95, 1.05, 3), 0.005, 0.82)
+    black_roof, covered = rng.random() < 0.06, rng.random() < 0.3
+    plate = None if covered else _plate_ink(rng)
+    dirt, rim = float(rng.beta(1.2, 3.5)), float(rng.choice([0.35, 0.7, 1.0, 1.15]))
+    return Look(tuple(varied), metallic, dirt, rim, black_roof, plate)
+
+
+@cache
+def _glyph(letter: str) -> np.ndarray:
+    image = Image.new("L", (17, 30), 0)
+    ImageDraw.Draw(image).text((8, 15), letter, fill=255, font=ImageFont.load_default(26), anchor="mm")
+    return np.asarray(image) > 110
+
+
+def _plate_ink(rng: np.random.Generator) -> np.ndarray:
+    """Return an invented number plate as bool of `PLATE`: True where there is ink. No real number is meant."""
+    letters, digits = list("ABCDEFGHJKLMNPRSTUVWXYZ"), list("0123456789")
+    text = *rng.choice(letters, 2), *rng.choice(digits, 2), rng.choice(letters), *rng.choice(digits, 4)
+    ink = np.zeros(PLATE, bool)
+    ink[[0, 1, -2, -1], :] = True
+    for place, letter in enumerate(text):
+        left = 3 + place * 17
+        ink[3:33, left : left + 17] |= _glyph(letter)
+    return ink
 
 
 def _fill(corners: np.ndarray, order: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -200,9 +257,8 @@ def _shade(skin: _Skin, light: Light, texel, mirrored, rays) -> np.ndarray:
     mx, my, mz = rx - 2 * facing * nx, ry - 2 * facing * ny, rz - 2 * facing * nz
     grazing = np.clip(1 + facing, 0, 1)
     f0 = reflectance[kind]
-    fresnel = f0 + (1 - f0) * (grazing * grazing) ** 2 * grazing * np.where(
-        f0 > 0.015, np.float32(0.8), np.float32(0.1)
-    )
+    share = np.where(f0 > 0.015, np.float32(0.8), np.float32(0.1))
+    fresnel = f0 + (1 - f0) * (grazing * grazing) ** 2 * grazing * share
     rows, columns, _ = light.surroundings.shape
     around = mx / (np.abs(mx) + np.abs(my) + 1e-6)
     around = np.where(my < 0, 3 - around, 1 + around) * np.float32(0.25)  # a cheap angle: 0..1 once round
@@ -216,9 +272,8 @@ def _shade(skin: _Skin, light: Light, texel, mirrored, rays) -> np.ndarray:
     for _ in range(6):  # to the power of 128 by squaring
         sharp = sharp * sharp
     gleam = gleam * gleam * gleam  # wide lobe of metallic flakes
-    sun_colour, sky_colour, ground_colour = (
-        colour.astype(np.float32) for colour in (light.sun_colour, light.sky_colour, light.ground_colour)
-    )
+    colours = (light.sun_colour, light.sky_colour, light.ground_colour)
+    sun_colour, sky_colour, ground_colour = (colour.astype(np.float32) for colour in colours)
     painted = (kind == MATERIAL["paint"]) | (kind == MATERIAL["roof"])
     glass = kind == MATERIAL["glass"]
     up = nz * 0.5 + 0.5

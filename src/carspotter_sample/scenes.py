@@ -4,19 +4,17 @@ A `Place` belongs to a listing; `draw_scene` shows it through one camera. Walls 
 pixel and looked up in drawn textures; trees and people are upright pictures.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from . import textures
 from .bodies import Car, build_car
-from .looks import Look, draw_look
-from .raster import Camera, Light, draw_car
+from .raster import Camera, Light, Look, draw_car, draw_look
 from .shapes import SHAPES, Shape
-from .textures import TEXTURE, ground_texture, mean_colour, shared_noise, tileable_noise, upright_picture, wall_texture
+from .textures import GROUNDS, TEXTURE, WALLS, shared_noise, tileable_noise
 
 TEXELS_PER_METRE = 110.0
 FAR = 1e9  # metres: nothing there but the sky
@@ -30,29 +28,11 @@ WEATHERS = {  # strength of the sun, colour of the sky
     "evening": (0.65, (0.34, 0.33, 0.40), 0.06, 0.4),
     "shade": (0.05, (0.46, 0.51, 0.57), 0.12, 0.25),
 }
-GROUNDS = {
-    "asphalt": (0.34, 0.1),
-    "concrete": (0.2, 0.2),
-    "pavers": (0.14, 0.28),
-    "dirt": (0.18, 0.08),
-    "gravel": (0.08, 0.14),
-    "tiles": (0.06, 0.2),
-}
 LAYOUTS = {  # the sides, of four, that have a wall
     "street": ((1, 3), 0.42, 0.1),
     "yard": ((0, 1, 2, 3), 0.34, 0.62),
     "open": ((), 0.05, 0.02),
     "corner": ((0, 1), 0.19, 0.26),
-}
-WALLS = {  # height in metres
-    "plaster": (2.6, 0.14, 0.05),
-    "brick": (2.4, 0.12, 0.05),
-    "shutters": (6.0, 0.18, 0.1),
-    "house": (6.0, 0.2, 0.1),
-    "hedge": (1.8, 0.08, 0.2),
-    "compound": (2.3, 0.14, 0.15),
-    "showroom": (6.0, 0.06, 0.2),
-    "flats": (6.0, 0.08, 0.15),
 }
 
 
@@ -267,7 +247,7 @@ def _draw_wall(out, distance, wall: Wall, light: Light, camera: Camera, rays) ->
     hit = np.flatnonzero((t < distance) & (z < wall.height) & (z > 0) & (t < 200))
     if not hit.size:
         return
-    texture = wall_texture(wall.kind, wall.variant)
+    texture = textures.wall_texture(wall.kind, wall.variant)
     th, tw, _ = texture.shape
     flat_t = t.ravel()[hit]
     along = py * nx - px * ny + flat_t * (rays[1].ravel()[hit] * nx - rays[0].ravel()[hit] * ny)
@@ -294,7 +274,7 @@ def _draw_ground(out, distance, place: Place, camera: Camera, rays, shadows: np.
     x = float(camera.position[0]) + t * rays[0].ravel()[hit]
     y = float(camera.position[1]) + t * rays[1].ravel()[hit]
     c, s = (np.float32(part(place.ground_turn) * TEXELS_PER_METRE) for part in (np.cos, np.sin))
-    texture = ground_texture(place.ground, place.ground_variant)
+    texture, mean = textures.ground_texture(place.ground, place.ground_variant)
     u, v = (x * c + y * s).astype(np.int32) & (TEXTURE - 1), (y * c - x * s).astype(np.int32) & (TEXTURE - 1)
     scale = SHADOW_TEXELS / (2 * SHADOW_METRES)
     column = np.clip((x + SHADOW_METRES) * scale, 0, SHADOW_TEXELS - 1).astype(np.int32)
@@ -303,7 +283,6 @@ def _draw_ground(out, distance, place: Place, camera: Camera, rays, shadows: np.
     light, tint = place.light, place.ground_tint
     far = np.minimum(t / 30, 1) * np.float32(0.8)
     texel = texture.reshape(-1, 3)[v.astype(np.intp) * TEXTURE + u]
-    mean = mean_colour(place.ground, place.ground_variant)
     sunny = light.sun_colour * max(light.sun[2], 0.1)
     dark = (np.sqrt(light.sky_colour * 0.9) * tint).astype(np.float32)
     bright = (np.sqrt(np.clip(sunny + light.sky_colour * 0.9, 0, 1.2)) * tint).astype(np.float32)
@@ -322,7 +301,7 @@ def _paste_upright(image: Image.Image, upright: Upright, camera: Camera, light: 
     if foot[2] < 0.8:
         return
     head = camera.project(np.array([*upright.position, upright.height]))
-    picture = upright_picture(upright.kind, upright.variant)
+    picture = textures.upright_picture(upright.kind, upright.variant)
     tall = foot[1] - head[1]
     wide = tall * picture.width / picture.height
     if tall < 4 or tall > 6 * camera.size[1]:

@@ -3,8 +3,6 @@
 It sells in Hyderabad, where phones, light and places are others than in the first site's cities: the shifted photos.
 """
 
-from __future__ import annotations
-
 import html
 import json
 import re
@@ -57,16 +55,13 @@ class SecondSite(SampleSite):
 
     @staticmethod
     def title_of(listing: Listing) -> str:
-        """Return the title that the listing has on this site."""
         return f"{listing.year} {SampleSite.title_of(listing)}"
 
     @staticmethod
     def link_of(listing: Listing) -> str:
-        """Return the path of the page that shows the listing's photos."""
         return f"/car/{listing.model}-{quote(listing.id)}"
 
     def respond(self, path: str, query: dict[str, str], cookie: str) -> Answer | None:
-        """Return the page at `path`, or None when there is none; photos and robots.txt are seen to before."""
         greet = "notice=seen" not in cookie
         if path == "/":
             return HTTPStatus.OK, PAGE, self._home(greet).encode()

@@ -6,8 +6,6 @@ Outer sizes are the makers'; outlines and graphics are read off the general look
 centreline, height), so that a lamp can wrap round a corner.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 Points = tuple[tuple[float, float], ...]

@@ -3,8 +3,6 @@
 It serves the photos of the study's archive or of a folder written by `write_photos`, never what is true about them.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import html
@@ -105,7 +103,7 @@ class SampleSite:
     def base_url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
-    def __enter__(self) -> SampleSite:
+    def __enter__(self) -> "SampleSite":
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
         self._thread.start()
         return self

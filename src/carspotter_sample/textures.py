@@ -1,22 +1,30 @@
 """Drawn grounds, walls, trees, people: the pictures that places are made of. Each is drawn once and kept."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
 TEXTURE = 1024  # side of a ground texture in texels
+# The last two numbers of each row: how often, in the first site's cities and in the shifted city.
 GROUNDS = {  # colour, how strong the fine and the coarse mottle are, in grey levels
-    "asphalt": ((104, 103, 102), 15, 10),
-    "concrete": ((158, 154, 146), 7, 13),
-    "pavers": ((150, 122, 108), 9, 10),
-    "dirt": ((160, 131, 98), 14, 17),
-    "gravel": ((146, 139, 128), 27, 9),
-    "tiles": ((170, 163, 150), 5, 8),
+    "asphalt": ((104, 103, 102), 15, 10, 0.34, 0.1),
+    "concrete": ((158, 154, 146), 7, 13, 0.2, 0.2),
+    "pavers": ((150, 122, 108), 9, 10, 0.14, 0.28),
+    "dirt": ((160, 131, 98), 14, 17, 0.18, 0.08),
+    "gravel": ((146, 139, 128), 27, 9, 0.08, 0.14),
+    "tiles": ((170, 163, 150), 5, 8, 0.06, 0.2),
 }
-WALLS = ("plaster", "brick", "shutters", "house", "hedge", "compound", "showroom", "flats")
+WALLS = {  # height in metres
+    "plaster": (2.6, 0.14, 0.05),
+    "brick": (2.4, 0.12, 0.05),
+    "shutters": (6.0, 0.18, 0.1),
+    "house": (6.0, 0.2, 0.1),
+    "hedge": (1.8, 0.08, 0.2),
+    "compound": (2.3, 0.14, 0.15),
+    "showroom": (6.0, 0.06, 0.2),
+    "flats": (6.0, 0.08, 0.15),
+}
 HUES = (  # of plaster and shutters
     (205, 198, 180),
     (196, 170, 130),
@@ -45,11 +53,11 @@ def shared_noise(number: int, roughness: float) -> np.ndarray:
 
 
 @cache
-def ground_texture(kind: str, variant: int) -> np.ndarray:
-    """Return a tileable ground (TEXTURE, TEXTURE, 3) uint8, about the colour that it has in white light."""
+def ground_texture(kind: str, variant: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a tileable ground as seen in white light, (TEXTURE, TEXTURE, 3) uint8, and its mean colour."""
     rng = np.random.default_rng([7, list(GROUNDS).index(kind), variant])
     fine, coarse = shared_noise(variant, 0.45), np.roll(shared_noise(variant + 1, 1.5), 311, 0)
-    base, fine_part, coarse_part = GROUNDS[kind]
+    base, fine_part, coarse_part, *_ = GROUNDS[kind]
     grey = fine * fine_part + coarse * coarse_part
     if kind in ("pavers", "tiles", "concrete"):
         step = {"pavers": 16, "tiles": 64, "concrete": 512}[kind]
@@ -64,18 +72,14 @@ def ground_texture(kind: str, variant: int) -> np.ndarray:
     else:
         colour = np.broadcast_to(np.array(base, float), (TEXTURE, TEXTURE, 3))
     stains = np.clip(np.roll(coarse, 500, 0) - 1.1, 0, 1) * (35 if kind != "dirt" else 0)
-    return np.clip(colour + (grey - stains)[..., None], 0, 255).astype(np.uint8)
-
-
-@cache
-def mean_colour(kind: str, variant: int) -> np.ndarray:
-    return ground_texture(kind, variant).mean((0, 1)).astype(np.float32)
+    texture = np.clip(colour + (grey - stains)[..., None], 0, 255).astype(np.uint8)
+    return texture, texture.mean((0, 1)).astype(np.float32)
 
 
 @cache
 def wall_texture(kind: str, variant: int) -> np.ndarray:
     """Return a wall 12 m long and 6 m high, tileable along its length, top row first; (H, W, 3) uint8."""
-    rng = np.random.default_rng([8, WALLS.index(kind), variant])
+    rng = np.random.default_rng([8, list(WALLS).index(kind), variant])
     k = TEXTURE / 12  # texels a metre
     width, height = TEXTURE, TEXTURE // 2
     base = np.array(HUES[rng.integers(len(HUES))]) * rng.uniform(0.85, 1.1)

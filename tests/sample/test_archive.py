@@ -19,7 +19,7 @@ from carspotter.photos.journal import read_journal
 from carspotter.photos.splitting import split_photos
 from carspotter.photos.table import read_photos
 from carspotter_sample import archive as packing
-from carspotter_sample.contact_sheet import CAPTION, CELL, COLUMNS, ROWS, write_contact_sheet
+from carspotter_sample.archive import CAPTION, CELL, COLUMNS, ROWS, write_contact_sheet
 from carspotter_sample.listings import JUNK, write_photos
 from carspotter_sample.second_site import SecondSite
 from carspotter_sample.site import ARCHIVE, SampleSite
