@@ -52,7 +52,6 @@ class Car:
     Skin, one row a texel: normals (T, 3) float32, materials (T,) uint8, shade (T,) float32.
     """
 
-    shape: Shape
     vertices: np.ndarray
     faces: np.ndarray
     uv: np.ndarray
@@ -336,7 +335,7 @@ def build_car(shape: Shape) -> Car:
     outlines = np.concatenate([outlines, (outlines * np.array([1, -1, 1], np.float32))[:, ::-1]], axis=1)
     types = {"faces": np.int32, "tile": np.int32, "layer": np.int8, "materials": np.uint8}
     parts = {name: np.concatenate(part).astype(types.get(name, np.float32)) for name, part in build.parts.items()}
-    return Car(shape, **parts, plate_texels=slice(first, build.texel_count), outlines=outlines)
+    return Car(**parts, plate_texels=slice(first, build.texel_count), outlines=outlines)
 
 
 def _add_wheels(build: _Builder, shape: Shape) -> None:
@@ -367,8 +366,7 @@ def _sphere(rows: int, columns: int) -> np.ndarray:
 
 
 def _add_mirrors(build: _Builder, shape: Shape) -> None:
-    rows, columns = 7, 11
-    ball, normals = _sphere(rows, columns), _sphere(24, 48)
+    ball, normals = _sphere(7, 11), _sphere(24, 48)
     material = np.where(normals[..., 0] > 0.55, MATERIAL["glass"], MATERIAL["paint"]).astype(np.uint8)
     material[normals[..., 2] < -0.45] = MATERIAL["black"]
     tile = build.skin(normals.astype(np.float32), material, np.ones(material.shape, np.float32))
@@ -376,4 +374,4 @@ def _add_mirrors(build: _Builder, shape: Shape) -> None:
     _, _, half = _outline(shape, np.array([floor + 0.03]))
     centre = np.array([windows_start + 0.16 - shape.length / 2, half[0] + 0.085, floor + 0.055])
     for sign in (1.0, -1.0):
-        build.grid((centre + ball * (0.055, 0.105, 0.07)) * (1, sign, 1), _grid_uv(rows, columns), tile, 1, sign)
+        build.grid((centre + ball * (0.055, 0.105, 0.07)) * (1, sign, 1), _grid_uv(7, 11), tile, 1, sign)

@@ -179,7 +179,7 @@ def _wheel_close_up(rng: np.random.Generator, shape, size: tuple[int, int]) -> C
 
 
 def render_listing(
-    listing: PlannedListing, seed: int, longest_side: int = LONGEST_SIDE, cars: bool = True
+    listing: PlannedListing, seed: int, longest_side: int, cars: bool = True
 ) -> dict[str, tuple[bytes, dict]]:
     """Draw the photos of a listing that are not copies: file name -> (JPEG bytes, row of the truth).
 

@@ -57,6 +57,10 @@ class Camera:
         back = np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
         return replace(self, position=back @ (self.position - (*offset, 0)), axes=self.axes @ back.T)
 
+    def away(self, position: tuple[float, float]) -> float:
+        """Return how many metres along the ground a position is from the camera."""
+        return np.hypot(*(np.array(position) - self.position[:2]))
+
     def project(self, points: np.ndarray) -> np.ndarray:
         """Return (…, 3): pixel x, pixel y and depth in metres of points (…, 3)."""
         local = (points - self.position) @ self.axes.T

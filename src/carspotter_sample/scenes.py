@@ -166,8 +166,8 @@ def _shadow_map(place: Place, cars: list[tuple[Car, tuple[float, float], float]]
                 sky_draw.polygon([tuple(p) for p in ((ground + SHADOW_METRES) * scale / 2).tolist()], fill=30)
             cast = (ground - slope * outline[:, 2:] + SHADOW_METRES) * scale
             sun_draw.polygon([tuple(p) for p in cast.tolist()], fill=0)
-            bottom = (ground - slope * max(outline[0, 2] - 0.2, 0) + SHADOW_METRES) * scale
             if level == 0:
+                bottom = (ground - slope * max(outline[0, 2] - 0.2, 0) + SHADOW_METRES) * scale
                 sun_draw.polygon([tuple(p) for p in bottom.tolist()], fill=0)
     sun = np.asarray(sun_image.filter(ImageFilter.BoxBlur(1.2)), np.float32)
     sky_image = sky_image.filter(ImageFilter.BoxBlur(3)).filter(ImageFilter.BoxBlur(2))
@@ -192,13 +192,10 @@ def draw_background(place: Place, camera: Camera, cars: list[tuple[Car, tuple[fl
         _draw_ground(out[band], distance[band], place, camera, rays, shadows)
         _draw_sky(out[band], distance[band], place, rays)
     image = Image.fromarray(out)
-    for upright in sorted(place.uprights, key=lambda u: -np.hypot(*(np.array(u.position) - camera.position[:2]))):
-        away = np.hypot(*(np.array(upright.position) - camera.position[:2]))
-        heading = np.array(upright.position)
-        hidden = any(-np.dot(wall.normal, heading) > wall.distance - 0.3 for wall in place.walls)
-        if hidden and (upright.kind != "tree" or away < 9):
-            continue
-        _paste_upright(image, upright, camera, light, distance if hidden else None)
+    for upright in sorted(place.uprights, key=lambda one: -camera.away(one.position)):
+        hidden = any(-np.dot(wall.normal, upright.position) > wall.distance - 0.3 for wall in place.walls)
+        if not hidden or (upright.kind == "tree" and camera.away(upright.position) >= 9):
+            _paste_upright(image, upright, camera, light, distance if hidden else None)
     return image
 
 
@@ -214,8 +211,6 @@ def _skyline(variant: int) -> np.ndarray:
 
 def _draw_sky(out, distance, place: Place, rays) -> None:
     hit = np.flatnonzero(distance == FAR)
-    if not hit.size:
-        return
     rx, ry, rz = (ray.ravel()[hit] for ray in rays)
     base = (np.sqrt(np.clip(place.light.sky_colour * 1.15 + 0.05, 0, 1)) * 255).astype(np.float32)
     flat = 1 / np.sqrt(rx * rx + ry * ry)
@@ -268,8 +263,6 @@ def _draw_ground(out, distance, place: Place, camera: Camera, rays, shadows: np.
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.where(rays[2] < -1e-3, np.float32(-camera.position[2]) / rays[2], np.float32(FAR))
     hit = np.flatnonzero((t < distance) & (t < 400))
-    if not hit.size:
-        return
     t = t.ravel()[hit]
     x = float(camera.position[0]) + t * rays[0].ravel()[hit]
     y = float(camera.position[1]) + t * rays[1].ravel()[hit]
@@ -340,8 +333,7 @@ def draw_scene(
     if car is not None:
         cars.append((car, (0.0, 0.0), 0.0, look, 2.0 if camera.size[0] < 700 else 1.6))
     image = draw_background(place, camera, [entry[:3] for entry in cars])
-    order = sorted(cars, key=lambda entry: -np.hypot(*(np.array(entry[1]) - camera.position[:2])))
-    for each, position, turn, each_look, detail in order:
+    for each, position, turn, each_look, detail in sorted(cars, key=lambda entry: -camera.away(entry[1])):
         drawn = draw_car(each, each_look, camera.seen_from(position, turn), place.light.turned(turn), detail)
         if drawn is not None:
             image.paste(drawn[0], drawn[1], drawn[0])
