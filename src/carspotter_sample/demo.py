@@ -6,9 +6,12 @@ Started again, the demo goes on where it stopped.
 import csv
 import json
 import os
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from carspotter.models.experiments import FAST_RECIPE
 from carspotter.page import section, write_page
@@ -19,6 +22,7 @@ from carspotter_project.walkthrough import Checked, Steps, learn, page_body, run
 from .site import ARCHIVE, MODEL_NAMES, SampleSite, read_listings
 
 EPOCHS = 28
+MINUTES, MATRIX_SECONDS = 4.0, 0.1  # the demo's, and those of `_minutes_here`, on one and the same machine
 QUESTIONS = (  # what a photo shows, the ad's claim, and where the archive has one: folder, kind, model, view
     ("a Swift", "swift", "sample", "car", "swift", "left"),
     ("a WagonR", "swift", "sample", "car", "wagonr", "front_left"),
@@ -42,7 +46,9 @@ def run_demo(folder: Path, listings: int, epochs: int = EPOCHS) -> Path:
     folder = folder.resolve()
     _keep_inside(folder)
     study = Study.open("demo")
-    print(f"This takes 4 to 8 minutes on two cores. Everything is written to {folder}", flush=True)
+    print(
+        f"This takes about {_minutes_here():.0f} minutes on this machine. Everything is written to {folder}", flush=True
+    )
     steps = Steps(6)
     with SampleSite(listings=listings) as site:
         steps.begin(f"collecting photos of {len(site.listings)} cars from a used-car site, with a real browser")
@@ -96,3 +102,13 @@ def _keep_inside(folder: Path) -> None:
         own = folder / ".settings" / variable.lower()
         own.mkdir(parents=True, exist_ok=True)
         os.environ[variable] = str(own)
+
+
+def _minutes_here() -> float:
+    """Guess how many minutes the demo takes, from the speed of some matrix products, which training mostly is."""
+    matrix = np.random.default_rng(0).normal(size=(1024, 1024)).astype(np.float32)
+    matrix @ matrix
+    started = time.perf_counter()
+    for _ in range(8):
+        matrix @ matrix
+    return max(MINUTES * (time.perf_counter() - started) / MATRIX_SECONDS, 1)
