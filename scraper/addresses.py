@@ -1,7 +1,5 @@
 """Addresses: as a browser reads them, without what changes between visits, and what they say of a listing."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -35,6 +33,11 @@ def absolute(base: str, address: str) -> str | None:
         return urldefrag(urljoin(base, head.replace("\\", "/") + mark + query)).url
     except ValueError:
         return None
+
+
+def is_loopback(host: str | None) -> bool:
+    """Tell whether a host, by name or address, is this machine."""
+    return host in ("localhost", "::1") or (host or "").startswith("127.")
 
 
 def absolute_link(base: str, address: str) -> str | None:

@@ -5,8 +5,6 @@ is needed, and scripts that wait for a picture are told that it is there (`early
 remote browser (`--remote-url`) does.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 import re
@@ -15,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from urllib.parse import urldefrag, urljoin, urlsplit
 
@@ -31,6 +29,7 @@ from selenium.common.exceptions import (
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.remote.command import Command
 
+from scraper.addresses import is_loopback
 from scraper.download import Downloader
 from scraper.loading import LoadedPage, Loading
 from scraper.politeness import Busy, Failed
@@ -39,7 +38,6 @@ from scraper.site import Site
 from scraper.traffic import Traffic
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ATTEMPTS = 2  # a page that crashes two fresh browsers is left alone
 MAX_ALERTS = 5  # boxes that one page may open while it is read
 TAB_MEGABYTES = 512  # what a page's scripts may keep
@@ -60,7 +58,7 @@ class BrowserError(Exception):
     """No browser can be started; the text says how to get one."""
 
 
-class Browser:
+class Browser(AbstractContextManager):
     """A headless Chromium that starts with its first page and is gone when the context is left, however that happens.
 
     Each thing that makes the site work, a page, a scroll, a click, is done when `downloader` permits it. Raises
@@ -80,9 +78,6 @@ class Browser:
     def process_group(self) -> int | None:
         """The process group of a local browser and all its helpers; None when there is none."""
         return self._guard.pid if self._guard else None
-
-    def __enter__(self) -> Browser:
-        return self
 
     def __exit__(self, *_) -> None:
         self.quit()
@@ -225,7 +220,7 @@ class Browser:
         # a page that leaks memory loses its tab, not the machine
         flags.append(f"--js-flags=--max-old-space-size={TAB_MEGABYTES}")
         # as root Chromium starts only without its sandbox; who runs a browser elsewhere is not ours to know
-        if os.geteuid() == 0 and urlsplit(self.remote_url or "http://localhost").hostname in LOOPBACK:
+        if os.geteuid() == 0 and is_loopback(urlsplit(self.remote_url or "http://localhost").hostname):
             flags.append("--no-sandbox")
         if not self.headed:
             flags.append("--headless=new")

@@ -1,7 +1,5 @@
 """What a page shows while it is walked through: its cards, which are complete, and those that it shows no longer."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Collection

@@ -1,7 +1,5 @@
 """The command line: crawl a site, check a site file, read archived pages again."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """The closing table of a crawl: what was found, what may be missing and what to try, and the exit code."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass, field
 

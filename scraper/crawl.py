@@ -1,7 +1,5 @@
 """One crawl: from start pages to stored photos and a journal that knows what became of every URL."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable, Sequence

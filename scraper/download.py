@@ -1,7 +1,5 @@
 """Fetches one photo politely, and believes nothing that the server says about it."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import ipaddress
@@ -16,8 +14,9 @@ import requests
 import urllib3
 
 from carspotter.photos.decoding import FORMATS, Limits, UnreadablePhoto, inspect
+from scraper.addresses import is_loopback
 from scraper.connection import Session
-from scraper.politeness import AI_REFUSALS, BUSY, Busy, Failed, Pacer, Refused, Robots, parse_retry_after
+from scraper.politeness import BUSY, Busy, Failed, Pacer, Refused, Robots, forbidding_word, parse_retry_after
 from scraper.site import ROBOT_NAME, Site
 
 MAX_REDIRECTS = 5
@@ -55,7 +54,6 @@ class Downloader:
 
     @property
     def _session(self) -> Session:
-        """The session of the thread that asks."""
         if not hasattr(self._own, "session"):
             self._own.session = Session(self.site)
             self._own.session.use_cookies(self._cookies)
@@ -115,18 +113,13 @@ class Downloader:
         raise Refused(f"too many redirects: more than {MAX_REDIRECTS}")
 
     def _ask(self, url: str, headers: dict, read: Callable) -> tuple[int, object]:
+        """Ask once; return the status, and the address of a redirect or else what `read` makes of the answer."""
         started = self.pacer.clock()
+        options = {"stream": True, "allow_redirects": False, "timeout": self.politeness.timeout}
         try:
             with (
-                self._session.adapter.deadline(self.politeness.total_timeout) as passed,
-                self._session.get(
-                    url,
-                    headers=headers,
-                    stream=True,
-                    allow_redirects=False,
-                    timeout=self.politeness.timeout,
-                    proxies=self._proxies_to(url),
-                ) as response,
+                self._session.adapter.deadline(url, self.politeness.total_timeout),
+                self._session.get(url, headers=headers, proxies=self._proxies_to(url), **options) as response,
             ):
                 latency = self.pacer.clock() - started
                 self._answered.add(urlsplit(url).netloc)
@@ -135,33 +128,20 @@ class Downloader:
                     raise Busy(f"status {status}", url, parse_retry_after(response.headers.get("Retry-After", "")))
                 location = response.headers.get("Location", "") if response.is_redirect else ""
                 result = location if 300 <= status < 400 else read(url, response)
-            if passed.is_set():
-                raise Busy("deadline", url)
-        except (Refused, Busy) as error:
-            if passed.is_set():  # an answer without a length looks whole when its socket is shut down
-                raise Busy(f"took longer than {self.politeness.total_timeout:g} s", url) from error
-            raise
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError) as error:
             raise Refused(f"not a usable address: {error}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
                 raise Failed(_describe_certificate(error, url)) from error
-            if self._is_nobody_home(error, url):
+            host, said = urlsplit(url), _describe(error)
+            if said == "connection refused" and is_loopback(host.hostname) and host.netloc not in self._answered:
                 start = f"start it with: {self.site.serve}" if self.site.serve else "start it, then run this again"
-                raise Failed(f"nothing answers at {urlsplit(url).netloc}: {start}") from error
-            if passed.is_set():
-                raise Busy(f"took longer than {self.politeness.total_timeout:g} s", url) from error
-            raise Busy(_describe(error), url) from error
+                raise Failed(f"nothing answers at {host.netloc}: {start}") from error
+            raise Busy(said, url) from error
         except ValueError as error:  # requests reads the address of a redirect that it is told not to follow
             raise Refused(f"redirect to no usable address: {error}") from error
         self.pacer.answered(url, latency)
         return status, result
-
-    def _is_nobody_home(self, error: Exception, url: str) -> bool:
-        """Tell whether a host of this machine, which answered nothing so far, has no server."""
-        host = urlsplit(url)
-        is_here = host.hostname == "localhost" or (host.hostname or "").startswith("127.") or host.hostname == "::1"
-        return is_here and host.netloc not in self._answered and _describe(error) == "connection refused"
 
     def _read_photo(self, url: str, response: requests.Response) -> Photo:
         status = response.status_code
@@ -174,7 +154,7 @@ class Downloader:
         declared = response.headers.get("Content-Length", "")
         if declared.isascii() and declared.isdigit() and len(declared) < 20 and int(declared) > limits.max_bytes:
             raise Refused(f"too many bytes: {int(declared):,} declared", "max_bytes")
-        content = _read_body(response, limits.max_bytes)
+        content = _read_body(response, limits.max_bytes + 1)
         if len(content) > limits.max_bytes:
             raise Refused(f"too many bytes: more than {limits.max_bytes:,}", "max_bytes")
         if not content:
@@ -196,7 +176,7 @@ class Downloader:
 
     def _get_robots(self, url: str, limit: int) -> tuple[int, bytes]:
         def read(_, response: requests.Response) -> tuple[int, bytes]:
-            return response.status_code, _read_body(response, limit)[:limit]
+            return response.status_code, _read_body(response, limit)
 
         return self.pacer.persist(lambda: self._follow(url, {"Accept": "text/plain"}, self._check_address, read))
 
@@ -250,14 +230,13 @@ def verify_photo(content: bytes, max_pixels: int) -> tuple[str, int, int]:
     return FORMATS[facts.format], facts.width, facts.height
 
 
-def _read_body(response: requests.Response, limit: int) -> bytes:
-    """Read at most `limit` + 1 bytes, so that the caller sees when there were more."""
+def _read_body(response: requests.Response, most: int) -> bytes:
     content = bytearray()
     for part in response.raw.stream(65536, decode_content=True):
         content += part
-        if len(content) > limit:
+        if len(content) >= most:
             break
-    return bytes(content[: limit + 1])
+    return bytes(content[:most])
 
 
 def _forbidding_header(response: requests.Response) -> str | None:
@@ -267,9 +246,8 @@ def _forbidding_header(response: requests.Response) -> str | None:
         named = colon and "," not in robot and robot.strip().lower() != "unavailable_after"
         if named and robot.strip().lower() != ROBOT_NAME.lower():
             continue
-        words = {word.strip().lower() for word in (rest if named else value).split(",")}
-        if refused := words & AI_REFUSALS:
-            return min(refused)
+        if word := forbidding_word(rest if named else value):
+            return word
     return None
 
 
@@ -291,4 +269,4 @@ def _describe(error: Exception) -> str:
         return "connection refused"
     if "reset" in text or "aborted" in text:
         return "connection broken"
-    return f"{type(error).__name__}"
+    return type(error).__name__

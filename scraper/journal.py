@@ -1,14 +1,12 @@
 """What stays: the journal of every URL's outcome, files written whole or not at all, one scraper per folder."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +39,7 @@ class Outcome:
         return self.status != "failed"
 
 
-class Journal:
+class Journal(AbstractContextManager):
     """The record of one site folder, held open and locked: each photo URL's outcome, and the pages that were read.
 
     `journal.jsonl` has a line per photo URL; `pages.jsonl` has a line per page, with its archived HTML. Both are
@@ -90,7 +88,6 @@ class Journal:
             self._remember(line, self._photos.append(line | _now()))
 
     def newest_line(self, url: str) -> dict:
-        """Return the newest line of `url`."""
         return self._photos.read(self.outcomes[url].place)
 
     def line_of(self, url: str, listing: str | None, label: str) -> dict | None:
@@ -109,14 +106,10 @@ class Journal:
             self.collected[line["url"]] = {key: line[key] for key in ("refused", "judged_by") if line.get(key)}
 
     def read_pages(self) -> Iterator[dict]:
-        """Yield the lines of `pages.jsonl` from the first on."""
         return (line for _, line in self._pages.replay())
 
     def close(self) -> None:
         self._open.close()
-
-    def __enter__(self) -> Journal:
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()

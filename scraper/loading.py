@@ -1,7 +1,5 @@
 """Loads what a page shows, as the site's `[paging]` says; `settling` says when it may be taken."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Reads pages: HTML in, listings and photo addresses out. BeautifulSoup only; opens nothing, keeps nothing."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection
@@ -11,7 +9,7 @@ from bs4 import BeautifulSoup, Tag
 
 from scraper.addresses import absolute, absolute_link, lasting, listing_ids
 from scraper.pictures import addresses_of, image_files, is_bare, object_lists, read_json
-from scraper.politeness import AI_REFUSALS
+from scraper.politeness import forbidding_word
 from scraper.site import Site, split_selector
 
 # At the end of a page's HTML, around what the page no longer showed when it was taken: see `loading`.
@@ -216,11 +214,8 @@ def is_end_of_search(html: str, first: str | None, site: Site) -> bool:
 def find_refusal(html: str) -> str | None:
     """Return the word by which a page's `<meta name="robots">` keeps its photos out of data sets, or None."""
     soup = BeautifulSoup(html, "html.parser")
-    for meta in soup.find_all("meta", attrs={"name": re.compile("^(robots|carspotterscraper)$", re.IGNORECASE)}):
-        words = {word.strip().lower() for word in (meta.get("content") or "").split(",")}
-        if refused := words & AI_REFUSALS:
-            return min(refused)
-    return None
+    named = soup.find_all("meta", attrs={"name": re.compile("^(robots|carspotterscraper)$", re.IGNORECASE)})
+    return next(filter(None, (forbidding_word(meta.get("content") or "") for meta in named)), None)
 
 
 def _select(scope: Tag, css: str) -> list[Tag]:

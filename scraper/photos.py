@@ -1,7 +1,5 @@
 """What becomes of the photos that pages show: each is asked for once, and its outcome holds from visit to visit."""
 
-from __future__ import annotations
-
 import hashlib
 import threading
 from collections import Counter

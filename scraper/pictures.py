@@ -1,7 +1,5 @@
 """Which address an element of a page stands for: the largest version of its picture that can be decoded here."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection, Iterator

@@ -1,7 +1,5 @@
 """Tries a site file on one live page and shows what each selector finds."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """What a page asks for while it is open, from the browser's own log of its requests."""
 
-from __future__ import annotations
-
 import json
 import time
 from urllib.parse import urldefrag, urlsplit
