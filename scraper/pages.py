@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from bs4 import BeautifulSoup, Tag
 
-from scraper.addresses import absolute, absolute_link, lasting, listing_ids
+from scraper.addresses import absolute, absolute_link, listing_ids
 from scraper.pictures import addresses_of, image_files, is_bare, object_lists, read_json
 from scraper.politeness import forbidding_word
 from scraper.site import Site, split_selector
@@ -77,7 +77,7 @@ def extract_listings(html: str, page_url: str, site: Site) -> list[Listing]:
 
 def _look(card: Tag, photos: tuple[str, ...], site: Site) -> tuple:
     """Return what is the same where a page shows one car twice: its first photo, and price, year or kilometres."""
-    first = [lasting(photo, site.selectors.ignore_query, site.selectors.ignore_path) for photo in photos[:1]]
+    first = [site.name_of(photo) for photo in photos[:1]]
     text = card.get_text(" ")
     return *first, *sorted(re.findall(r"\d[\d.,]{2,}", text) or [" ".join(text.split())])
 

@@ -8,11 +8,12 @@ import shlex
 import tomllib
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from urllib.parse import quote_plus, urlsplit, urlunsplit
+from urllib.parse import quote_plus, urlsplit
 
 import soupsieve
 
 from scraper import __version__
+from scraper.addresses import lasting
 
 SITES = Path(__file__).parent / "sites"
 PAGING_KINDS = ("none", "scroll", "button", "next", "numbered")
@@ -135,11 +136,9 @@ class Site:
         base = urlsplit(base_url)
         if base.scheme not in ("http", "https") or not base.netloc:
             raise SiteError(f"--base-url {base_url!r} is no address; write it as http://127.0.0.1:8000")
-
-        def move(url: str) -> str:
-            return urlunsplit((base.scheme, base.netloc, *urlsplit(url)[2:]))
-
-        return replace(self, starts=tuple(replace(start, url=move(start.url)) for start in self.starts))
+        moved = (urlsplit(start.url)._replace(scheme=base.scheme, netloc=base.netloc) for start in self.starts)
+        starts = (replace(start, url=url.geturl()) for start, url in zip(self.starts, moved, strict=True))
+        return replace(self, starts=tuple(starts))
 
     def starting_at(self, url: str, label: str | None = None, city: str | None = None) -> Site:
         """Return the site with `url` as its only start; label and city come from the start entry that it resembles.
@@ -155,6 +154,10 @@ class Site:
             raise SiteError(f"{url} could be any of {', '.join(sorted(labels))}; say which with --label")
         cities = {start.city for start in kin if start.url == url}
         return replace(self, starts=(Start(url, label or labels.pop(), city or (cities.pop() if cities else None)),))
+
+    def name_of(self, url: str, guess: bool = True) -> str:
+        """Return the name of a page or a photo: its address without what changes from visit to visit."""
+        return lasting(url, self.selectors.ignore_query, self.selectors.ignore_path, guess)
 
 
 ROBOT_NAME = "CarspotterScraper"
