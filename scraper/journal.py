@@ -64,7 +64,7 @@ class Journal(AbstractContextManager):
                 for leftover in folder.glob("**/*.part"):  # of a kill between writing and renaming
                     leftover.unlink()
                 for beside in folder.parent.glob("*/journal.jsonl"):
-                    self.forgotten |= read_forgotten(beside)
+                    self.forgotten |= _read_forgotten(beside)
                 for place, line in self._photos.replay():
                     self._remember(line, place)
                 for _, line in self._pages.replay():
@@ -72,8 +72,6 @@ class Journal(AbstractContextManager):
             self._open = stack.pop_all()
 
     def _remember(self, line: dict, place: int) -> None:
-        if line.get("status") == "forgotten":
-            self.forgotten.add(line["sha256"])
         if url := line.get("url"):
             outcome = self.outcomes.setdefault(url, Outcome(line["status"], place, {}))
             outcome.status, outcome.place = line["status"], place
@@ -119,7 +117,7 @@ def _now() -> dict:
     return {"time": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
-def read_forgotten(journal: Path) -> set[str]:
+def _read_forgotten(journal: Path) -> set[str]:
     """Return the hashes that a journal marks as forgotten; lines that it cannot make sense of are passed over."""
     forgotten = set()
     with open(journal, "rb") as lines:
@@ -127,8 +125,7 @@ def read_forgotten(journal: Path) -> set[str]:
             if b'"forgotten"' in line:  # few lines are worth parsing
                 with suppress(ValueError):
                     content = json.loads(line)
-                    if content.get("status") == "forgotten":
-                        forgotten.add(content["sha256"])
+                    forgotten |= {content["sha256"]} if content.get("status") == "forgotten" else set()
     return forgotten
 
 
