@@ -107,33 +107,33 @@ def _linked(tag: Tag) -> str | None:
 
 def _plain(tag: Tag, stand_ins: Collection[str]) -> str | None:
     """Return the address that an attribute gives by itself, without a choice of sizes."""
-    if tag.name in LINKS:
-        names = known = LINKS[tag.name]
-    else:
-        own = [name for name in tag.attrs if not SMALL_SIZE.fullmatch(name) and not OTHER.fullmatch(name)]
-        known = (*LAZY_ATTRIBUTES, "src")
-        names = (*LAZY_ATTRIBUTES, *filter(LIKELY.fullmatch, own), "src", *own)
+    own = _unknown(tag)
+    names = LINKS.get(tag.name, (*LAZY_ATTRIBUTES, *filter(LIKELY.fullmatch, own), "src", *own))
     for name in names:
         value = tag.get(name)
         value = _unwrap(value) if isinstance(value, str) else ""
         if not is_address(value) or STAND_IN.fullmatch(value.rpartition("/")[2]):
             continue
-        if name == "src" and value in stand_ins or name not in known and not IMAGE_FILE.fullmatch(value):
+        if name == "src" and value in stand_ins or name in own and not IMAGE_FILE.fullmatch(value):
             continue
         return value
     shared = tag.get("src")
     return shared if shared in stand_ins and is_address(shared) else None
 
 
+def _unknown(tag: Tag) -> dict[str, str]:
+    """Return the attributes that may hold an address though nobody knows their names."""
+    known = (*LAZY_ATTRIBUTES, "src")
+    return {
+        name: value.strip()
+        for name, value in ({} if tag.name in LINKS else tag.attrs).items()
+        if isinstance(value, str) and not (name in known or SMALL_SIZE.fullmatch(name) or OTHER.fullmatch(name))
+    }
+
+
 def _odd(tag: Tag) -> list[str]:
     """Return what an attribute holds whose name nobody knows: the address of no image file, or JSON with some."""
-    own = {name: value for name, value in tag.attrs.items() if isinstance(value, str) and tag.name not in LINKS}
-    own = {
-        name: value.strip()
-        for name, value in own.items()
-        if is_address(value) and name not in (*LAZY_ATTRIBUTES, "src")
-    }
-    values = [value for name, value in own.items() if not SMALL_SIZE.fullmatch(name) and not OTHER.fullmatch(name)]
+    values = list(filter(is_address, _unknown(tag).values()))
     files = (list(dict.fromkeys(_in_text(value, None))) for value in values if value.startswith(("{", "[")))
     addresses = ([value] for value in values if re.match(r"(https?:)?//[^\s/]+/|/\w", value))
     return next(filter(None, (*files, *addresses)), [])
@@ -149,8 +149,7 @@ def _unwrap(value: str) -> str:
 
 def _background(tag: Tag) -> list[str]:
     styles = (tag.get(name) or "" for name in ("style", "data-style", BACKGROUND))
-    found = (_unwrap(style) for style in styles if STYLE_URL.search(style))
-    return list(filter(is_address, found))[:1]
+    return list(filter(is_address, (_unwrap(style) for style in styles if STYLE_URL.search(style))))[:1]
 
 
 def _is_decodable(address: str, kind: str | None) -> bool:
