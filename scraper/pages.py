@@ -33,8 +33,6 @@ BUSY_NOW = re.compile(
     r"internal server error|something went wrong|error.{0,40}try again|^(error )?(429|50[0234])\b",
     re.IGNORECASE,
 )
-# What changes in a card while one looks at it.
-TICKING = re.compile(r"\d+(:\d\d)+|\d+ ?(s|secs?|seconds?|m|mins?|minutes?|h|hours?)\b")
 # What services that turn robots away (DataDome, Cloudflare, Imperva, PerimeterX, AWS) write into such pages only.
 GATEKEEPERS = re.compile("captcha-delivery|_cf_chl_opt|<iframe[^>]*_incapsula_|px-captcha|gokuprops", re.IGNORECASE)
 
@@ -56,15 +54,15 @@ def extract_listings(html: str, page_url: str, site: Site) -> list[Listing]:
     soup = BeautifulSoup(html, "html.parser")
     base = _base_url(soup, page_url)
     cards = [*_select(soup, site.selectors.listing), *_kept(soup)]
-    links = [link and absolute_link(base, link) for link in (_read_link(card, site) for card in cards)]
+    links = [link and absolute_link(base, link) for link in (read_link(card, site) for card in cards)]
     stand_ins = shared_sources(cards, site)
-    found = [_photos(card, base, site, stand_ins) for card in cards]
+    found = [photos_of(card, base, site, stand_ins) for card in cards]
     looks = [_look(card, photos, site) for card, (photos, _) in zip(cards, found, strict=True)]
     ids = listing_ids(links, page_url, site.selectors.ignore_query, looks)
     listings: dict[str | int, Listing] = {}
     different: defaultdict[str | int, set] = defaultdict(set)
     for card, link, by_link, look, (photos, bare) in zip(cards, links, ids, looks, found, strict=True):
-        identity = _named_id(card, by_link, link, site)
+        identity = named_id(card, by_link, link, site)
         fields = {name: value for name, css in site.fields.items() if (value := read(card, css))}
         key = identity if identity is not None else len(listings)
         if known := listings.get(key):  # a "load more" that repeats itself shows a card twice
@@ -86,22 +84,9 @@ def extract_detail(html: str, page_url: str, site: Site, listing: Listing) -> Li
     """Return `listing` with what its own page shows: the gallery's photos and the fields of `[detail]`."""
     soup = BeautifulSoup(html, "html.parser")
     fields = {name: value for name, css in site.detail.fields.items() if (value := read(soup, css))}
-    photos, bare = _photos(soup, _base_url(soup, page_url), site, detail=True)
+    photos, bare = photos_of(soup, _base_url(soup, page_url), site, detail=True)
     # a search page shows the same photos small
     return replace(listing, fields=listing.fields | fields, photos=photos or listing.photos, bare=bare)
-
-
-def read_card(card: Tag, site: Site, detail: bool = False) -> tuple[str | None, str, str | None, tuple[str, ...]]:
-    """Return (its id or link, its text, its link, its photo addresses) of a card, or of an element of a gallery.
-
-    None of them is resolved against the page: this is for comparing a page with itself a moment later.
-    """
-    if detail:
-        itself = addresses_of(card, split_selector(site.detail.photos)[1], site.detail.photos_path)
-        return None, "", None, _photos(card, "", site, detail=True)[0] or tuple(itself)
-    link = _read_link(card, site)
-    text = " ".join(TICKING.sub("", card.get_text(" ")).split())
-    return _named_id(card, link, link, site), text, link, _photos(card, "", site)[0]
 
 
 def shared_sources(cards: list[Tag], site: Site) -> set[str]:
@@ -228,7 +213,7 @@ def _kept(soup: BeautifulSoup) -> list[Tag]:
     return [tag for kept in soup.select(KEPT) for tag in kept.find_all(recursive=False)]
 
 
-def _read_link(card: Tag, site: Site) -> str | None:
+def read_link(card: Tag, site: Site) -> str | None:
     """Return the address of the listing's own page as the card has it: a link's, or that to which a click leads."""
     link = read(card, site.selectors.link, default_attribute="href")
     if not site.selectors.link or link and link != "#" and not link.startswith("javascript:"):
@@ -243,7 +228,7 @@ def _read_link(card: Tag, site: Site) -> str | None:
     return link
 
 
-def _named_id(card: Tag, by_link: str | None, link: str | None, site: Site) -> str | None:
+def named_id(card: Tag, by_link: str | None, link: str | None, site: Site) -> str | None:
     """Return a listing's id: what the site file's `id` finds, without one what the link gives."""
     if not site.selectors.id and not site.selectors.id_pattern:
         return by_link
@@ -259,7 +244,7 @@ def _base_url(soup: BeautifulSoup, page_url: str) -> str:
     return absolute(page_url, base["href"]) or page_url if base else page_url
 
 
-def _photos(
+def photos_of(
     scope: Tag, base: str, site: Site, stand_ins: Collection[str] = (), detail: bool = False
 ) -> tuple[tuple[str, ...], int]:
     """Return the photo addresses in a card, or in the page of one listing, and how many pictures there have none."""
