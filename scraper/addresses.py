@@ -75,7 +75,7 @@ def lasting(url: str, query: Collection[str] = (), path: Collection[str] = (), g
 
 
 def listing_ids(
-    links: Sequence[str | None], page_url: str, ignored: Collection[str] = (), looks: Sequence[object] = ()
+    links: Sequence[str | None], page_url: str, ignored: Collection[str], looks: Sequence[object]
 ) -> list[str | None]:
     """Return for each link to a listing's own page what identifies the listing.
 
@@ -90,8 +90,6 @@ def listing_ids(
     for base, query in filter(None, parts):
         with_path[base].append(query)
     ids = [part and _id(*part, with_path[part[0]]) for part in parts]
-    if not looks:
-        return ids
     alike: defaultdict[str | None, list[int]] = defaultdict(list)
     for number, id_ in enumerate(ids):
         alike[id_].append(number)

@@ -1,9 +1,4 @@
-"""Opens pages in a real browser and returns their HTML; `loading` says when they may be taken. Selenium only.
-
-Pictures are not loaded: the downloader fetches each photo once. Their addresses stay in the HTML, which is all that
-is needed, and scripts that wait for a picture are told that it is there (`early.js`). Linux and macOS; elsewhere a
-remote browser (`--remote-url`) does.
-"""
+"""Opens pages in a real browser and returns their HTML, by Selenium only; pictures are not loaded (see `early.js`)."""
 
 import itertools
 import os
@@ -25,6 +20,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.remote.command import Command
 
 from scraper.addresses import is_loopback
+from scraper.closing import CrawlStopped
 from scraper.download import Downloader
 from scraper.loading import LoadedPage, Loading
 from scraper.politeness import Busy, Failed
@@ -50,8 +46,8 @@ ANSWERED = (
 )
 
 
-class BrowserError(Exception):
-    """No browser can be started; the text says how to get one."""
+class BrowserError(CrawlStopped):
+    """No browser can be started."""
 
 
 class Browser(AbstractContextManager):

@@ -52,6 +52,12 @@ ADVICE = {
 MOST_WARNINGS = 10
 
 
+class CrawlStopped(Exception):
+    """The crawl ended early because going on would not help; the text says why and what to do. Nothing is lost."""
+
+    exit_code = STOPPED
+
+
 @dataclass
 class Stats:
     """What a crawl did. Counts; `bytes` of photos, `seconds` of wall clock."""

@@ -10,13 +10,13 @@ from functools import partial
 from urllib.parse import urlsplit
 
 from scraper import pages
-from scraper.browser import Browser, BrowserError
-from scraper.closing import INTERRUPTED, NOTHING_FOUND, STOPPED, Stats, exit_code
+from scraper.browser import Browser
+from scraper.closing import INTERRUPTED, NOTHING_FOUND, CrawlStopped, Stats, exit_code
 from scraper.download import Downloader
-from scraper.journal import Journal, StorageError, archive_page
+from scraper.journal import Journal, archive_page
 from scraper.loading import PAST_THE_END, LoadedPage
 from scraper.pages import Listing
-from scraper.photos import CrawlStopped, LimitReached, Photos
+from scraper.photos import LimitReached, Photos
 from scraper.politeness import Failed, Refused
 from scraper.site import Site, Start, named_selectors
 
@@ -36,8 +36,8 @@ class Crawl:
     """One crawl of `site` into the folder of `journal`; `report(stats, text)` hears of each photo and page.
 
     With several `browsers` each opens pages, and fetches their photos, in a thread of its own. `run()` may be left by
-    StorageError, CrawlStopped, BrowserError or KeyboardInterrupt; `stats` then tells how far it came, and the same
-    crawl started again goes on there. `limit` ends it after that many fetched photos.
+    CrawlStopped or KeyboardInterrupt; `stats` then tells how far it came, and the same crawl started again goes on
+    there. `limit` ends it after that many fetched photos.
     """
 
     def __init__(
@@ -91,8 +91,6 @@ class Crawl:
             self.run()
         except CrawlStopped as stop:
             return stop.exit_code, str(stop)
-        except (StorageError, BrowserError) as error:
-            return STOPPED, str(error)
         except KeyboardInterrupt:
             return INTERRUPTED, "interrupted; the same command goes on where it stopped"
         return exit_code(self.stats), ""

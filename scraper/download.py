@@ -162,12 +162,12 @@ class Downloader:
         try:
             extension, width, height = verify_photo(content, limits.max_pixels)
         except Refused as error:
-            is_photo = kind.startswith("image/") and kind != "image/svg+xml"
-            length_known = "Content-Length" in response.headers or response.raw.chunked
-            if not length_known and str(error).startswith("cannot be decoded"):
+            if not str(error).startswith("cannot be decoded"):
+                raise
+            if "Content-Length" not in response.headers and not response.raw.chunked:
                 # closing the connection was the only end of the body: it may have been cut short
                 raise Busy(str(error), url) from error
-            if is_photo or not kind or not str(error).startswith("cannot be decoded"):
+            if not kind or kind.startswith("image/") and kind != "image/svg+xml":
                 raise
             raise Refused(f"not a photo: {kind}", "formats", "request") from error
         if width < limits.min_width:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from carspotter.photos.journal import Busy, JournalDamaged, hold
 from carspotter.photos.journal import Journal as Lines
+from scraper.closing import CrawlStopped
 
 
-class StorageError(Exception):
-    """The folder cannot be written (full, read-only) or is in use; the text says what to do. Nothing is lost."""
+class StorageError(CrawlStopped):
+    """The folder cannot be written (full, read-only) or is in use."""
 
 
 @dataclass(slots=True)

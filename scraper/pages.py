@@ -53,7 +53,7 @@ def extract_listings(html: str, page_url: str, site: Site) -> list[Listing]:
     """Return the listings of a page in its order, each id once; photo addresses are absolute and largest first."""
     soup = BeautifulSoup(html, "html.parser")
     base = _base_url(soup, page_url)
-    cards = [*_select(soup, site.selectors.listing), *_kept(soup)]
+    cards = _select(soup, site.selectors.listing)
     links = [link and absolute_link(base, link) for link in (read_link(card, site) for card in cards)]
     stand_ins = shared_sources(cards, site)
     found = [photos_of(card, base, site, stand_ins) for card in cards]
@@ -70,7 +70,7 @@ def extract_listings(html: str, page_url: str, site: Site) -> list[Listing]:
             photos, bare = tuple(dict.fromkeys(known.photos + photos)), known.bare
         listings[key] = Listing(identity, link, fields, photos, bare=bare)
         different[key].add((by_link, look))
-    return [replace(listing, cards=max(1, len(different[key]))) for key, listing in listings.items()]
+    return [replace(listing, cards=len(different[key])) for key, listing in listings.items()]
 
 
 def _look(card: Tag, photos: tuple[str, ...], site: Site) -> tuple:
@@ -91,22 +91,18 @@ def extract_detail(html: str, page_url: str, site: Site, listing: Listing) -> Li
 
 def shared_sources(cards: list[Tag], site: Site) -> set[str]:
     """Return the values of `src` that several cards show: pictures that stand in until the real ones are loaded."""
-    if not site.selectors.photos:
-        return set()
     css, _ = split_selector(site.selectors.photos)
-    sources = ({tag.get("src") for tag in card.select(css)} if css else () for card in cards)
+    sources = [{tag.get("src") for tag in card.select(css)} for card in cards] if css else []
     counts = Counter(source for found in sources for source in found if source)
     return {source for source, count in counts.items() if count >= SHARED_BY}
 
 
 def read(tag: Tag, selector: str | None, default_attribute: str | None = None) -> str | None:
     """Return what `css`, `css@attribute` or `@attribute` finds in `tag`, white space collapsed; None if nothing."""
-    if not selector:
-        return None
     css, attribute = split_selector(selector)
     attribute = attribute or default_attribute
     found = tag.select_one(css) if css else tag
-    if found is None:
+    if not selector or found is None:
         return None
     value = found.get(attribute) if attribute else found.get_text(" ")
     value = " ".join(value) if isinstance(value, list) else value
@@ -147,10 +143,7 @@ def hints(html: str) -> list[str]:
     soup = BeautifulSoup(html, "html.parser")
     found = []
     if frame := soup.find("iframe", src=re.compile("^(?!about:|javascript:|data:).")):
-        hint = (
-            f"The page has a frame ({frame['src']}): set frame = 'iframe' under [selectors] if it holds the listings."
-        )
-        found.append(hint)
+        found.append(f"A frame ({frame['src']}) may hold the listings: set frame = 'iframe' under [selectors].")
     if soup.find("scraper-shadow"):
         found.append("Parts of the page are in shadow roots: write selectors as if their content stood in the page.")
     if soup.find("scraper-closed"):
@@ -204,13 +197,12 @@ def find_refusal(html: str) -> str | None:
 
 
 def _select(scope: Tag, css: str) -> list[Tag]:
-    """Return what a selector finds, but for what was kept at the end of the page."""
-    found = scope.select(css)
-    return [tag for tag in found if not tag.find_parent(KEPT)] if isinstance(scope, BeautifulSoup) else found
-
-
-def _kept(soup: BeautifulSoup) -> list[Tag]:
-    return [tag for kept in soup.select(KEPT) for tag in kept.find_all(recursive=False)]
+    """Return what a selector finds; in a whole page also what was kept at its end."""
+    found = scope.select(css) if css else [scope]
+    if isinstance(scope, BeautifulSoup):
+        kept = [tag for end in scope.select(KEPT) for tag in end.find_all(recursive=False)]
+        found = [tag for tag in found if not tag.find_parent(KEPT)] + kept
+    return found
 
 
 def read_link(card: Tag, site: Site) -> str | None:
@@ -252,12 +244,9 @@ def photos_of(
     if not selectors.photos:
         return (), 0
     css, attribute = split_selector(selectors.photos)
-    tags = _select(scope, css) if css else [scope]
-    if detail and isinstance(scope, BeautifulSoup):
-        tags += _kept(scope)
     found: dict[str, None] = {}
     bare = 0
-    for tag in tags:
+    for tag in _select(scope, css):
         sources = addresses_of(tag, attribute, selectors.photos_path, stand_ins)
         bare += not sources and not attribute and is_bare(tag)
         for url in filter(None, (absolute(base, source) for source in sources)):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from scraper.closing import STOPPED, Stats, kind_of
+from scraper.closing import CrawlStopped, Stats, kind_of
 from scraper.download import Downloader, Photo
 from scraper.journal import Journal, store_photo
 from scraper.loading import LoadedPage
@@ -26,12 +26,6 @@ MOST_IN_VAIN = 3  # times in a row that a page is opened again
 # Opens a page once more, in a hurry or with all that comes late.
 TakeAgain = Callable[[bool], tuple[LoadedPage, list[Listing]]]
 Shown = tuple[str, str, Listing]  # a photo's name, its address, and the listing that shows it
-
-
-class CrawlStopped(Exception):
-    """The crawl ended early because going on would not help; the text says why and what to do."""
-
-    exit_code = STOPPED
 
 
 class LimitReached(Exception):
@@ -206,8 +200,7 @@ class Photos:
             self._find([url])
             self._outcome_came.wait_for(lambda: url not in self._in_hand)
             self._shown[url] += not is_again
-            is_settled, outcome = self._is_settled(url, about), self.journal.outcomes.get(url)
-            if is_settled and not (is_again and not (outcome and outcome.is_final)):
+            if self._is_settled(url, about, is_again):
                 return None
             self._in_hand.add(url)
         try:
@@ -229,13 +222,13 @@ class Photos:
                 self._outcome_came.notify_all()
         return None
 
-    def _is_settled(self, url: str, about: dict) -> bool:
+    def _is_settled(self, url: str, about: dict, is_again: bool) -> bool:
         """Tell whether `url` need not be asked for; note it when another listing shows a photo that we have."""
         outcome = self.journal.outcomes.get(url)
         is_new_here = url not in self._handled
         self._handled.add(url)
         if not outcome or not outcome.is_final:
-            return not is_new_here  # it failed a moment ago
+            return not is_new_here and not is_again  # it failed a moment ago
         if outcome.status == "refused":
             # what robots.txt says may have changed, and costs no request of the photo; an address that expired is new
             is_passing = outcome.reason == ROBOTS_FORBID or outcome.reason.startswith(NOT_SHOWN)

@@ -1,11 +1,4 @@
-"""When a page may be taken: everything on it was in view once, and nothing new has come for a moment.
-
-This is the one place that decides so. A page is walked through from card to card, as a reader scrolls, because many
-pages give a card its photo only when it comes into view, and some remove cards that have left it. Each card is
-kept as it was when it was complete; those that the page no longer shows in the end are added to its HTML.
-"""
-
-from __future__ import annotations
+"""When a page may be taken: everything on it was in view once, and nothing new has come for a moment."""
 
 import time
 from collections.abc import Callable
@@ -44,10 +37,12 @@ PRESS, SHOWS, SURVEY = map(script, ("press", "shows", "survey"))
 class Settling:
     """The page that a browser shows at `url`, a listing's own with `is_detail`, and what is known of its cards.
 
+    It is walked through from card to card, as a reader scrolls, because many pages give a card its photo only when it
+    comes into view, and some remove cards that have left it: `cards` keeps each as it was when it was complete.
     Loading ends at about `most` cards. What may make the site work is done when the browser's downloader permits it.
     """
 
-    def __init__(self, browser: Browser, url: str, most: int | None, is_detail: bool):
+    def __init__(self, browser: "Browser", url: str, most: int | None, is_detail: bool):
         self.driver, self.site, self.traffic = browser.driver, browser.site, browser.traffic
         self.downloader, self.paging = browser.downloader, browser.site.paging
         self.url, self.is_detail = url, is_detail

@@ -178,25 +178,21 @@ def load_site(name: str) -> Site:
 
 def parse_site(content: dict, path: Path) -> Site:
     """Return the Site that the content of a site file describes. Raises SiteError, naming `path` and the key."""
+    content = {"name": path.stem, "source": path.stem} | content
+    tables = {"paging": Paging, "selectors": Selectors, "detail": Detail, "politeness": Politeness, "request": Request}
     try:
-        site = _read({"name": path.stem, "source": path.stem} | content, path.parent)
+        content["starts"] = _read_starts(content.pop("start", []))
+        content |= {key: _fill(kind, content[key], key) for key, kind in tables.items() if key in content}
+        site = _fill(Site, content, "the file")
+        if site.request.ca_file:
+            ca_file = path.parent / site.request.ca_file
+            if not ca_file.is_file():
+                raise SiteError(f"ca_file {str(ca_file)!r} is not there")
+            site = replace(site, request=replace(site.request, ca_file=str(ca_file)))
         _check(site)
     except SiteError as error:
         raise SiteError(f"{path}: {error}") from None
     return site
-
-
-def _read(content: dict, folder: Path) -> Site:
-    content["starts"] = _read_starts(content.pop("start", []))
-    tables = {"paging": Paging, "selectors": Selectors, "detail": Detail, "politeness": Politeness, "request": Request}
-    content |= {key: _fill(kind, content[key], key) for key, kind in tables.items() if key in content}
-    site = _fill(Site, content, "the file")
-    if not site.request.ca_file:
-        return site
-    ca_file = folder / site.request.ca_file
-    if not ca_file.is_file():
-        raise SiteError(f"ca_file {str(ca_file)!r} is not there")
-    return replace(site, request=replace(site.request, ca_file=str(ca_file)))
 
 
 def _read_starts(entries: list[dict]) -> tuple[Start, ...]:
