@@ -145,10 +145,12 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a kill or a power cut leaves either the whole file or none.
+    """Write `content` to `path`, unless it is there, so that a kill or a power cut leaves the whole file or none.
 
     A temporary file in the same folder, synced, renamed, and the folder synced. Raises StorageError.
     """
+    if path.exists():
+        return
     with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".part")
@@ -170,17 +172,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def store_photo(folder: Path, sha256: str, extension: str, content: bytes) -> None:
     """Keep a photo's original bytes, once, as `<sha256[:2]>/<sha256>.<ext>`."""
-    path = folder / sha256[:2] / f"{sha256}.{extension}"
-    if not path.exists():
-        write_atomically(path, content)
+    write_atomically(folder / sha256[:2] / f"{sha256}.{extension}", content)
 
 
 def archive_page(folder: Path, html: str) -> Path:
     """Keep a page's HTML, compressed, as `pages/<sha256>.html.gz`, so that it can be parsed again offline."""
     content = html.encode()
     path = folder / "pages" / f"{hashlib.sha256(content).hexdigest()}.html.gz"
-    if not path.exists():
-        write_atomically(path, gzip.compress(content, mtime=0))
+    write_atomically(path, gzip.compress(content, mtime=0))
     return path
 
 
