@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from bs4 import BeautifulSoup, Tag
 
 from scraper.addresses import absolute, absolute_link, listing_ids
-from scraper.pictures import addresses_of, image_files, is_bare, object_lists, read_json
+from scraper.pictures import addresses_of, image_files, is_bare, read_json, walk
 from scraper.politeness import forbidding_word
 from scraper.site import Site, split_selector
 
@@ -161,7 +161,9 @@ def lists_more_photos(html: str, page_url: str, photos: Collection[str]) -> bool
     soup = BeautifulSoup(html, "html.parser")
     base, found = _base_url(soup, page_url), set(photos)
     values = (value for script in soup.find_all("script") for value in read_json(script.get_text()))
-    for entries in (entries for value in values for entries in object_lists(value)):
+    for entries in (part for value in values for part in walk(value) if isinstance(part, list)):
+        if not all(isinstance(entry, dict) for entry in entries):
+            continue
         shown = [{absolute(base, address) for address in image_files(entry)} for entry in entries]
         is_one_photo = len(found) == 1 and any(SIZES.intersection(entry) for entry in entries)
         if found and found <= set().union(*shown) and sum(map(bool, map(found.__and__, shown))) >= len(found):
