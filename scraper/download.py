@@ -8,13 +8,13 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from urllib.parse import urldefrag, urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
 
 from carspotter.photos.decoding import FORMATS, Limits, UnreadablePhoto, inspect
-from scraper.addresses import is_loopback
+from scraper.addresses import absolute, is_loopback
 from scraper.connection import Session
 from scraper.politeness import BUSY, Busy, Failed, Pacer, Refused, Robots, forbidding_word, parse_retry_after
 from scraper.site import ROBOT_NAME, Site
@@ -103,10 +103,9 @@ class Downloader:
                 return result
             if not result:
                 raise Refused(f"redirect without an address: status {status}")
-            try:
-                url = urldefrag(urljoin(url, result)).url
-            except ValueError as error:
-                raise Refused(f"redirect to no usable address: {error}") from error
+            url = absolute(url, result)
+            if url is None:
+                raise Refused(f"redirect to no usable address: {result}")
             if url in seen:
                 raise Refused("redirect loop")
             seen.add(url)
@@ -114,7 +113,7 @@ class Downloader:
 
     def _ask(self, url: str, headers: dict, read: Callable) -> tuple[int, object]:
         """Ask once; return the status, and the address of a redirect or else what `read` makes of the answer."""
-        started = self.pacer.clock()
+        started, host = self.pacer.clock(), urlsplit(url)
         options = {"stream": True, "allow_redirects": False, "timeout": self.politeness.timeout}
         try:
             with (
@@ -122,7 +121,7 @@ class Downloader:
                 self._session.get(url, headers=headers, proxies=self._proxies_to(url), **options) as response,
             ):
                 latency = self.pacer.clock() - started
-                self._answered.add(urlsplit(url).netloc)
+                self._answered.add(host.netloc)
                 status = response.status_code
                 if status in BUSY:
                     raise Busy(f"status {status}", url, parse_retry_after(response.headers.get("Retry-After", "")))
@@ -132,8 +131,12 @@ class Downloader:
             raise Refused(f"not a usable address: {error}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                raise Failed(_describe_certificate(error, url)) from error
-            host, said = urlsplit(url), _describe(error)
+                found = re.search(r"certificate verify failed: ([^(\"']*)", str(error))
+                raise Failed(
+                    f"certificate of {host.netloc} not trusted: {found[1].strip() if found else error}; name one to "
+                    "trust with ca_file, or set verify = false, under [request]"
+                ) from error
+            said = _describe(error)
             if said == "connection refused" and is_loopback(host.hostname) and host.netloc not in self._answered:
                 start = f"start it with: {self.site.serve}" if self.site.serve else "start it, then run this again"
                 raise Failed(f"nothing answers at {host.netloc}: {start}") from error
@@ -249,14 +252,6 @@ def _forbidding_header(response: requests.Response) -> str | None:
         if word := forbidding_word(rest if named else value):
             return word
     return None
-
-
-def _describe_certificate(error: Exception, url: str) -> str:
-    found = re.search(r"certificate verify failed: ([^(\"']*)", str(error))
-    return (
-        f"certificate of {urlsplit(url).netloc} not trusted: {found[1].strip() if found else 'verification failed'}; "
-        "name one to trust with ca_file, or set verify = false, under [request]"
-    )
 
 
 def _describe(error: Exception) -> str:

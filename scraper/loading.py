@@ -8,11 +8,10 @@ from selenium.webdriver.common.by import By
 
 from scraper.pages import DESTINATION, HIDDEN, is_busy, is_challenge, title_of
 from scraper.politeness import BUSY, Busy, Failed
-from scraper.settling import Settling, script
+from scraper.settling import Settling
 from scraper.site import split_selector
 
 PAST_THE_END = (404, 410)  # a page that was numbered too high, or a car that is sold
-ANSWER, DESTINATIONS, FOLLOWING, HTML, MORE = map(script, ("answer", "destinations", "following", "html", "more"))
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Loading:
         found = []
 
         def is_answered() -> bool:
-            address, status = self.driver.execute_script(ANSWER)
+            address, status = self.page.run("answer")
             html = "" if status < 400 or status in PAST_THE_END else self.driver.page_source
             found[:] = address, status, html
             return not html or not is_challenge(html) or "<script" not in html
@@ -161,14 +160,14 @@ class Loading:
 
     def _following(self) -> str:
         """Return the address of the page that `paging.next` leads to, "#" for a button, "" where there is none."""
-        return self.driver.execute_script(FOLLOWING, self.paging.next)
+        return self.page.run("following", self.paging.next)
 
     def _more(self, stopped_by: str, following: str) -> str:
         """Return what seems to lead to further listings, though the site file says nothing of it or names another."""
         is_used = self.paging.kind == "none" or following or self._is_button_there
         if self.page.is_detail or is_used or stopped_by in ("bound", "end marker"):
             return ""
-        return self.driver.execute_script(MORE, self.site.selectors.listing)
+        return self.page.run("more", self.site.selectors.listing)
 
     def _html(self) -> str:
         """Return the page's HTML, open shadow roots included, with the cards at its end that it no longer shows."""
@@ -178,7 +177,7 @@ class Loading:
         if self.site.detail and not page.is_detail and not all(card.link for card in cards):
             with page.permit():
                 link, _ = split_selector(self.site.selectors.link)
-                self.driver.execute_script(DESTINATIONS, self.site.selectors.listing, link, DESTINATION)
+                page.run("destinations", self.site.selectors.listing, link, DESTINATION)
             page.survey()
             if len(page.cards.present) == len(cards):
                 html = self._serialise()
@@ -191,4 +190,4 @@ class Loading:
         return html
 
     def _serialise(self) -> str:
-        return self.driver.execute_script(HTML, self.paging.empty or "", HIDDEN) or self.driver.page_source
+        return self.page.run("html", self.paging.empty or "", HIDDEN) or self.driver.page_source

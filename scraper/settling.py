@@ -26,14 +26,6 @@ MAX_CLICKS = 3  # on what stands in the way, while it does nothing: a page's scr
 PAGE = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 
 
-def script(name: str) -> str:
-    """Return the script that calls a function of page.js in a page."""
-    return f"{PAGE}\nreturn {name}(...arguments);"
-
-
-PRESS, SHOWS, SURVEY = map(script, ("press", "shows", "survey"))
-
-
 class Settling:
     """The page that a browser shows at `url`, a listing's own with `is_detail`, and what is known of its cards.
 
@@ -62,6 +54,10 @@ class Settling:
         self._paid = -1  # requests that had been started at the last permit
         self._bare_patience = self._longest_for_bare = max(self.paging.settle, self.paging.patience / 2)
 
+    def run(self, function: str, *arguments: object) -> object:
+        """Call a function of page.js in the page."""
+        return self.driver.execute_script(f"{PAGE}\nreturn {function}(...arguments);", *arguments)
+
     def permit(self) -> AbstractContextManager:
         """Return the context in which the page may be made to ask its site for something."""
         return self.downloader.permit(self.url)
@@ -76,7 +72,7 @@ class Settling:
         where = self._selector or "html", self._photos, move, self._again, BACKGROUND, target
         within, changed_at = 1000 * self.paging.patience, self.cards.changed_at
         is_new, end = changed_at != self._changed_at, self.paging.end
-        self.answer = self.driver.execute_script(SURVEY, *where, within, is_new, end)
+        self.answer = self.run("survey", *where, within, is_new, end)
         self._again, self._changed_at = False, changed_at
         self.cards.take(self.answer)
         return self.answer["moved"]
@@ -93,7 +89,7 @@ class Settling:
 
     def shows(self, selector: str | None) -> bool:
         """Tell whether the page shows a marker; one that is hidden does not count."""
-        return bool(selector) and self.driver.execute_script(SHOWS, selector)
+        return bool(selector) and self.run("shows", selector)
 
     def at_end(self) -> bool:
         return self.answer["ended"]
@@ -131,7 +127,7 @@ class Settling:
             clicks = self._clicks[selector]
             if clicks and time.monotonic() - clicks[-1][0] < 1.0:
                 continue
-            if size := self.driver.execute_script(PRESS, selector, False, clicks[-1][1] if clicks else 0):
+            if size := self.run("press", selector, False, clicks[-1][1] if clicks else 0):
                 clicks.append((time.monotonic(), size))
                 self._paid = -1
 
@@ -255,7 +251,7 @@ class Settling:
         """Click the button that shows more, or others, and tell whether cards came that were not there before."""
         known = len(self.cards.keys)
         with self.permit():
-            if not self.driver.execute_script(PRESS, selector, True):
+            if not self.run("press", selector, True):
                 return False
         came = self._has_more(known, self.paging.patience) and self._note_load(known)
         if not came and not self.scroll_on(0):  # to where a list draws what it got
