@@ -1,6 +1,7 @@
 """The closing table of a crawl: what was found, what may be missing and what to try, and the exit code."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from scraper.politeness import ROBOTS_FORBID
@@ -83,6 +84,9 @@ class Stats:
 
     def as_dict(self) -> dict:
         return vars(self) | {"photos_per_second": round(self.fetched / self.seconds, 2) if self.seconds else 0.0}
+
+
+Report = Callable[[Stats, str], None]  # hears of each photo and page, in words where there is something to say
 
 
 def kind_of(error: Exception | str) -> str:

@@ -104,7 +104,6 @@ class _DeadlineAdapter(HTTPAdapter):
             raise Busy(f"took longer than {seconds:g} s", url)
 
     def shut_down(self) -> None:
-        """Shut down the sockets of all connections."""
         with self._lock:
             connections = list(self._sockets)
         for connection in connections:

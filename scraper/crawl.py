@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from scraper import pages
 from scraper.browser import Browser
-from scraper.closing import INTERRUPTED, NOTHING_FOUND, CrawlStopped, Stats, exit_code
+from scraper.closing import INTERRUPTED, NOTHING_FOUND, CrawlStopped, Report, Stats, exit_code
 from scraper.download import Downloader
 from scraper.journal import Journal, archive_page
 from scraper.loading import PAST_THE_END, LoadedPage
@@ -33,7 +33,7 @@ class NoListings(CrawlStopped):
 
 
 class Crawl:
-    """One crawl of `site` into the folder of `journal`; `report(stats, text)` hears of each photo and page.
+    """One crawl of `site` into the folder of `journal`.
 
     With several `browsers` each opens pages, and fetches their photos, in a thread of its own. `run()` may be left by
     CrawlStopped or KeyboardInterrupt; `stats` then tells how far it came, and the same crawl started again goes on
@@ -47,7 +47,7 @@ class Crawl:
         browsers: Sequence[Browser],
         downloader: Downloader,
         limit: int | None = None,
-        report: Callable[[Stats, str], None] = lambda stats, text: None,
+        report: Report = lambda stats, text: None,
     ):
         self.site, self.journal, self.browsers, self.downloader = site, journal, browsers, downloader
         self.limit, self.report = limit, report

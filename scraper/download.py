@@ -35,10 +35,7 @@ class Photo:
 
 
 class Downloader:
-    """Fetches the photos of one site; each thread that uses it has a session and cookies of its own.
-
-    Tests hand in a `pacer` with a clock of their own, so that they need no patience.
-    """
+    """Fetches the photos of one site; each thread that uses it has a session and cookies of its own."""
 
     def __init__(self, site: Site, pacer: Pacer | None = None):
         self.site, self.politeness = site, site.politeness
@@ -211,7 +208,6 @@ class Downloader:
         self._public_hosts.add(host)
 
     def _proxies_to(self, url: str) -> dict[str, str]:
-        """Return the proxies that the environment names for the host of `url`."""
         host = urlsplit(url).netloc
         if host not in self._proxies:  # read anew, the environment costs a photo a millisecond or two
             self._proxies[host] = requests.utils.get_environ_proxies(url)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from scraper.closing import CrawlStopped, Stats, kind_of
+from scraper.closing import CrawlStopped, Report, Stats, kind_of
 from scraper.download import Downloader, Photo
 from scraper.journal import Journal, store_photo
 from scraper.loading import LoadedPage
@@ -48,14 +48,7 @@ class Photos:
     Raises CrawlStopped after 20 failures in a row, and LimitReached after `limit` fetched photos.
     """
 
-    def __init__(
-        self,
-        site: Site,
-        journal: Journal,
-        downloader: Downloader,
-        limit: int | None,
-        report: Callable[[Stats, str], None],
-    ):
+    def __init__(self, site: Site, journal: Journal, downloader: Downloader, limit: int | None, report: Report):
         self.site, self.journal, self.downloader = site, journal, downloader
         self.limit, self.report = limit, report
         self.stats = Stats()
@@ -103,7 +96,6 @@ class Photos:
             self._record_loss(about, error)
 
     def lose_page(self, url: str, error: Refused | Failed) -> None:
-        """Record that a page could not be had."""
         status = "refused" if isinstance(error, Refused) else "failed"
         with self.lock:
             self.stats.pages_lost[kind_of(error)] += 1

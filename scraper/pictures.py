@@ -255,7 +255,6 @@ def _as_json(match: re.Match, literals: list[str]) -> str:
 
 
 def _parts(node: object) -> list:
-    """Return what a JSON value is made of."""
     return list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
 
 
