@@ -61,14 +61,9 @@ class Browser(AbstractContextManager):
         self.driver: webdriver.Remote | None = None
         self.traffic: Traffic | None = None
         self._shown = ""  # the address of the document that the browser shows
-        self._guard: subprocess.Popen | None = None
+        self.guard: subprocess.Popen | None = None  # in the process group of a local browser and all its helpers
         self._pages = 0
         self._is_given_up = False
-
-    @property
-    def process_group(self) -> int | None:
-        """The process group of a local browser and all its helpers; None when there is none."""
-        return self._guard.pid if self._guard else None
 
     def __exit__(self, *_) -> None:
         self.quit()
@@ -187,7 +182,7 @@ class Browser(AbstractContextManager):
             )
         self._profile = tempfile.mkdtemp(prefix="scraper-browser-")
         guard = ["/bin/sh", "-c", GUARD, "guard", self._profile]
-        self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, process_group=0)
+        self.guard = subprocess.Popen(guard, stdin=subprocess.PIPE, process_group=0)
         options = self._options()
         options.add_argument(f"--user-data-dir={self._profile}")
         chromium = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
@@ -197,7 +192,7 @@ class Browser(AbstractContextManager):
             os.environ.setdefault("SE_AVOID_STATS", "true")
             options.binary_location = chromium
         # in the guard's process group from birth; out of ours, so that Ctrl-C reaches us alone
-        service = Service(driver if chromium else None, popen_kw={"process_group": self._guard.pid})
+        service = Service(driver if chromium else None, popen_kw={"process_group": self.guard.pid})
         return _LocalBrowser(options, service)
 
     def _devtools(self, command: str, parameters: dict) -> None:
@@ -225,8 +220,8 @@ class Browser(AbstractContextManager):
 
     def quit(self, at_once: bool = False) -> None:
         """End the browser and all its processes, `at_once` when it no longer answers. May be called twice."""
-        driver, guard = self.driver, self._guard
-        self.driver = self._guard = None
+        driver, guard = self.driver, self.guard
+        self.driver = self.guard = None
         try:
             if at_once and guard is not None:
                 guard.communicate(b"\n")
@@ -243,7 +238,7 @@ class Browser(AbstractContextManager):
     def give_up(self) -> None:
         """End the browser under the hands of the thread that uses it, which gets a Failed or BrowserError."""
         self._is_given_up = True
-        guard = self._guard
+        guard = self.guard
         if guard is not None and guard.poll() is None:
             with suppress(ProcessLookupError):  # it ended in this moment
                 os.killpg(guard.pid, signal.SIGKILL)
@@ -282,7 +277,5 @@ kill -KILL 0
 def _describe(error: Exception) -> str:
     if isinstance(error, exceptions.TimeoutException | urllib3.exceptions.TimeoutError):
         return "the page hung"
-    if isinstance(error, exceptions.NoSuchDriverException):
-        return "no driver found"
     first = (getattr(error, "msg", None) or str(error)).strip().splitlines() or [type(error).__name__]
     return f"{type(error).__name__}: {first[0][:200]}"

@@ -175,7 +175,7 @@ class Loading:
         page.survey()
         lost, cards = page.cards.lost_html(), page.cards.present
         if self.site.detail and not page.is_detail and not all(card.link for card in cards):
-            with page.permit():
+            with page.downloader.permit(page.url):
                 link, _ = split_selector(self.site.selectors.link)
                 page.run("destinations", self.site.selectors.listing, link, DESTINATION)
             page.survey()

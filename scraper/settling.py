@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,10 +57,6 @@ class Settling:
     def run(self, function: str, *arguments: object) -> object:
         """Call a function of page.js in the page."""
         return self.driver.execute_script(f"{PAGE}\nreturn {function}(...arguments);", *arguments)
-
-    def permit(self) -> AbstractContextManager:
-        """Return the context in which the page may be made to ask its site for something."""
-        return self.downloader.permit(self.url)
 
     def begin(self) -> None:
         """Read every card anew, as when an alert box cut an answer off."""
@@ -191,7 +187,7 @@ class Settling:
         started = self.traffic.started()
         is_paid = not may_load or started == self._paid
         self._paid = self._paid if is_paid else started
-        with nullcontext() if is_paid else self.permit():
+        with nullcontext() if is_paid else self.downloader.permit(self.url):
             moved = self.survey(move, target)
         changed_at, began = self.cards.changed_at, time.monotonic()
 
@@ -250,7 +246,7 @@ class Settling:
     def press(self, selector: str) -> bool:
         """Click the button that shows more, or others, and tell whether cards came that were not there before."""
         known = len(self.cards.keys)
-        with self.permit():
+        with self.downloader.permit(self.url):
             if not self.run("press", selector, True):
                 return False
         came = self._has_more(known, self.paging.patience) and self._note_load(known)
