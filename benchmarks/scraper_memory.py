@@ -84,8 +84,8 @@ def main() -> None:
         for page in browser.load(site.starts[0].url):
             assert 'class="listing"' in page.html
             ours.append(resident_megabytes("self"))
-            lives.setdefault(browser.process_group, []).append(group_megabytes(browser.process_group))
-        left = sum(group_megabytes(group) for group in lives if group != browser.process_group)
+            lives.setdefault(browser.guard.pid, []).append(group_megabytes(browser.guard.pid))
+        left = sum(group_megabytes(group) for group in lives if group != browser.guard.pid)
     server.shutdown()
     print(f"scraper, {len(ours)} pages: {ours[0]:.0f} MB at the first, {ours[-1]:.0f} MB at the last")
     print(f"ended browsers still hold {left:.0f} MB")

@@ -1,7 +1,5 @@
 """Addresses: as a browser reads them, without what changes between visits, and what they say of a listing."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
@@ -35,6 +33,11 @@ def absolute(base: str, address: str) -> str | None:
         return urldefrag(urljoin(base, head.replace("\\", "/") + mark + query)).url
     except ValueError:
         return None
+
+
+def is_loopback(host: str | None) -> bool:
+    """Tell whether a host, by name or address, is this machine."""
+    return host in ("localhost", "::1") or (host or "").startswith("127.")
 
 
 def absolute_link(base: str, address: str) -> str | None:
@@ -72,7 +75,7 @@ def lasting(url: str, query: Collection[str] = (), path: Collection[str] = (), g
 
 
 def listing_ids(
-    links: Sequence[str | None], page_url: str, ignored: Collection[str] = (), looks: Sequence[object] = ()
+    links: Sequence[str | None], page_url: str, ignored: Collection[str], looks: Sequence[object]
 ) -> list[str | None]:
     """Return for each link to a listing's own page what identifies the listing.
 
@@ -87,8 +90,6 @@ def listing_ids(
     for base, query in filter(None, parts):
         with_path[base].append(query)
     ids = [part and _id(*part, with_path[part[0]]) for part in parts]
-    if not looks:
-        return ids
     alike: defaultdict[str | None, list[int]] = defaultdict(list)
     for number, id_ in enumerate(ids):
         alike[id_].append(number)

@@ -1,11 +1,4 @@
-"""Opens pages in a real browser and returns their HTML; `loading` says when they may be taken. Selenium only.
-
-Pictures are not loaded: the downloader fetches each photo once. Their addresses stay in the HTML, which is all that
-is needed, and scripts that wait for a picture are told that it is there (`early.js`). Linux and macOS; elsewhere a
-remote browser (`--remote-url`) does.
-"""
-
-from __future__ import annotations
+"""Opens pages in a real browser and returns their HTML, by Selenium only; pictures are not loaded (see `early.js`)."""
 
 import itertools
 import os
@@ -15,22 +8,19 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from urllib.parse import urldefrag, urljoin, urlsplit
 
 import urllib3
 from selenium import webdriver
-from selenium.common.exceptions import (
-    NoAlertPresentException,
-    NoSuchDriverException,
-    TimeoutException,
-    UnexpectedAlertPresentException,
-    WebDriverException,
-)
+from selenium.common import exceptions
+from selenium.common.exceptions import UnexpectedAlertPresentException, WebDriverException
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.remote.command import Command
 
+from scraper.addresses import is_loopback
+from scraper.closing import CrawlStopped
 from scraper.download import Downloader
 from scraper.loading import LoadedPage, Loading
 from scraper.politeness import Busy, Failed
@@ -39,13 +29,13 @@ from scraper.site import Site
 from scraper.traffic import Traffic
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 ATTEMPTS = 2  # a page that crashes two fresh browsers is left alone
 MAX_ALERTS = 5  # boxes that one page may open while it is read
-TAB_MEGABYTES = 512  # what a page's scripts may keep
+TAB_MEGABYTES = 512  # what a page's scripts may keep: one that leaks memory loses its tab, not the machine
 SOCKET = "/org.chromium.Chromium.XXXXXX/SingletonSocket"  # what Chromium puts into the temporary folder
 LONGEST_SOCKET_PATH = 107  # bytes: a limit of the kernel's
 EARLY = (Path(__file__).parent / "early.js").read_text(encoding="utf-8")
+DRIVER_ERRORS = (WebDriverException, urllib3.exceptions.HTTPError, OSError)
 # commands that always have an answer; our scripts, too, return something each
 ANSWERED = (
     Command.FIND_ELEMENTS,
@@ -56,15 +46,14 @@ ANSWERED = (
 )
 
 
-class BrowserError(Exception):
-    """No browser can be started; the text says how to get one."""
+class BrowserError(CrawlStopped):
+    """No browser can be started."""
 
 
-class Browser:
+class Browser(AbstractContextManager):
     """A headless Chromium that starts with its first page and is gone when the context is left, however that happens.
 
-    Each thing that makes the site work, a page, a scroll, a click, is done when `downloader` permits it. Raises
-    BrowserError when no browser starts.
+    Each thing that makes the site work, a page, a scroll, a click, is done when `downloader` permits it.
     """
 
     def __init__(self, site: Site, downloader: Downloader, headed: bool = False, remote_url: str | None = None):
@@ -72,17 +61,9 @@ class Browser:
         self.driver: webdriver.Remote | None = None
         self.traffic: Traffic | None = None
         self._shown = ""  # the address of the document that the browser shows
-        self._guard: subprocess.Popen | None = None
+        self.guard: subprocess.Popen | None = None  # in the process group of a local browser and all its helpers
         self._pages = 0
         self._is_given_up = False
-
-    @property
-    def process_group(self) -> int | None:
-        """The process group of a local browser and all its helpers; None when there is none."""
-        return self._guard.pid if self._guard else None
-
-    def __enter__(self) -> Browser:
-        return self
 
     def __exit__(self, *_) -> None:
         self.quit()
@@ -90,26 +71,26 @@ class Browser:
     def load(self, url: str, max_listings: int | None = None) -> Iterator[LoadedPage]:
         """Yield the pages of one start entry, each with everything loaded, as the site's `[paging]` says.
 
-        A `max_listings` ends the loading early. Raises Failed.
+        A `max_listings` ends the loading early. Raises as `open` does.
         """
         paging = self.site.paging
-        most = min(max_listings or paging.max_listings, paging.max_listings)
         if paging.kind == "numbered":
             for page in range(paging.max_pages):
-                yield self._open(url.replace("{page}", str(paging.first_page + page * paging.step)), most)
+                address = url.replace("{page}", str(paging.first_page + page * paging.step))
+                yield self.open(address, is_detail=False, most=max_listings)
             return
         asked = set()
         while url and url not in asked and len(asked) < paging.max_pages:
             asked.add(url)
-            page = self._open(url, most)
+            page = self.open(url, is_detail=False, most=max_listings)
             yield page
             url = page.following
 
-    def open(self, url: str, is_detail: bool = True, hurry: bool = False) -> LoadedPage:
-        """Open one page: a listing's own, or one of a search; in a `hurry` as it first shows. Raises Failed."""
-        return self._open(url, self.site.paging.max_listings, is_detail, hurry)
+    def open(self, url: str, is_detail: bool = True, hurry: bool = False, most: int | None = None) -> LoadedPage:
+        """Open one page: a listing's own, or one of a search; in a `hurry` as it first shows.
 
-    def _open(self, url: str, most: int, is_detail: bool = False, hurry: bool = False) -> LoadedPage:
+        Loading ends at about `most` listings. Raises Refused, Failed, and BrowserError when no browser starts.
+        """
         crashes = itertools.count(1)
 
         def ask() -> LoadedPage:
@@ -121,8 +102,8 @@ class Browser:
                 try:
                     with self.downloader.permit(url), suppress(UnexpectedAlertPresentException):
                         self._go(url)
-                    return self._read(url, most, is_detail, hurry)
-                except (WebDriverException, urllib3.exceptions.HTTPError, OSError) as error:
+                    return self._read(Settling(self, url, most, is_detail), hurry)
+                except DRIVER_ERRORS as error:
                     # whatever it was, the next attempt and the next page get a fresh browser
                     self.quit(at_once=True)
                     if self._is_given_up:
@@ -145,16 +126,16 @@ class Browser:
                 raise Busy(f"no answer: {found[1].replace('_', ' ').lower()}", url) from error
             raise
 
-    def _read(self, url: str, most: int, is_detail: bool, hurry: bool) -> LoadedPage:
+    def _read(self, page: Settling, hurry: bool) -> LoadedPage:
         """Walk through the page and take its HTML, whatever alert boxes come in between."""
-        loading = Loading(Settling(self, url, most, is_detail), hurry)
+        loading = Loading(page, hurry)
         for left in itertools.count(MAX_ALERTS, -1):
             try:
                 return loading.read()
             except UnexpectedAlertPresentException:
                 if not left:
                     raise
-                with suppress(NoAlertPresentException):  # the driver has dismissed it already, as a rule
+                with suppress(exceptions.NoAlertPresentException):  # the driver has dismissed it already, as a rule
                     self.driver.switch_to.alert.dismiss()
 
     def _start(self) -> None:
@@ -162,10 +143,13 @@ class Browser:
         if self._is_given_up:
             raise BrowserError("the crawl is at its end")
         try:
-            self.driver = self._start_remote() if self.remote_url else self._start_local()
+            if self.remote_url:
+                self.driver = _RemoteBrowser(self.remote_url, options=self._options())
+            else:
+                self.driver = self._start_local()
         except BaseException as error:
             self.quit(at_once=True)
-            if not isinstance(error, (WebDriverException, urllib3.exceptions.HTTPError, OSError)):
+            if not isinstance(error, DRIVER_ERRORS):
                 raise
             if self.remote_url:
                 raise BrowserError(f"no browser at {self.remote_url} ({_describe(error)}); is it running?") from error
@@ -187,15 +171,18 @@ class Browser:
         # a browser whose page hangs may leave its driver without an answer
         self.driver.command_executor.client_config.timeout = page_timeout + 30
 
-    def _start_remote(self) -> webdriver.Remote:
-        return _RemoteBrowser(self.remote_url, options=self._options())
-
     def _start_local(self) -> webdriver.Chrome:
         """Start a browser of this machine: the system's where there is one, else the one that Selenium fetches."""
-        _check_temporary_folder()
+        folder, most = tempfile.gettempdir(), LONGEST_SOCKET_PATH - len(SOCKET)
+        if len(os.fsencode(folder)) > most:  # Chromium would end at once without saying why
+            raise BrowserError(
+                f"the temporary folder {folder} has too long a path for the browser's socket: "
+                f"{len(os.fsencode(folder))} bytes, and {most} are the most; set the variable TMPDIR to a shorter one, "
+                "as TMPDIR=/tmp"
+            )
         self._profile = tempfile.mkdtemp(prefix="scraper-browser-")
         guard = ["/bin/sh", "-c", GUARD, "guard", self._profile]
-        self._guard = subprocess.Popen(guard, stdin=subprocess.PIPE, process_group=0)
+        self.guard = subprocess.Popen(guard, stdin=subprocess.PIPE, process_group=0)
         options = self._options()
         options.add_argument(f"--user-data-dir={self._profile}")
         chromium = next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
@@ -205,7 +192,7 @@ class Browser:
             os.environ.setdefault("SE_AVOID_STATS", "true")
             options.binary_location = chromium
         # in the guard's process group from birth; out of ours, so that Ctrl-C reaches us alone
-        service = Service(driver if chromium else None, popen_kw={"process_group": self._guard.pid})
+        service = Service(driver if chromium else None, popen_kw={"process_group": self.guard.pid})
         return _LocalBrowser(options, service)
 
     def _devtools(self, command: str, parameters: dict) -> None:
@@ -221,11 +208,9 @@ class Browser:
         options.accept_insecure_certs = not self.site.request.verify or self.site.request.ca_file is not None
         options.unhandled_prompt_behavior = "dismiss"  # an alert box must not stop a crawl
         flags = ["--disable-dev-shm-usage", "--disable-background-networking", "--window-size=1920,1600"]
-        flags.append(f"--user-agent={self.site.user_agent}")
-        # a page that leaks memory loses its tab, not the machine
-        flags.append(f"--js-flags=--max-old-space-size={TAB_MEGABYTES}")
+        flags += [f"--user-agent={self.site.user_agent}", f"--js-flags=--max-old-space-size={TAB_MEGABYTES}"]
         # as root Chromium starts only without its sandbox; who runs a browser elsewhere is not ours to know
-        if os.geteuid() == 0 and urlsplit(self.remote_url or "http://localhost").hostname in LOOPBACK:
+        if os.geteuid() == 0 and is_loopback(urlsplit(self.remote_url or "http://localhost").hostname):
             flags.append("--no-sandbox")
         if not self.headed:
             flags.append("--headless=new")
@@ -235,14 +220,14 @@ class Browser:
 
     def quit(self, at_once: bool = False) -> None:
         """End the browser and all its processes, `at_once` when it no longer answers. May be called twice."""
-        driver, guard = self.driver, self._guard
-        self.driver = self._guard = None
+        driver, guard = self.driver, self.guard
+        self.driver = self.guard = None
         try:
             if at_once and guard is not None:
                 guard.communicate(b"\n")
             if driver is not None:
                 driver.quit()
-        except (WebDriverException, urllib3.exceptions.HTTPError, OSError):
+        except DRIVER_ERRORS:
             pass  # it crashed or hangs: the guard ends it
         finally:
             if guard is not None:
@@ -253,7 +238,7 @@ class Browser:
     def give_up(self) -> None:
         """End the browser under the hands of the thread that uses it, which gets a Failed or BrowserError."""
         self._is_given_up = True
-        guard = self._guard
+        guard = self.guard
         if guard is not None and guard.poll() is None:
             with suppress(ProcessLookupError):  # it ended in this moment
                 os.killpg(guard.pid, signal.SIGKILL)
@@ -289,21 +274,8 @@ kill -KILL 0
 """
 
 
-def _check_temporary_folder() -> None:
-    """Raises BrowserError where Chromium would end at once without saying why."""
-    folder = tempfile.gettempdir()
-    if len(os.fsencode(folder + SOCKET)) > LONGEST_SOCKET_PATH:
-        most = LONGEST_SOCKET_PATH - len(SOCKET)
-        raise BrowserError(
-            f"the temporary folder {folder} has too long a path for the browser's socket: {len(os.fsencode(folder))} "
-            f"bytes, and {most} are the most; set the variable TMPDIR to a shorter one, as TMPDIR=/tmp"
-        )
-
-
 def _describe(error: Exception) -> str:
-    if isinstance(error, TimeoutException | urllib3.exceptions.TimeoutError):
+    if isinstance(error, exceptions.TimeoutException | urllib3.exceptions.TimeoutError):
         return "the page hung"
-    if isinstance(error, NoSuchDriverException):
-        return "no driver found"
     first = (getattr(error, "msg", None) or str(error)).strip().splitlines() or [type(error).__name__]
     return f"{type(error).__name__}: {first[0][:200]}"

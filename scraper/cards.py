@@ -1,7 +1,6 @@
 """What a page shows while it is walked through: its cards, which are complete, and those that it shows no longer."""
 
-from __future__ import annotations
-
+import re
 import time
 from collections import Counter
 from collections.abc import Collection
@@ -9,14 +8,19 @@ from dataclasses import dataclass
 
 from bs4 import BeautifulSoup
 
-from scraper.pages import KEPT, SHARED_BY, read_card
+from scraper.pages import KEPT, SHARED_BY, named_id, photos_of, read_link
+from scraper.pictures import addresses_of
 from scraper.site import Site, split_selector
+
+# What changes in a card while one looks at it.
+TICKING = re.compile(r"\d+(:\d\d)+|\d+ ?(s|secs?|seconds?|m|mins?|minutes?|h|hours?)\b")
 
 
 @dataclass(frozen=True)
 class Card:
     """An element that shows a listing, or on a listing's own page an element of the gallery, at one moment."""
 
+    element: tuple[str, int]  # its document, and its serial number there
     key: object  # what tells it from others, None while it shows nothing; a gallery's is the element itself
     link: str | None
     photos: tuple[str, ...]
@@ -38,11 +42,11 @@ class Cards:
         self.changed_at = time.monotonic()
         self.pause = 0.0  # seconds between the last two changes, but for those of one moment
         self.documents = 0  # that were looked at: a click or a script may lead to another
-        self._tried: set[tuple[str, int]] = set()  # serials of cards that were in view
+        self.present: list[Card] = []
+        self._in_view: list[Card] = []
+        self._tried: set[tuple[str, int]] = set()  # elements that were in view
         self._token = ""
         self._by_serial: dict[int, Card] = {}
-        self._present: list[int] = []
-        self._in_view: list[int] = []
         self._kept: dict[object, Card] = {}
         self._shown_by: Counter = Counter()  # how many cards show each address now
 
@@ -51,9 +55,8 @@ class Cards:
         if answer["token"] != self._token:  # another document
             self._token, self._by_serial = answer["token"], {}
             self.documents += 1
-        self._present, self._in_view = answer["serials"], answer["inView"]
         for serial, html in answer["changed"]:
-            card = self._read(serial, html)
+            card = self._by_serial[serial] = self._read(serial, html)
             pairs = {(None if self.is_detail else card.key, value) for value in (None, card.link, *card.photos)}
             if not pairs <= self.noticed:
                 now = time.monotonic()
@@ -61,59 +64,60 @@ class Cards:
                 self.changed_at = now
                 self.noticed |= pairs
             self.keys |= {card.key} - {None}
-            self._by_serial[serial] = card
+        self.present, self._in_view = (
+            [self._by_serial[serial] for serial in answer[name] if serial in self._by_serial]
+            for name in ("serials", "inView")
+        )
         if answer["changed"] and not self.is_detail:
-            by_key = {card.key: card for card in self.present()}
+            by_key = {card.key: card for card in self.present}
             self._shown_by = Counter(photo for card in by_key.values() for photo in set(card.photos))
 
     def _read(self, serial: int, html: str) -> Card:
-        name, text, link, photos = read_card(BeautifulSoup(html, "html.parser").find(True), self.site, self.is_detail)
+        """Read a card; addresses are as the page has them, for comparing it with itself a moment later."""
+        tag, element = BeautifulSoup(html, "html.parser").find(True), (self._token, serial)
+        photos, _ = photos_of(tag, "", self.site, detail=self.is_detail)
         if self.is_detail:
-            return Card((self._token, serial) if photos else None, link, photos, html)
+            detail = self.site.detail
+            photos = photos or tuple(addresses_of(tag, split_selector(detail.photos)[1], detail.photos_path))
+            return Card(element, element if photos else None, None, photos, html)
+        link = read_link(tag, self.site)
+        name = named_id(tag, link, link, self.site)
+        text = " ".join(TICKING.sub("", tag.get_text(" ")).split())
         key, before = name or text or photos or None, self._by_serial.get(serial)
         is_another = before is not None and before.key not in (None, key)
         left_over = before.photos if is_another else before.left_over if before else ()
-        return Card(key, link, photos, html, bool(name), left_over)
-
-    def present(self) -> list[Card]:
-        return [self._by_serial[serial] for serial in self._present if serial in self._by_serial]
-
-    def in_view(self) -> list[Card]:
-        return [self._by_serial[serial] for serial in self._in_view if serial in self._by_serial]
+        return Card(element, key, link, photos, html, bool(name), left_over)
 
     def is_something_missing(self) -> bool:
         """Tell whether a card in view is not complete and was not waited for yet."""
-        return any(not self._is_complete(card) and card.key not in self.given_up for card in self.in_view())
+        return any(not self._is_complete(card) and card.key not in self.given_up for card in self._in_view)
 
     def give_up(self) -> None:
         """Wait no more for the cards in view."""
-        self.given_up |= {card.key for card in self.in_view()} - {None}
-        self._tried |= {(self._token, serial) for serial in self._in_view}
+        self.given_up |= {card.key for card in self._in_view} - {None}
+        self._tried |= {card.element for card in self._in_view}
 
     def take_unseen(self) -> int | None:
         """Return the serial of a card that is incomplete, was not in view and not returned before; None without."""
-        for serial in self._present:
-            card = self._by_serial.get(serial)
-            if card is None or (self._token, serial) in self._tried:
-                continue
-            kept = self._kept.get(card.key) if card.key else None
-            if not self._is_complete(card) and card.key not in self.given_up and not (kept and self._is_complete(kept)):
-                self._tried.add((self._token, serial))
-                return serial
+        for card in self.present:
+            is_done = card.element in self._tried or card.key in self.given_up or self._is_complete(card)
+            kept = self._kept.get(card.key)
+            if not is_done and not (kept and self._is_complete(kept)):
+                self._tried.add(card.element)
+                return card.element[1]
         return None
 
     def has_lost(self) -> bool:
         """Tell whether the page no longer shows some card, as lists do that hold only what is in view."""
-        return not self._kept.keys() <= {card.key for card in self.present()}
+        return not self._kept.keys() <= {card.key for card in self.present}
 
     def count(self) -> int:
         """Return how many cards are complete, with those that the page no longer shows."""
-        complete = {card.key for card in self.present() if self._is_complete(card)}
-        return len(complete | self._kept.keys())
+        return len({card.key for card in self.present if self._is_complete(card)} | self._kept.keys())
 
     def keep(self) -> None:
         """Keep what the page shows now, each card as it was with the most photos."""
-        for card in self.present():
+        for card in self.present:
             kept, own = self._kept.get(card.key), self._own_photos(card)
             is_another_cars = card.left_over and card.photos and not own and card.key not in self.given_up
             if card.key and not is_another_cars and (not kept or len(own) >= len(self._own_photos(kept))):
@@ -121,7 +125,7 @@ class Cards:
 
     def lost_html(self) -> str:
         """Return the HTML of the cards that the page no longer shows, or not with all their photos; empty without."""
-        present = {card.key: card for card in self.present()}
+        present = {card.key: card for card in self.present}
         shown = {photo for card in present.values() for photo in card.photos}
         lost = [
             card.html

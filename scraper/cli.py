@@ -1,22 +1,20 @@
 """The command line: crawl a site, check a site file, read archived pages again."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from scraper.browser import Browser, BrowserError
-from scraper.closing import DONE, EXIT_CODES, INTERRUPTED, NOTHING_FOUND, STOPPED, USAGE, Stats, closing_table
+from scraper.browser import Browser
+from scraper.closing import DONE, EXIT_CODES, INTERRUPTED, NOTHING_FOUND, USAGE, CrawlStopped, Stats, closing_table
 from scraper.crawl import Crawl
 from scraper.download import Downloader
-from scraper.journal import Journal, StorageError
+from scraper.journal import Journal
 from scraper.reparse import reparse
 from scraper.site import Site, SiteError, load_site
 from scraper.site_check import check_site
@@ -36,11 +34,16 @@ def main(arguments: list[str] | None = None) -> int:
     command = arguments[0] if arguments and arguments[0] in ("check", "reparse") else "crawl"
     options = _parser(command).parse_args(arguments[command != "crawl" :])
     try:
-        return {"crawl": _crawl, "check": _check, "reparse": _reparse}[command](_read_site(options), options)
+        site = load_site(options.site)
+        if command != "reparse" and options.base_url:
+            site = site.at(options.base_url)
+        if command != "reparse" and options.start_url:
+            site = site.starting_at(options.start_url, options.label, options.city)
+        return {"crawl": _crawl, "check": _check, "reparse": _reparse}[command](site, options)
     except SiteError as error:
         return _say(USAGE, error)
-    except (StorageError, BrowserError) as error:
-        return _say(STOPPED, error)
+    except CrawlStopped as stop:
+        return _say(stop.exit_code, stop)
     except KeyboardInterrupt:
         return _say(INTERRUPTED, "interrupted")
 
@@ -86,38 +89,26 @@ def _positive(text: str) -> int:
     return number
 
 
-def _read_site(options: argparse.Namespace) -> Site:
-    site = load_site(options.site)
-    if getattr(options, "base_url", None):
-        site = site.at(options.base_url)
-    if getattr(options, "start_url", None):
-        site = site.starting_at(options.start_url, options.label, options.city)
-    return site
-
-
 def _crawl(site: Site, options: argparse.Namespace) -> int:
-    downloader = Downloader(site)
-    progress = Progress()
-    with Journal(options.out / site.name) as journal:
+    out = options.out / site.name
+    with (
+        Journal(out) as journal,
+        closing(Downloader(site)) as downloader,
+        closing(Progress()) as progress,
+        ExitStack() as stack,
+    ):
         if journal.is_new:
             hosts = ", ".join(sorted({start.url.split("/")[2] for start in site.starts}))
-            print(
-                NOTICE.format(name=site.name, hosts=hosts, user_agent=site.user_agent, notice=site.notice),
-                file=sys.stderr,
-            )
+            text = NOTICE.format(name=site.name, hosts=hosts, user_agent=site.user_agent, notice=site.notice)
+            print(text, file=sys.stderr)
         if site.paging.kind is None:
             print(f"no paging.kind in the site file of {site.name}: one page of each start is read", file=sys.stderr)
         browsers = [Browser(site, downloader, options.headed, options.remote_url) for _ in range(options.browsers)]
-        crawl = Crawl(site, journal, browsers, downloader, options.limit, progress.show)
-        with ExitStack() as stack:
-            stack.callback(downloader.close)
-            for browser in browsers:
-                stack.enter_context(browser)
-            stack.callback(progress.close)
-            code, ended_by = crawl.finish()
+        crawl = Crawl(site, journal, list(map(stack.enter_context, browsers)), downloader, options.limit, progress.show)
+        code, ended_by = crawl.finish()
     if ended_by:
         _say(code, ended_by)
-    print(closing_table(crawl.stats, options.out / site.name), file=sys.stderr)
+    print(closing_table(crawl.stats, out), file=sys.stderr)
     if options.json:
         print(json.dumps(crawl.stats.as_dict(), ensure_ascii=False))
     return code
@@ -161,9 +152,7 @@ def _check(site: Site, options: argparse.Namespace) -> int:
 def _reparse(site: Site, options: argparse.Namespace) -> int:
     with Journal(options.out / site.name) as journal:
         counts = reparse(site, journal)
-    text = (
-        "{pages} pages read again: {listings} listings, {photos} photos; {corrected} lines corrected, {new} new photos"
-    )
+    text = "{pages} pages read again: {listings} listings, {photos} photos; {corrected} lines corrected, {new} new ones"
     print(text.format(**counts), file=sys.stderr)
     if counts["new"]:
         print(f"fetch the new ones with: python -m scraper {site.source} --out {options.out}", file=sys.stderr)

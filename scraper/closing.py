@@ -1,8 +1,7 @@
 """The closing table of a crawl: what was found, what may be missing and what to try, and the exit code."""
 
-from __future__ import annotations
-
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from scraper.politeness import ROBOTS_FORBID
@@ -14,12 +13,11 @@ EXIT_CODES = """exit codes: 0 all that the pages show is here · 1 a page gave n
 4 some photos failed for now (run again: tries them again) · 5 came to its end, but something may be missing: the
 closing table says what, and what to try · 130 Ctrl-C (run again: goes on)"""
 
-NO_PAGES = "cards that lead to no page of their own"
 # What to try, by the beginning of what may be missing.
 ADVICE = {
     "listings without photos": "look at one of them: `photos` may not find what it shows, or it loads later (settle)",
-    NO_PAGES: "`link` may name what leads on when it is clicked; where a click shows the car in the list's place, its "
-    "page has no address: leave [detail] out and take what the cards show, with `photos` under [selectors]",
+    "cards that lead": "`link` may name what leads on when it is clicked; where a click shows the car in the list's "
+    "place, its page has no address: leave [detail] out and take what the cards show, with `photos` under [selectors]",
     "pictures without an address": "they load later (settle, patience), or are no photos: make `photos` more exact, as "
     "img:not(.icon)",
     "listings that share": "it stands in for their photos, perhaps; name the attribute that holds the real address: "
@@ -55,6 +53,12 @@ ADVICE = {
 MOST_WARNINGS = 10
 
 
+class CrawlStopped(Exception):
+    """The crawl ended early because going on would not help; the text says why and what to do. Nothing is lost."""
+
+    exit_code = STOPPED
+
+
 @dataclass
 class Stats:
     """What a crawl did. Counts; `bytes` of photos, `seconds` of wall clock."""
@@ -82,14 +86,12 @@ class Stats:
         return vars(self) | {"photos_per_second": round(self.fetched / self.seconds, 2) if self.seconds else 0.0}
 
 
+Report = Callable[[Stats, str], None]  # hears of each photo and page, in words where there is something to say
+
+
 def kind_of(error: Exception | str) -> str:
     """Return what a reason has in common with others of its kind: the part before the colon."""
     return str(error).partition(":")[0]
-
-
-def advice(what: str) -> str:
-    """Return what to try where something may be missing."""
-    return next(text for beginning, text in ADVICE.items() if what.startswith(beginning))
 
 
 def gaps(stats: Stats) -> dict[str, int]:
@@ -103,7 +105,7 @@ def gaps(stats: Stats) -> dict[str, int]:
     shared, sharing = next(iter(stats.shared.items()), ("", 0))
     counts = {
         "listings without photos": stats.without_photos,
-        NO_PAGES: stats.without_address,
+        "cards that lead to no page of their own": stats.without_address,
         "pictures without an address": stats.bare,
         f"listings that share the photo address {shared}": sharing,
         "cards merged into another's listing": stats.merged,
@@ -113,6 +115,14 @@ def gaps(stats: Stats) -> dict[str, int]:
         "pages not opened": stats.pages_lost.total(),
     }
     return {what: count for what, count in counts.items() if count}
+
+
+def gaps_with_advice(stats: Stats) -> list[str]:
+    """Return for each gap a line that says what to try."""
+    return [
+        f"{count:,} {what}: {next(text for beginning, text in ADVICE.items() if what.startswith(beginning))}"
+        for what, count in gaps(stats).items()
+    ]
 
 
 def exit_code(stats: Stats) -> int:
@@ -141,7 +151,6 @@ def closing_table(stats: Stats, folder: object) -> str:
     lines += [f"warning: {text}" for text in stats.warnings[:MOST_WARNINGS]]
     if len(stats.warnings) > MOST_WARNINGS:
         lines.append(f"and {len(stats.warnings) - MOST_WARNINGS:,} more warnings")
-    if missing := gaps(stats):
-        lines.append("something may be missing:")
-        lines += [f"  {count:,} {what}: {advice(what)}" for what, count in missing.items()]
+    if missing := gaps_with_advice(stats):
+        lines += ["something may be missing:", *map("  {}".format, missing)]
     return "\n".join(lines)

@@ -1,7 +1,5 @@
 """Connections to photo hosts: they say who we are, and can be ended at any moment."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import threading
@@ -14,6 +12,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 
+from scraper.politeness import Busy
 from scraper.site import Site
 
 
@@ -32,9 +31,10 @@ class Session(requests.Session):
             "Accept-Encoding": "identity",
             **site.request.headers,
         }
-        for start in site.starts:
+        for host in {urlsplit(start.url).hostname or "" for start in site.starts}:
+            domain = host if "." in host else f"{host}.local"  # as http.cookiejar names a host without a dot
             for name, value in site.request.cookies.items():
-                self.cookies.set(name, value, domain=_cookie_domain(start.url), path="/")
+                self.cookies.set(name, value, domain=domain, path="/")
         self.adapter = _DeadlineAdapter()
         self.mount("http://", self.adapter)
         self.mount("https://", self.adapter)
@@ -42,12 +42,6 @@ class Session(requests.Session):
     def use_cookies(self, cookies: list[dict]) -> None:
         for cookie in cookies:
             self.cookies.set(cookie["name"], cookie["value"], domain=cookie["domain"], path=cookie["path"])
-
-
-def _cookie_domain(url: str) -> str:
-    """Return the host of `url` as http.cookiejar names it: a name without a dot ends in .local there."""
-    host = urlsplit(url).hostname or ""
-    return host if "." in host else f"{host}.local"
 
 
 class _DeadlineAdapter(HTTPAdapter):
@@ -70,7 +64,10 @@ class _DeadlineAdapter(HTTPAdapter):
             def getresponse(self):
                 connection = self.sock
                 response = super().getresponse()
-                _acknowledge_at_once(connection)
+                # Many servers hold back a body's last bytes until those before are acknowledged (Nagle), which the
+                # kernel does after 40 ms unless told so. Only Linux can; the connection may be closed already.
+                with contextlib.suppress(AttributeError, OSError):
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
                 return response
 
         def watched(pool: type, connection: type) -> type:
@@ -82,8 +79,11 @@ class _DeadlineAdapter(HTTPAdapter):
         }
 
     @contextlib.contextmanager
-    def deadline(self, seconds: float) -> Iterator[threading.Event]:
-        """End all exchanges after `seconds`, unless the context ended before; the event yielded tells whether."""
+    def deadline(self, url: str, seconds: float) -> Iterator[None]:
+        """End all exchanges after `seconds`, unless the context ended before. Raises Busy then, whatever it made of it.
+
+        An answer without a length looks whole when its socket is shut down.
+        """
         passed = threading.Event()
 
         def end() -> None:
@@ -94,23 +94,18 @@ class _DeadlineAdapter(HTTPAdapter):
         timer.daemon = True
         timer.start()
         try:
-            yield passed
+            yield
+        except Exception:
+            if not passed.is_set():
+                raise
         finally:
             timer.cancel()
+        if passed.is_set():
+            raise Busy(f"took longer than {seconds:g} s", url)
 
     def shut_down(self) -> None:
-        """Shut down the sockets of all connections."""
         with self._lock:
             connections = list(self._sockets)
         for connection in connections:
             with contextlib.suppress(OSError):  # closed by itself in the meantime
                 connection.shutdown(socket.SHUT_RDWR)
-
-
-def _acknowledge_at_once(connection: socket.socket) -> None:
-    """Let the kernel acknowledge the body without its usual 40 ms of patience.
-
-    Many servers hold back a body's last bytes until those before are acknowledged (Nagle): 40 ms more for each photo.
-    """
-    with contextlib.suppress(AttributeError, OSError):  # only Linux has it; the connection may be closed already
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)

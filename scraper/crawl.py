@@ -1,34 +1,22 @@
 """One crawl: from start pages to stored photos and a journal that knows what became of every URL."""
 
-from __future__ import annotations
-
 import re
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from functools import partial
-from queue import SimpleQueue
 from urllib.parse import urlsplit
 
-from scraper.browser import Browser, BrowserError
-from scraper.closing import INTERRUPTED, NOTHING_FOUND, STOPPED, Stats, exit_code, kind_of
+from scraper import pages
+from scraper.browser import Browser
+from scraper.closing import INTERRUPTED, NOTHING_FOUND, CrawlStopped, Report, Stats, exit_code
 from scraper.download import Downloader
-from scraper.journal import Journal, StorageError, archive_page
+from scraper.journal import Journal, archive_page
 from scraper.loading import PAST_THE_END, LoadedPage
-from scraper.pages import (
-    CHALLENGE,
-    Listing,
-    extract_detail,
-    extract_listings,
-    hints,
-    is_challenge,
-    is_empty_search,
-    is_end_of_search,
-    lists_more_photos,
-    title_of,
-)
-from scraper.photos import CrawlStopped, LimitReached, Photos, lasting_name
+from scraper.pages import Listing
+from scraper.photos import LimitReached, Photos
 from scraper.politeness import Failed, Refused
 from scraper.site import Site, Start, named_selectors
 
@@ -45,11 +33,11 @@ class NoListings(CrawlStopped):
 
 
 class Crawl:
-    """One crawl of `site` into the folder of `journal`; `report(stats, text)` hears of each photo and page.
+    """One crawl of `site` into the folder of `journal`.
 
     With several `browsers` each opens pages, and fetches their photos, in a thread of its own. `run()` may be left by
-    StorageError, CrawlStopped, BrowserError or KeyboardInterrupt; `stats` then tells how far it came, and the same
-    crawl started again goes on there. `limit` ends it after that many fetched photos.
+    CrawlStopped or KeyboardInterrupt; `stats` then tells how far it came, and the same crawl started again goes on
+    there. `limit` ends it after that many fetched photos.
     """
 
     def __init__(
@@ -59,7 +47,7 @@ class Crawl:
         browsers: Sequence[Browser],
         downloader: Downloader,
         limit: int | None = None,
-        report: Callable[[Stats, str], None] = lambda stats, text: None,
+        report: Report = lambda stats, text: None,
     ):
         self.site, self.journal, self.browsers, self.downloader = site, journal, browsers, downloader
         self.limit, self.report = limit, report
@@ -71,15 +59,16 @@ class Crawl:
         self._misses = dict.fromkeys(site.fields, 0)
         self._pool: ThreadPoolExecutor | None = None  # with several browsers
         self._under_way: set[Future] = set()
-        self._idle: SimpleQueue[Browser] = SimpleQueue()
+        self._own = threading.local()  # `browser`: that of the thread
 
     def run(self) -> Stats:
         """Crawl all start entries, then try again what failed in earlier runs. Raises as the class says."""
         started = time.monotonic()
         try:
             if len(self.browsers) == 1:
+                self._own.browser = self.browsers[0]
                 for start in self.site.starts:
-                    self._crawl_start(start, self.browsers[0])
+                    self._crawl_start(start)
             else:
                 self._work_side_by_side()
             self._photos.retry_earlier_failures()
@@ -102,23 +91,23 @@ class Crawl:
             self.run()
         except CrawlStopped as stop:
             return stop.exit_code, str(stop)
-        except (StorageError, BrowserError) as error:
-            return STOPPED, str(error)
         except KeyboardInterrupt:
             return INTERRUPTED, "interrupted; the same command goes on where it stopped"
         return exit_code(self.stats), ""
 
     def _work_side_by_side(self) -> None:
         """Work with all browsers at once; whatever ends one of them, or us, ends all."""
-        for browser in self.browsers:
-            self._idle.put(browser)
-        starts = iter(self.site.starts)
-        with ThreadPoolExecutor(len(self.browsers)) as self._pool:
+        browsers, starts = iter(self.browsers), iter(self.site.starts)
+
+        def take_browser() -> None:
+            self._own.browser = next(browsers)
+
+        with ThreadPoolExecutor(len(self.browsers), initializer=take_browser) as self._pool:
             try:
                 while True:
                     # listings' own pages come before another search
                     while len(self._under_way) < len(self.browsers) and (start := next(starts, None)):
-                        self._hand_out(partial(self._crawl_start, start))
+                        self._do(partial(self._crawl_start, start))
                     with self._shared:
                         under_way = self._under_way.copy()
                     if not under_way:
@@ -135,29 +124,24 @@ class Crawl:
                     browser.give_up()
                 raise
 
-    def _hand_out(self, task: Callable[[Browser], None]) -> None:
-        """Let whichever browser is free first do a task."""
-
-        def work() -> None:
-            browser = self._idle.get()
-            try:
-                task(browser)
-            finally:
-                self._idle.put(browser)
-
+    def _do(self, task: Callable[[], None]) -> None:
+        """Do a task now, or with several browsers in the thread of whichever is free first."""
+        if not self._pool:
+            task()
+            return
         with self._shared:
-            self._under_way.add(self._pool.submit(work))
+            self._under_way.add(self._pool.submit(task))
 
-    def _crawl_start(self, start: Start, browser: Browser) -> None:
+    def _crawl_start(self, start: Start) -> None:
         known: dict[object, tuple[int, int]] = {}
         first = last = None  # pages with listings
         is_stale = False  # whether the page before showed known listings only
         bare: str | None = None  # what to say of a page without listings if another with listings comes after it
         try:
-            for number, page in enumerate(browser.load(start.url, self.limit)):
+            for number, page in enumerate(self._own.browser.load(start.url, self.limit)):
                 self._archive(page, start)
                 listings = self._read_page(page, first)
-                if not listings and not bare and first and not is_empty_search(page.html, self.site):
+                if not listings and not bare and first and not pages.is_empty_search(page.html, self.site):
                     bare = self._nothing_on(page, "selectors.listing")
                     continue
                 fresh = [listing for listing in listings if not self._is_known(listing, known)]
@@ -173,18 +157,18 @@ class Crawl:
                 first, last = first or page, page
                 known.update((key, self._look_of(listing)) for listing in fresh if (key := _key(listing)))
                 self._count(fresh, page)
-                self._collect(fresh, page, start, browser)
+                self._collect(fresh, page, start)
             if number + 1 == self.site.paging.max_pages:
                 self._warn(f"{start.url}: stopped after paging.max_pages, there may be more", "stopped at a bound")
-            elif last and last.more and not is_stale and not is_empty_search(page.html, self.site):
+            elif last and last.more and not is_stale and not pages.is_empty_search(page.html, self.site):
                 # what paging.next finds on a first page, it finds on the others as long as there are any
                 if number and self.site.paging.kind == "next":
                     return
                 self._warn(f"{last.url}: {LEADS_ON}: {last.more!r}", LEADS_ON)
         except (Refused, Failed) as error:
-            self._lose_page(start.url, error)
+            self._photos.lose_page(start.url, error)
 
-    def _collect(self, listings: list[Listing], page: LoadedPage, start: Start, browser: Browser) -> None:
+    def _collect(self, listings: list[Listing], page: LoadedPage, start: Start) -> None:
         """Fetch the photos of listings: from the pages of their own, where the site file says so, else from `page`."""
         own_pages, here = [], listings
         if self.site.detail:
@@ -194,23 +178,13 @@ class Crawl:
                 self.stats.without_address += len(listings) - len(own_pages)
 
         def take(hurry: bool) -> tuple[LoadedPage, list[Listing]]:
-            again = browser.open(page.asked, is_detail=False, hurry=hurry)
+            again = self._own.browser.open(page.asked, is_detail=False, hurry=hurry)
             self._archive(again, start)
-            return again, extract_listings(again.html, again.url, self.site)
+            return again, pages.extract_listings(again.html, again.url, self.site)
 
-        self._photos.fetch_all(here, page, start, partial(self._take_again, page.asked, take))
+        self._photos.fetch_all(here, page, start, take)
         for listing in own_pages:
-            if len(self.browsers) == 1:
-                self._open_and_fetch(listing, page, start, browser)
-            else:
-                self._hand_out(partial(self._open_and_fetch, listing, page, start))
-
-    def _take_again(self, url: str, take: Callable, hurry: bool) -> tuple[LoadedPage, list[Listing]] | None:
-        try:
-            return take(hurry)
-        except (Refused, Failed) as error:
-            self._lose_page(url, error)
-            return None
+            self._do(partial(self._open_and_fetch, listing, page, start))
 
     def _count(self, listings: list[Listing], page: LoadedPage) -> None:
         with self._shared:
@@ -227,30 +201,24 @@ class Crawl:
 
     def _is_known(self, listing: Listing, known: dict[object, tuple[int, int]]) -> bool:
         """Tell whether a page before showed this listing; count another car that has the id of one."""
-        look = known.get(_key(listing))
-        link = self._look_of(listing)[0]
-        photos = {hash(self._name_of(url)) for url in listing.photos}
-        is_photo_known = look is not None and (look[1] in photos if photos else link == look[0])
-        is_other = look is not None and not is_photo_known and (link != look[0] or not listing.link)
+        if not (look := known.get(_key(listing))):
+            return False
+        link, _ = self._look_of(listing)
+        photos = {hash(self.site.name_of(url)) for url in listing.photos}
+        is_photo_known = look[1] in photos if photos else link == look[0]
+        is_other = not is_photo_known and (link != look[0] or not listing.link)
         self.stats.merged += is_other
-        return look is not None and not is_other
+        return not is_other
 
     def _look_of(self, listing: Listing) -> tuple[int, int]:
         """Return hashes of a listing's link and first photo; without photos the link's path must do."""
-        link = self._name_of(listing.link or "") if listing.photos else _path(listing.link or "")
-        return hash(link), hash(self._name_of(next(iter(listing.photos), "")))
+        link = self.site.name_of(listing.link or "") if listing.photos else _path(listing.link or "")
+        return hash(link), hash(self.site.name_of(next(iter(listing.photos), "")))
 
     def _warn(self, text: str, kind: str) -> None:
         with self._shared:
             self.stats.warnings.append(text)
             self.stats.odd_pages[kind] += 1
-
-    def _lose_page(self, url: str, error: Exception) -> None:
-        status = "refused" if isinstance(error, Refused) else "failed"
-        with self._shared:
-            self.stats.pages_lost[kind_of(error)] += 1
-            self.journal.append_page({"url": url, "status": status, "reason": str(error)})
-            self.report(self.stats, f"{url}: not opened: {error}")
 
     def _archive(self, page: LoadedPage, start: Start, link: str | None = None) -> None:
         """Keep the page before anything is read from it. Raises Refused if the browser was led where it may not go."""
@@ -267,50 +235,50 @@ class Crawl:
 
         Raises NoListings when there should be some, or photos in them, and Failed where the site refused to show them.
         """
-        listings = extract_listings(page.html, page.url, self.site)
+        listings = pages.extract_listings(page.html, page.url, self.site)
         if page.http_status in PAST_THE_END:
             if listings and (first is None or first.http_status == page.http_status):
                 self._answers_404.add(urlsplit(page.url).netloc)
             elif first is None:
-                raise Failed(f"status {page.http_status}: a page titled {title_of(page.html)!r}")
+                raise Failed(f"status {page.http_status}: a page titled {pages.title_of(page.html)!r}")
             else:
                 if listings:
                     kind = f"status {page.http_status}, but it shows listings"
                     self._warn(f"{page.url}: {kind}: not taken", kind)
                 return []
-        if not listings:
-            self._check_challenge(page)
-        if not listings and page.asked and _path(page.asked) != _path(page.url):
+        if listings:
+            if not self.site.detail and not any(listing.photos for listing in listings):
+                raise NoListings(self._nothing_on(page, "selectors.photos"))
+            return listings
+        self._check_challenge(page)
+        if page.asked and _path(page.asked) != _path(page.url):
             raise Failed(f"led to {page.url}, which shows no listing: a log-in page, perhaps, or the session expired")
-        if not listings and not is_end_of_search(page.html, first and first.html, self.site):
+        if not pages.is_end_of_search(page.html, first and first.html, self.site):
             raise NoListings(self._nothing_on(page, "selectors.listing"))
-        if listings and not self.site.detail and not any(listing.photos for listing in listings):
-            raise NoListings(self._nothing_on(page, "selectors.photos"))
-        return listings
+        return []
 
     def _check_challenge(self, page: LoadedPage) -> None:
         is_no_answer = page.http_status in (202, 204, 205)
-        if (is_no_answer or is_challenge(page.html)) and not is_empty_search(page.html, self.site):
+        if (is_no_answer or pages.is_challenge(page.html)) and not pages.is_empty_search(page.html, self.site):
             raise Failed(
-                f"turned away: {page.url} shows a page titled {title_of(page.html)!r} (status {page.http_status}), "
-                "which asks who is there or turns robots away; go slower (delay), or ask the site's owner"
+                f"turned away: {page.url} shows a page titled {pages.title_of(page.html)!r} (status "
+                f"{page.http_status}), which asks who is there or turns robots away; go slower (delay), or ask the "
+                "site's owner"
             )
 
     def _nothing_on(self, page: LoadedPage, name: str) -> str:
         archived = archive_page(self.journal.folder, page.html)
         status = f" (status {page.http_status})" if page.http_status else ""
-        return " ".join(
-            [
-                f"{page.url} gave nothing: {name} = {named_selectors(self.site)[name]!r} finds nothing on the page "
-                f"titled {title_of(page.html)!r}{status}. It is kept in {archived}: look at it (zcat), correct the "
-                f"site file, and see what each selector finds with: python -m scraper check {self.site.source}.",
-                *hints(page.html),
-            ]
+        text = (
+            f"{page.url} gave nothing: {name} = {named_selectors(self.site)[name]!r} finds nothing on the page titled "
+            f"{pages.title_of(page.html)!r}{status}. It is kept in {archived}: look at it (zcat), correct the site "
+            f"file, and see what each selector finds with: python -m scraper check {self.site.source}."
         )
+        return " ".join([text, *pages.hints(page.html)])
 
-    def _open_and_fetch(self, listing: Listing, search: LoadedPage, start: Start, browser: Browser) -> None:
+    def _open_and_fetch(self, listing: Listing, search: LoadedPage, start: Start) -> None:
         """Fetch the photos of one listing from its own page, to which the page `search` leads."""
-        name = self._name_of(listing.link)
+        name = self.site.name_of(listing.link)
         collected = self.journal.collected.get(name)
         if collected is not None and self._photos.is_judged_the_same(collected.get("judged_by")):
             with self._shared:
@@ -318,21 +286,21 @@ class Crawl:
             return
 
         def take(hurry: bool = False) -> tuple[LoadedPage, list[Listing]]:
-            own_page = browser.open(listing.link, hurry=hurry)
+            own_page = self._own.browser.open(listing.link, hurry=hurry)
             self._check_own_page(own_page, listing.link, search)
             self._archive(own_page, start, listing.link)
-            full = extract_detail(own_page.html, own_page.url, self.site, replace(listing, photos=()))
+            full = pages.extract_detail(own_page.html, own_page.url, self.site, replace(listing, photos=()))
             return own_page, [full]
 
         try:
             own_page, (full,) = take()
-            if not full.photos or CHALLENGE.search(title_of(own_page.html)):
+            if not full.photos or pages.CHALLENGE.search(pages.title_of(own_page.html)):
                 self._check_challenge(own_page)
         except (Refused, Failed) as error:
-            self._lose_page(listing.link, error)
+            self._photos.lose_page(listing.link, error)
             return
         odd = [own_page.odd] if own_page.odd else []
-        if lists_more_photos(own_page.html, own_page.url, full.photos):
+        if pages.lists_more_photos(own_page.html, own_page.url, full.photos):
             odd.append("a script on a listing's own page lists more photos than detail.photos finds")
         if listing.photos and not full.photos:
             odd.append("no detail.photos on a listing's own page, those of the search page were taken")
@@ -344,7 +312,7 @@ class Crawl:
             bare_pages = self._bare_pages_in_a_row = 0 if full.photos else self._bare_pages_in_a_row + 1
         if bare_pages >= MAX_BARE_PAGES_IN_A_ROW:
             raise NoListings(self._nothing_on(own_page, "detail.photos"))
-        self._photos.fetch_all([full], own_page, start, partial(self._take_again, listing.link, take))
+        self._photos.fetch_all([full], own_page, start, take)
         with self._shared:
             if not odd and not full.bare and (summary := self._photos.summary(full)) is not None:
                 self.journal.append_page({"url": name, "status": "collected"} | summary)
@@ -353,13 +321,10 @@ class Crawl:
         """Raises Failed where a site answers with something else than the listing's own page."""
         led_to = urlsplit(page.url)
         if page.http_status in PAST_THE_END and led_to.netloc not in self._answers_404:
-            raise Failed(f"status {page.http_status}: a page titled {title_of(page.html)!r}")
+            raise Failed(f"status {page.http_status}: a page titled {pages.title_of(page.html)!r}")
         elsewhere = {_path(search.url), _path(search.asked or search.url), ""}
         if _path(link) != _path(page.url) and (_path(page.url) in elsewhere or LED_AWAY.search(led_to.path)):
             raise Failed(f"led to {page.url}, which is not the listing's own page: sold, perhaps, or a log-in is asked")
-
-    def _name_of(self, url: str) -> str:
-        return lasting_name(url, self.site)
 
 
 def _key(listing: Listing) -> object:

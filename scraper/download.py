@@ -1,7 +1,5 @@
 """Fetches one photo politely, and believes nothing that the server says about it."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import ipaddress
@@ -10,14 +8,15 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from urllib.parse import urldefrag, urljoin, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
 
 from carspotter.photos.decoding import FORMATS, Limits, UnreadablePhoto, inspect
+from scraper.addresses import absolute, is_loopback
 from scraper.connection import Session
-from scraper.politeness import AI_REFUSALS, BUSY, Busy, Failed, Pacer, Refused, Robots, parse_retry_after
+from scraper.politeness import BUSY, Busy, Failed, Pacer, Refused, Robots, forbidding_word, parse_retry_after
 from scraper.site import ROBOT_NAME, Site
 
 MAX_REDIRECTS = 5
@@ -36,10 +35,7 @@ class Photo:
 
 
 class Downloader:
-    """Fetches the photos of one site; each thread that uses it has a session and cookies of its own.
-
-    Tests hand in a `pacer` with a clock of their own, so that they need no patience.
-    """
+    """Fetches the photos of one site; each thread that uses it has a session and cookies of its own."""
 
     def __init__(self, site: Site, pacer: Pacer | None = None):
         self.site, self.politeness = site, site.politeness
@@ -55,7 +51,6 @@ class Downloader:
 
     @property
     def _session(self) -> Session:
-        """The session of the thread that asks."""
         if not hasattr(self._own, "session"):
             self._own.session = Session(self.site)
             self._own.session.use_cookies(self._cookies)
@@ -105,63 +100,48 @@ class Downloader:
                 return result
             if not result:
                 raise Refused(f"redirect without an address: status {status}")
-            try:
-                url = urldefrag(urljoin(url, result)).url
-            except ValueError as error:
-                raise Refused(f"redirect to no usable address: {error}") from error
+            url = absolute(url, result)
+            if url is None:
+                raise Refused(f"redirect to no usable address: {result}")
             if url in seen:
                 raise Refused("redirect loop")
             seen.add(url)
         raise Refused(f"too many redirects: more than {MAX_REDIRECTS}")
 
     def _ask(self, url: str, headers: dict, read: Callable) -> tuple[int, object]:
-        started = self.pacer.clock()
+        """Ask once; return the status, and the address of a redirect or else what `read` makes of the answer."""
+        started, host = self.pacer.clock(), urlsplit(url)
+        options = {"stream": True, "allow_redirects": False, "timeout": self.politeness.timeout}
         try:
             with (
-                self._session.adapter.deadline(self.politeness.total_timeout) as passed,
-                self._session.get(
-                    url,
-                    headers=headers,
-                    stream=True,
-                    allow_redirects=False,
-                    timeout=self.politeness.timeout,
-                    proxies=self._proxies_to(url),
-                ) as response,
+                self._session.adapter.deadline(url, self.politeness.total_timeout),
+                self._session.get(url, headers=headers, proxies=self._proxies_to(url), **options) as response,
             ):
                 latency = self.pacer.clock() - started
-                self._answered.add(urlsplit(url).netloc)
+                self._answered.add(host.netloc)
                 status = response.status_code
                 if status in BUSY:
                     raise Busy(f"status {status}", url, parse_retry_after(response.headers.get("Retry-After", "")))
                 location = response.headers.get("Location", "") if response.is_redirect else ""
                 result = location if 300 <= status < 400 else read(url, response)
-            if passed.is_set():
-                raise Busy("deadline", url)
-        except (Refused, Busy) as error:
-            if passed.is_set():  # an answer without a length looks whole when its socket is shut down
-                raise Busy(f"took longer than {self.politeness.total_timeout:g} s", url) from error
-            raise
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError) as error:
             raise Refused(f"not a usable address: {error}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             if "CERTIFICATE_VERIFY_FAILED" in str(error):
-                raise Failed(_describe_certificate(error, url)) from error
-            if self._is_nobody_home(error, url):
+                found = re.search(r"certificate verify failed: ([^(\"']*)", str(error))
+                raise Failed(
+                    f"certificate of {host.netloc} not trusted: {found[1].strip() if found else error}; name one to "
+                    "trust with ca_file, or set verify = false, under [request]"
+                ) from error
+            said = _describe(error)
+            if said == "connection refused" and is_loopback(host.hostname) and host.netloc not in self._answered:
                 start = f"start it with: {self.site.serve}" if self.site.serve else "start it, then run this again"
-                raise Failed(f"nothing answers at {urlsplit(url).netloc}: {start}") from error
-            if passed.is_set():
-                raise Busy(f"took longer than {self.politeness.total_timeout:g} s", url) from error
-            raise Busy(_describe(error), url) from error
+                raise Failed(f"nothing answers at {host.netloc}: {start}") from error
+            raise Busy(said, url) from error
         except ValueError as error:  # requests reads the address of a redirect that it is told not to follow
             raise Refused(f"redirect to no usable address: {error}") from error
         self.pacer.answered(url, latency)
         return status, result
-
-    def _is_nobody_home(self, error: Exception, url: str) -> bool:
-        """Tell whether a host of this machine, which answered nothing so far, has no server."""
-        host = urlsplit(url)
-        is_here = host.hostname == "localhost" or (host.hostname or "").startswith("127.") or host.hostname == "::1"
-        return is_here and host.netloc not in self._answered and _describe(error) == "connection refused"
 
     def _read_photo(self, url: str, response: requests.Response) -> Photo:
         status = response.status_code
@@ -174,7 +154,7 @@ class Downloader:
         declared = response.headers.get("Content-Length", "")
         if declared.isascii() and declared.isdigit() and len(declared) < 20 and int(declared) > limits.max_bytes:
             raise Refused(f"too many bytes: {int(declared):,} declared", "max_bytes")
-        content = _read_body(response, limits.max_bytes)
+        content = _read_body(response, limits.max_bytes + 1)
         if len(content) > limits.max_bytes:
             raise Refused(f"too many bytes: more than {limits.max_bytes:,}", "max_bytes")
         if not content:
@@ -182,12 +162,12 @@ class Downloader:
         try:
             extension, width, height = verify_photo(content, limits.max_pixels)
         except Refused as error:
-            is_photo = kind.startswith("image/") and kind != "image/svg+xml"
-            length_known = "Content-Length" in response.headers or response.raw.chunked
-            if not length_known and str(error).startswith("cannot be decoded"):
+            if not str(error).startswith("cannot be decoded"):
+                raise
+            if "Content-Length" not in response.headers and not response.raw.chunked:
                 # closing the connection was the only end of the body: it may have been cut short
                 raise Busy(str(error), url) from error
-            if is_photo or not kind or not str(error).startswith("cannot be decoded"):
+            if not kind or kind.startswith("image/") and kind != "image/svg+xml":
                 raise
             raise Refused(f"not a photo: {kind}", "formats", "request") from error
         if width < limits.min_width:
@@ -196,7 +176,7 @@ class Downloader:
 
     def _get_robots(self, url: str, limit: int) -> tuple[int, bytes]:
         def read(_, response: requests.Response) -> tuple[int, bytes]:
-            return response.status_code, _read_body(response, limit)[:limit]
+            return response.status_code, _read_body(response, limit)
 
         return self.pacer.persist(lambda: self._follow(url, {"Accept": "text/plain"}, self._check_address, read))
 
@@ -228,7 +208,6 @@ class Downloader:
         self._public_hosts.add(host)
 
     def _proxies_to(self, url: str) -> dict[str, str]:
-        """Return the proxies that the environment names for the host of `url`."""
         host = urlsplit(url).netloc
         if host not in self._proxies:  # read anew, the environment costs a photo a millisecond or two
             self._proxies[host] = requests.utils.get_environ_proxies(url)
@@ -250,14 +229,13 @@ def verify_photo(content: bytes, max_pixels: int) -> tuple[str, int, int]:
     return FORMATS[facts.format], facts.width, facts.height
 
 
-def _read_body(response: requests.Response, limit: int) -> bytes:
-    """Read at most `limit` + 1 bytes, so that the caller sees when there were more."""
+def _read_body(response: requests.Response, most: int) -> bytes:
     content = bytearray()
     for part in response.raw.stream(65536, decode_content=True):
         content += part
-        if len(content) > limit:
+        if len(content) >= most:
             break
-    return bytes(content[: limit + 1])
+    return bytes(content[:most])
 
 
 def _forbidding_header(response: requests.Response) -> str | None:
@@ -267,18 +245,9 @@ def _forbidding_header(response: requests.Response) -> str | None:
         named = colon and "," not in robot and robot.strip().lower() != "unavailable_after"
         if named and robot.strip().lower() != ROBOT_NAME.lower():
             continue
-        words = {word.strip().lower() for word in (rest if named else value).split(",")}
-        if refused := words & AI_REFUSALS:
-            return min(refused)
+        if word := forbidding_word(rest if named else value):
+            return word
     return None
-
-
-def _describe_certificate(error: Exception, url: str) -> str:
-    found = re.search(r"certificate verify failed: ([^(\"']*)", str(error))
-    return (
-        f"certificate of {urlsplit(url).netloc} not trusted: {found[1].strip() if found else 'verification failed'}; "
-        "name one to trust with ca_file, or set verify = false, under [request]"
-    )
 
 
 def _describe(error: Exception) -> str:
@@ -291,4 +260,4 @@ def _describe(error: Exception) -> str:
         return "connection refused"
     if "reset" in text or "aborted" in text:
         return "connection broken"
-    return f"{type(error).__name__}"
+    return type(error).__name__

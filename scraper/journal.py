@@ -1,24 +1,23 @@
 """What stays: the journal of every URL's outcome, files written whole or not at all, one scraper per folder."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from carspotter.photos.journal import Busy, JournalDamaged, hold
 from carspotter.photos.journal import Journal as Lines
+from scraper.closing import CrawlStopped
 
 
-class StorageError(Exception):
-    """The folder cannot be written (full, read-only) or is in use; the text says what to do. Nothing is lost."""
+class StorageError(CrawlStopped):
+    """The folder cannot be written (full, read-only) or is in use."""
 
 
 @dataclass(slots=True)
@@ -41,7 +40,7 @@ class Outcome:
         return self.status != "failed"
 
 
-class Journal:
+class Journal(AbstractContextManager):
     """The record of one site folder, held open and locked: each photo URL's outcome, and the pages that were read.
 
     `journal.jsonl` has a line per photo URL; `pages.jsonl` has a line per page, with its archived HTML. Both are
@@ -66,7 +65,7 @@ class Journal:
                 for leftover in folder.glob("**/*.part"):  # of a kill between writing and renaming
                     leftover.unlink()
                 for beside in folder.parent.glob("*/journal.jsonl"):
-                    self.forgotten |= read_forgotten(beside)
+                    self.forgotten |= _read_forgotten(beside)
                 for place, line in self._photos.replay():
                     self._remember(line, place)
                 for _, line in self._pages.replay():
@@ -74,8 +73,6 @@ class Journal:
             self._open = stack.pop_all()
 
     def _remember(self, line: dict, place: int) -> None:
-        if line.get("status") == "forgotten":
-            self.forgotten.add(line["sha256"])
         if url := line.get("url"):
             outcome = self.outcomes.setdefault(url, Outcome(line["status"], place, {}))
             outcome.status, outcome.place = line["status"], place
@@ -90,7 +87,6 @@ class Journal:
             self._remember(line, self._photos.append(line | _now()))
 
     def newest_line(self, url: str) -> dict:
-        """Return the newest line of `url`."""
         return self._photos.read(self.outcomes[url].place)
 
     def line_of(self, url: str, listing: str | None, label: str) -> dict | None:
@@ -109,14 +105,10 @@ class Journal:
             self.collected[line["url"]] = {key: line[key] for key in ("refused", "judged_by") if line.get(key)}
 
     def read_pages(self) -> Iterator[dict]:
-        """Yield the lines of `pages.jsonl` from the first on."""
         return (line for _, line in self._pages.replay())
 
     def close(self) -> None:
         self._open.close()
-
-    def __enter__(self) -> Journal:
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()
@@ -126,7 +118,7 @@ def _now() -> dict:
     return {"time": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
-def read_forgotten(journal: Path) -> set[str]:
+def _read_forgotten(journal: Path) -> set[str]:
     """Return the hashes that a journal marks as forgotten; lines that it cannot make sense of are passed over."""
     forgotten = set()
     with open(journal, "rb") as lines:
@@ -134,8 +126,7 @@ def read_forgotten(journal: Path) -> set[str]:
             if b'"forgotten"' in line:  # few lines are worth parsing
                 with suppress(ValueError):
                     content = json.loads(line)
-                    if content.get("status") == "forgotten":
-                        forgotten.add(content["sha256"])
+                    forgotten |= {content["sha256"]} if content.get("status") == "forgotten" else set()
     return forgotten
 
 
@@ -154,10 +145,12 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a kill or a power cut leaves either the whole file or none.
+    """Write `content` to `path`, unless it is there, so that a kill or a power cut leaves the whole file or none.
 
     A temporary file in the same folder, synced, renamed, and the folder synced. Raises StorageError.
     """
+    if path.exists():
+        return
     with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".part")
@@ -179,17 +172,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def store_photo(folder: Path, sha256: str, extension: str, content: bytes) -> None:
     """Keep a photo's original bytes, once, as `<sha256[:2]>/<sha256>.<ext>`."""
-    path = folder / sha256[:2] / f"{sha256}.{extension}"
-    if not path.exists():
-        write_atomically(path, content)
+    write_atomically(folder / sha256[:2] / f"{sha256}.{extension}", content)
 
 
 def archive_page(folder: Path, html: str) -> Path:
     """Keep a page's HTML, compressed, as `pages/<sha256>.html.gz`, so that it can be parsed again offline."""
     content = html.encode()
     path = folder / "pages" / f"{hashlib.sha256(content).hexdigest()}.html.gz"
-    if not path.exists():
-        write_atomically(path, gzip.compress(content, mtime=0))
+    write_atomically(path, gzip.compress(content, mtime=0))
     return path
 
 

@@ -1,19 +1,17 @@
 """Loads what a page shows, as the site's `[paging]` says; `settling` says when it may be taken."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import dataclass
 
 from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.common.by import By
 
 from scraper.pages import DESTINATION, HIDDEN, is_busy, is_challenge, title_of
 from scraper.politeness import BUSY, Busy, Failed
-from scraper.settling import Settling, script
+from scraper.settling import Settling
 from scraper.site import split_selector
 
 PAST_THE_END = (404, 410)  # a page that was numbered too high, or a car that is sold
-ANSWER, DESTINATIONS, FOLLOWING, HTML, MORE = map(script, ("answer", "destinations", "following", "html", "more"))
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class Loading:
         found = []
 
         def is_answered() -> bool:
-            address, status = self.driver.execute_script(ANSWER)
+            address, status = self.page.run("answer")
             html = "" if status < 400 or status in PAST_THE_END else self.driver.page_source
             found[:] = address, status, html
             return not html or not is_challenge(html) or "<script" not in html
@@ -98,7 +96,7 @@ class Loading:
     def _enter_frame(self) -> bool:
         """Look into the frame that holds the listings; tell whether its page is there."""
         self.page.click_away()
-        if frames := self.page.find(self.site.selectors.frame):
+        if frames := self.driver.find_elements(By.CSS_SELECTOR, self.site.selectors.frame):
             self.driver.switch_to.frame(frames[0])
             if self.driver.execute_script("return location.href;") != "about:blank":
                 self.page.is_in_frame = True
@@ -124,21 +122,17 @@ class Loading:
             page.walk()
             while kind != "scroll" and page.cards.has_lost() and not page.is_enough() and page.scroll_on(0):
                 page.walk()
-            self._is_button_there |= kind != "scroll" and bool(page.find(selector))
-            if page.at_end():
-                stopped_by = "end marker"
-            elif page.is_enough():
-                return "bound"
-            elif page.scroll_on(self.paging.patience) if kind == "scroll" else page.press(selector):
-                refusals = 0
-                continue
-            elif page.at_end():
-                stopped_by = "end marker"
-            elif self._is_to_be_asked_again(refusals):
+            self._is_button_there |= kind != "scroll" and bool(self.driver.find_elements(By.CSS_SELECTOR, selector))
+            if not page.at_end():
+                if page.is_enough():
+                    return "bound"
+                if page.scroll_on(self.paging.patience) if kind == "scroll" else page.press(selector):
+                    refusals = 0
+                    continue
+            if not page.at_end() and self._is_to_be_asked_again(refusals):
                 refusals += 1
                 continue
-            else:
-                stopped_by = "nothing new"
+            stopped_by = "end marker" if page.at_end() else "nothing new"
             if len(page.cards.keys) > self._known_when_refused:
                 page.odd = None  # what was refused came after all
             page.settle_walking()
@@ -146,45 +140,46 @@ class Loading:
 
     def _is_to_be_asked_again(self, attempt: int) -> bool:
         """Tell whether a script asked for more in vain and may ask again, after the rest that the site wants."""
-        refusal = self.page.take_refusal()
+        page = self.page
+        refusal = page.traffic.take_refusal(page.url, page.cards.changed_at)
         if refusal:
-            self.page.odd, self._known_when_refused = str(refusal), len(self.page.cards.keys)
-        if not isinstance(refusal, Busy):
-            return False
+            page.odd, self._known_when_refused = str(refusal), len(page.cards.keys)
         with suppress(Failed):
-            self.page.downloader.pacer.rest(refusal, attempt)
-            return True
+            if isinstance(refusal, Busy):
+                page.downloader.pacer.rest(refusal, attempt)
+                return True
         return False
 
     def _check_scripts(self) -> None:
         """Note that a script asked in vain. Raises Busy or Failed where the page shows nothing therefore."""
-        if refusal := self.page.take_refusal():
-            if not self.page.cards.keys and not self.page.shows(self.paging.empty):
+        page = self.page
+        if refusal := page.traffic.take_refusal(page.url, page.cards.changed_at):
+            if not page.cards.keys and not page.shows(self.paging.empty):
                 raise refusal
-            self.page.odd = str(refusal) if isinstance(refusal, Busy) else self.page.odd
+            page.odd = str(refusal) if isinstance(refusal, Busy) else page.odd
 
     def _following(self) -> str:
         """Return the address of the page that `paging.next` leads to, "#" for a button, "" where there is none."""
-        return self.driver.execute_script(FOLLOWING, self.paging.next)
+        return self.page.run("following", self.paging.next)
 
     def _more(self, stopped_by: str, following: str) -> str:
         """Return what seems to lead to further listings, though the site file says nothing of it or names another."""
         is_used = self.paging.kind == "none" or following or self._is_button_there
         if self.page.is_detail or is_used or stopped_by in ("bound", "end marker"):
             return ""
-        return self.driver.execute_script(MORE, self.site.selectors.listing)
+        return self.page.run("more", self.site.selectors.listing)
 
     def _html(self) -> str:
         """Return the page's HTML, open shadow roots included, with the cards at its end that it no longer shows."""
         page, html = self.page, self._serialise()
         page.survey()
-        lost, cards = page.cards.lost_html(), page.cards.present()
+        lost, cards = page.cards.lost_html(), page.cards.present
         if self.site.detail and not page.is_detail and not all(card.link for card in cards):
-            with page.permit():
+            with page.downloader.permit(page.url):
                 link, _ = split_selector(self.site.selectors.link)
-                self.driver.execute_script(DESTINATIONS, self.site.selectors.listing, link, DESTINATION)
+                page.run("destinations", self.site.selectors.listing, link, DESTINATION)
             page.survey()
-            if len(page.cards.present()) == len(cards):
+            if len(page.cards.present) == len(cards):
                 html = self._serialise()
         html += lost
         if not page.cards.keys and not page.is_in_frame:
@@ -195,4 +190,4 @@ class Loading:
         return html
 
     def _serialise(self) -> str:
-        return self.driver.execute_script(HTML, self.paging.empty or "", HIDDEN) or self.driver.page_source
+        return self.page.run("html", self.paging.empty or "", HIDDEN) or self.driver.page_source

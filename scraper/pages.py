@@ -1,7 +1,5 @@
 """Reads pages: HTML in, listings and photo addresses out. BeautifulSoup only; opens nothing, keeps nothing."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection
@@ -9,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from bs4 import BeautifulSoup, Tag
 
-from scraper.addresses import absolute, absolute_link, lasting, listing_ids
-from scraper.pictures import addresses_of, image_files, is_bare, object_lists, read_json
-from scraper.politeness import AI_REFUSALS
+from scraper.addresses import absolute, absolute_link, listing_ids
+from scraper.pictures import addresses_of, image_files, is_bare, read_json, walk
+from scraper.politeness import forbidding_word
 from scraper.site import Site, split_selector
 
 # At the end of a page's HTML, around what the page no longer showed when it was taken: see `loading`.
@@ -35,8 +33,6 @@ BUSY_NOW = re.compile(
     r"internal server error|something went wrong|error.{0,40}try again|^(error )?(429|50[0234])\b",
     re.IGNORECASE,
 )
-# What changes in a card while one looks at it.
-TICKING = re.compile(r"\d+(:\d\d)+|\d+ ?(s|secs?|seconds?|m|mins?|minutes?|h|hours?)\b")
 # What services that turn robots away (DataDome, Cloudflare, Imperva, PerimeterX, AWS) write into such pages only.
 GATEKEEPERS = re.compile("captcha-delivery|_cf_chl_opt|<iframe[^>]*_incapsula_|px-captcha|gokuprops", re.IGNORECASE)
 
@@ -57,16 +53,16 @@ def extract_listings(html: str, page_url: str, site: Site) -> list[Listing]:
     """Return the listings of a page in its order, each id once; photo addresses are absolute and largest first."""
     soup = BeautifulSoup(html, "html.parser")
     base = _base_url(soup, page_url)
-    cards = [*_select(soup, site.selectors.listing), *_kept(soup)]
-    links = [link and absolute_link(base, link) for link in (_read_link(card, site) for card in cards)]
+    cards = _select(soup, site.selectors.listing)
+    links = [link and absolute_link(base, link) for link in (read_link(card, site) for card in cards)]
     stand_ins = shared_sources(cards, site)
-    found = [_photos(card, base, site, stand_ins) for card in cards]
+    found = [photos_of(card, base, site, stand_ins) for card in cards]
     looks = [_look(card, photos, site) for card, (photos, _) in zip(cards, found, strict=True)]
     ids = listing_ids(links, page_url, site.selectors.ignore_query, looks)
     listings: dict[str | int, Listing] = {}
     different: defaultdict[str | int, set] = defaultdict(set)
     for card, link, by_link, look, (photos, bare) in zip(cards, links, ids, looks, found, strict=True):
-        identity = _named_id(card, by_link, link, site)
+        identity = named_id(card, by_link, link, site)
         fields = {name: value for name, css in site.fields.items() if (value := read(card, css))}
         key = identity if identity is not None else len(listings)
         if known := listings.get(key):  # a "load more" that repeats itself shows a card twice
@@ -74,12 +70,12 @@ def extract_listings(html: str, page_url: str, site: Site) -> list[Listing]:
             photos, bare = tuple(dict.fromkeys(known.photos + photos)), known.bare
         listings[key] = Listing(identity, link, fields, photos, bare=bare)
         different[key].add((by_link, look))
-    return [replace(listing, cards=max(1, len(different[key]))) for key, listing in listings.items()]
+    return [replace(listing, cards=len(different[key])) for key, listing in listings.items()]
 
 
 def _look(card: Tag, photos: tuple[str, ...], site: Site) -> tuple:
     """Return what is the same where a page shows one car twice: its first photo, and price, year or kilometres."""
-    first = [lasting(photo, site.selectors.ignore_query, site.selectors.ignore_path) for photo in photos[:1]]
+    first = [site.name_of(photo) for photo in photos[:1]]
     text = card.get_text(" ")
     return *first, *sorted(re.findall(r"\d[\d.,]{2,}", text) or [" ".join(text.split())])
 
@@ -88,42 +84,25 @@ def extract_detail(html: str, page_url: str, site: Site, listing: Listing) -> Li
     """Return `listing` with what its own page shows: the gallery's photos and the fields of `[detail]`."""
     soup = BeautifulSoup(html, "html.parser")
     fields = {name: value for name, css in site.detail.fields.items() if (value := read(soup, css))}
-    photos, bare = _photos(soup, _base_url(soup, page_url), site, detail=True)
+    photos, bare = photos_of(soup, _base_url(soup, page_url), site, detail=True)
     # a search page shows the same photos small
     return replace(listing, fields=listing.fields | fields, photos=photos or listing.photos, bare=bare)
 
 
-def read_card(card: Tag, site: Site, detail: bool = False) -> tuple[str | None, str, str | None, tuple[str, ...]]:
-    """Return (its id or link, its text, its link, its photo addresses) of a card, or of an element of a gallery.
-
-    None of them is resolved against the page: this is for comparing a page with itself a moment later.
-    """
-    if detail:
-        itself = addresses_of(card, split_selector(site.detail.photos)[1], site.detail.photos_path)
-        return None, "", None, _photos(card, "", site, detail=True)[0] or tuple(itself)
-    link = _read_link(card, site)
-    text = " ".join(TICKING.sub("", card.get_text(" ")).split())
-    return _named_id(card, link, link, site), text, link, _photos(card, "", site)[0]
-
-
 def shared_sources(cards: list[Tag], site: Site) -> set[str]:
     """Return the values of `src` that several cards show: pictures that stand in until the real ones are loaded."""
-    if not site.selectors.photos:
-        return set()
     css, _ = split_selector(site.selectors.photos)
-    sources = ({tag.get("src") for tag in card.select(css)} if css else () for card in cards)
+    sources = [{tag.get("src") for tag in card.select(css)} for card in cards] if css else []
     counts = Counter(source for found in sources for source in found if source)
     return {source for source, count in counts.items() if count >= SHARED_BY}
 
 
 def read(tag: Tag, selector: str | None, default_attribute: str | None = None) -> str | None:
     """Return what `css`, `css@attribute` or `@attribute` finds in `tag`, white space collapsed; None if nothing."""
-    if not selector:
-        return None
     css, attribute = split_selector(selector)
     attribute = attribute or default_attribute
     found = tag.select_one(css) if css else tag
-    if found is None:
+    if not selector or found is None:
         return None
     value = found.get(attribute) if attribute else found.get_text(" ")
     value = " ".join(value) if isinstance(value, list) else value
@@ -164,10 +143,7 @@ def hints(html: str) -> list[str]:
     soup = BeautifulSoup(html, "html.parser")
     found = []
     if frame := soup.find("iframe", src=re.compile("^(?!about:|javascript:|data:).")):
-        hint = (
-            f"The page has a frame ({frame['src']}): set frame = 'iframe' under [selectors] if it holds the listings."
-        )
-        found.append(hint)
+        found.append(f"A frame ({frame['src']}) may hold the listings: set frame = 'iframe' under [selectors].")
     if soup.find("scraper-shadow"):
         found.append("Parts of the page are in shadow roots: write selectors as if their content stood in the page.")
     if soup.find("scraper-closed"):
@@ -185,7 +161,9 @@ def lists_more_photos(html: str, page_url: str, photos: Collection[str]) -> bool
     soup = BeautifulSoup(html, "html.parser")
     base, found = _base_url(soup, page_url), set(photos)
     values = (value for script in soup.find_all("script") for value in read_json(script.get_text()))
-    for entries in (entries for value in values for entries in object_lists(value)):
+    for entries in (part for value in values for part in walk(value) if isinstance(part, list)):
+        if not all(isinstance(entry, dict) for entry in entries):
+            continue
         shown = [{absolute(base, address) for address in image_files(entry)} for entry in entries]
         is_one_photo = len(found) == 1 and any(SIZES.intersection(entry) for entry in entries)
         if found and found <= set().union(*shown) and sum(map(bool, map(found.__and__, shown))) >= len(found):
@@ -216,24 +194,20 @@ def is_end_of_search(html: str, first: str | None, site: Site) -> bool:
 def find_refusal(html: str) -> str | None:
     """Return the word by which a page's `<meta name="robots">` keeps its photos out of data sets, or None."""
     soup = BeautifulSoup(html, "html.parser")
-    for meta in soup.find_all("meta", attrs={"name": re.compile("^(robots|carspotterscraper)$", re.IGNORECASE)}):
-        words = {word.strip().lower() for word in (meta.get("content") or "").split(",")}
-        if refused := words & AI_REFUSALS:
-            return min(refused)
-    return None
+    named = soup.find_all("meta", attrs={"name": re.compile("^(robots|carspotterscraper)$", re.IGNORECASE)})
+    return next(filter(None, (forbidding_word(meta.get("content") or "") for meta in named)), None)
 
 
 def _select(scope: Tag, css: str) -> list[Tag]:
-    """Return what a selector finds, but for what was kept at the end of the page."""
-    found = scope.select(css)
-    return [tag for tag in found if not tag.find_parent(KEPT)] if isinstance(scope, BeautifulSoup) else found
+    """Return what a selector finds; in a whole page also what was kept at its end."""
+    found = scope.select(css) if css else [scope]
+    if isinstance(scope, BeautifulSoup):
+        kept = [tag for end in scope.select(KEPT) for tag in end.find_all(recursive=False)]
+        found = [tag for tag in found if not tag.find_parent(KEPT)] + kept
+    return found
 
 
-def _kept(soup: BeautifulSoup) -> list[Tag]:
-    return [tag for kept in soup.select(KEPT) for tag in kept.find_all(recursive=False)]
-
-
-def _read_link(card: Tag, site: Site) -> str | None:
+def read_link(card: Tag, site: Site) -> str | None:
     """Return the address of the listing's own page as the card has it: a link's, or that to which a click leads."""
     link = read(card, site.selectors.link, default_attribute="href")
     if not site.selectors.link or link and link != "#" and not link.startswith("javascript:"):
@@ -248,7 +222,7 @@ def _read_link(card: Tag, site: Site) -> str | None:
     return link
 
 
-def _named_id(card: Tag, by_link: str | None, link: str | None, site: Site) -> str | None:
+def named_id(card: Tag, by_link: str | None, link: str | None, site: Site) -> str | None:
     """Return a listing's id: what the site file's `id` finds, without one what the link gives."""
     if not site.selectors.id and not site.selectors.id_pattern:
         return by_link
@@ -264,7 +238,7 @@ def _base_url(soup: BeautifulSoup, page_url: str) -> str:
     return absolute(page_url, base["href"]) or page_url if base else page_url
 
 
-def _photos(
+def photos_of(
     scope: Tag, base: str, site: Site, stand_ins: Collection[str] = (), detail: bool = False
 ) -> tuple[tuple[str, ...], int]:
     """Return the photo addresses in a card, or in the page of one listing, and how many pictures there have none."""
@@ -272,12 +246,9 @@ def _photos(
     if not selectors.photos:
         return (), 0
     css, attribute = split_selector(selectors.photos)
-    tags = _select(scope, css) if css else [scope]
-    if detail and isinstance(scope, BeautifulSoup):
-        tags += _kept(scope)
     found: dict[str, None] = {}
     bare = 0
-    for tag in tags:
+    for tag in _select(scope, css):
         sources = addresses_of(tag, attribute, selectors.photos_path, stand_ins)
         bare += not sources and not attribute and is_bare(tag)
         for url in filter(None, (absolute(base, source) for source in sources)):

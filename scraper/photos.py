@@ -1,7 +1,5 @@
 """What becomes of the photos that pages show: each is asked for once, and its outcome holds from visit to visit."""
 
-from __future__ import annotations
-
 import hashlib
 import threading
 from collections import Counter
@@ -9,8 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from scraper.addresses import lasting
-from scraper.closing import STOPPED, Stats, kind_of
+from scraper.closing import CrawlStopped, Report, Stats, kind_of
 from scraper.download import Downloader, Photo
 from scraper.journal import Journal, store_photo
 from scraper.loading import LoadedPage
@@ -26,17 +23,9 @@ MOST_TRIALS = 2  # addresses of a host that are refused, yet still shown, until 
 NOT_SHOWN = "address expired, and no page shows it any more"
 MOST_IN_VAIN = 3  # times in a row that a page is opened again
 
-# Opens a page once more, in a hurry or with all that comes late; None where it cannot be had.
-TakeAgain = Callable[[bool], tuple[LoadedPage, list[Listing]] | None]
-
-
+# Opens a page once more, in a hurry or with all that comes late.
+TakeAgain = Callable[[bool], tuple[LoadedPage, list[Listing]]]
 Shown = tuple[str, str, Listing]  # a photo's name, its address, and the listing that shows it
-
-
-class CrawlStopped(Exception):
-    """The crawl ended early because going on would not help; the text says why and what to do."""
-
-    exit_code = STOPPED
 
 
 class LimitReached(Exception):
@@ -59,14 +48,7 @@ class Photos:
     Raises CrawlStopped after 20 failures in a row, and LimitReached after `limit` fetched photos.
     """
 
-    def __init__(
-        self,
-        site: Site,
-        journal: Journal,
-        downloader: Downloader,
-        limit: int | None,
-        report: Callable[[Stats, str], None],
-    ):
+    def __init__(self, site: Site, journal: Journal, downloader: Downloader, limit: int | None, report: Report):
         self.site, self.journal, self.downloader = site, journal, downloader
         self.limit, self.report = limit, report
         self.stats = Stats()
@@ -98,8 +80,10 @@ class Photos:
         expired = self._ask(_by_place(listings, self.site, self.journal), page, start)
         in_vain = 0
         while expired and in_vain < MOST_IN_VAIN:
-            again = take_again(in_vain != 1)
-            if again is None:
+            try:
+                again = take_again(in_vain != 1)
+            except (Refused, Failed) as error:
+                self.lose_page(page.asked, error)
                 break
             left = self._fetch_renewed(expired, *again, start)
             in_vain = in_vain + 1 if len(left) >= len(expired) else 0
@@ -110,6 +94,13 @@ class Photos:
                 about, error = about | {"asked": photo.address}, Failed(f"address expired: {error}")
             self._handled.add(about["url"])
             self._record_loss(about, error)
+
+    def lose_page(self, url: str, error: Refused | Failed) -> None:
+        status = "refused" if isinstance(error, Refused) else "failed"
+        with self.lock:
+            self.stats.pages_lost[kind_of(error)] += 1
+            self.journal.append_page({"url": url, "status": status, "reason": str(error)})
+            self.report(self.stats, f"{url}: not opened: {error}")
 
     def retry_earlier_failures(self) -> None:
         """Ask for what failed in earlier runs and no page of this one showed."""
@@ -176,7 +167,7 @@ class Photos:
             about = {"url": name, "page_url": page.url, "listing": listing.id}
             about |= {"label": start.label, "city": start.city} | listing.fields
             known = self.journal.outcomes.get(name)
-            is_volatile = is_again or lasting_name(address, self.site) != address
+            is_volatile = is_again or self.site.name_of(address) != address
             if is_old and is_volatile and not (known and known.is_final):
                 skipped[place] = Expired(about, address, Refused("the page is too old"), True)
             elif photo := self._photo(about, address, refusal, is_again):
@@ -196,13 +187,12 @@ class Photos:
             known = self.journal.outcomes.get(about["url"])
             if known and all(about["listing"] != shown_by for shown_by, _ in known.shown_by):
                 # only other listings showed it: theirs may differ in what looks like a signature
-                about["url"] = lasting_name(address, self.site, guess=False)
+                about["url"] = self.site.name_of(address, guess=False)
             url = about["url"]
             self._find([url])
             self._outcome_came.wait_for(lambda: url not in self._in_hand)
             self._shown[url] += not is_again
-            is_settled, outcome = self._is_settled(url, about), self.journal.outcomes.get(url)
-            if is_settled and not (is_again and not (outcome and outcome.is_final)):
+            if self._is_settled(url, about, is_again):
                 return None
             self._in_hand.add(url)
         try:
@@ -214,7 +204,7 @@ class Photos:
             self._keep(photo, about)
         except (Refused, Failed) as error:
             about |= {"asked": address} if address != url else {}
-            is_volatile = lasting_name(address, self.site) != address
+            is_volatile = self.site.name_of(address) != address
             if str(error) in EXPIRED and (is_volatile or self._trials[urlsplit(address).netloc] < MOST_TRIALS):
                 return Expired(about, address, error, is_volatile)
             self._record_loss(about, error)
@@ -224,13 +214,13 @@ class Photos:
                 self._outcome_came.notify_all()
         return None
 
-    def _is_settled(self, url: str, about: dict) -> bool:
+    def _is_settled(self, url: str, about: dict, is_again: bool) -> bool:
         """Tell whether `url` need not be asked for; note it when another listing shows a photo that we have."""
         outcome = self.journal.outcomes.get(url)
         is_new_here = url not in self._handled
         self._handled.add(url)
         if not outcome or not outcome.is_final:
-            return not is_new_here  # it failed a moment ago
+            return not is_new_here and not is_again  # it failed a moment ago
         if outcome.status == "refused":
             # what robots.txt says may have changed, and costs no request of the photo; an address that expired is new
             is_passing = outcome.reason == ROBOTS_FORBID or outcome.reason.startswith(NOT_SHOWN)
@@ -260,8 +250,8 @@ class Photos:
     def _keep(self, photo: Photo, about: dict) -> None:
         line = about | {"status": "fetched", "reason": None, "sha256": photo.sha256}
         line |= {"bytes": len(photo.content), "width": photo.width, "height": photo.height}
-        line |= {"final_url": photo.final_url} if lasting_name(photo.final_url, self.site) != about["url"] else {}
-        guess = lasting_name(about["url"], self.site)
+        line |= {"final_url": photo.final_url} if self.site.name_of(photo.final_url) != about["url"] else {}
+        guess = self.site.name_of(about["url"])
         with self.lock:
             if self.limit and self.stats.fetched >= self.limit:
                 raise LimitReached  # another browser was quicker
@@ -299,19 +289,14 @@ class Photos:
             )
 
 
-def lasting_name(url: str, site: Site, guess: bool = True) -> str:
-    """Return an address of a page or a photo without what changes from visit to visit."""
-    return lasting(url, site.selectors.ignore_query, site.selectors.ignore_path, guess)
-
-
 def names_of(listing: Listing, site: Site, journal: Journal) -> dict[str, str]:
     """Return for each photo address of a listing the name under which the photo is known from visit to visit.
 
     What is a signature by guess may tell photos apart (`show.jpg?key=7`): it belongs to the name where two photos of
     the listing would have the same name without it, or where the photo is known by it.
     """
-    guesses = {address: lasting_name(address, site) for address in listing.photos}
-    certain = {address: lasting_name(address, site, guess=False) for address in listing.photos}
+    guesses = {address: site.name_of(address) for address in listing.photos}
+    certain = {address: site.name_of(address, guess=False) for address in listing.photos}
     count = Counter(guesses.values())
     return {
         address: certain[address] if count[guess] > 1 or certain[address] in journal.outcomes else guess

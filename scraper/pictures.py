@@ -1,7 +1,5 @@
 """Which address an element of a page stands for: the largest version of its picture that can be decoded here."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Collection, Iterator
@@ -71,7 +69,7 @@ def addresses_of(
         if name.endswith("srcset") and isinstance(value, str)
         for address, size in parse_srcset(value)
     ]
-    if large := next(filter(None, (*map(_large, candidates), _linked(tag))), None):
+    if large := next(filter(None, map(_large, candidates)), None):
         return [large]
     plain = next(filter(None, (_plain(candidate, stand_ins) for candidate in candidates)), None)
     readable = [choice for choice in choices if _is_decodable(choice[0], choice[2])]
@@ -79,8 +77,8 @@ def addresses_of(
         address, size, kind = max(readable, key=lambda choice: choice[1])
         # of two formats of one size, the one that every program reads
         is_avif = "avif" in (kind or "") or address.lower().endswith(".avif")
-        return [plain] if is_avif and size == 1.0 and plain and _is_decodable(plain, None) else [address]
-    if plain and (not choices or _is_decodable(plain, None)):
+        return [plain] if is_avif and size == 1.0 and plain and _is_decodable(plain) else [address]
+    if plain and (not choices or _is_decodable(plain)):
         return [plain]
     return [choices[0][0]] if choices else _background(tag) or next(filter(None, map(_odd, candidates)), [])
 
@@ -94,48 +92,44 @@ def is_bare(tag: Tag) -> bool:
 
 
 def _large(tag: Tag) -> str | None:
-    """Return the address that an attribute keeps for a magnifier or a full screen."""
+    """Return the picture file that an attribute keeps for a full screen, or to which a small picture is a link."""
     names = [name for name in tag.attrs if LARGE.fullmatch(name) and not SMALL_SIZE.fullmatch(name)]
     values = [_unwrap(tag[name]) for name in names if isinstance(tag[name], str)]
-    return next((value for value in values if IMAGE_FILE.fullmatch(value) and _is_decodable(value, None)), None)
-
-
-def _linked(tag: Tag) -> str | None:
-    """Return the picture file that a small picture is a link to."""
     link = tag.find_parent("a", href=True) if tag.name in ("img", "picture") else None
-    address = link["href"].strip() if link and len(link.find_all("img")) == 1 else ""
-    return address if IMAGE_FILE.fullmatch(address) and _is_decodable(address, None) else None
+    if link and len(link.find_all("img")) == 1:
+        values.append(link["href"].strip())
+    return next((value for value in values if IMAGE_FILE.fullmatch(value) and _is_decodable(value)), None)
 
 
 def _plain(tag: Tag, stand_ins: Collection[str]) -> str | None:
     """Return the address that an attribute gives by itself, without a choice of sizes."""
-    if tag.name in LINKS:
-        names = known = LINKS[tag.name]
-    else:
-        own = [name for name in tag.attrs if not SMALL_SIZE.fullmatch(name) and not OTHER.fullmatch(name)]
-        known = (*LAZY_ATTRIBUTES, "src")
-        names = (*LAZY_ATTRIBUTES, *filter(LIKELY.fullmatch, own), "src", *own)
+    own = _unknown(tag)
+    names = LINKS.get(tag.name, (*LAZY_ATTRIBUTES, *filter(LIKELY.fullmatch, own), "src", *own))
     for name in names:
         value = tag.get(name)
         value = _unwrap(value) if isinstance(value, str) else ""
         if not is_address(value) or STAND_IN.fullmatch(value.rpartition("/")[2]):
             continue
-        if name == "src" and value in stand_ins or name not in known and not IMAGE_FILE.fullmatch(value):
+        if name == "src" and value in stand_ins or name in own and not IMAGE_FILE.fullmatch(value):
             continue
         return value
     shared = tag.get("src")
     return shared if shared in stand_ins and is_address(shared) else None
 
 
+def _unknown(tag: Tag) -> dict[str, str]:
+    """Return the attributes that may hold an address though nobody knows their names."""
+    known = (*LAZY_ATTRIBUTES, "src")
+    return {
+        name: value.strip()
+        for name, value in ({} if tag.name in LINKS else tag.attrs).items()
+        if isinstance(value, str) and not (name in known or SMALL_SIZE.fullmatch(name) or OTHER.fullmatch(name))
+    }
+
+
 def _odd(tag: Tag) -> list[str]:
     """Return what an attribute holds whose name nobody knows: the address of no image file, or JSON with some."""
-    own = {name: value for name, value in tag.attrs.items() if isinstance(value, str) and tag.name not in LINKS}
-    own = {
-        name: value.strip()
-        for name, value in own.items()
-        if is_address(value) and name not in (*LAZY_ATTRIBUTES, "src")
-    }
-    values = [value for name, value in own.items() if not SMALL_SIZE.fullmatch(name) and not OTHER.fullmatch(name)]
+    values = list(filter(is_address, _unknown(tag).values()))
     files = (list(dict.fromkeys(_in_text(value, None))) for value in values if value.startswith(("{", "[")))
     addresses = ([value] for value in values if re.match(r"(https?:)?//[^\s/]+/|/\w", value))
     return next(filter(None, (*files, *addresses)), [])
@@ -151,11 +145,10 @@ def _unwrap(value: str) -> str:
 
 def _background(tag: Tag) -> list[str]:
     styles = (tag.get(name) or "" for name in ("style", "data-style", BACKGROUND))
-    found = (_unwrap(style) for style in styles if STYLE_URL.search(style))
-    return list(filter(is_address, found))[:1]
+    return list(filter(is_address, (_unwrap(style) for style in styles if STYLE_URL.search(style))))[:1]
 
 
-def _is_decodable(address: str, kind: str | None) -> bool:
+def _is_decodable(address: str, kind: str | None = None) -> bool:
     extension = re.search(r"\.(\w+)$", address.partition("?")[0].lower())
     named = (kind or "").partition(";")[0].strip().lower().removeprefix("image/")
     return (named or (extension.group(1) if extension else "")).replace("heif", "heic") not in UNDECODABLE
@@ -164,18 +157,10 @@ def _is_decodable(address: str, kind: str | None) -> bool:
 def parse_srcset(text: str) -> list[tuple[str, float]]:
     """Return (address, width in pixels or density) for each candidate of a srcset; data: URIs are left out.
 
-    The order of steps is that of the HTML standard ("parse a srcset attribute"), which is why a comma inside an
-    address, as content networks write it, does no harm.
+    As the HTML standard has it, a comma inside an address, as content networks write it, is a part of it.
     """
-    choices, position = [], 0
-    while match := re.compile(r"[\s,]*(\S+)").match(text, position):
-        address, position = match.group(1), match.end()
-        descriptor = ""
-        if address.endswith(","):
-            address = address.rstrip(",")
-        else:
-            descriptor = re.compile(r"[^,]*").match(text, position).group()
-            position += len(descriptor)
+    choices = []
+    for address, descriptor in re.findall(r"([^\s,](?:\S*[^\s,])?)([^,]*)", text):
         size = re.search(r"(\d*\.?\d+)[wx]\b", descriptor)
         if is_address(address):
             choices.append((address, float(size.group(1)) if size else 1.0))
@@ -270,23 +255,18 @@ def _as_json(match: re.Match, literals: list[str]) -> str:
 
 
 def _parts(node: object) -> list:
-    """Return what a JSON value is made of."""
     return list(node.values()) if isinstance(node, dict) else node if isinstance(node, list) else []
 
 
+def walk(node: object) -> Iterator[object]:
+    """Yield a JSON value and all that is in it."""
+    yield node
+    for part in _parts(node):
+        yield from walk(part)
+
+
 def _texts(node: object) -> Iterator[str]:
-    if isinstance(node, str):
-        yield node
-    for part in _parts(node):
-        yield from _texts(part)
-
-
-def object_lists(node: object) -> Iterator[list[dict]]:
-    """Yield every list of objects in a JSON value."""
-    if isinstance(node, list) and node and all(isinstance(part, dict) for part in node):
-        yield node
-    for part in _parts(node):
-        yield from object_lists(part)
+    return (part for part in walk(node) if isinstance(part, str))
 
 
 def _follow(node: object, path: list[str]) -> Iterator[str]:
@@ -301,12 +281,13 @@ def _follow(node: object, path: list[str]) -> Iterator[str]:
         return
     step, rest = path[0], path[1:]
     if not step:
-        yield from _follow(node, rest)
-        found, rest = _parts(node), path
+        found = walk(node)
     elif isinstance(node, dict):
         found = [part for name, part in node.items() if step in (name, "*")]
-    elif step.isdigit() or step == "*":
-        found = _parts(node)[int(step) :][:1] if step != "*" else _parts(node)
+    elif step == "*":
+        found = _parts(node)
+    elif step.isdigit():
+        found = _parts(node)[int(step) :][:1]
     else:
         found, rest = _parts(node), path
     for part in found:

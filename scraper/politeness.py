@@ -1,7 +1,5 @@
 """How often a host may be asked, and what its robots.txt allows."""
 
-from __future__ import annotations
-
 import itertools
 import random
 import threading
@@ -192,6 +190,11 @@ def parse_retry_after(text: str) -> float | None:
         return None
 
 
+def forbidding_word(text: str) -> str | None:
+    """Return the word of a `robots` header or tag that keeps photos out of data sets, or None."""
+    return min({word.strip().lower() for word in text.split(",")} & AI_REFUSALS, default=None)
+
+
 class Robots:
     """Each host's robots.txt by RFC 9309, closed on doubt.
 
@@ -201,7 +204,8 @@ class Robots:
 
     def __init__(self, fetch: Callable[[str, int], tuple[int, bytes]], pacer: Pacer):
         self.fetch, self.pacer = fetch, pacer
-        self._rules: dict[str, tuple[float, Protego | None, str]] = {}
+        # origin -> when it was read, and its rules, or in words why there are none
+        self._rules: dict[str, tuple[float, Protego | str]] = {}
         self._reading: dict[str, threading.Lock] = {}
 
     def check(self, url: str) -> None:
@@ -209,24 +213,23 @@ class Robots:
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc}".lower()
         with self._reading.setdefault(origin, threading.Lock()):  # several threads ask for it once
-            read_at, rules, trouble = self._rules.get(origin, (0.0, None, ""))
-            if origin not in self._rules or self.pacer.clock() - read_at > ROBOTS_LIFETIME:
-                rules, trouble = self._read(origin)
-                self._rules[origin] = (self.pacer.clock(), rules, trouble)
-        if rules is None:
-            raise Failed(f"robots.txt cannot be read: {trouble}")
+            if origin not in self._rules or self.pacer.clock() - self._rules[origin][0] > ROBOTS_LIFETIME:
+                self._rules[origin] = self.pacer.clock(), self._read(origin)
+        _, rules = self._rules[origin]
+        if isinstance(rules, str):
+            raise Failed(f"robots.txt cannot be read: {rules}")
         if not rules.can_fetch(url, ROBOT_NAME):
             raise Refused(ROBOTS_FORBID)
 
-    def _read(self, origin: str) -> tuple[Protego | None, str]:
+    def _read(self, origin: str) -> Protego | str:
         try:
             status, content = self.fetch(f"{origin}/robots.txt", ROBOTS_LIMIT)
         except (Failed, Refused) as error:
-            return None, str(error)
+            return str(error)
         if 400 <= status < 500 and status != 429:
-            return Protego.parse(""), ""
+            return Protego.parse("")
         if not 200 <= status < 300:
-            return None, f"status {status}"
+            return f"status {status}"
         if len(content) >= ROBOTS_LIMIT:
             content = content[: content.rfind(b"\n") + 1]
         rules = Protego.parse(content.decode("utf-8-sig", errors="replace"))
@@ -234,4 +237,4 @@ class Robots:
         by_rate = rate.seconds / rate.requests if rate and rate.requests else 0.0
         if delay := max(rules.crawl_delay(ROBOT_NAME) or 0.0, by_rate):
             self.pacer.set_crawl_delay(origin, delay)
-        return rules, ""
+        return rules

@@ -1,7 +1,5 @@
 """Reads the archived pages again, offline: what a corrected site file finds in pages that may be gone by now."""
 
-from __future__ import annotations
-
 from scraper.journal import Journal, read_archived_page
 from scraper.pages import Listing, extract_detail, extract_listings
 from scraper.photos import RESULT_KEYS, names_of

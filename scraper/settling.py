@@ -1,15 +1,8 @@
-"""When a page may be taken: everything on it was in view once, and nothing new has come for a moment.
-
-This is the one place that decides so. A page is walked through from card to card, as a reader scrolls, because many
-pages give a card its photo only when it comes into view, and some remove cards that have left it. Each card is
-kept as it was when it was complete; those that the page no longer shows in the end are added to its HTML.
-"""
-
-from __future__ import annotations
+"""When a page may be taken: everything on it was in view once, and nothing new has come for a moment."""
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +11,6 @@ from selenium.webdriver.common.by import By
 
 from scraper.cards import Cards
 from scraper.pictures import BACKGROUND
-from scraper.politeness import Busy, Failed
 from scraper.site import split_selector
 
 if TYPE_CHECKING:
@@ -34,24 +26,19 @@ MAX_CLICKS = 3  # on what stands in the way, while it does nothing: a page's scr
 PAGE = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 
 
-def script(name: str) -> str:
-    """Return the script that calls a function of page.js in a page."""
-    return f"{PAGE}\nreturn {name}(...arguments);"
-
-
-PRESS, SHOWS, SURVEY = map(script, ("press", "shows", "survey"))
-
-
 class Settling:
     """The page that a browser shows at `url`, a listing's own with `is_detail`, and what is known of its cards.
 
+    It is walked through from card to card, as a reader scrolls, because many pages give a card its photo only when it
+    comes into view, and some remove cards that have left it: `cards` keeps each as it was when it was complete.
     Loading ends at about `most` cards. What may make the site work is done when the browser's downloader permits it.
     """
 
-    def __init__(self, browser: Browser, url: str, most: int, is_detail: bool):
+    def __init__(self, browser: "Browser", url: str, most: int | None, is_detail: bool):
         self.driver, self.site, self.traffic = browser.driver, browser.site, browser.traffic
         self.downloader, self.paging = browser.downloader, browser.site.paging
-        self.url, self.most, self.is_detail = url, most, is_detail
+        self.url, self.is_detail = url, is_detail
+        self.most = min(most or self.paging.max_listings, self.paging.max_listings)
         self.odd: str | None = None  # what may be missing, in words
         # of a card, and of the photos in it; in a gallery each photo is a card
         self._selector = split_selector(self.site.detail.photos)[0] if is_detail else self.site.selectors.listing
@@ -67,9 +54,9 @@ class Settling:
         self._paid = -1  # requests that had been started at the last permit
         self._bare_patience = self._longest_for_bare = max(self.paging.settle, self.paging.patience / 2)
 
-    def permit(self) -> AbstractContextManager:
-        """Return the context in which the page may be made to ask its site for something."""
-        return self.downloader.permit(self.url)
+    def run(self, function: str, *arguments: object) -> object:
+        """Call a function of page.js in the page."""
+        return self.driver.execute_script(f"{PAGE}\nreturn {function}(...arguments);", *arguments)
 
     def begin(self) -> None:
         """Read every card anew, as when an alert box cut an answer off."""
@@ -81,7 +68,7 @@ class Settling:
         where = self._selector or "html", self._photos, move, self._again, BACKGROUND, target
         within, changed_at = 1000 * self.paging.patience, self.cards.changed_at
         is_new, end = changed_at != self._changed_at, self.paging.end
-        self.answer = self.driver.execute_script(SURVEY, *where, within, is_new, end)
+        self.answer = self.run("survey", *where, within, is_new, end)
         self._again, self._changed_at = False, changed_at
         self.cards.take(self.answer)
         return self.answer["moved"]
@@ -98,10 +85,7 @@ class Settling:
 
     def shows(self, selector: str | None) -> bool:
         """Tell whether the page shows a marker; one that is hidden does not count."""
-        return bool(selector) and self.driver.execute_script(SHOWS, selector)
-
-    def find(self, selector: str) -> list:
-        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+        return bool(selector) and self.run("shows", selector)
 
     def at_end(self) -> bool:
         return self.answer["ended"]
@@ -126,7 +110,7 @@ class Settling:
         waiting = [selector for selector in left if not self._clicks[selector]]
         if waiting and not self.is_in_frame and time.monotonic() - self._frames_at > LONGEST_FRAME / 2:
             self._frames_at = time.monotonic()
-            for frame in self.find("iframe"):
+            for frame in self.driver.find_elements(By.CSS_SELECTOR, "iframe"):
                 # a dialog may take its frame with it
                 with suppress(NoSuchFrameException, NoSuchWindowException, StaleElementReferenceException):
                     self.driver.switch_to.frame(frame)
@@ -139,18 +123,27 @@ class Settling:
             clicks = self._clicks[selector]
             if clicks and time.monotonic() - clicks[-1][0] < 1.0:
                 continue
-            if size := self.driver.execute_script(PRESS, selector, False, clicks[-1][1] if clicks else 0):
+            if size := self.run("press", selector, False, clicks[-1][1] if clicks else 0):
                 clicks.append((time.monotonic(), size))
                 self._paid = -1
 
     def settle_walking(self) -> None:
-        """Walk to the end of the page and wait there until it has settled; again where cards came meanwhile."""
+        """Walk to the end of the page and wait there until it has settled; again where cards came meanwhile.
+
+        It has when nothing new came for the time of `settle`, no script waits for data and no timer is to run.
+        """
+
+        def is_settled() -> bool:
+            self._look_again()
+            return not self.answer["alive"] or self._is_calm(0.0, self.paging.settle)
+
         for _ in range(MAX_ROUNDS):
             self.walk()
             while self.answer["alive"] and not self.is_enough() and self.scroll_on(0):
                 self.walk()
             before = len(self.cards.noticed)
-            self._settle()
+            if self.answer["alive"] and not self.until(is_settled, self._longest):
+                self.odd = f"still changing after {self._longest:g} s"
             self.cards.keep()
             if self.loads >= self.paging.max_pages:
                 self.odd = "stopped at paging.max_pages while more cards came"
@@ -163,13 +156,12 @@ class Settling:
 
     def _visit_unseen(self) -> bool:
         """Bring cards into view that came above where the page stood; tell whether there were any."""
-        count = 0
+        were_any = False
         while self.answer["alive"] and (serial := self.cards.take_unseen()) is not None:
-            if self.survey("to", serial):
-                self._redraw()
+            if self._move("to", serial):
                 self._look()
-                count += 1
-        return count > 0
+                were_any = True
+        return were_any
 
     def walk(self) -> None:
         """Bring each card and picture into view that was not, from where the page stands downwards."""
@@ -179,30 +171,24 @@ class Settling:
             if is_all_seen or not self.answer["alive"] or self.is_enough():
                 return
             known = len(self.cards.keys)
-            with self._pace(self.answer["unseen"] <= len(self.answer["inView"])):
-                self.survey("on")
-            self._redraw()
+            self._move("on", may_load=self.answer["unseen"] <= len(self.answer["inView"]))
             self._look()
-            self.note_load(known)
-
-    def take_refusal(self) -> Busy | Failed | None:
-        """Return the error that a script of the page got last from the site, None without; each once."""
-        return self.traffic.take_refusal(self.url, self.cards.changed_at)
+            self._note_load(known)
 
     def start_paying(self) -> None:
         """Take the page itself as permitted; what its scripts ask for from now on costs a turn."""
         self._paid = self.traffic.started()
 
-    def _pace(self, may_load: bool) -> AbstractContextManager:
-        """Return the site's permission for a step near the end of a list, unless none has caused a request lately."""
-        started = self.traffic.started()
-        if not may_load or started == self._paid:
-            return nullcontext()
-        self._paid = started
-        return self.permit()
+    def _move(self, move: str, target: int | None = None, may_load: bool = False) -> str:
+        """Move, wait until the page was drawn, a moment longer where the last known card is in view; return what moved.
 
-    def _redraw(self) -> None:
-        """Wait until the page was drawn after it moved, and a moment longer where the last known card is in view."""
+        Near the end of a list a step needs the site's permission, unless none has caused a request lately.
+        """
+        started = self.traffic.started()
+        is_paid = not may_load or started == self._paid
+        self._paid = self._paid if is_paid else started
+        with nullcontext() if is_paid else self.downloader.permit(self.url):
+            moved = self.survey(move, target)
         changed_at, began = self.cards.changed_at, time.monotonic()
 
         def is_drawn() -> bool:
@@ -210,7 +196,9 @@ class Settling:
             more = self.answer["unseen"] or self.answer["bare"] or self.cards.changed_at != changed_at
             return self.answer["drawn"] and (more or time.monotonic() - began > REDRAW)
 
-        self.until(is_drawn, LONGEST_FRAME)
+        if moved or target is None:
+            self.until(is_drawn, LONGEST_FRAME)
+        return moved
 
     def _look(self) -> None:
         """Wait until each card in view is complete, or nothing has changed for a while; then keep what is there."""
@@ -230,16 +218,6 @@ class Settling:
         self.click_away()
         self.survey()
 
-    def _settle(self) -> None:
-        """Wait until nothing new has come for the time of `settle`, no script waits for data and no timer is to run."""
-
-        def is_settled() -> bool:
-            self._look_again()
-            return not self.answer["alive"] or self._is_calm(0.0, self.paging.settle)
-
-        if self.answer["alive"] and not self.until(is_settled, self._longest):
-            self.odd = f"still changing after {self._longest:g} s"
-
     def _is_calm(self, since: float, seconds: float) -> bool:
         """Tell whether nothing new has come for `seconds`, or for `patience` while something is still on its way.
 
@@ -254,38 +232,34 @@ class Settling:
         """Scroll beyond the last card and tell whether new ones came, at the bottom within `patience` seconds."""
         known = len(self.cards.keys)
         for _ in range(MAX_STEPS):
-            with self._pace(True):
-                moved = self.survey("on")
-            self._redraw()
+            moved = self._move("on", may_load=True)
             if len(self.cards.keys) > known or self.at_end() or moved != "further":
                 break
-        if patience and not self.has_more(known, patience / 2):
+        if patience and not self._has_more(known, patience / 2):
             # some loaders watch for movement: a step back up before the end is reached again
-            self.survey("back")
-            self._redraw()
-            with self._pace(True):
-                while self.survey("on") == "further":
-                    time.sleep(POLL)
-            self.has_more(known, patience / 2)
-        return self.note_load(known)
+            self._move("back")
+            while self._move("on", may_load=True) == "further":
+                pass
+            self._has_more(known, patience / 2)
+        return self._note_load(known)
 
     def press(self, selector: str) -> bool:
         """Click the button that shows more, or others, and tell whether cards came that were not there before."""
         known = len(self.cards.keys)
-        with self.permit():
-            if not self.driver.execute_script(PRESS, selector, True):
+        with self.downloader.permit(self.url):
+            if not self.run("press", selector, True):
                 return False
-        came = self.has_more(known, self.paging.patience) and self.note_load(known)
+        came = self._has_more(known, self.paging.patience) and self._note_load(known)
         if not came and not self.scroll_on(0):  # to where a list draws what it got
             return False
         self.survey("first")
         return True
 
-    def note_load(self, known: int) -> bool:
+    def _note_load(self, known: int) -> bool:
         self.loads += len(self.cards.keys) > known
         return len(self.cards.keys) > known
 
-    def has_more(self, known: int, seconds: float) -> bool:
+    def _has_more(self, known: int, seconds: float) -> bool:
         """Tell whether new cards, or the end marker, came within `seconds`, or with an answer that is on its way."""
         began = time.monotonic()
 
@@ -294,4 +268,5 @@ class Settling:
             is_there = len(self.cards.keys) > known or self.at_end()
             return is_there or time.monotonic() - began > seconds and not self.traffic.are_pending()
 
-        return self.until(is_over, self._longest) and (len(self.cards.keys) > known or self.at_end())
+        self.until(is_over, self._longest)
+        return len(self.cards.keys) > known or self.at_end()

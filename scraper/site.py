@@ -8,11 +8,12 @@ import shlex
 import tomllib
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from urllib.parse import quote_plus, urlsplit, urlunsplit
+from urllib.parse import quote_plus, urlsplit
 
 import soupsieve
 
 from scraper import __version__
+from scraper.addresses import lasting
 
 SITES = Path(__file__).parent / "sites"
 PAGING_KINDS = ("none", "scroll", "button", "next", "numbered")
@@ -135,11 +136,9 @@ class Site:
         base = urlsplit(base_url)
         if base.scheme not in ("http", "https") or not base.netloc:
             raise SiteError(f"--base-url {base_url!r} is no address; write it as http://127.0.0.1:8000")
-
-        def move(url: str) -> str:
-            return urlunsplit((base.scheme, base.netloc, *urlsplit(url)[2:]))
-
-        return replace(self, starts=tuple(replace(start, url=move(start.url)) for start in self.starts))
+        moved = (urlsplit(start.url)._replace(scheme=base.scheme, netloc=base.netloc) for start in self.starts)
+        starts = (replace(start, url=url.geturl()) for start, url in zip(self.starts, moved, strict=True))
+        return replace(self, starts=tuple(starts))
 
     def starting_at(self, url: str, label: str | None = None, city: str | None = None) -> Site:
         """Return the site with `url` as its only start; label and city come from the start entry that it resembles.
@@ -155,6 +154,10 @@ class Site:
             raise SiteError(f"{url} could be any of {', '.join(sorted(labels))}; say which with --label")
         cities = {start.city for start in kin if start.url == url}
         return replace(self, starts=(Start(url, label or labels.pop(), city or (cities.pop() if cities else None)),))
+
+    def name_of(self, url: str, guess: bool = True) -> str:
+        """Return the name of a page or a photo: its address without what changes from visit to visit."""
+        return lasting(url, self.selectors.ignore_query, self.selectors.ignore_path, guess)
 
 
 ROBOT_NAME = "CarspotterScraper"
@@ -175,25 +178,21 @@ def load_site(name: str) -> Site:
 
 def parse_site(content: dict, path: Path) -> Site:
     """Return the Site that the content of a site file describes. Raises SiteError, naming `path` and the key."""
+    content = {"name": path.stem, "source": path.stem} | content
+    tables = {"paging": Paging, "selectors": Selectors, "detail": Detail, "politeness": Politeness, "request": Request}
     try:
-        site = _read({"name": path.stem, "source": path.stem} | content, path.parent)
+        content["starts"] = _read_starts(content.pop("start", []))
+        content |= {key: _fill(kind, content[key], key) for key, kind in tables.items() if key in content}
+        site = _fill(Site, content, "the file")
+        if site.request.ca_file:
+            ca_file = path.parent / site.request.ca_file
+            if not ca_file.is_file():
+                raise SiteError(f"ca_file {str(ca_file)!r} is not there")
+            site = replace(site, request=replace(site.request, ca_file=str(ca_file)))
         _check(site)
     except SiteError as error:
         raise SiteError(f"{path}: {error}") from None
     return site
-
-
-def _read(content: dict, folder: Path) -> Site:
-    content["starts"] = _read_starts(content.pop("start", []))
-    tables = {"paging": Paging, "selectors": Selectors, "detail": Detail, "politeness": Politeness, "request": Request}
-    content |= {key: _fill(kind, content[key], key) for key, kind in tables.items() if key in content}
-    site = _fill(Site, content, "the file")
-    if not site.request.ca_file:
-        return site
-    ca_file = folder / site.request.ca_file
-    if not ca_file.is_file():
-        raise SiteError(f"ca_file {str(ca_file)!r} is not there")
-    return replace(site, request=replace(site.request, ca_file=str(ca_file)))
 
 
 def _read_starts(entries: list[dict]) -> tuple[Start, ...]:

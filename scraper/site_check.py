@@ -1,7 +1,5 @@
 """Tries a site file on one live page and shows what each selector finds."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterator, Sequence
@@ -9,19 +7,10 @@ from collections.abc import Iterator, Sequence
 import soupsieve
 from bs4 import BeautifulSoup, Tag
 
+from scraper import pages
 from scraper.browser import Browser
-from scraper.closing import NO_PAGES, advice
+from scraper.closing import Stats, gaps_with_advice
 from scraper.loading import LoadedPage
-from scraper.pages import (
-    Listing,
-    extract_detail,
-    extract_listings,
-    hints,
-    is_challenge,
-    is_empty_search,
-    read,
-    title_of,
-)
 from scraper.politeness import Failed, Refused
 from scraper.site import Site, named_selectors, split_selector
 
@@ -36,68 +25,55 @@ def check_site(site: Site, browser: Browser) -> tuple[str, bool]:
     Returns what was found, in words, and whether a crawl with this site file would find photos.
     """
     start = site.starts[0].url
-    example = own_page = None
+    own_page = None
     try:
         page = next(browser.load(start))
-        listings = extract_listings(page.html, page.url, site)
-        if listings:
-            example = listings[0]
+        listings = pages.extract_listings(page.html, page.url, site)
+        example = listings[0] if listings else None
         if example and site.detail and example.link:
             own_page = browser.open(example.link)
-            example = extract_detail(own_page.html, own_page.url, site, example)
+            example = pages.extract_detail(own_page.html, own_page.url, site, example)
     except (Refused, Failed) as error:
         return f"{start.replace('{page}', str(site.paging.first_page))}: not opened: {error}", False
     photos = list(dict.fromkeys(url for listing in listings for url in listing.photos))
-    lines = [f"{page.url} ({page.stopped_by})", *_describe(page), *_table(page, site, photos, is_detail=False)]
+    lines = [f"{page.url} ({page.stopped_by})", *_describe(page, site, photos, is_detail=False)]
     if site.paging.kind is None:
         lines.append("no paging.kind: a crawl reads this one page of each start")
     if page.more and site.paging.kind != "numbered":
         lines.append(f"{page.more!r} seems to lead on to further listings: name it under [paging]")
     if own_page:
-        lines += ["", f"{own_page.url} (the first listing's own page)", *_describe(own_page)]
-        lines += _table(own_page, site, example.photos, is_detail=True)
+        lines += ["", f"{own_page.url} (the first listing's own page)"]
+        lines += _describe(own_page, site, example.photos, is_detail=True)
+    where = "their photos on their own pages" if site.detail else f"{len(photos)} photos on this page"
+    lines += ["", f"{len(listings)} listings, {where}"]
+    missing = Stats(merged=sum(listing.cards - 1 for listing in listings))
     if site.detail:
-        lines += ["", f"{len(listings)} listings, their photos on their own pages"]
+        missing.without_address = sum(not listing.link for listing in listings)
     else:
-        lines += ["", f"{len(listings)} listings, {len(photos)} photos on this page"]
-    lines += _summary(site, page, listings, example)
-    if is_usable := bool(example and example.photos):
-        return "\n".join(lines), is_usable
-    return "\n".join([*lines, "a crawl would find nothing: correct the selectors marked with ✗"]), is_usable
-
-
-def _describe(page: LoadedPage) -> Iterator[str]:
-    """Yield lines on how the page was answered and what it calls itself."""
-    yield f"  status {page.http_status or 'unknown'}, title {title_of(page.html)!r}"
-    if is_challenge(page.html):
-        yield "  this page turns robots away, or asks who is there"
-    if page.odd:
-        yield f"  {page.odd}"
-
-
-def _summary(site: Site, page: LoadedPage, listings: list[Listing], example: Listing | None) -> Iterator[str]:
-    """Yield lines on what is missing, and on the first listing."""
-    if site.detail and (without := sum(not listing.link for listing in listings)):
-        yield f"{without} {NO_PAGES}: {advice(NO_PAGES)}"
-    if not site.detail and (bare := sum(not listing.photos for listing in listings)):
-        yield f"{bare} listings have no photo"
-    if merged := sum(listing.cards - 1 for listing in listings):
-        yield f"{merged} cards were merged into another's listing: `id` does not tell them apart"
+        missing.without_photos = sum(not listing.photos for listing in listings)
+    lines += gaps_with_advice(missing)
     if example:
-        yield f"the first: id {example.id!r}, {len(example.photos)} photos"
-        yield from map("  {}".format, example.photos[:3])
-        yield from (f"  {name}: {value}" for name, value in example.fields.items())
-    elif is_empty_search(page.html, site):
-        yield "the page says itself that nothing was found; try another --start-url"
+        values = [*example.photos[:3], *(f"{name}: {value}" for name, value in example.fields.items())]
+        lines += [f"the first: id {example.id!r}, {len(example.photos)} photos", *map("  {}".format, values)]
+    elif pages.is_empty_search(page.html, site):
+        lines.append("the page says itself that nothing was found; try another --start-url")
     else:
-        yield from hints(page.html)
+        lines += pages.hints(page.html)
+    is_usable = bool(example and example.photos)
+    lines += [] if is_usable else ["a crawl would find nothing: correct the selectors marked with ✗"]
+    return "\n".join(lines), is_usable
 
 
-def _table(page: LoadedPage, site: Site, photos: Sequence[str], is_detail: bool) -> Iterator[str]:
-    """Yield a line for each selector: elements found, photo addresses, and the first value.
+def _describe(page: LoadedPage, site: Site, photos: Sequence[str], is_detail: bool) -> Iterator[str]:
+    """Yield how a page was answered, and a line for each selector: elements found, addresses, and the first value.
 
     For one that finds nothing this is the nearest selector that would find something.
     """
+    yield f"  status {page.http_status or 'unknown'}, title {pages.title_of(page.html)!r}"
+    if pages.is_challenge(page.html):
+        yield "  this page turns robots away, or asks who is there"
+    if page.odd:
+        yield f"  {page.odd}"
     soup = BeautifulSoup(page.html, "html.parser")
     cards = soup.select(site.selectors.listing)
     selectors = {
@@ -110,15 +86,16 @@ def _table(page: LoadedPage, site: Site, photos: Sequence[str], is_detail: bool)
         scopes = cards if name.startswith(IN_CARDS) else [soup]
         css, attribute = split_selector(selector)
         found = [tag for scope in scopes for tag in (scope.select(css) if css else [scope])]
+        is_photos = name.endswith("photos")
         default = "href" if name == "selectors.link" else None
-        values = photos if name.endswith("photos") else (read(scope, selector, default) for scope in scopes)
+        values = photos if is_photos else (pages.read(scope, selector, default) for scope in scopes)
         first = next(filter(None, values), "")
-        mark = "✓" if found and (first or not name.endswith("photos")) else "–" if name in NOT_AT_FIRST else "✗"
+        mark = "✓" if found and (first or not is_photos) else "–" if name in NOT_AT_FIRST else "✗"
         if not found and name not in NOT_AT_FIRST:
             first = nearest_selector(scopes, css)
         elif found and attribute and not first:
             first = f"no {attribute}; the first has {', '.join(found[0].attrs) or 'no attribute'}"
-        count = f", {len(photos)} addresses" if name.endswith("photos") else ""
+        count = f", {len(photos)} addresses" if is_photos else ""
         yield f"  {mark} {name:<{width}}  {len(found):>4} × {selector!r}{count}  {first[:80]}".rstrip()
 
 

@@ -1,7 +1,5 @@
 """What a page asks for while it is open, from the browser's own log of its requests."""
 
-from __future__ import annotations
-
 import json
 import time
 from urllib.parse import urldefrag, urlsplit
@@ -45,15 +43,14 @@ class Traffic:
         A request made after `since`, as time.monotonic() tells, that still has no answer is one, too.
         """
         self._read()
-        found = [refusal for refusal in self._refusals if _site_of(refusal[0]) == _site_of(page_url)]
+        unanswered = [(url, None, None) for began, url in self._pending.values() if began > since]
+        ours = [found for found in (*unanswered, *self._refusals) if _site_of(found[0]) == _site_of(page_url)]
         self._refusals.clear()
-        if found:
-            _, status, seconds = found[-1]
-            said = f"a script's request was {f'answered with status {status}' if status else 'not answered'}"
-            return Failed(said) if status and status not in BUSY else Busy(said, page_url, seconds)
-        urls = [url for began, url in self._pending.values() if began > since]
-        is_ours = any(_site_of(url) == _site_of(page_url) for url in urls)
-        return Failed("a script's request was not answered") if is_ours else None
+        if not ours:
+            return None
+        _, status, seconds = ours[-1]
+        said = f"a script's request was {f'answered with status {status}' if status else 'not answered'}"
+        return Busy(said, page_url, seconds) if status in (0, *BUSY) else Failed(said)
 
     def _read(self) -> None:
         """Take note of what the browser logged since the last time."""

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import features
 
-from scraper.closing import Stats, closing_table, exit_code
-from scraper.crawl import Crawl, CrawlStopped, NoListings
+from scraper.closing import CrawlStopped, Stats, closing_table, exit_code
+from scraper.crawl import Crawl, NoListings
 from scraper.download import Downloader, verify_photo
 from scraper.journal import Journal
 from scraper.loading import LoadedPage

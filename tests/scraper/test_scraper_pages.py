@@ -18,7 +18,6 @@ from scraper.pages import (
     is_busy,
     is_challenge,
     is_end_of_search,
-    read_card,
 )
 from scraper.pictures import parse_srcset
 from scraper.site import SITES, SiteError, load_site, parse_site
@@ -422,10 +421,12 @@ def test_cards_without_any_identity_stay_apart():
 
 
 def test_a_card_whose_clock_ticks_stays_the_same_card():
-    read = site(selectors={"listing": ".card", "photos": "img"})
+    cards = Cards(site(selectors={"listing": ".card", "photos": "img"}), False)
     card = '<div class="card"><h2>Swift 2015, 4 km away</h2>ends in 1:02:{}, seen {} min ago</div>'
-    keys = [read_card(BeautifulSoup(card.format(*now), "html.parser").div, read)[1] for now in ((59, 3), ("07", 4))]
-    assert keys[0] == keys[1] and keys[0].startswith("Swift 2015, 4 km away")
+    for now in ((59, 3), ("07", 4)):
+        cards.take({"token": "page", "serials": [0], "inView": [0], "changed": [(0, card.format(*now))]})
+    (key,) = cards.keys
+    assert key.startswith("Swift 2015, 4 km away")
 
 
 def test_an_element_that_shows_another_car_waits_for_its_photo():
