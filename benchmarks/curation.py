@@ -1,11 +1,14 @@
 """How much junk does a person find by looking at the worst-ranked photos, before and after some have been reviewed?
 
     python benchmarks/curation.py REAL_PHOTOS --cache DIR [--weights FILE] [--train FRAMEWORK] [--seeds 10 11 12]
+                                  [--curve FILE.csv --name COLUMN]
 
 REAL_PHOTOS holds two class folders and the folders `other-model` and `unusable`; photos of the latter are given one of
 the two labels at random, by seed. A reviewer works down the ranking in three rounds of 20 and always says the truth;
 the photos are ranked anew after each round. The reviewed photos count as looked at. With `--train` models learn from
 the falsely labelled photos first, as `carspotter curate --train` has them do: from scratch, or from the weights given.
+`--curve` adds the first pass to a table that notebook 02 draws: share of the junk found by share of photos inspected,
+mean over the seeds.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from carspotter.models.experiments import TRAINING_DTYPES
 from carspotter.models.store import FRAMEWORKS
 from carspotter.models.transfer import cached_features, extract_features, hash_file, identify_weights
 from carspotter.photos.images import decode_image
+from carspotter.photos.table import write_table
 
 JUNK = ("other-model", "unusable")
 ROUNDS = (20, 20, 20)
@@ -38,12 +42,21 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="features are kept here; outside the repository")
     parser.add_argument("--train", choices=FRAMEWORKS)
     parser.add_argument("--dtype", choices=TRAINING_DTYPES, default="float32")
+    parser.add_argument("--curve", type=Path)
+    parser.add_argument("--name", default="found", help="of the curve's column")
     options = parser.parse_args()
     files = sorted(file for folder in options.photos.iterdir() for file in folder.iterdir())
     kinds = np.array([file.parent.name for file in files])
     key = hash_file(options.weights) if options.weights else "appearance"
     features = cached_features(options.cache, key, [file.name for file in files], lambda: describe(files, options))
-    rows = [measure(features, kinds, seed, files, options) for seed in options.seeds]
+    rows, curves = zip(*(measure(features, kinds, seed, files, options) for seed in options.seeds), strict=True)
+    if options.curve:
+        table = pd.DataFrame({"inspected": np.linspace(0, 1, 101)})
+        if options.curve.exists():
+            table = pd.read_csv(options.curve)
+        found = np.r_[0, np.mean(curves, axis=0)]
+        table[options.name] = found[np.round(table["inspected"] * len(files)).astype(int)].round(4)
+        write_table(options.curve, table)
     table = pd.DataFrame(rows, index=pd.Index(options.seeds, name="seed"))
     print(table.round(3).to_string())
     print(f"mean  {table.mean().round(3).to_dict()}")
@@ -71,7 +84,10 @@ def learn(labels: np.ndarray, files: list[Path], seed: int, options) -> tuple[np
     return learnt[:, 0], learnt[:, 1:]
 
 
-def measure(features: np.ndarray, kinds: np.ndarray, seed: int, files: list[Path], options) -> dict[str, float]:
+def measure(
+    features: np.ndarray, kinds: np.ndarray, seed: int, files: list[Path], options
+) -> tuple[dict[str, float], np.ndarray]:
+    """Return the figures of a seed, and the share of the junk found after each photo of the first pass."""
     junk = np.isin(kinds, JUNK)
     classes = sorted(set(kinds) - set(JUNK))
     labels = np.where(junk, np.random.default_rng(seed).choice(classes, len(kinds)), kinds)
@@ -83,7 +99,8 @@ def measure(features: np.ndarray, kinds: np.ndarray, seed: int, files: list[Path
     said = np.full(len(kinds), np.nan)
     budget = round(0.2 * len(kinds))
     scores = rank_photos(features, labels, groups, doubts=doubts)["score"].to_numpy()
-    worst = np.argsort(-scores, kind="stable")[:budget]
+    order = np.argsort(-scores, kind="stable")
+    worst, curve = order[:budget], junk[order].cumsum() / junk.sum()
     row = {"first pass": junk[worst].sum() / junk.sum()}
     row |= {kind: np.isin(np.flatnonzero(kinds == kind), worst).mean() for kind in JUNK}
     for photos in ROUNDS:
@@ -94,7 +111,7 @@ def measure(features: np.ndarray, kinds: np.ndarray, seed: int, files: list[Path
     unseen = np.flatnonzero(np.isnan(said))
     rest = unseen[np.argsort(-scores[unseen], kind="stable")[: budget - sum(ROUNDS)]]
     found = junk[rest].sum() + np.nansum(said)
-    return row | {"rejects in 60": np.nanmean(said), "after 60": found / junk.sum()}
+    return row | {"rejects in 60": np.nanmean(said), "after 60": found / junk.sum()}, curve
 
 
 if __name__ == "__main__":

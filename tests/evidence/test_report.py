@@ -10,6 +10,7 @@ import pytest
 from carspotter.evidence.report import (
     RECIPES,
     STEPS,
+    framework_runs,
     framework_verdicts,
     recipes_report,
     recorded_steps,
@@ -18,7 +19,13 @@ from carspotter.evidence.report import (
     verdicts_report,
     write_report,
 )
-from carspotter.evidence.results import compare_runs, correct_by_photo, results_of, training_accuracy
+from carspotter.evidence.results import (
+    beside_recorded,
+    compare_runs,
+    correct_by_photo,
+    results_of,
+    training_accuracy,
+)
 from carspotter.evidence.selection import choose_run
 from carspotter.models.store import COLUMNS, load_run
 from carspotter.paths import Study
@@ -56,7 +63,8 @@ def record(study, framework, seed, wrong=(), photos=range(40), earlier=None, exp
     scores = np.stack([np.stack([1.0 - after, after], axis=1) for after in epochs])
     np.savez(folder / "validation_epochs.npz", scores=scores.astype(np.float16))
     (folder / "spec.json").write_text(json.dumps({"class_names": ["swift", "wagonr"], "framework": framework}))
-    pd.DataFrame({"epoch": [1, 2], "train_accuracy": [0.7, 0.8]}).to_csv(folder / "history.csv", index=False)
+    history = {"epoch": [1, 2, 3, 4], "train_accuracy": 0.8, "validation_accuracy": [0.5, 0.6, 0.7, 0.8 + seed / 10]}
+    pd.DataFrame(history).to_csv(folder / "history.csv", index=False)
     fields = {column: "" for column in COLUMNS} | {"run": run, "experiment": experiment, "framework": framework}
     fields |= {"seed": seed, "quick": False, "epochs": 2, "split_version": "v", "processor_seconds": 60}
     fields |= {"last_inference_train_accuracy": 0.8} | row
@@ -86,6 +94,22 @@ def test_runs_on_other_photos_are_refused(study):
 
 def test_training_accuracy_is_that_of_the_last_epoch_at_inference(study):
     assert training_accuracy(record(study, "torch", 1, last_inference_train_accuracy=0.93)) == 0.93
+
+
+def test_a_live_training_is_put_beside_the_recorded_seeds_at_the_same_epochs(study):
+    runs = [record(study, "torch", seed, image_size=64, train_photos=1200) for seed in (0, 1)]
+    said = "here, {} in recorded runs (torch, 64 px, 1,200 photos, seeds: 2)"
+    assert beside_recorded([0.9, 0.6, 0.6, 0.3], runs) == "validation, epochs 2 to 4: 0.500 " + said.format("0.717")
+    assert beside_recorded([0.4], runs) == "validation, epochs 1 to 1: 0.400 " + said.format("0.500")
+
+
+def test_frameworks_are_shown_at_the_settings_that_most_of_them_share(study):
+    record(study, "keras", 0, dtype="float32")
+    record(study, "tensorflow", 0, dtype="float32")
+    for seed in range(3):
+        record(study, "torch", seed, dtype="bfloat16")
+    assert {name: len(runs) for name, runs in framework_runs(study, "cnn").items()} == {"keras": 1, "tensorflow": 1}
+    assert framework_runs(study, "another") == {}
 
 
 def test_recipes_are_compared_on_the_seeds_they_share(study):

@@ -152,17 +152,20 @@ def verdicts_report(study: Study, questions: Sequence[tuple[str, str]]) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def framework_verdicts(study: Study, experiment: str) -> pd.DataFrame:
-    """Compare an experiment's recorded full runs between frameworks: one row of `comparison_table` per pair."""
+def framework_runs(study: Study, experiment: str) -> dict[str, list[Run]]:
+    """Return an experiment's full runs by framework, at the pixels, epochs and dtype that most frameworks share."""
     rows = full_runs(study)
     rows = rows[rows["experiment"] == experiment]
-    tables = []
-    for _, alike in rows.groupby(["epochs", "image_size", "dtype", "weights"], sort=True):
-        sides = {name: [load_run(study, run) for run in side["run"]] for name, side in alike.groupby("framework")}
-        pairs = [pair for pair in itertools.combinations(sides, 2) if _seeds(sides[pair[0]]) & _seeds(sides[pair[1]])]
-        found = [compare_runs(study, sides[a], sides[b], len(pairs), (a, b)) for a, b in pairs]
-        tables.append(comparison_table(found))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    settings = [alike for _, alike in rows.groupby(["epochs", "image_size", "dtype", "weights"], sort=True)]
+    shared = max(settings, key=lambda alike: (alike["framework"].nunique(), len(alike)), default=rows)
+    return {name: [load_run(study, run) for run in side["run"]] for name, side in shared.groupby("framework")}
+
+
+def framework_verdicts(study: Study, experiment: str) -> pd.DataFrame:
+    """Compare the frameworks of `framework_runs`: one row of `comparison_table` per pair that shares a seed."""
+    sides = framework_runs(study, experiment)
+    pairs = [pair for pair in itertools.combinations(sides, 2) if _seeds(sides[pair[0]]) & _seeds(sides[pair[1]])]
+    return comparison_table([compare_runs(study, sides[a], sides[b], len(pairs), (a, b)) for a, b in pairs])
 
 
 def write_report(study: Study) -> str:
