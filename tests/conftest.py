@@ -1,9 +1,14 @@
+import os
 import signal
 import tempfile
 from pathlib import Path
 
 import pytest
 from generated_photos import noise_study
+
+# Two workers share two cores: with a thread for each core in both, the threads would mostly wait for one another.
+for variable in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    os.environ.setdefault(variable, "1")
 
 # A shell starts jobs in the background with Ctrl-C ignored; tests that send it would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -228,6 +228,7 @@ def test_the_study_verb_goes_from_class_folders_to_a_page(tmp_path, photos):
     assert page.count('class="card"') == 3 and "study swift_wagonr" in page
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_ends_a_verb_without_a_word(tmp_path):
     reading, writing = os.pipe()
     os.close(reading)  # as `| head` leaves it

@@ -209,6 +209,7 @@ def built(monkeypatch):
     monkeypatch.setattr(kaggle_push, "build_wheel", build)
 
 
+@pytest.mark.slow
 def test_a_push_sends_the_wheel_and_a_notebook_that_the_client_finds_no_fault_with(
     stub, tmp_path, monkeypatch, built, capsys
 ):

@@ -24,6 +24,8 @@ from carspotter_sample.listings import JUNK, write_photos
 from carspotter_sample.second_site import SecondSite
 from carspotter_sample.site import ARCHIVE, SampleSite
 
+pytestmark = pytest.mark.slow  # the photos are drawn first
+
 SMALL = {
     "sample": {"listings": 12, "seed": 3},
     "hyderabad": {"listings": 2, "seed": 4, "cities": ("hyderabad",)},

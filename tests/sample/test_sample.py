@@ -77,6 +77,7 @@ def get(url: str) -> tuple[int, str, bytes]:
         return error.code, error.headers["Content-Type"], error.read()
 
 
+@pytest.mark.slow
 def test_the_same_seed_draws_the_same_bytes_in_any_number_of_processes(tmp_path, folder):
     again = write_photos(tmp_path / "again", LISTINGS, SEED, longest_side=SMALL, processes=2)
     assert tree(again) == tree(folder)
@@ -241,6 +242,7 @@ def test_windows_lamps_and_wheels_are_on_the_skin_of_every_car():
         assert {MATERIAL[name] for name in ("paint", "glass", "headlamp", "tail", "tyre", "rim", "plate")} <= present
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_taken_up(tmp_path, monkeypatch):
     whole = tree(write_photos(tmp_path / "whole", 4, 5, longest_side=SMALL, processes=1))
     drawn = []

@@ -4,6 +4,8 @@ import gc
 import hashlib
 import tracemalloc
 
+import pytest
+
 from scraper.crawl import Crawl
 from scraper.download import Photo
 from scraper.journal import Journal
@@ -46,6 +48,7 @@ def crawl_many(folder, pages: int) -> tuple[ManyPages, int]:
     return browser, stats.fetched
 
 
+@pytest.mark.slow
 def test_memory_grows_by_an_address_per_listing(tmp_path, monkeypatch):
     monkeypatch.setattr("scraper.journal.os.fsync", lambda _: None)  # nothing here is about surviving a power cut
     browser, fetched = crawl_many(tmp_path, 11)
