@@ -86,9 +86,8 @@ def import_folder(
                     continue
                 lines[line["sha256"]].append(line)
                 before = [was for was in standing.get(line["sha256"], ()) if was["url"] == line["url"]]
-                known = any(_content(was) == _content(line) for was in before)
                 counts.loc[job.row, "known" if line["sha256"] in standing else "new"] += 1
-                if not known:
+                if not any(_content(was) == _content(line) for was in before):
                     if before:
                         write(retract(line, "withdrawn", "imported again with another label, listing or city"))
                     write(line)

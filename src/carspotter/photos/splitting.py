@@ -226,10 +226,9 @@ def _keep_sides(
         stays = was.split != "excluded" and now is not None
         stays = stays and all(home.get(key, was.split) == was.split for key in now["keys"])
         frozen = freeze_test and was.split in SEALED
-        if stays and not frozen:
+        if stays and not frozen and not now["usable"]:
             # A larger copy of the same shot that came later does not push the older one out.
-            surplus = kind_of(now["reason"]) == "duplicate" and now["label"] in classes
-            stays = now["usable"] or surplus
+            stays = kind_of(now["reason"]) == "duplicate" and now["label"] in classes
         # The label of a sealed photo may be missing in `previous`, on a machine that never saw the sealed file.
         label[was.sha256] = was.label if now is None or (frozen and was.label) else now["label"]
         split[was.sha256] = was.split if stays else "excluded"
