@@ -111,7 +111,7 @@ def judge_photos(
     quality = _judge_quality(readable, fingerprints)
     table.loc[quality.index, ["reason", "score"]] = quality
     rejects = {sha256: f"unreadable: {reason}" for sha256, reason in unreadable.items()}
-    for photo in photos[~photos["sha256"].isin(unreadable)].itertuples():
+    for photo in readable.itertuples():
         if len(photo.labels) > 1:
             rejects[photo.sha256] = f"label conflict: the same bytes are listed as {' and '.join(photo.labels)}"
         elif photo.kind:
