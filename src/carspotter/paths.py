@@ -41,7 +41,9 @@ def checkout() -> Path:
     """Return the repository's folder. Raises FileNotFoundError when the package is installed from a wheel."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / "notebooks").is_dir():
-        raise FileNotFoundError("this needs a checkout of the Carspotter repository: clone it, `make setup` there")
+        raise FileNotFoundError(
+            "this needs a checkout of the Carspotter repository: clone it and run `make setup` there"
+        )
     return folder
 
 
