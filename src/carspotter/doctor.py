@@ -45,39 +45,29 @@ def examine() -> list[Finding]:
         else:
             says = ", ".join(f"{name} {metadata.version(name.replace('_', '-'))}" for name in modules)
         findings.append(Finding(what, not missing, says))
-    return [*findings, _processor(), _gpu(), _browser(), _weights(), _disk()]
 
-
-def _processor() -> Finding:
     flags = Path("/proc/cpuinfo")
     found = UNITS & set(flags.read_text().split()) if flags.exists() else set()
     cores = os.process_cpu_count() if hasattr(os, "process_cpu_count") else os.cpu_count()
     units = f"units for bfloat16 ({', '.join(sorted(found))})" if found else "no units for bfloat16: train in float32"
-    return Finding("processor", True, f"{cores} cores, {units}")
+    findings.append(Finding("processor", True, f"{cores} cores, {units}"))
 
-
-def _gpu() -> Finding:
+    gpu = "none found; everything works without one, more slowly"
     if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
-        return Finding("GPU", True, "NVIDIA; PyTorch and TensorFlow use it if their builds have CUDA")
-    if sys.platform == "darwin" and platform.machine() == "arm64":
-        return Finding("GPU", True, "Apple's, used by PyTorch")
-    return Finding("GPU", True, "none found; everything works without one, more slowly")
+        gpu = "NVIDIA; PyTorch and TensorFlow use it if their builds have CUDA"
+    elif sys.platform == "darwin" and platform.machine() == "arm64":
+        gpu = "Apple's, used by PyTorch"
+    findings.append(Finding("GPU", True, gpu))
 
+    driven = shutil.which("chromedriver") and any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    missing = "no Chromium with chromedriver; the scraper needs it: make browser"
+    findings.append(Finding("browser", bool(driven), "Chromium with its driver" if driven else missing))
 
-def _browser() -> Finding:
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser and shutil.which("chromedriver"):
-        return Finding("browser", True, "Chromium with its driver")
-    return Finding("browser", False, "no Chromium with chromedriver; the scraper needs it: make browser")
-
-
-def _weights() -> Finding:
     folder = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models"
     names = sorted(path.name for path in folder.glob("*notop*")) + sorted(path.name for path in folder.glob("*no_top*"))
     says = ", ".join(dict.fromkeys(names)) or "none in Keras' cache; downloaded when first used, or --weights FILE"
-    return Finding("pretrained weights", bool(names), says)
+    findings.append(Finding("pretrained weights", bool(names), says))
 
-
-def _disk() -> Finding:
     free = shutil.disk_usage(home()).free
-    return Finding("disk", free > SPACE, f"{free / 2**30:.0f} GiB free where data and results are kept")
+    disk = f"{free / 2**30:.0f} GiB free where data and results are kept"
+    return [*findings, Finding("disk", free > SPACE, disk)]

@@ -68,17 +68,13 @@ class PublishedSplit:
             if len(self.crossing)
             else "no shot lies in more than one part"
         )
-        kept = "kept as it was" if not self.taken_over else "the published one"
+        kept = "the published one" if self.taken_over else "kept as it was"
         lines.append(f"split of {self.study}, {kept}: {self.excluded} photos excluded, version {self.version[:12]}")
         return "\n".join(lines)
 
 
 def fetch(
-    study: Study,
-    dataset: str = DATASET,
-    source: Path | None = None,
-    minutes: float = 60,
-    show_progress: bool = True,
+    study: Study, dataset: str = DATASET, source: Path | None = None, minutes: float = 60, show_progress: bool = True
 ) -> PublishedSplit:
     """Bring a data set laid out {train,validation,test}/<class>/ into `study.data`, with its split as the study's.
 
@@ -93,9 +89,16 @@ def fetch(
     study.data.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
         refused = _import_parts(study, source, show_progress)
+    elif not source.is_file():
+        raise FileNotFoundError(f"{source}: no such folder or zip file; unzip the data set and name that folder")
     else:
         with tempfile.TemporaryDirectory(dir=study.data, prefix=".unzipped-") as folder:
-            refused = _import_parts(study, _unzip(source, Path(folder)), show_progress)
+            try:
+                with zipfile.ZipFile(source) as archive:
+                    archive.extractall(folder)
+            except (zipfile.BadZipFile, EOFError) as error:
+                raise ValueError(f"{source}: damaged ({error}); delete it and fetch again") from error
+            refused = _import_parts(study, Path(folder), show_progress)
     return _take_over(study, refused, show_progress)
 
 
@@ -131,8 +134,12 @@ def open_study(name: str) -> Study:
 
 def download(data: Path, dataset: str, minutes: float) -> Path:
     """Download a data set, going on with what was cut off, and return its zip file. Raises KaggleRefused."""
+    by_hand = (
+        f"By hand: download https://www.kaggle.com/datasets/{dataset} in a browser, unzip it into a folder, and run "
+        f"`python -m carspotter kaggle fetch --from FOLDER`"
+    )
     if importlib.util.find_spec("kaggle") is None:
-        raise KaggleRefused(f"Kaggle's client is missing: pip install 'carspotter[kaggle]'. {_by_hand(dataset)}")
+        raise KaggleRefused(f"Kaggle's client is missing: pip install 'carspotter[kaggle]'. {by_hand}")
     folder = Path(data) / "kaggle"
     folder.mkdir(parents=True, exist_ok=True)
     archive = folder / f"{dataset.split('/')[1]}.zip"
@@ -143,7 +150,7 @@ def download(data: Path, dataset: str, minutes: float) -> Path:
     try:
         run_client(("datasets", "download", dataset, "--path", str(folder)), dataset, 60 * minutes)
     except KaggleRefused as refusal:
-        raise KaggleRefused(f"{refusal}. {_by_hand(dataset)}") from None
+        raise KaggleRefused(f"{refusal}. {by_hand}") from None
     return archive
 
 
@@ -179,24 +186,6 @@ def _explain(about: str, text: str) -> KaggleRefused:
     return KaggleRefused(f"{about}: {why}")
 
 
-def _by_hand(dataset: str) -> str:
-    return (
-        f"By hand: download https://www.kaggle.com/datasets/{dataset} in a browser, unzip it into a folder, and run "
-        f"`python -m carspotter kaggle fetch --from FOLDER`"
-    )
-
-
-def _unzip(archive: Path, folder: Path) -> Path:
-    if not archive.is_file():
-        raise FileNotFoundError(f"{archive}: no such folder or zip file; unzip the data set and name that folder")
-    try:
-        with zipfile.ZipFile(archive) as file:
-            file.extractall(folder)
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{archive}: damaged ({error}); delete it and fetch again") from error
-    return folder
-
-
 def _find_parts(folder: Path) -> dict[str, Path]:
     """Return the folders of the three parts, wherever below `folder` they lie side by side."""
     for inner in (folder, *sorted(path for path in folder.glob("*") if path.is_dir()), *sorted(folder.glob("*/*/"))):
@@ -207,38 +196,30 @@ def _find_parts(folder: Path) -> dict[str, Path]:
 
 
 def _import_parts(study: Study, folder: Path, show_progress: bool) -> pd.DataFrame:
+    """Import the three parts; return what was refused. Raises ValueError for photos of these labels from elsewhere."""
     parts = _find_parts(folder)
-    labels = {slugify(path.name) for path in parts["train"].iterdir() if path.is_dir()}
-    _refuse_mixture(study, labels)
-    reports = {
-        part: import_folder(study.data, path, site=SITE.format(part), show_progress=show_progress)
-        for part, path in parts.items()
-    }
-    refused = [report.refused.assign(file=part + "/" + report.refused["file"]) for part, report in reports.items()]
+    if list(study.raw.glob("*/journal.jsonl")):
+        photos = read_photos(study.data)
+        labels = {slugify(path.name) for path in parts["train"].iterdir() if path.is_dir()}
+        others = photos[~photos["site"].str.startswith(SITE.format("")) & photos["label"].isin(labels)]
+        if len(others):
+            raise ValueError(
+                f"{study.raw} holds {len(others)} photos of {' and '.join(sorted(set(others['label'])))} from "
+                f"{', '.join(sorted(set(others['site'])))}, which would join the published split; keep the two apart "
+                f"with --data DIR here and in the verbs that follow"
+            )
+    refused = []
+    for part, path in parts.items():
+        report = import_folder(study.data, path, site=SITE.format(part), show_progress=show_progress)
+        refused.append(report.refused.assign(file=part + "/" + report.refused["file"]))
     return pd.concat(refused, ignore_index=True)
 
 
-def _refuse_mixture(study: Study, labels: set[str]) -> None:
-    """Refuse photos of these labels from other sites, which a later split would add to the study."""
-    if not list(study.raw.glob("*/journal.jsonl")):
-        return
-    photos = read_photos(study.data)
-    others = photos[~photos["site"].str.startswith(SITE.format("")) & photos["label"].isin(labels)]
-    if len(others):
-        raise ValueError(
-            f"{study.raw} holds {len(others)} photos of {' and '.join(sorted(set(others['label'])))} from "
-            f"{', '.join(sorted(set(others['site'])))}, which would join the published split; keep the two apart with "
-            f"--data DIR here and in the verbs that follow"
-        )
-
-
 def _take_over(study: Study, refused: pd.DataFrame, show_progress: bool) -> PublishedSplit:
-    table = curation.curate_study(study, show_progress=show_progress).merge(
-        read_photos(study.data)[["sha256", "sites"]], on="sha256"
-    )
-    published = [[part for part in PARTS if SITE.format(part) in sites] for sites in table["sites"]]
-    table["published"] = list(map(" ".join, published))
-    table = table[table["published"] != ""]
+    table = curation.curate_study(study, show_progress=show_progress)
+    sites = table["sha256"].map(read_photos(study.data).set_index("sha256")["sites"])
+    table["published"] = [" ".join(part for part in PARTS if SITE.format(part) in names) for names in sites]
+    table = table[table["published"] != ""].copy()
     table["split"] = table["published"].str.split().str[0]
     counts = pd.crosstab(table["label"], table["published"])
 

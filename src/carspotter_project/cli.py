@@ -1,7 +1,5 @@
 """The verbs `study` and `kaggle`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from carspotter.cli import LAST_STUDY, add_verb, positive, study_of

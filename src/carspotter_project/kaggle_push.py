@@ -42,15 +42,15 @@ def push(
     package = out / WHEEL
     shutil.rmtree(package, ignore_errors=True)
     wheel = build_wheel(package)
+    results = checkout() / "results"
     with zipfile.ZipFile(package / "results.zip", "w", zipfile.ZIP_DEFLATED) as archive:  # Kaggle unzips it
-        for file in (file for pattern in RECORDED for file in (checkout() / "results").glob(pattern)):
-            archive.write(file, file.relative_to(checkout() / "results"))
+        for file in (file for pattern in RECORDED for file in results.glob(pattern)):
+            archive.write(file, file.relative_to(results))
     about = {"title": "Carspotter wheel", "subtitle": "The package that the notebooks install, and recorded runs"}
     about |= {"id": f"{user}/{WHEEL}", "description": "MIT licence.", "licenses": [{"name": "other"}]}
     (package / "dataset-metadata.json").write_text(json.dumps(about, indent=2) + "\n")
     if not dry_run:
         _upload(package, f"{user}/{WHEEL}", wheel.name)
-        _wait_until_ready(f"{user}/{WHEEL}")
     folders = []
     for source in sources:
         folder = out / source.stem
@@ -127,6 +127,7 @@ def _user(dry_run: bool) -> str:
 
 
 def _upload(folder: Path, name: str, notes: str) -> None:
+    """Send a data set and wait until Kaggle has unpacked it."""
     try:
         run_client(("datasets", "status", name), name, SECONDS)
         command = ("datasets", "version", "--path", str(folder), "--message", notes, "--dir-mode", "zip")
@@ -136,9 +137,6 @@ def _upload(folder: Path, name: str, notes: str) -> None:
             raise
         command = ("datasets", "create", "--path", str(folder), "--dir-mode", "zip")
     print(run_client(command, name, SECONDS).strip().splitlines()[-1], flush=True)
-
-
-def _wait_until_ready(name: str) -> None:
     end = time.monotonic() + READY_WITHIN
     while "ready" not in run_client(("datasets", "status", name), name, READY_WITHIN):
         if time.monotonic() > end:

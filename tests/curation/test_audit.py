@@ -109,6 +109,13 @@ def test_a_folder_without_classes_is_audited_too(tmp_path):
     assert list(audit.photos.index) == ["flat"]
 
 
+def test_a_sub_folder_per_car_needs_no_split(tmp_path):
+    for number in range(4):
+        write(tmp_path / "cars" / "civic" / f"car {number // 2}" / f"{number}.jpg", scene(number))
+    kinds, audit = found(tmp_path / "cars", tmp_path / "out")
+    assert kinds == {} and audit.notes[0].startswith("2 sub-folders were taken as one car each")
+
+
 def test_labels_and_what_is_unlike_the_rest_are_ranked_in_a_folder_of_some_size(tmp_path):
     for number in range(24):
         for label, tint in (("red", (180, 30, 30)), ("blue", (30, 30, 180))):

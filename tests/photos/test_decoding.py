@@ -270,7 +270,7 @@ def test_heic_names_what_reads_it(monkeypatch):
     assert header.format == "HEIF" and not header.plain
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as where it is not installed
     with pytest.raises(Refusal, match=r"pip install 'carspotter\[heic\]'") as caught:
-        decoding._decode_here(header, decoding.Wish(None, None, True), LIMITS)
+        decoding._decode_here(header, LIMITS)
     assert caught.value.kind == "library"
 
 

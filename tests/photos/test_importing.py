@@ -9,7 +9,7 @@ from generated_photos import encode, scene
 from carspotter.photos.folders import is_system_name, read_rows
 from carspotter.photos.importing import import_folder
 from carspotter.photos.journal import read_journal
-from carspotter.photos.table import OTHER_MODEL, UNUSABLE, read_photos, read_withdrawn, slugify
+from carspotter.photos.table import OTHER_MODEL, UNUSABLE, read_photos, read_removed, slugify
 
 NAMES = [f"{label}/{number}.jpg" for label in ("altima", "civic") for number in range(4)]
 
@@ -187,12 +187,12 @@ def test_a_deleted_photo_stays_until_it_is_asked_to_go(data, folder):
     gone = by_name(data)["civic/2.jpg"].sha256
     (folder / "civic/2.jpg").unlink()
     assert "(civic/2.jpg)" in note(bring_in(data, folder), "1 photos imported earlier are not in this folder")
-    assert len(read_photos(data)) == 8 and read_withdrawn(data) == set()
+    assert len(read_photos(data)) == 8 and read_removed(data) == set()
     note(bring_in(data, folder, replace_all=True), "1 photos that are no longer in this folder were taken out")
-    assert len(read_photos(data)) == 7 and read_withdrawn(data) == {gone}
+    assert len(read_photos(data)) == 7 and read_removed(data) == {gone}
     lay_out(folder, NAMES)
     bring_in(data, folder)
-    assert len(read_photos(data)) == 8 and read_withdrawn(data) == set()
+    assert len(read_photos(data)) == 8 and read_removed(data) == set()
 
 
 def test_a_stored_photo_that_was_emptied_is_repaired(data, folder):

@@ -6,7 +6,7 @@ import shlex
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pandas as pd
 
@@ -15,16 +15,7 @@ from carspotter.curation.curate import judge_photos
 from carspotter.page import figure, section, write_page
 from carspotter.paths import atomic_write
 from carspotter.photos.decoding import FORMATS, UnreadablePhoto
-from carspotter.photos.folders import (
-    PARTS,
-    Found,
-    Job,
-    kind_of_folder,
-    name_listings,
-    part_of,
-    split_folders,
-    walk_files,
-)
+from carspotter.photos.folders import PARTS, Found, Job, find_files_of_any, name_listings, part_of
 from carspotter.photos.images import in_threads
 from carspotter.photos.importing import read_photo
 from carspotter.photos.table import kind_of, slugify, write_table
@@ -87,7 +78,7 @@ def audit_folder(
     folder, out = Path(folder).resolve(), Path(out).resolve()
     if out.is_relative_to(folder):
         raise ValueError(f"{out} lies in the audited folder, into which nothing is written; name another --out")
-    found = find_photos(folder)
+    found = find_files_of_any(folder)
     jobs = name_listings(found, folder / "listings.csv", listing_from)
     files, findings = _read_files(jobs, found, show_progress)
     if len(files):
@@ -110,47 +101,22 @@ def audit_folder(
     return audit
 
 
-def find_photos(folder: Path) -> Found:
-    """Return the files of a folder with the names of their folders as classes."""
-    found = Found()
-    parts = {part.name for part in split_folders(folder)}
-    found.labels = sorted(parts)
-
-    def leave_out(path: Path, why: str) -> None:
-        found.notes.append(f"{path.relative_to(folder)}: {why}")
-
-    for file in walk_files(folder, leave_out, set()):
-        name = PurePosixPath(file.relative_to(folder).as_posix())
-        inside = name.parts[name.parts[0] in parts :]
-        label = inside[0] if len(inside) > 1 else folder.name
-        below = PurePosixPath(*inside[1:] or inside)
-        found.jobs.append(Job(file, name.as_posix(), below, label, kind_of_folder(slugify(label))))
-    for label in sorted({job.label for job in found.jobs if job.kind}):
-        found.notes.append(
-            f"{label}: taken as examples of what to reject, not as a class; copies of them are looked for"
-        )
-    if not found.jobs:
-        raise ValueError(f"{folder}: no files in it, but for what systems leave behind")
-    return found
-
-
 def _read_files(jobs: list[Job], found: Found, show_progress: bool) -> tuple[pd.DataFrame, list[dict]]:
     """Decode every file; return a row for each photo, and the findings about those that cannot be decoded."""
 
     def read(job: Job) -> dict | UnreadablePhoto:
         try:
-            content, sha256, facts = read_photo(job.file)
+            content, sha256, (_, width, height) = read_photo(job.file)
         except UnreadablePhoto as refusal:
             return refusal
-        pixels = facts.width * facts.height
-        return {"sha256": sha256, "width": facts.width, "height": facts.height, "bytes": len(content), "pixels": pixels}
+        return {"sha256": sha256, "width": width, "height": height, "bytes": len(content), "pixels": width * height}
 
     rows, findings, no_photos = [], [], 0
     for job, facts in zip(jobs, in_threads(read, jobs, "read", "files", show_progress), strict=True):
-        part = job.name.partition("/")[0] if job.name.partition("/")[0] in found.labels else ""
-        row = {"file": job.name, "part": part, "label": job.label}
+        top = job.name.partition("/")[0]
+        row = {"file": job.name, "part": top if top in found.labels else "", "label": job.label}
         if isinstance(facts, dict):
-            side = [*PARTS, None].index(part_of(part))  # of copies on two sides the one in the test part stays
+            side = [*PARTS, None].index(part_of(row["part"]))  # of copies on two sides the one in the test part stays
             rows.append(row | facts | {"kind": job.kind or "", "listing": job.listing or "", "side": side})
         elif facts.kind == "format" and job.file.suffix.lstrip(".").lower() not in SUFFIXES:
             no_photos += 1
@@ -164,14 +130,10 @@ def _read_files(jobs: list[Job], found: Found, show_progress: bool) -> tuple[pd.
 
 def _one_per_photo(files: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """Return the table that `judge_photos` wants, one row for files of the same bytes."""
-
-    def names(column: pd.Series) -> tuple[str, ...]:
-        return tuple(sorted(set(column) - {""}))
-
-    firsts = {column: (column, "first") for column in ("file", "label", "width", "height", "bytes")}
-    # One of them may lie among the rejects.
-    more = {"kind": ("kind", "max"), "listings": ("listing", names), "labels": ("label", names)}
-    photos = files.groupby("sha256", as_index=False).agg(**firsts, **more)
+    taken = dict.fromkeys(("file", "label", "width", "height", "bytes"), "first") | {"kind": "max"}  # "" or a reject
+    files = files.assign(labels=files["label"], listings=files["listing"])
+    names = dict.fromkeys(("labels", "listings"), lambda column: tuple(sorted(set(column) - {""})))
+    photos = files.groupby("sha256", as_index=False).agg(taken | names)
     return photos.assign(path=[str(folder / name) for name in photos["file"]])
 
 

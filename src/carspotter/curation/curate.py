@@ -38,6 +38,7 @@ class Quality(NamedTuple):
     sentence: str
 
 
+UNLIKE_MATES = "sharpness {sharpness:.2f}, its listing's other photos have {mates:.2f}"
 # At the limit a photo is as likely bad as not (score .5). Of 1,201 photos from ads the darkest had a mean of 53, the
 # brightest one of 202 and the softest a sharpness of .88; blurred over 1.1 % of their width, the best came to .72.
 QUALITY = (
@@ -46,12 +47,7 @@ QUALITY = (
     Quality("too bright", lambda of: 255 - of["brightness"], 35, "mean brightness {brightness:.0f} of 255"),
     Quality("blurred", lambda of: of["sharpness"], 0.8, "sharpness {sharpness:.2f}; photos in focus have .9 and more"),
     # One phone took them all. Of 1,758 rendered photos in focus three in a thousand fall below half of their mates.
-    Quality(
-        "blurred",
-        lambda of: (of["sharpness"] / of["mates"]).fillna(np.inf),
-        0.5,
-        "sharpness {sharpness:.2f}, its listing's other photos have {mates:.2f}",
-    ),
+    Quality("blurred", lambda of: (of["sharpness"] / of["mates"]).fillna(np.inf), 0.5, UNLIKE_MATES),
 )
 STEEPNESS = 4.0  # how fast the score moves from 0 to 1 about these limits
 # Rejects from which the ranking learns nothing: these faults are not in the features, or in other photos.
@@ -115,27 +111,20 @@ def judge_photos(
     quality = _judge_quality(readable, fingerprints)
     table.loc[quality.index, ["reason", "score"]] = quality
     rejects = {sha256: f"unreadable: {reason}" for sha256, reason in unreadable.items()}
-    for photo in photos.itertuples():
+    for photo in readable.itertuples():
         if len(photo.labels) > 1:
-            reason = f"label conflict: the same bytes are listed as {' and '.join(photo.labels)}"
-            rejects.setdefault(photo.sha256, reason)
-        if photo.kind:
+            rejects[photo.sha256] = f"label conflict: the same bytes are listed as {' and '.join(photo.labels)}"
+        elif photo.kind:
             what = photo.label if photo.kind == OTHER_MODEL else "such"
-            rejects.setdefault(photo.sha256, f"{photo.kind}: imported as {what}")
+            rejects[photo.sha256] = f"{photo.kind}: imported as {what}"
     # Of several reviewers the last has the word.
     reviews = read_reviews(data).drop_duplicates("sha256", keep="last")
-    reviews = reviews if with_reviews else reviews.iloc[:0]
-    reviews = reviews[reviews["sha256"].isin(table.index) & ~reviews["sha256"].isin(unreadable)]
+    reviews = reviews[with_reviews & reviews["sha256"].isin(readable["sha256"])]
     for review in reviews.astype(object).where(reviews.notna(), None).itertuples():
         rejects.pop(review.sha256, None)
-        if review.label:
-            table.loc[review.sha256, "label"] = review.label
-        table.loc[review.sha256, ["verdict", "reason", "score", "decided_by"]] = (
-            review.verdict,
-            f"reviewed: {review.reason or review.verdict}",
-            float(review.verdict == "reject"),
-            review.reviewer,
-        )
+        label, reason = review.label or table.at[review.sha256, "label"], f"reviewed: {review.reason or review.verdict}"
+        said = (label, review.verdict, reason, float(review.verdict == "reject"), review.reviewer)
+        table.loc[review.sha256, ["label", "verdict", "reason", "score", "decided_by"]] = said
     rejects |= _reject_duplicates(table, readable.set_index("sha256"), rejects, set(reviews["sha256"]))
     for sha256, reason in rejects.items():
         table.loc[sha256, ["verdict", "reason", "score"]] = ("reject", reason, 1.0)
@@ -182,18 +171,17 @@ def count_duplicates(study: Study) -> dict[str, int]:
 
 def _judge_quality(photos: pd.DataFrame, fingerprints: np.ndarray) -> pd.DataFrame:
     """Rank photos by their worst fault in size, light and sharpness: reason and score by sha256."""
-    measured = pd.DataFrame(
-        {name: fingerprints[name].astype(float) for name in ("brightness", "contrast", "sharpness")}
-    )
+    names = ("brightness", "contrast", "sharpness")
+    measured = pd.DataFrame({name: fingerprints[name].astype(float) for name in names})
     measured["side"] = photos[["width", "height"]].min(axis=1).to_numpy(dtype=float)
     measured["mates"] = median_of_mates(measured["sharpness"].to_numpy(), first_listings(photos["listings"]))
     scores = np.stack([1 / (1 + (asked.figure(measured) / asked.limit) ** STEEPNESS) for asked in QUALITY])
-    worst = scores.argmax(axis=0) if len(photos) else np.empty(0, dtype=int)
-    rows = []
-    for row, (question, known) in enumerate(zip(worst, measured.to_dict("records"), strict=True)):
-        asked, score = QUALITY[question], scores[question, row]
-        rows.append((f"{asked.kind}: {asked.sentence.format(**known)}" if score >= 0.5 else "", score))
-    return pd.DataFrame(rows, columns=["reason", "score"], index=photos["sha256"])
+    worst, score = [QUALITY[question] for question in scores.argmax(axis=0)], scores.max(axis=0)
+    reasons = [
+        f"{asked.kind}: {asked.sentence.format(**known)}" if bad else ""
+        for asked, known, bad in zip(worst, measured.to_dict("records"), score >= 0.5, strict=True)
+    ]
+    return pd.DataFrame({"reason": reasons, "score": score}, index=photos["sha256"])
 
 
 def _rank_by_features(

@@ -15,8 +15,6 @@ a classifier learns the worst tenth of that ranking against its better part (sel
 place of such guesses. What one strong sign alone tells goes up all the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -65,18 +63,15 @@ def rank_photos(features, labels, groups, rejected=None, apart=None, listings=No
     if len(features) < FEWEST or groups.max() + 1 < FOLDS:
         return pd.DataFrame({"score": np.zeros(len(labels)), "reason": [""] * len(labels)})
     evidence = _gather(features, labels, groups, rejected == 1)
-    parts = [evidence.unlabelled, evidence.neighbours] if len(evidence.classes) > 1 else []
-    parts = [evidence.distance, *parts]
-    if doubts is not None:
-        doubted = _rank(doubts)
-        parts.append(doubted)
+    by_labels = [evidence.unlabelled, evidence.neighbours] if len(evidence.classes) > 1 else []
+    doubted = [] if doubts is None else [_rank(doubts)]
+    parts = [evidence.distance, *by_labels, *doubted]
     apart = np.full((len(labels), 1), np.nan) if apart is None else apart
     if listings is not None:
         apart = np.hstack([apart, stand_apart(evidence.whitened, listings)])
     known_apart = not np.isnan(apart).all()
-    if not known_apart:
-        blended = first = _rank(np.mean(parts, axis=0))
-    else:
+    blended = first = _rank(np.mean(parts, axis=0))
+    if known_apart:
         # One strong sign is enough: what stands apart from its listing may be near its class, and the other way.
         signs = np.column_stack([*parts, np.nan_to_num(apart, nan=0.5)])
         blended = first = _rank((signs**ONE_SIGN).sum(axis=1))
@@ -85,14 +80,13 @@ def rank_photos(features, labels, groups, rejected=None, apart=None, listings=No
         likeness = _rank(_likeness_to_rejects(evidence.whitened, blended, rejected, evidence.folds))
         blended = _rank((1 - say) * first + say * likeness)
     if known_apart:
-        enough = [np.nan_to_num(apart[:, 0], nan=0.5), *([] if doubts is None else [doubted])]
-        alone = ENOUGH_SAYS * sum(sign**ALONE for sign in enough)
+        alone = ENOUGH_SAYS * sum(sign**ALONE for sign in (np.nan_to_num(apart[:, 0], nan=0.5), *doubted))
         blended = _rank((1 - say) * first**ALONE + say * likeness**ALONE + alone)
     score = blended**STEEPNESS
     reasons = [""] * len(labels)
     for photo in np.flatnonzero(score >= 0.5):
         signs = (first[photo], likeness[photo], apart[photo].max())
-        if doubts is not None and doubted[photo] >= np.nanmax(signs):
+        if doubted and doubted[0][photo] >= np.nanmax(signs):
             doubt = f"models trained on the others doubt that it is {labels[photo]} ({doubts[photo]:.2f})"
             reasons[photo] = f"another model: {doubt}"
         else:

@@ -38,10 +38,7 @@ RANGES = {
 
 
 def draw_affine(
-    rng: np.random.Generator,
-    count: int,
-    size: int,
-    ranges: AugmentationRanges = RANGES["original"],
+    rng: np.random.Generator, count: int, size: int, ranges: AugmentationRanges = RANGES["original"]
 ) -> np.ndarray:
     """Draw one geometric change per photo: float64 (count, 3, 3), output pixel (x, y, 1) -> input pixel.
 
@@ -57,20 +54,11 @@ def draw_affine(
     zoom_x, zoom_y = (low + (high - low) * draws[:, k] for k in (4, 5))
     mirror = np.where(draws[:, 6] < ranges.flip, -1.0, 1.0)
 
-    rotation = _identities(count)
-    rotation[:, 0, 0] = rotation[:, 1, 1] = np.cos(angle)
-    rotation[:, 1, 0] = np.sin(angle)
-    rotation[:, 0, 1] = -np.sin(angle)
-    shifting = _identities(count)
-    shifting[:, 0, 2], shifting[:, 1, 2] = shift_x, shift_y
-    shearing = _identities(count)
-    shearing[:, 0, 1], shearing[:, 1, 1] = -np.sin(shear), np.cos(shear)
-    zooming = _identities(count)
-    zooming[:, 0, 0], zooming[:, 1, 1] = zoom_x * mirror, zoom_y
-
-    to_centre, back = _identities(1), _identities(1)
-    to_centre[:, :2, 2] = -(size - 1) / 2
-    back[:, :2, 2] = (size - 1) / 2
+    rotation = _matrices([np.cos(angle), -np.sin(angle), 0], [np.sin(angle), np.cos(angle), 0])
+    shifting = _matrices([1, 0, shift_x], [0, 1, shift_y])
+    shearing = _matrices([1, -np.sin(shear), 0], [0, np.cos(shear), 0])
+    zooming = _matrices([zoom_x * mirror, 0, 0], [0, zoom_y, 0])
+    to_centre, back = (_matrices([1, 0, offset], [0, 1, offset]) for offset in (-(size - 1) / 2, (size - 1) / 2))
     return back @ rotation @ shifting @ shearing @ zooming @ to_centre
 
 
@@ -101,5 +89,6 @@ def warp_images(images: np.ndarray, matrices: np.ndarray) -> np.ndarray:
     return warped
 
 
-def _identities(count: int) -> np.ndarray:
-    return np.tile(np.eye(3), (count, 1, 1))
+def _matrices(first: list, second: list) -> np.ndarray:
+    """Stack matrices (N, 3, 3) of these rows, whose entries are numbers or (N,), and the row 0 0 1."""
+    return np.stack(np.broadcast_arrays(*first, *second, 0.0, 0.0, 1.0), axis=-1).reshape(-1, 3, 3)

@@ -9,13 +9,13 @@ import contextlib
 import io
 import json
 import os
+import pickle
 import queue
 import signal
 import subprocess
 import sys
 import threading
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -43,8 +43,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
 
 
-@dataclass(frozen=True)
-class Facts:
+class Facts(NamedTuple):
     """A photo's format, one of FORMATS, and its size in pixels as stored, before EXIF rotation."""
 
     format: str
@@ -63,14 +62,6 @@ class UnreadablePhoto(ValueError):
         self.reason, self.kind = reason, kind
 
 
-class Wish(NamedTuple):
-    """The arguments of `decode`."""
-
-    at_least: int | None
-    square: int | None
-    verify: bool
-
-
 def decode(
     source: Path | bytes | BinaryIO,
     at_least: int | None = None,
@@ -87,8 +78,7 @@ def decode(
     name = str(source) if isinstance(source, str | os.PathLike) else str(getattr(source, "name", "photo"))
     try:
         header = read_header(_read(source, limits), limits)
-        wish = Wish(at_least, square, verify)
-        return (_decode_here if header.plain else _children.decode)(header, wish, limits)
+        return (_decode_here if header.plain else _children.decode)(header, limits, at_least, square, verify)
     except Refusal as refusal:
         raise UnreadablePhoto(name, refusal.reason, refusal.kind) from refusal.__cause__
 
@@ -117,15 +107,17 @@ def _read(source: Path | bytes | BinaryIO, limits: Limits) -> bytes:
     return bytes(source)
 
 
-def _decode_here(header: Header, wish: Wish, limits: Limits) -> tuple[Image.Image, Facts]:
+def _decode_here(
+    header: Header, limits: Limits, at_least: int | None = None, square: int | None = None, verify: bool = True
+) -> tuple[Image.Image, Facts]:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library may have switched it on: half a car is not a photo
     try:
-        image, size = _load(header.format, header.content, wish.at_least, limits)
-        if wish.verify and header.format == "JPEG":
+        image, size = _load(header.format, header.content, at_least, limits)
+        if verify and header.format == "JPEG":
             _check_whole(header, limits)
         image = _to_rgb(image)
-        if wish.square:
-            image = image.resize((wish.square, wish.square), Image.Resampling.BILINEAR)
+        if square:
+            image = image.resize((square, square), Image.Resampling.BILINEAR)
     except (Refusal, MemoryError):
         raise
     except Image.UnidentifiedImageError:
@@ -241,9 +233,8 @@ class _Children:
         for _ in range(_CHILDREN):
             self.idle.put(None)
 
-    def decode(self, header: Header, wish: Wish, limits: Limits) -> tuple[Image.Image, Facts]:
-        job = {"header": vars(header) | {"content": len(header.content)}, "wish": wish, "limits": vars(limits)}
-        job = json.dumps(job).encode() + b"\n"
+    def decode(self, header: Header, limits: Limits, *how: int | None) -> tuple[Image.Image, Facts]:
+        """Do what `_decode_here` does with these arguments, in a child process."""
         child = self.idle.get()
         answer, pixels = {}, b""
         try:
@@ -254,8 +245,7 @@ class _Children:
             timer.daemon = True
             timer.start()
             with contextlib.suppress(OSError, ValueError):  # of one that is killed, or crashes
-                child.stdin.write(job)
-                child.stdin.write(header.content)
+                pickle.dump((header, limits, *how), child.stdin)  # the answer is JSON: a photo may own the child
                 child.stdin.flush()
                 answer = json.loads(child.stdout.readline())
                 pixels = child.stdout.read(answer.get("bytes", 0))
@@ -304,15 +294,17 @@ def _answer_jobs() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent; the input ends with it
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # a library that prints does not print into an answer
-    while line := sys.stdin.buffer.readline():
-        job = json.loads(line)
-        content = sys.stdin.buffer.read(job["header"]["content"])
-        limits, pixels = Limits(**job["limits"]), b""
+    while True:
+        try:
+            header, limits, *how = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        pixels = b""
         _limit_resources(limits)
         try:
-            image, facts = _decode_here(Header(**job["header"] | {"content": content}), Wish(*job["wish"]), limits)
+            image, facts = _decode_here(header, limits, *how)
             pixels = image.tobytes()
-            answer = {"size": image.size, "facts": list(vars(facts).values()), "bytes": len(pixels)}
+            answer = {"size": image.size, "facts": facts, "bytes": len(pixels)}
             answer["retire"] = facts.width * facts.height > _RETIRING_PIXELS
         except Refusal as refusal:
             answer = {"reason": refusal.reason, "kind": refusal.kind}
@@ -340,15 +332,10 @@ def _limit_resources(limits: Limits) -> None:
             resource.setrlimit(limit, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
-def _renew_children() -> None:
-    global _children
-    _children = _Children()
-
-
-_renew_children()
-atexit.register(lambda: _children.close())
+_children = _Children()
+atexit.register(_children.close)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_children)  # two processes must not share one child's pipes
+    os.register_at_fork(after_in_child=_children.__init__)  # two processes must not share one child's pipes
 
 if __name__ == "__main__":
     if hasattr(os, "nice"):

@@ -10,6 +10,7 @@ far more than those of two cars do, and no listings say otherwise, the photos ar
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -224,16 +225,11 @@ def find_candidates(hashes: np.ndarray, show_progress: bool = True) -> np.ndarra
         np.bitwise_or.reduce(np.uint64(1) << rng.choice(LOW_BITS, key_bits, replace=False).astype(np.uint64))
         for _ in range(TABLES)
     ]
-    jobs = [(table, whole, windows) for table in range(TABLES) for whole, windows in COMPARED]
-
-    def look_up(job: tuple[int, int, Sequence[int]]) -> np.ndarray:
-        table, whole, windows = job
-        return _look_up(hashes, whole, windows, masks[table], key_bits, table)
-
+    jobs = [(table, mask, *compared) for table, mask in enumerate(masks) for compared in COMPARED]
     pairs = np.empty(0, dtype=np.int64)
-    for fresh in in_threads(look_up, jobs, "look up", "tables", show_progress):
+    for fresh in in_threads(partial(_look_up, hashes, key_bits), jobs, "look up", "tables", show_progress):
         pairs = np.unique(np.concatenate([pairs, fresh]))
-    return _nearest_windows(hashes, *np.divmod(pairs, max(count, 1)))
+    return _nearest_windows(hashes, pairs)
 
 
 def compare_all(hashes: np.ndarray, show_progress: bool = True) -> np.ndarray:
@@ -253,14 +249,14 @@ def compare_all(hashes: np.ndarray, show_progress: bool = True) -> np.ndarray:
 
     found = in_threads(compare, range(len(hashes)), "look up", "photos", show_progress)
     pairs = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *found]))
-    return _nearest_windows(hashes, *np.divmod(pairs, max(len(hashes), 1)))
+    return _nearest_windows(hashes, pairs)
 
 
-def _nearest_windows(hashes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Return the nearest windows of each pair, as CANDIDATE."""
-    nearest = np.empty(len(first), dtype=CANDIDATE)
-    for start in range(0, len(first), QUERY_CHUNK):
-        low, high = first[start : start + QUERY_CHUNK], second[start : start + QUERY_CHUNK]
+def _nearest_windows(hashes: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Return the nearest windows of each pair (lower row × count + higher row) as CANDIDATE."""
+    nearest = np.empty(len(pairs), dtype=CANDIDATE)
+    for start in range(0, len(pairs), QUERY_CHUNK):
+        low, high = np.divmod(pairs[start : start + QUERY_CHUNK], len(hashes))
         every = []
         for whole, cut in ((low, high), (high, low)):
             for turn in (np.zeros_like(ODD), ODD):
@@ -279,13 +275,12 @@ def _nearest_windows(hashes: np.ndarray, first: np.ndarray, second: np.ndarray) 
     return nearest
 
 
-def _look_up(
-    hashes: np.ndarray, whole: int, windows: Sequence[int], mask: np.uint64, key_bits: int, table: int
-) -> np.ndarray:
+def _look_up(hashes: np.ndarray, key_bits: int, job: tuple[int, np.uint64, int, Sequence[int]]) -> np.ndarray:
     """Look in one table for photos whose window `whole` is near one of the `windows` of another photo.
 
     Returns pairs as lower row × count + higher row, sorted. Crowded slots are sampled at another place in each table.
     """
+    table, mask, whole, windows = job
     wholes = np.ascontiguousarray(hashes[:, whole])
     keys = _slot(wholes[:, 0], mask, key_bits)
     order = np.argsort(keys, kind="stable").astype(np.int32)

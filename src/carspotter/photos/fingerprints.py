@@ -5,6 +5,7 @@ that the middle of a photo has more of than its surroundings are mostly paint.
 """
 
 import hashlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,24 +58,15 @@ def measure_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True)
     Returns an array of FINGERPRINT in the order of `photos` less the unreadable ones, and {sha256: reason} for those.
     brightness and contrast are mean and standard deviation of grey, 0 … 255.
     """
-    data = Path(data)
+    data, unreadable = Path(data), {}
     cache = data / f"fingerprints-{VERSION}.bin"
-    unreadable = {}
-
-    def measure(job: tuple[str, str]) -> np.ndarray | str:
-        sha256, path = job
-        try:
-            return _measure(sha256, (data / path).read_bytes())
-        except UnreadablePhoto as error:
-            return error.reason
-
     # A second process that curates the same photos waits, and finds them done.
     with hold(data / ".fingerprints.lock"), open(cache, "ab") as new:
         known = _read_cache(cache)
         new.truncate(len(known) * FINGERPRINT.itemsize)  # a record torn by a kill
         have = {sha256.decode() for sha256 in known["sha256"]}
         jobs = [job for job in zip(photos["sha256"], photos["path"], strict=True) if job[0] not in have]
-        results = in_threads(measure, jobs, "look at photos", "photos", show_progress)
+        results = in_threads(partial(_measure, data), jobs, "look at photos", "photos", show_progress)
         for (sha256, _), result in zip(jobs, results, strict=True):
             if isinstance(result, str):
                 unreadable[sha256] = result
@@ -92,28 +84,30 @@ def readable_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True
     return photos[~photos["sha256"].isin(unreadable)].reset_index(drop=True)
 
 
-def _measure(sha256: str, content: bytes) -> np.ndarray:
-    """Fingerprint the bytes of one photo. Raises UnreadablePhoto.
+def _measure(data: Path, job: tuple[str, str]) -> np.ndarray | str:
+    """Fingerprint one photo (sha256, path), or return why it cannot be read.
 
     sharpness: the 98th percentile of the Laplacian of grey at 128 × 128 over the spread of grey; out-of-focus photos
     have less than .8 whatever their size and light.
     """
+    sha256, path = job
+    content = (data / path).read_bytes()
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise UnreadablePhoto(sha256, "the bytes on disk are no longer those that were collected")
-    photo, _ = decode(content, at_least=2 * SIDE, verify=False)  # verified when it was collected
+        return "the bytes on disk are no longer those that were collected"
+    try:
+        photo, _ = decode(content, at_least=2 * SIDE, verify=False)  # verified when it was collected
+    except UnreadablePhoto as error:
+        return error.reason
     grey = photo.convert("L").resize((4 * SIDE, 4 * SIDE), Image.Resampling.BILINEAR)
     pixels = np.asarray(grey.reduce(2), dtype=np.float32)  # noise is averaged away, which would pass for detail
     middle = pixels[1:-1, 1:-1]
     laplacian = pixels[:-2, 1:-1] + pixels[2:, 1:-1] + pixels[1:-1, :-2] + pixels[1:-1, 2:] - 4 * middle
     sharpness = np.percentile(np.abs(laplacian), 98) / (pixels.std() + 1)
-    small = np.asarray(grey.reduce(4))
-    palette = describe_palette(photo)
-    return np.array((sha256, small, palette, pixels.mean(), pixels.std(), sharpness), dtype=FINGERPRINT)
+    measured = (sha256, np.asarray(grey.reduce(4)), describe_palette(photo), pixels.mean(), pixels.std(), sharpness)
+    return np.array(measured, dtype=FINGERPRINT)
 
 
 def _read_cache(cache: Path) -> np.ndarray:
     """Map the cached fingerprints; a record torn by a kill is left out."""
-    count = cache.stat().st_size // FINGERPRINT.itemsize if cache.exists() else 0
-    if not count:
-        return np.empty(0, dtype=FINGERPRINT)
-    return np.memmap(cache, dtype=FINGERPRINT, mode="r", shape=(count,))
+    count = cache.stat().st_size // FINGERPRINT.itemsize
+    return np.memmap(cache, FINGERPRINT, "r", shape=count) if count else np.empty(0, dtype=FINGERPRINT)

@@ -147,6 +147,22 @@ def find_files(
     return found
 
 
+def find_files_of_any(folder: Path) -> Found:
+    """Return the files of a folder in any layout: classes are named by folders, labels are the parts of a split."""
+    found = Found(labels=sorted(part.name for part in split_folders(folder)))
+    for file in walk_files(folder, lambda path, why: found.notes.append(f"{path.relative_to(folder)}: {why}"), set()):
+        name = PurePosixPath(file.relative_to(folder).as_posix())
+        inside = name.parts[name.parts[0] in found.labels :]
+        label = inside[0] if len(inside) > 1 else folder.name
+        below = PurePosixPath(*inside[1:] or inside)
+        found.jobs.append(Job(file, name.as_posix(), below, label, kind_of_folder(slugify(label))))
+    rejects = "taken as examples of what to reject, not as a class; copies of them are looked for"
+    found.notes += [f"{label}: {rejects}" for label in sorted({job.label for job in found.jobs if job.kind})]
+    if not found.jobs:
+        raise ValueError(f"{folder}: no files in it, but for what systems leave behind")
+    return found
+
+
 def split_folders(folder: Path) -> list[Path]:
     """Return the sub-folders that are parts of a split (train, val, test …), none where they are classes."""
     folders = [child for child in _list(folder) if child.is_dir()]
@@ -173,26 +189,24 @@ def _list(folder: Path) -> list[Path]:
 
 def _add_files(found: Found, folder: Path, name: str, label: str, kind: str | None, seen: set) -> None:
     """Add the files of one class folder; below a folder of other models, a sub-folder names the model."""
-    known, before = len(found.left_out), len(found.jobs)
+    before = len(found.left_out), len(found.jobs)
     if kind:
         what = "unusable photos, examples of what to reject" if kind == UNUSABLE else "photos of other models"
         found.notes.append(f"{name}: taken as {what}, not as a class")
-    for file in walk_files(
-        folder, lambda path, why: found.left_out.append((f"{name}/{_below(path, folder)}", why)), seen
-    ):
-        inside = _below(file, folder)
+
+    def leave_out(path: Path, why: str) -> None:
+        found.left_out.append((f"{name}/{path.relative_to(folder).as_posix()}", why))
+
+    for file in walk_files(folder, leave_out, seen):
+        inside = PurePosixPath(file.relative_to(folder).as_posix())
         job = Job(file, f"{name}/{inside}", inside, None if kind == UNUSABLE else label, kind)
         if kind == OTHER_MODEL and len(inside.parts) > 1 and slugify(inside.parts[0]):
             job = replace(job, label=slugify(inside.parts[0]), inside=PurePosixPath(*inside.parts[1:]))
         found.jobs.append(job)
         if job.row not in found.labels:
             found.labels.append(job.row)
-    if len(found.jobs) == before and len(found.left_out) == known:
+    if (len(found.left_out), len(found.jobs)) == before:
         found.notes.append(f"the class folder {name} is empty")
-
-
-def _below(path: Path, folder: Path) -> PurePosixPath:
-    return PurePosixPath(path.relative_to(folder).as_posix())
 
 
 def walk_files(folder: Path, leave_out: Callable[[Path, str], None], seen: set[tuple[int, int]]) -> Iterator[Path]:
@@ -231,7 +245,8 @@ def name_listings(found: Found, table: Path | None, listing_from: str) -> list[J
         listing, city = told.get(job.name, (None, None))
         if not listing:
             parts = job.inside.parent.parts if job.kind != UNUSABLE and listing_from in ("auto", "folder") else ()
-            in_name = _listing_in_name(job.file) if listing_from in ("auto", "name") else None
+            name, _, number = job.file.stem.rpartition("__")
+            in_name = name if number.isdigit() and listing_from in ("auto", "name") else ""
             if parts:
                 folders["/".join((job.row, *parts))] += 1
             # A listing is of one class: numbers may start anew in each of them.
@@ -239,10 +254,11 @@ def name_listings(found: Found, table: Path | None, listing_from: str) -> list[J
                 listing = f"{job.row}/{own}"
         jobs.append(replace(job, listing=listing, city=city))
     if folders:
+        only = found.labels if len(found.labels) == 1 else []
         found.notes.append(
             f"{len(folders)} sub-folders were taken as one car each ({', '.join(list(folders)[:3])} …); if one is "
             f"not one car, run this again with --listing-from name, or none"
-            + (f"; if they are the classes, import the folder {found.labels[0]} itself" * (len(found.labels) == 1))
+            + "".join(f"; if they are the classes, import the folder {label} itself" for label in only)
         )
     of_class = Counter(job.label for job in jobs if not job.kind)
     for (label, listing), count in Counter((job.label, job.listing) for job in jobs if not job.kind).items():
@@ -266,11 +282,10 @@ def _match_listings(found: Found, table: Path) -> dict[str, tuple[str | None, st
     for row in rows:
         parts = _plain_parts(row["file"] or "")
         whole = [names[parts[start:]] for start in range(len(parts)) if parts[start:] in names]
-        match = set(whole[:1]) or tails.get(parts, set())
+        match = whole[:1] or list(tails.get(parts, ()))
         if len(match) == 1:
-            name = match.pop()
-            contradicted += told.get(name, (row["listing"],))[0] != row["listing"]
-            told[name] = (row["listing"], row["city"])
+            contradicted += told.get(match[0], (row["listing"],))[0] != row["listing"]
+            told[match[0]] = (row["listing"], row["city"])
         else:
             unmatched.append(f"{row['file']} ({len(match)} photos)" if match else str(row["file"]))
     if rows and not told:
@@ -293,11 +308,6 @@ def _match_listings(found: Found, table: Path) -> dict[str, tuple[str | None, st
 def _plain_parts(path: str) -> tuple[str, ...]:
     plain = unicodedata.normalize("NFC", path.strip()).casefold().replace("\\", "/")
     return tuple(part for part in plain.split("/") if part not in ("", "."))
-
-
-def _listing_in_name(file: Path) -> str | None:
-    listing, separator, number = file.stem.rpartition("__")
-    return listing if separator and listing and number.isdigit() else None
 
 
 def name_some(names: list[str]) -> str:

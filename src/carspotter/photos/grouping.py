@@ -45,12 +45,10 @@ class Groups:
 
 def name_clusters(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Return the cluster of every photo in `pairs` of hashes, named by the first digits of its lowest hash."""
-    groups = Groups()
-    paired = set()
+    groups, pairs = Groups(), list(pairs)
     for pair in pairs:
         groups.join(pair)
-        paired.update(pair)
-    return {sha256: groups.root(sha256)[:12] for sha256 in paired}
+    return {sha256: groups.root(sha256)[:12] for pair in pairs for sha256 in pair}
 
 
 def pick_sizes(sizes: list[int], wanted: int, at_least: int = 0) -> list[int]:

@@ -11,21 +11,18 @@ from dataclasses import dataclass
 
 from PIL import features
 
-# What is read, and the suffix under which its bytes are kept.
-FORMATS = {
-    "JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif",
-    "HEIF": "heic",
-}  # fmt: skip
-_MAGIC = {
-    "JPEG": rb"\xff\xd8\xff",
-    "PNG": rb"\x89PNG\r\n\x1a\n",
-    "WEBP": rb"RIFF....WEBP",
-    "GIF": rb"GIF8[79]a",
-    "BMP": rb"BM",
-    "TIFF": rb"II[*+]\0|MM\0[*+]",
-    "AVIF": rb"....ftyp(?:.{4,32})?avi[fs]",
-    "HEIF": rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)",
+# What is read: the suffix under which its bytes are kept, and how they begin.
+_KNOWN = {
+    "JPEG": ("jpg", rb"\xff\xd8\xff"),
+    "PNG": ("png", rb"\x89PNG\r\n\x1a\n"),
+    "WEBP": ("webp", rb"RIFF....WEBP"),
+    "GIF": ("gif", rb"GIF8[79]a"),
+    "BMP": ("bmp", rb"BM"),
+    "TIFF": ("tif", rb"II[*+]\0|MM\0[*+]"),
+    "AVIF": ("avif", rb"....ftyp(?:.{4,32})?avi[fs]"),
+    "HEIF": ("heic", rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)"),
 }
+FORMATS = {name: suffix for name, (suffix, _) in _KNOWN.items()}
 _SHOWN_BY = (b"JFIF\0", b"Adobe", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0")  # colour model and orientation
 _SEGMENTS = 1_000  # of a JPEG; a phone's photo has some dozens
 _CHUNKS = 20_000  # of a PNG; written in pieces of 8 kB, a picture of 50 MB has 6,400
@@ -73,7 +70,8 @@ class Header:
 
 def read_header(content: bytes, limits: Limits) -> Header:
     """Recognise the format by its first bytes and read its header. Raises Refusal for what is too much work."""
-    image_format = next((name for name, magic in _MAGIC.items() if re.match(magic, content[:64], re.DOTALL)), None)
+    head = content[:64]
+    image_format = next((name for name, (_, magic) in _KNOWN.items() if re.match(magic, head, re.DOTALL)), None)
     if image_format is None:
         raise Refusal(_what_it_is_instead(content), "format")
     if image_format == "AVIF" and not features.check("avif"):

@@ -69,9 +69,7 @@ def load_images(data: Path, photos: pd.DataFrame, size: int, show_progress: bool
     They are decoded once, into `data/images/<digest>.npy`, and memory-mapped; the digest covers the ordered hashes, the
     size and PREPROCESSING. Raises UnreadablePhoto, and FileNotFoundError for a photo that is not on this machine.
     """
-    digest = hashlib.sha256(
-        "\n".join([PREPROCESSING, str(size), *photos["sha256"]]).encode(),
-    ).hexdigest()[:32]
+    digest = hashlib.sha256("\n".join([PREPROCESSING, str(size), *photos["sha256"]]).encode()).hexdigest()[:32]
     folder = Path(data) / "images"
     final = folder / f"{digest}.npy"
     if not final.exists():

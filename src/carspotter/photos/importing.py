@@ -15,7 +15,7 @@ from carspotter.photos.decoding import FORMATS, LIMITS, Facts, UnreadablePhoto, 
 from carspotter.photos.folders import Found, Job, find_files, name_listings, name_some
 from carspotter.photos.images import in_threads
 from carspotter.photos.journal import Journal, hold, read_journal
-from carspotter.photos.table import read_forgotten, standing_claims
+from carspotter.photos.table import read_forgotten, retract, standing_claims
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,10 @@ def import_folder(
                     continue
                 lines[line["sha256"]].append(line)
                 before = [was for was in standing.get(line["sha256"], ()) if was["url"] == line["url"]]
-                known = any(_content(was) == _content(line) for was in before)
                 counts.loc[job.row, "known" if line["sha256"] in standing else "new"] += 1
-                if not known:
+                if not any(_content(was) == _content(line) for was in before):
                     if before:
-                        write(_withdraw(line, "imported again with another label, listing or city"))
+                        write(retract(line, "withdrawn", "imported again with another label, listing or city"))
                     write(line)
             notes = found.notes + _override(standing, lines, listing_from, write)
             notes += _missing_photos(standing, lines, found, replace_all, write)
@@ -110,11 +109,6 @@ def _content(line: dict) -> tuple:
     return tuple(line.get(key) for key in ("url", "sha256", "reason", "label", "kind", "listing", "city"))
 
 
-def _withdraw(claim: dict, reason: str) -> dict:
-    time = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"url": claim["url"], "time": time, "status": "withdrawn", "reason": reason, "sha256": claim["sha256"]}
-
-
 def _override(standing: dict, lines: dict, listing_from: str, write: Callable[[dict], None]) -> list[str]:
     """Withdraw earlier claims that the folder now contradicts; return a note that lists them."""
     changes = []
@@ -127,7 +121,7 @@ def _override(standing: dict, lines: dict, listing_from: str, write: Callable[[d
                 or listing_from == "none"
             )
             if moved:
-                write(_withdraw(was, f"now {now[0]['url'].removeprefix('import:')}"))
+                write(retract(was, "withdrawn", f"now {now[0]['url'].removeprefix('import:')}"))
             if moved or same:
                 new = (same or now)[0]
                 told = [
@@ -166,7 +160,7 @@ def _missing_photos(
             f"--replace to take them out, or `forget` one for good"
         ]
     for claim in gone:
-        write(_withdraw(claim, "no longer in the folder"))
+        write(retract(claim, "withdrawn", "no longer in the folder"))
     return [f"{len(gone)} photos that are no longer in this folder were taken out: {names}; put them back to undo"]
 
 

@@ -47,60 +47,53 @@ def read_test_labels(
         raise FileNotFoundError(f"{study.sealed}: no sealed labels; run `python -m carspotter split` first")
     if faults := find_label_faults(study, labels_known):
         raise SealedTestRefused(f"{study.sealed}: {'; '.join(faults)}; run `python -m carspotter split` first")
-    with hold(study.folder / ".ledger.lock"):  # a second process evaluates after this one, and knows it
-        return _evaluate(study, run_id, predictions, reason, again, split)
-
-
-def _evaluate(
-    study: Study, run_id: str, predictions: pd.DataFrame, reason: str, again: str | None, split: str
-) -> tuple[pd.DataFrame, int]:
-    lines = _read_lines(study)
-    check_history(study)
-    looks = [look for look in read_ledger(study) if look["split"] == split]
-    others = sorted({look["run"] for look in looks} - {run_id})
-    if others and not (again or "").strip():
-        raise SealedTestRefused(
-            f"{study.name}: the {split} set was opened for {others[0]} already; choosing among models by their test "
-            f"scores is what the seal prevents. If {run_id} must be evaluated all the same, say why with again="
-        )
     splits = read_splits(study)
     wanted = sorted(splits.loc[splits["split"] == split, "sha256"])
     predictions = predictions[["sha256", "predicted"]].sort_values("sha256")
-    if predictions["sha256"].tolist() != wanted:
-        raise SealedTestRefused(
-            f"{study.name}: predictions of {len(predictions)} photos, but the {split} set has {len(wanted)}; predict "
-            f"each of its photos once, and no other"
-        )
-    photos = _digest(wanted)
-    if any(look["photos"] != photos for look in looks):
-        raise SealedTestRefused(
-            f"{study.test_ledger}: the {split} set is not the one evaluated before; photos drawn anew are a new study: "
-            f"split them with another --study, as in {study.name}_2"
-        )
-    labels = read_table(study.sealed, ["sha256", "label"])
-    labels = labels[labels["sha256"].isin(wanted)].sort_values("sha256", ignore_index=True)
-    if labels.empty or len(labels) < len(wanted):
-        raise FileNotFoundError(
-            f"{study.sealed}: labels of {len(wanted) - len(labels)} of {len(wanted)} {split} photos are missing; "
-            f"run `python -m carspotter split` where the photos are (with --shifted SITE for a shifted set)"
-        )
-    look = {
-        "run": run_id,
-        "split": split,
-        "look": len(looks) + 1,
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "reason": reason,
-        **({"again": again} if again else {}),
-        "split_version": split_version(study)[:12],
-        "photos": photos,
-        "commit": git(study.folder, "rev-parse", "HEAD").strip(),
-        "predictions": _digest(predictions["sha256"] + " " + predictions["predicted"].astype(str)),
-        "previous": _digest(lines[-1:]),
-    }
-    with open(study.test_ledger, "a", encoding="utf-8") as ledger:
-        ledger.write(json.dumps(look, ensure_ascii=False) + "\n")
-        ledger.flush()
-        os.fsync(ledger.fileno())
+    with hold(study.folder / ".ledger.lock"):  # a second process evaluates after this one, and knows it
+        check_history(study)
+        looks = [look for look in read_ledger(study) if look["split"] == split]
+        others = sorted({look["run"] for look in looks} - {run_id})
+        if others and not (again or "").strip():
+            raise SealedTestRefused(
+                f"{study.name}: the {split} set was opened for {others[0]} already; choosing among models by their "
+                f"test scores is what the seal prevents. If {run_id} must be evaluated all the same, say why with "
+                f"again="
+            )
+        if predictions["sha256"].tolist() != wanted:
+            raise SealedTestRefused(
+                f"{study.name}: predictions of {len(predictions)} photos, but the {split} set has {len(wanted)}; "
+                f"predict each of its photos once, and no other"
+            )
+        if any(look["photos"] != _digest(wanted) for look in looks):
+            raise SealedTestRefused(
+                f"{study.test_ledger}: the {split} set is not the one evaluated before; photos drawn anew are a new "
+                f"study: split them with another --study, as in {study.name}_2"
+            )
+        labels = read_table(study.sealed, ["sha256", "label"])
+        labels = labels[labels["sha256"].isin(wanted)].sort_values("sha256", ignore_index=True)
+        if labels.empty or len(labels) < len(wanted):
+            raise FileNotFoundError(
+                f"{study.sealed}: labels of {len(wanted) - len(labels)} of {len(wanted)} {split} photos are missing; "
+                f"run `python -m carspotter split` where the photos are (with --shifted SITE for a shifted set)"
+            )
+        look = {
+            "run": run_id,
+            "split": split,
+            "look": len(looks) + 1,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "reason": reason,
+            **({"again": again} if again else {}),
+            "split_version": split_version(study)[:12],
+            "photos": _digest(wanted),
+            "commit": git(study.folder, "rev-parse", "HEAD").strip(),
+            "predictions": _digest(predictions["sha256"] + " " + predictions["predicted"].astype(str)),
+            "previous": _digest(_read_lines(study)[-1:]),
+        }
+        with open(study.test_ledger, "a", encoding="utf-8") as ledger:
+            ledger.write(json.dumps(look, ensure_ascii=False) + "\n")
+            ledger.flush()
+            os.fsync(ledger.fileno())
     return labels, look["look"]
 
 
@@ -125,10 +118,8 @@ def read_ledger(study: Study) -> list[dict]:
 
 def check_history(study: Study) -> None:
     """Raise SealedTestRefused unless the ledger continues each version of it in this repository's history."""
-    here = _read_lines(study)
-    ledger = study.test_ledger
-    commits = git(study.folder, "log", "--all", "--full-history", "--format=%H", "--", ledger.name).split()
-    for commit in commits:
+    here, ledger = _read_lines(study), study.test_ledger
+    for commit in git(study.folder, "log", "--all", "--full-history", "--format=%H", "--", ledger.name).split():
         then = git(study.folder, "show", f"{commit}:./{ledger.name}").splitlines()
         if here[: len(then)] != then:
             raise SealedTestRefused(

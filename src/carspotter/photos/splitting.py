@@ -13,15 +13,7 @@ import pandas as pd
 
 from carspotter.paths import Study
 from carspotter.photos.grouping import Groups, pick_sizes
-from carspotter.photos.table import (
-    kind_of,
-    read_curation,
-    read_forgotten,
-    read_photos,
-    read_table,
-    read_withdrawn,
-    write_table,
-)
+from carspotter.photos.table import kind_of, read_curation, read_photos, read_removed, read_table, write_table
 
 SHARES = {"test": 0.2, "validation": 0.2}  # in the order they are filled; training takes the rest
 STUDIED = ("train", "validation", "test")
@@ -62,8 +54,7 @@ def split_photos(
     previous = pd.DataFrame(columns=COLUMNS) if previous is None else previous
     table = photos[["sha256", "listings", "sites"]].merge(curation.drop(columns="score"), on="sha256")
     table = table.sort_values("sha256").set_index("sha256", drop=False)
-    lost = set(previous["sha256"]) - set(table.index) - set(forgotten)
-    if lost:
+    if lost := set(previous["sha256"]) - set(table.index) - set(forgotten):
         if len(lost) == len(previous):
             own = "_".join(sorted(set(photos["label"].dropna()))[:3])
             raise ValueError(
@@ -75,10 +66,8 @@ def split_photos(
             f"again and curate, or use another --study"
         )
     classes = _choose_classes(table, classes, previous)
-    table["keys"] = [
-        (*listings, *([f"car:{car}"] if car else ()))
-        for listings, car in zip(table["listings"], table["car"], strict=True)
-    ]
+    cars = table["car"].map(lambda car: (f"car:{car}",) if car else ())
+    table["keys"] = table["listings"] + cars
     table["usable"] = (table["verdict"] == "keep") & table["label"].isin(classes)
 
     groups = Groups()
@@ -95,8 +84,7 @@ def split_photos(
         raise ValueError(f"no photos of site {min(unknown)!r}; there are {', '.join(sorted(known_sites))}")
     # A site once set apart stays apart; a photo that both sites show says nothing about the others of either.
     shifted = [sha for sha, side in split.items() if side == "shifted" and len(table.at[sha, "sites"]) == 1]
-    away = set().union(*table.loc[shifted, "sites"])
-    away_sites = {*shifted_sites, *away}
+    away_sites = set(shifted_sites).union(*table.loc[shifted, "sites"])
     new = table[table["usable"] & ~table.index.isin(split)]
     is_away = new["sites"].map(away_sites.issuperset)
     for part, side in ((new[~is_away], None), (new[is_away], "shifted")):
@@ -135,8 +123,7 @@ def split_study(
     photos, curation = read_photos(study.data), read_curation(study)
     if "car" not in curation:
         raise ValueError(f"{study.curation}: does not say which photos show one car; run `curate` again")
-    uncurated = set(photos["sha256"]) - set(curation["sha256"])
-    if uncurated:
+    if uncurated := set(photos["sha256"]) - set(curation["sha256"]):
         raise ValueError(f"{study.curation}: {len(uncurated)} photos are not curated yet; run `curate` first")
     try:
         splits = split_photos(
@@ -145,7 +132,7 @@ def split_study(
             classes,
             _read_previous(study) if previous is None else previous,
             shifted_sites,
-            forgotten=read_forgotten(study.data) | read_withdrawn(study.data),
+            forgotten=read_removed(study.data),
             freeze_test=study.runs_table.exists(),
         )
     except ValueError as error:
@@ -239,10 +226,9 @@ def _keep_sides(
         stays = was.split != "excluded" and now is not None
         stays = stays and all(home.get(key, was.split) == was.split for key in now["keys"])
         frozen = freeze_test and was.split in SEALED
-        if stays and not frozen:
+        if stays and not frozen and not now["usable"]:
             # A larger copy of the same shot that came later does not push the older one out.
-            surplus = kind_of(now["reason"]) == "duplicate" and now["label"] in classes
-            stays = now["usable"] or surplus
+            stays = kind_of(now["reason"]) == "duplicate" and now["label"] in classes
         # The label of a sealed photo may be missing in `previous`, on a machine that never saw the sealed file.
         label[was.sha256] = was.label if now is None or (frozen and was.label) else now["label"]
         split[was.sha256] = was.split if stays else "excluded"
@@ -266,15 +252,11 @@ def _fill_sides(groups: Groups, free: list[str], split: dict[str, str], label: d
     placed = Counter((side, label[sha]) for sha, side in split.items() if side in STUDIED)
     total = Counter(label[sha] for sha, side in split.items() if side in STUDIED)
     total.update(label[sha] for root in order for sha in waiting[root])
-    need = {
-        (side, name): round(share * count) - placed[side, name]
-        for side, share in SHARES.items()
-        for name, count in total.items()
-    }
+    need = {}
     for name, count in total.items():
-        need["train", name] = (
-            count - placed["train", name] - sum(need[side, name] + placed[side, name] for side in SHARES)
-        )
+        wanted = {side: round(share * count) for side, share in SHARES.items()}
+        wanted["train"] = count - sum(wanted.values())
+        need |= {(side, name): wanted[side] - placed[side, name] for side in STUDIED}
 
     chosen: dict[str, str] = {}
     # Groups of several classes first, each to the side that lacks most: no exact sum can be promised for them.
@@ -289,10 +271,10 @@ def _fill_sides(groups: Groups, free: list[str], split: dict[str, str], label: d
         best = {}
         for start in range(min(len(every), ATTEMPTS)):
             picked = _pick_sides(every[start:] + every[:start], name, sizes, need, placed)
-            held = Counter({side: sum(sizes[root][name] for root in picked if picked[root] == side) for side in SHARES})
-            exact = all(held[side] == need[side, name] for side in SHARES)
-            best = picked if exact else best or picked
-            if exact:
+            best = best or picked
+            held = {side: sum(sizes[root][name] for root in picked if picked[root] == side) for side in SHARES}
+            if all(held[side] == need[side, name] for side in SHARES):
+                best = picked
                 break
         chosen |= best
     for root, side in chosen.items():

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 import re
 import unicodedata
 from collections import defaultdict
@@ -40,8 +39,7 @@ def read_photos(data: Path) -> pd.DataFrame:
         for sha256, claims in standing_claims(lines).items():
             claims_of[sha256] += [(site, claim) for claim in claims]
     stored = {file.stem: file for file in sorted(data.glob("raw/*/[0-9a-f][0-9a-f]/*.*"), reverse=True)}
-    missing = sorted(claims_of.keys() - stored.keys() - forgotten)
-    if missing:
+    if missing := sorted(claims_of.keys() - stored.keys() - forgotten):
         raise FileNotFoundError(
             f"{data / 'raw'}: the bytes of {len(missing)} journalled photos are missing, {missing[0]} first; "
             f"import or scrape them again, or remove them for good with `forget`"
@@ -63,9 +61,7 @@ def read_photos(data: Path) -> pd.DataFrame:
                 "listings": tuple(sorted(listings)),
                 "sites": sites,
                 "city": min((claim["city"] for claim in claims if claim.get("city")), default=None),
-                "width": claims[0]["width"],
-                "height": claims[0]["height"],
-                "bytes": claims[0]["bytes"],
+                **{key: claims[0][key] for key in ("width", "height", "bytes")},
             }
         )
     return pd.DataFrame(rows, columns=COLUMNS)
@@ -104,13 +100,12 @@ def forget(data: Path, sha256: str) -> list[str]:
             known = _bury(journal, sha256) or known
     if not known:
         raise ValueError(f"{sha256}: no journal under {data / 'raw'} knows this photo")
-    doomed = list(data.glob(f"raw/*/{sha256[:2]}/*{sha256}*"))
+    patterns = [f"raw/*/{sha256[:2]}/*{sha256}*", "images/*.part", "fingerprints*"]
+    patterns += ["reports/**/*.html", "reports/**/*.ipynb"]  # any may show it
     for contents in data.glob("images/*.txt"):
         if sha256 in contents.read_text().split():
-            doomed += [contents.with_suffix(".npy"), contents]
-    doomed += [*data.glob("images/*.part"), *data.glob("fingerprints*")]
-    doomed += [file for file in data.glob("reports/**/*") if file.suffix in (".html", ".ipynb")]  # any may show it
-    doomed = sorted(file for file in doomed if file.exists())
+            patterns.append(f"images/{contents.stem}.*")
+    doomed = sorted({file for pattern in patterns for file in data.glob(pattern)})
     for file in doomed:
         file.unlink()
     return [file.relative_to(data).as_posix() for file in doomed]
@@ -122,29 +117,33 @@ def _bury(journal: Path, sha256: str) -> bool:
     buried = {line["url"] for line in lines if line["status"] == "forgotten"}
     # The tombstones come first: if we are killed between the two steps, asking again finishes the job.
     with Journal(journal) as tombstones:
-        for url in dict.fromkeys(line["url"] for line in lines if line["url"] not in buried):
-            time = datetime.now(UTC).isoformat(timespec="seconds")
-            stone = {"url": url, "time": time, "status": "forgotten", "reason": "removal requested", "sha256": sha256}
-            tombstones.append(stone)
+        for line in {line["url"]: line for line in lines if line["url"] not in buried}.values():
+            tombstones.append(retract(line, "forgotten", "removal requested"))
     return bool(lines)
+
+
+def retract(claim: dict, status: str, reason: str) -> dict:
+    """Return the journal line after which a claim no longer counts; `status`: forgotten or withdrawn."""
+    time = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"url": claim["url"], "time": time, "status": status, "reason": reason, "sha256": claim["sha256"]}
 
 
 def read_forgotten(data: Path) -> set[str]:
     """Return the hashes of the photos that were removed on request."""
-    lines = itertools.chain.from_iterable(_read_journals(Path(data)).values())
-    return {line["sha256"] for line in lines if line["status"] == "forgotten"}
+    journals = _read_journals(data).values()
+    return {line["sha256"] for lines in journals for line in lines if line["status"] == "forgotten"}
 
 
-def read_withdrawn(data: Path) -> set[str]:
-    """Return the hashes of the photos that were taken out of all folders they were imported from."""
-    journals = _read_journals(Path(data)).values()
+def read_removed(data: Path) -> set[str]:
+    """Return the hashes of forgotten photos and of those taken out of all folders they were imported from."""
+    journals = _read_journals(data).values()
     withdrawn = {line["sha256"] for lines in journals for line in lines if line["status"] == "withdrawn"}
-    return withdrawn.difference(*map(standing_claims, journals))
+    return read_forgotten(data) | withdrawn.difference(*map(standing_claims, journals))
 
 
 def _read_journals(data: Path) -> dict[str, tuple[dict, ...]]:
     """Return the lines of all journals by site, parsed once per process as long as they do not change."""
-    journals = sorted(data.glob("raw/*/journal.jsonl"))
+    journals = sorted(Path(data).glob("raw/*/journal.jsonl"))
     return {file.parent.name: _parse(file, file.stat().st_size, file.stat().st_mtime_ns) for file in journals}
 
 

@@ -1,6 +1,5 @@
 """Check a written split: nothing crosses its sides, and it is what the curation and `split` say."""
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import pandas as pd
@@ -31,9 +30,8 @@ class SplitReport:
     def __str__(self) -> str:
         lines = [f"split {self.version[:12]}: {self.groups} groups", self.counts.to_string()]
         lines += [f"NOTE {note}" for note in self.notes]
-        if self.ok:
-            lines.append(f"no group, no listing and none of {self.pairs} pairs of one shot or car crosses two sides")
-        return "\n".join(lines + [f"PROBLEM {problem}" for problem in self.problems])
+        well = f"no group, no listing and none of {self.pairs} pairs of one shot or car crosses two sides"
+        return "\n".join([*lines, well] if self.ok else lines + [f"PROBLEM {problem}" for problem in self.problems])
 
 
 def verify_split(study: Study, show_progress: bool = True) -> SplitReport:
@@ -50,8 +48,8 @@ def verify_split(study: Study, show_progress: bool = True) -> SplitReport:
             f"{study.splits.name} is not the file that `split` wrote: rows were added, deleted, moved or relabelled; "
             f"restore it from git or from a backup"
         )
-    if splits["sha256"].duplicated().any():
-        problems.append(f"{splits['sha256'].duplicated().sum()} photos are listed twice")
+    if twice := splits["sha256"].duplicated().sum():
+        problems.append(f"{twice} photos are listed twice")
     active = splits[splits["split"] != "excluded"].drop_duplicates("sha256")
     if unknown := set(active["split"]) - {*STUDIED, "shifted"}:
         problems.append(f"unknown splits: {', '.join(sorted(unknown))}")
@@ -60,9 +58,11 @@ def verify_split(study: Study, show_progress: bool = True) -> SplitReport:
     active = active[~active["sha256"].isin(missing)]
 
     side = active.set_index("sha256")["split"]
-    problems += _find_crossings("group", [(row.group, row.split) for row in active.itertuples()])
-    listings = photos.set_index("sha256").loc[side.index, "listings"]
-    problems += _find_crossings("listing", [(name, side[sha]) for sha, names in listings.items() for name in names])
+    listings = photos.set_index("sha256")["listings"].loc[side.index].explode().dropna()
+    for what, names in (("group", active.set_index("sha256")["group"]), ("listing", listings)):
+        for name, on in side[names.index].groupby(names.to_numpy()):
+            if on.nunique() > 1:
+                problems.append(f"{what} {name!r} lies in {' and '.join(sorted(set(on)))}")
     # All photos, as in the curation: with more than a few thousand, which pairs are found depends on the others.
     fingerprints, unreadable = measure_photos(study.data, photos, show_progress)
     problems += [f"{sha[:12]} is unreadable: {reason}" for sha, reason in unreadable.items() if sha in side.index]
@@ -75,21 +75,20 @@ def verify_split(study: Study, show_progress: bool = True) -> SplitReport:
         for pair in crossing.itertuples()
     ]
     curation = read_curation(study).set_index("sha256")
-    label_problems, label_notes = _check_labels(study, active, curation)
     counts = pd.crosstab(splits["label"].replace("", "(sealed or none)"), splits["split"])
     kept = curation[(curation["verdict"] == "keep") & curation["label"].isin(set(splits["label"]) - {""})]
     if absent := sorted(set(kept.index) - set(splits["sha256"])):
         notes.append(f"{len(absent)} kept photos of these classes are not in the split, {absent[0][:12]} first; split")
-    problems, notes = (*problems, *label_problems), (*notes, *label_notes)
-    return SplitReport(split_version(study), counts, active["group"].nunique(), len(related), problems, notes)
+    _check_labels(study, active, curation, problems, notes)
+    groups = active["group"].nunique()
+    return SplitReport(split_version(study), counts, groups, len(related), tuple(problems), tuple(notes))
 
 
-def _check_labels(study: Study, active: pd.DataFrame, curation: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Return problems and notes about the labels of a split, without naming any label."""
-    problems, notes = [], []
+def _check_labels(study: Study, active: pd.DataFrame, curation: pd.DataFrame, problems: list, notes: list) -> None:
+    """Add problems and notes about the labels of a split, without naming any label."""
     hidden = active["split"].isin(SEALED)
-    if (active.loc[hidden, "label"] != "").any():
-        problems.append(f"{(active.loc[hidden, 'label'] != '').sum()} sealed labels stand open in splits.csv")
+    if open_labels := (active.loc[hidden, "label"] != "").sum():
+        problems.append(f"{open_labels} sealed labels stand open in splits.csv")
     sealed = set(read_table(study.sealed, ["sha256"])["sha256"]) if study.sealed.exists() else set()
     if odd := sealed ^ set(active.loc[hidden, "sha256"]):
         problems.append(f"{study.sealed} differs from the sealed rows in {len(odd)} photos; split again")
@@ -107,11 +106,3 @@ def _check_labels(study: Study, active: pd.DataFrame, curation: pd.DataFrame) ->
         problems.append(f"{(~frozen).sum()} photos were rejected by the curation since, {first} first; split again")
     if frozen.any():
         notes.append(f"{frozen.sum()} sealed photos were rejected by the curation since; they stay, as runs exist")
-    return problems, notes
-
-
-def _find_crossings(what: str, memberships: list[tuple[str, str]]) -> list[str]:
-    sides = defaultdict(set)
-    for name, side in memberships:
-        sides[name].add(side)
-    return [f"{what} {name!r} lies in {' and '.join(sorted(on))}" for name, on in sorted(sides.items()) if len(on) > 1]
