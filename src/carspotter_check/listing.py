@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from carspotter_check.photo_check import Answer, PhotoCheck, photos_in
-from carspotter_check.rejection import in_digits, pool
+from carspotter_check.rejection import digits, pool
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = No
     order = np.argsort(-shares[:, best], kind="stable")
     decided = [like[number].photo for number in order if shares[number].argmax() == best]
     probability = round(float(pooled[check.class_names.index(claim)] if claim else pooled[best]), 6)
-    words = f"{len(decided)} of {len(seen)} photos look like {label} (together p = {in_digits(pooled[best])}; {few})"
+    words = f"{len(decided)} of {len(seen)} photos look like {label} (together p = {digits(pooled[best])}; {few})"
     if pooled[best] < check.listing.confidence:
         return ListingAnswer("not_sure", None, probability, decided, unusable, f"not sure enough: {words}", [*answers])
     verdict = "named" if claim is None else "match" if claim == label else "other_model"

@@ -17,7 +17,7 @@ from carspotter.models.store import Run
 from carspotter.paths import Study
 from carspotter.photos.sealed_test import read_ledger
 from carspotter.photos.splitting import read_splits
-from carspotter_check.rejection import in_digits
+from carspotter_check.rejection import digits
 
 
 def write_card(path: Path, study: Study, run: Run, manifest: dict[str, Any]) -> None:
@@ -61,10 +61,10 @@ def _lines(study: Study, run: Run, manifest: dict[str, Any]) -> list[str]:
         "## When it answers",
         "",
         f"- temperature {rejection['temperature']:.3f}, fitted on one half of the validation groups",
-        f"- one photo: confidence of {in_digits(rejection['confidence'])} or more, certified on the other half, on "
+        f"- one photo: confidence of {digits(rejection['confidence'])} or more, certified on the other half, on "
         f"{rejection['photos']} photos, one of each group (asked for: at most {rejection['risk']:.1%} of the answers "
         f"wrong): {rejection['reason']}",
-        f"- all photos of one car: confidence of {in_digits(listing['confidence'])} or more, certified on "
+        f"- all photos of one car: confidence of {digits(listing['confidence'])} or more, certified on "
         f"{listing['listings']} listings of the other half (correlation of two photos {listing['correlation']:.2f}, "
         f"fitted on the first): {listing['reason']}",
         f"- photos whose shorter side has at least {rejection['limits']['shorter_side']} pixels, as in training",
