@@ -95,15 +95,13 @@ def _keras_maps(model, image: np.ndarray, label: int) -> tuple[np.ndarray, np.nd
     pools = [layer for layer in model.layers if isinstance(layer, keras.layers.MaxPooling2D)]
     if not pools:
         raise ValueError(f"{model.name} has no convolution blocks of its own to look into; use occlusion_map")
-    pool = pools[-1]
-    both = keras.Model(model.inputs[0], [pool.input, model.outputs[0]])
-    batch = image[np.newaxis].astype(np.float32)
     if keras.backend.backend() != "tensorflow":
         raise ValueError(f"Grad-CAM needs Keras on TensorFlow, this is {keras.backend.backend()}; set KERAS_BACKEND")
     import tensorflow as tf
 
+    both = keras.Model(model.inputs[0], [pools[-1].input, model.outputs[0]])
     with tf.GradientTape() as tape:
-        activations, logits = both(batch)
+        activations, logits = both(image[np.newaxis].astype(np.float32))
         score = _score(logits, label)
     return tuple(maps.numpy().astype(np.float32) for maps in (activations, tape.gradient(score, activations)))
 
