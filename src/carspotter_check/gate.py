@@ -54,7 +54,7 @@ class Limits:
 class Gate:
     """The door of the app: request ids, one log line per request, bodies bounded in size and time, no trace outside."""
 
-    def __init__(self, app, limits: Limits, workers: tuple[Workers, Workers], metrics, root_path: str = ""):
+    def __init__(self, app, limits: Limits, workers: Workers, metrics, root_path: str):
         self.app, self.limits, self.workers, self.metrics, self.buffered = app, limits, workers, metrics, 0
         self.root_path = root_path.rstrip("/")
 
@@ -109,9 +109,8 @@ class Gate:
         """Read the body within the limits, then hand it to the app as `scope["body"]`."""
         limits = self.limits
         refusal = self._refuse_by_headers(headers)
-        workers = self.workers[0]
-        if refusal is None and workers.admitted >= workers.waiting:
-            refusal = Refused(503, f"busy: {workers.admitted} photos are waiting; try again in a second")
+        if refusal is None and self.workers.admitted >= self.workers.waiting:
+            refusal = Refused(503, f"busy: {self.workers.admitted} photos are waiting; try again in a second")
         body, read = bytearray(), 0
         try:
             async with asyncio.timeout(limits.body_seconds):

@@ -258,7 +258,7 @@ def create_app(check: PhotoCheck, limits: Limits = LIMITS, threads: int | None =
         sentence = f"{error.detail}: {request.method} {request.url.path}"
         return say_error(request.scope["facts"]["request_id"], error.status_code, sentence)
 
-    return Gate(app, limits, (workers, hard), metrics, root_path)
+    return Gate(app, limits, workers, metrics, root_path)
 
 
 def describe_routes(schema: dict) -> str:

@@ -38,11 +38,10 @@ class Workers:
         self.mean_seconds = 0.02
         self._began: dict[int, float] = {}  # when each busy thread took its unit
         self._queue: list[tuple[float, int, Future, Callable[[], Any]]] = []
-        self._numbers, self._now, self._stopping = itertools.count(), 0.0, False
+        self._numbers, self._now = itertools.count(), 0.0
         self._changed = threading.Condition()
-        self.threads = [threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True) for n in range(threads)]
-        for thread in self.threads:
-            thread.start()
+        for number in range(threads):
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
 
     def expected_seconds(self) -> float:
         """Return how long a unit that came now would have to wait, as far as one can tell."""
@@ -77,23 +76,11 @@ class Workers:
         if not future.cancelled():
             future.exception()  # heard, also when another unit of the request had failed before
 
-    def stop(self, seconds: float) -> bool:
-        """Drop what waits; return whether the threads have come to their ends within `seconds`."""
-        with self._changed:
-            self._stopping, self._queue = True, []
-            self._changed.notify_all()
-        until = time.monotonic() + seconds
-        for thread in self.threads:
-            thread.join(max(0.0, until - time.monotonic()))
-        return not any(thread.is_alive() for thread in self.threads)
-
     def _work(self) -> None:
         me = threading.get_ident()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._stopping)
-                if self._stopping:
-                    return
+                self._changed.wait_for(lambda: self._queue)
                 self._now, _, future, unit = heapq.heappop(self._queue)
             if not future.set_running_or_notify_cancel():  # nobody waits for it any more
                 continue
