@@ -118,10 +118,8 @@ def load_onnx(path: Path, threads: int = 0, classes: list[str] | None = None, im
     kind, shape = inputs.get("image", (None, ()))
     fits = kind == "tensor(uint8)" and len(shape) == 4 and {"logits", "features"} <= set(widths)
     _require(fits, f"{path} does not take images and give logits and features; export the run again")
-    if image_size is not None and shape[1] != image_size:
-        raise ValueError(
-            f"{path} takes images of {shape[1]} pixels, the manifest says {image_size}; export the run again"
-        )
+    words = f"takes images of {shape[1]} pixels, the manifest says {image_size}; export the run again"
+    _require(image_size in (None, shape[1]), f"{path} {words}")
     width = len(classes) if classes and len(classes) > 2 else 1
     fits = classes is None or (widths["logits"] == width and about.get("classes") == classes)
     _require(fits, f"{path} was made for other classes than the manifest's {classes}; export the run again")

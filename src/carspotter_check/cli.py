@@ -24,9 +24,8 @@ def add_verbs(verbs) -> None:
         "listing, photo and, if there is one, claim",
     )  # fmt: skip
     checking.add_argument("--claim", help="the class that the listing claims")
-    checking.add_argument(
-        "--run", help="run id (default: the study's best on validation, else the model that comes with Carspotter)"
-    )
+    text = "run id (default: the study's best on validation, else the model that comes with Carspotter)"
+    checking.add_argument("--run", help=text)
     checking.add_argument("--model", type=Path, metavar="BUNDLE", help="an exported model instead of a run")
     form = checking.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object per line")

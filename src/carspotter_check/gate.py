@@ -163,11 +163,10 @@ def read_form(scope) -> list[tuple[str, str | None, bytes]]:
     if not boundary:
         raise Refused(400, "the Content-Type names no boundary")
     parts: list[tuple[str, str | None, bytes]] = []
-    header, head, content, ended = [b"", b""], Message(), bytearray(), []
+    names, head, content, ended = [], Message(), bytearray(), []
 
-    def keep_header() -> None:
-        head[header[0].decode("latin-1")] = header[1].decode("utf-8", "replace")
-        header[:] = b"", b""
+    def keep_header(data: bytes, start: int, stop: int) -> None:  # whole, as the body is written at once
+        head[names.pop()] = data[start:stop].decode("utf-8", "replace")
 
     def begin() -> None:
         if len(parts) > MOST_PARTS:
@@ -185,9 +184,8 @@ def read_form(scope) -> list[tuple[str, str | None, bytes]]:
 
     callbacks = {
         "on_part_begin": begin,
-        "on_header_field": lambda data, start, stop: header.__setitem__(0, header[0] + data[start:stop]),
-        "on_header_value": lambda data, start, stop: header.__setitem__(1, header[1] + data[start:stop]),
-        "on_header_end": keep_header,
+        "on_header_field": lambda data, start, stop: names.append(data[start:stop].decode("latin-1")),
+        "on_header_value": keep_header,
         "on_part_data": lambda data, start, stop: content.extend(memoryview(data)[start:stop]),
         "on_part_end": end,
         "on_end": lambda: ended.append(True),

@@ -63,17 +63,10 @@ class Graph:
         self.add("Concat", parts, "features", axis=1)
 
     def finish(self, size: int, logits: int, features: int, metadata: dict[str, str]) -> bytes:
-        helper, kind = self.onnx.helper, self.onnx.TensorProto
-        graph = helper.make_graph(
-            self.nodes,
-            "photo_check",
-            [helper.make_tensor_value_info("image", kind.UINT8, ["N", size, size, 3])],
-            [
-                helper.make_tensor_value_info("logits", kind.FLOAT, ["N", logits]),
-                helper.make_tensor_value_info("features", kind.FLOAT, ["N", features]),
-            ],
-            self.constants,
-        )
+        helper, kind, describe = self.onnx.helper, self.onnx.TensorProto, self.onnx.helper.make_tensor_value_info
+        entry = describe("image", kind.UINT8, ["N", size, size, 3])
+        answers = [describe("logits", kind.FLOAT, ["N", logits]), describe("features", kind.FLOAT, ["N", features])]
+        graph = helper.make_graph(self.nodes, "photo_check", [entry], answers, self.constants)
         opsets = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="carspotter")
         helper.set_model_props(model, metadata)

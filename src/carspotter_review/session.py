@@ -85,13 +85,12 @@ class Session:
         return drawn.assign(kind="", sentence="", score=None, asked=True)
 
     def _standing(self) -> dict[str, dict]:
-        return {sha256: line for (sha256, *_), line in standing_lines(self._my_lines(), self.field).items()}
-
-    def _my_lines(self) -> list[dict]:
         lines = [line for line in read_journal(self.log) if line["reviewer"] == self.reviewer]
         if self.mode == "quiz":
-            return [line for line in lines if (line["study"], line["seed"]) == (self.study.name, self.seed)]
-        return [line for line in lines if self.mode == "review" or line.get("audit") == self.seed]
+            lines = [line for line in lines if (line["study"], line["seed"]) == (self.study.name, self.seed)]
+        elif self.mode == "audit":
+            lines = [line for line in lines if line.get("audit") == self.seed]
+        return {sha256: line for (sha256, *_), line in standing_lines(lines, self.field).items()}
 
     def state(self) -> dict:
         """Say who reviews what, and how much is left, in all and per reason and class."""
@@ -256,10 +255,8 @@ class _Neighbours:
         """Return rows of photos, each with a title, the most telling first."""
         number = self.row[sha256]
         photo = self.photos[number]
-        rows = [
-            ("look the same", self.clusters.get(photo["duplicate_cluster"], ())),
-            ("same listing", self.listings.get(photo["listing"], ())),
-        ]
+        cluster, listing = photo["duplicate_cluster"], photo["listing"]
+        rows = [("look the same", self.clusters.get(cluster, ())), ("same listing", self.listings.get(listing, ()))]
         if self.features is not None and not np.isnan(self.features[number]).any():
             kept, features = self.kept[photo["label"]]
             nearest = kept[np.argsort(-(features @ self.features[number]), kind="stable")]
