@@ -146,19 +146,16 @@ def fit_verdict(training: np.ndarray, others: np.ndarray) -> np.ndarray:
 
     Ridge regression in which both sides weigh the same, on features scaled by their deviation among training photos.
     """
-    width = training.shape[1]
+    from sklearn.linear_model import Ridge  # a server needs its results alone
+
+    width, counts = training.shape[1], [len(training), len(others)]
     if not len(others):
         return np.zeros(width + 1, np.float32)
     scale = training.std(axis=0) + 1e-4
-    rows, targets = np.concatenate([training, others]) / scale, np.repeat([-1.0, 1.0], [len(training), len(others)])
-    share = np.repeat([0.5 / len(training), 0.5 / len(others)], [len(training), len(others)])
-    centre = share @ rows
-    rows, root = rows - centre, np.sqrt(share)[:, np.newaxis]
-    rows = (rows * root).astype(np.float64)
-    # Solved for the photos, which are some thousands at most, however many features there are.
-    dual = np.linalg.solve(rows @ rows.T + RIDGE * width * np.eye(len(rows)), targets * root[:, 0])
-    weights = rows.T @ dual
-    return np.float32(np.r_[weights / scale, -weights @ centre])
+    rows, targets = np.concatenate([training, others]) / scale, np.repeat([-1.0, 1.0], counts)
+    ridge = Ridge(RIDGE * width, solver="cholesky")
+    ridge.fit(rows.astype(np.float64), targets, np.repeat([0.5 / count for count in counts], counts))
+    return np.float32(np.r_[ridge.coef_ / scale, ridge.intercept_])
 
 
 def measure_kinds(
