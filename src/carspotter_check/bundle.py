@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,11 @@ MANIFEST, ONNX_MODEL, KNOWN = "manifest.json", "model.onnx", "known.npz"
 MANIFEST_VERSION = 4
 LARGEST_MANIFEST = 2**20  # bytes
 LARGEST_IMAGE = 1_024  # pixels on a side
+TABLES = {  # of a manifest: what each is, and the ranges of its numbers, None for 0 … 100,000
+    "rejection": ("the table of thresholds", {"temperature": (1e-3, 1e3), "confidence": (0, 2), "risk": (1e-6, 1)}),
+    "listing": ("the rule for the photos of one car", {"correlation": (0, 1), "unlike": (0, 1), "confidence": (0, 2)}),
+    "rejection.limits": ("the table of the smallest brightness and so on", None),
+}
 
 # images uint8 (N, S, S, 3) -> probabilities float32 (N, classes), features float32 (N, D) or None
 Predict = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
@@ -37,10 +41,8 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         _require(isinstance(manifest, dict), "it is no JSON object")
         version = manifest.get("manifest_version")
-        _require(
-            type(version) is int and version == MANIFEST_VERSION,
-            f"it has version {version!r}, this program reads {MANIFEST_VERSION}",
-        )
+        known = type(version) is int and version == MANIFEST_VERSION
+        _require(known, f"it has version {version!r}, this program reads {MANIFEST_VERSION}")
         check_manifest(manifest)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be used: {str(error)[:200]}; export the run again") from error
@@ -60,40 +62,28 @@ def check_manifest(manifest: dict[str, Any]) -> None:
     for key in ("run", "format", "preprocessing"):
         _require(_is_name(manifest.get(key)), f"{key} is {manifest.get(key)!r}, not a name")
     classes, size, files = (manifest.get(key) for key in ("classes", "image_size", "files"))
-    _require(
-        isinstance(classes, list) and len(classes) >= 2 and all(map(_is_name, classes)),
-        f"classes are {classes!r}, not a list of two or more names",
-    )
+    names = isinstance(classes, list) and len(classes) >= 2 and all(map(_is_name, classes))
+    _require(names, f"classes are {classes!r}, not a list of two or more names")
     _require(len(set(classes)) == len(classes), f"classes are {classes!r}, of which two are equal")
-    _require(
-        type(size) is int and 16 <= size <= LARGEST_IMAGE,
-        f"image_size is {size!r}, not a number of pixels from 16 to {LARGEST_IMAGE}",
-    )
-    _require(
-        isinstance(files, dict) and all(isinstance(value, str) for value in files.values()),
-        "files is no table of file names and SHA-256",
-    )
-    rejection = manifest.get("rejection")
-    _require(isinstance(rejection, dict), "rejection, the table of thresholds, is missing")
-    ranges = {"temperature": (1e-3, 1e3), "confidence": (0, 2), "risk": (1e-6, 1)}
-    for key, (low, high) in ranges.items():
-        _require_number(f"rejection.{key}", rejection.get(key), low, high)
-    listing = manifest.get("listing")
-    _require(isinstance(listing, dict), "listing, the rule for the photos of one car, is missing")
-    for key, high in {"correlation": 1, "unlike": 1, "confidence": 2}.items():
-        _require_number(f"listing.{key}", listing.get(key), 0, high)
-    limits = rejection.get("limits")
-    _require(isinstance(limits, dict), "rejection.limits, the table of the smallest brightness and so on, is missing")
-    for key, value in limits.items():
-        _require_number(f"rejection.limits.{key}", value, 0, 1e5)
+    pixels = type(size) is int and 16 <= size <= LARGEST_IMAGE
+    _require(pixels, f"image_size is {size!r}, not a number of pixels from 16 to {LARGEST_IMAGE}")
+    hashes = isinstance(files, dict) and all(isinstance(value, str) for value in files.values())
+    _require(hashes, "files is no table of file names and SHA-256")
+    for path, (about, ranges) in TABLES.items():
+        table = manifest
+        for key in path.split("."):
+            table = table.get(key)
+        _require(isinstance(table, dict), f"{path}, {about}, is missing")
+        for key, (low, high) in (ranges or dict.fromkeys(table, (0, 1e5))).items():
+            value = table.get(key)
+            number = type(value) in (int, float) and low <= value <= high  # which NaN is not
+            _require(number, f"{path}.{key} is {value!r}, not a number from {low:g} to {high:g}")
 
 
 def write_manifest(bundle: Path, manifest: dict[str, Any]) -> None:
     """Write a bundle's manifest, with the SHA-256 of each of its files."""
-    files = {
-        file.relative_to(bundle).as_posix(): sha256_of(file) for file in sorted(bundle.rglob("*")) if file.is_file()
-    }
-    files.pop(MANIFEST, None)
+    inside = (file for file in sorted(bundle.rglob("*")) if file.is_file() and file != bundle / MANIFEST)
+    files = {file.relative_to(bundle).as_posix(): sha256_of(file) for file in inside}
     text = json.dumps(manifest | {"manifest_version": MANIFEST_VERSION, "files": files}, indent=2, ensure_ascii=False)
     (bundle / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
@@ -126,20 +116,13 @@ def load_onnx(path: Path, threads: int = 0, classes: list[str] | None = None, im
     except Exception as error:  # ONNX Runtime has its own exception for every way in which a file is no model
         raise ValueError(f"{path} is not a model that ONNX Runtime can load: {str(error).splitlines()[0]}") from error
     kind, shape = inputs.get("image", (None, ()))
-    _require(
-        kind == "tensor(uint8)" and len(shape) == 4 and {"logits", "features"} <= set(widths),
-        f"{path} does not take images and give logits and features; export the run again",
-    )
-    side = shape[1]
-    _require(
-        image_size is None or side == image_size,
-        f"{path} takes images of {side} pixels, the manifest says {image_size}; export the run again",
-    )
+    fits = kind == "tensor(uint8)" and len(shape) == 4 and {"logits", "features"} <= set(widths)
+    _require(fits, f"{path} does not take images and give logits and features; export the run again")
+    words = f"takes images of {shape[1]} pixels, the manifest says {image_size}; export the run again"
+    _require(image_size in (None, shape[1]), f"{path} {words}")
     width = len(classes) if classes and len(classes) > 2 else 1
-    _require(
-        classes is None or (widths["logits"] == width and about.get("classes") == classes),
-        f"{path} was made for other classes than the manifest's {classes}; export the run again",
-    )
+    fits = classes is None or (widths["logits"] == width and about.get("classes") == classes)
+    _require(fits, f"{path} was made for other classes than the manifest's {classes}; export the run again")
     # A batch's memory is given back after it; single photos keep theirs, for the next one.
     shrinking = onnxruntime.RunOptions()
     shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -147,15 +130,12 @@ def load_onnx(path: Path, threads: int = 0, classes: list[str] | None = None, im
     def predict(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         if about.get("mirrored"):
             images = np.concatenate([images, images[:, :, ::-1]])
-        logits, features = session.run(
-            ["logits", "features"], {"image": images}, shrinking if len(images) > 2 else None
-        )
-        probabilities = probabilities_from_logits(logits)
+        options = shrinking if len(images) > 2 else None
+        logits, features = session.run(["logits", "features"], {"image": images}, options)
+        found = probabilities_from_logits(logits), features
         if about.get("mirrored"):
-            probabilities, features = (
-                both.reshape(2, -1, both.shape[1]).mean(axis=0) for both in (probabilities, features)
-            )
-        return probabilities, features
+            return tuple(both.reshape(2, -1, both.shape[1]).mean(axis=0) for both in found)
+        return found
 
     return predict
 
@@ -167,13 +147,3 @@ def _is_name(value: Any) -> bool:
 def _require(holds: bool, sentence: str) -> None:
     if not holds:
         raise ValueError(sentence)
-
-
-def _require_number(name: str, value: Any, low: float, high: float) -> None:
-    _require(
-        isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and math.isfinite(value)
-        and low <= value <= high,
-        f"{name} is {value!r}, not a number from {low:g} to {high:g}",
-    )

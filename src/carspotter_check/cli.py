@@ -19,24 +19,20 @@ def add_verbs(verbs) -> None:
     checking = add_verb(verbs, "check", check_photos, "name the model on photos, or check what a listing claims")
     checking.add_argument("photos", nargs="*", type=Path, metavar="PHOTO", help="files, or folders of them")
     checking.add_argument(
-        "--listing",
-        type=Path,
-        metavar="FOLDER|CSV",
+        "--listing", type=Path, metavar="FOLDER|CSV",
         help="one verdict per car: a folder with its photos, a folder of such folders, or a table with the columns "
         "listing, photo and, if there is one, claim",
-    )
+    )  # fmt: skip
     checking.add_argument("--claim", help="the class that the listing claims")
-    checking.add_argument(
-        "--run", help="run id (default: the study's best on validation, else the model that comes with Carspotter)"
-    )
+    text = "run id (default: the study's best on validation, else the model that comes with Carspotter)"
+    checking.add_argument("--run", help=text)
     checking.add_argument("--model", type=Path, metavar="BUNDLE", help="an exported model instead of a run")
     form = checking.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object per line")
     form.add_argument("--csv", action="store_true", help="a table")
 
-    exporting = add_verb(
-        verbs, "export", export_model, "write a run as a bundle for production, if it answers the same"
-    )
+    text = "write a run as a bundle for production, if it answers the same"
+    exporting = add_verb(verbs, "export", export_model, text)
     exporting.add_argument("run", metavar="RUN")
     exporting.add_argument("--to", default="onnx", choices=("onnx", "keras", "savedmodel", "litert"))
     exporting.add_argument("--out", type=Path, metavar="DIR", help="default: data/bundles/RUN-FORMAT")
@@ -52,12 +48,9 @@ def add_verbs(verbs) -> None:
     serving.add_argument("--threads", type=positive, help="default: as many as cores may be used")
     serving.add_argument("--root-path", default="", metavar="/PREFIX", help="where a proxy shows the server")
     serving.add_argument(
-        "--allow-origin",
-        action="append",
-        default=[],
-        metavar="URL",
+        "--allow-origin", action="append", default=[], metavar="URL",
         help="a site whose pages may ask (CORS); repeatable",
-    )
+    )  # fmt: skip
     serving.set_defaults(verb=serve_check)
 
 

@@ -34,12 +34,8 @@ from carspotter_check.open_world import OTHER_MODEL, Known, measure_kinds
 from carspotter_check.rejection import RISK, ListingRule, Rejection, read_groups
 
 # What each framework can write by itself; ONNX is written layer by layer, and so from all three.
-FORMATS = {
-    "keras": ("onnx", "keras", "savedmodel", "litert"),
-    "tensorflow": ("onnx", "keras", "savedmodel", "litert"),
-    "torch": ("onnx",),
-}
 FILES = {"onnx": ONNX_MODEL, "keras": "model.keras", "savedmodel": "savedmodel/1", "litert": "model.tflite"}
+FORMATS = {"keras": (*FILES,), "tensorflow": (*FILES,), "torch": ("onnx",)}
 PARITY_PHOTOS = 200
 PARITY = 1e-3  # largest difference of a probability, and how near to the threshold a label may flip
 KNOWN_PHOTOS = 1_000  # of each sort: enough neighbours, and a search of less than a millisecond
@@ -51,13 +47,7 @@ class ParityError(RuntimeError):
 
 
 def export_run(
-    study: Study,
-    run_id: str,
-    to: str = "onnx",
-    out: Path | None = None,
-    *,
-    risk: float = RISK,
-    show_progress: bool = True,
+    study: Study, run_id: str, to: str = "onnx", out: Path | None = None, *, risk: float = RISK, show_progress=True
 ) -> Path:
     """Export a recorded run to a bundle and return its folder, `data/bundles/<run>-<format>` unless `out` is given.
 
@@ -81,7 +71,7 @@ def export_run(
     photos = _validation_photos(study, run)
     images = load_images(study.data, photos, run.image_size, show_progress)
     plain = store.import_framework(run.framework).predict(model, images, experiment)
-    labels = photos["label"].map({name: number for number, name in enumerate(run.class_names)}).to_numpy()
+    labels = photos["label"].map(run.class_names.index).to_numpy()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as building:
         bundle = Path(building) / "bundle"
@@ -92,9 +82,9 @@ def export_run(
         facts: dict[str, Any] = {"parity": check_parity(plain[sample], predict(images[sample])[0])}
         answerable, unlike = np.ones(len(images), bool), None
         if to == "onnx":
-            known, facts["kinds"] = _fit_known(study, run, predict, images, labels, show_progress)
+            features, guesses = _features(predict, images), plain.argmax(axis=1)
+            known, facts["kinds"] = _fit_known(study, run, predict, features, labels, show_progress)
             known.save(bundle / KNOWN)
-            features, guesses = in_batches(predict, images)[1], plain.argmax(axis=1)
             unlike = np.array([known.compare(features[[n]], guess)[0] for n, guess in enumerate(guesses)])
             answerable = np.array([not known.is_unlike(*pair) for pair in zip(unlike, guesses, strict=True)])
         groups = read_groups(study, photos)
@@ -128,21 +118,13 @@ def export_run(
     return out
 
 
-def in_batches(predict: Predict, images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return probabilities (N, classes) and features (N, D) of many images, 50 at a time."""
-    parts = [predict(np.asarray(images[start : start + 50])) for start in range(0, len(images), 50)]
-    probabilities, features = zip(*parts, strict=True)
-    return np.concatenate(probabilities), None if features[0] is None else np.concatenate(features)
-
-
 def check_parity(of_run: np.ndarray, of_export: np.ndarray) -> dict[str, float]:
     """Compare probabilities (N, classes) of the run and of the exported model on the same photos.
 
     Returns photos, the largest difference and the number of flipped labels. Raises ParityError when a probability
     differs by more than PARITY, or is not a number, or a label flips that is not within PARITY of a tie.
     """
-    difference = np.abs(of_run - of_export)
-    largest = float(difference.max())
+    largest = float(np.abs(of_run - of_export).max())
     if not largest <= PARITY:
         raise ParityError(
             f"the exported model's probabilities differ by up to {largest:.2g} from the run's on {len(of_run)} photos; "
@@ -179,9 +161,8 @@ def other_photos(study: Study, class_names: list[str]) -> pd.DataFrame:
 
 
 def _validation_photos(study: Study, run: store.Run) -> pd.DataFrame:
-    photos = run.validation[["sha256", "label"]].merge(
-        read_photos(study.data)[["sha256", "path"]], on="sha256", how="left"
-    )
+    table = read_photos(study.data)[["sha256", "path"]]
+    photos = run.validation[["sha256", "label"]].merge(table, on="sha256", how="left")
     missing = photos["path"].isna().sum()
     if missing:
         raise FileNotFoundError(
@@ -216,27 +197,15 @@ def _write_keras(model, to: str, path: Path) -> Callable[[np.ndarray], np.ndarra
 
     if to == "keras":
         model.save(path)
-        loaded = keras.saving.load_model(path, compile=False, safe_mode=True)
-        return loaded.predict_on_batch
+        return keras.saving.load_model(path, compile=False, safe_mode=True).predict_on_batch
     if keras.backend.backend() != "tensorflow":
         raise ValueError(f"{to} needs Keras on TensorFlow, this is {keras.backend.backend()}; set KERAS_BACKEND")
+    import tensorflow as tf
+
+    model.export(path, format="tf_saved_model" if to == "savedmodel" else to, verbose=False)
     if to == "savedmodel":
-        model.export(path, format="tf_saved_model", verbose=False)
-        return _load_savedmodel(path)
-    model.export(path, format="litert", verbose=False)
-    return _load_litert(path)
-
-
-def _load_savedmodel(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    import tensorflow as tf
-
-    loaded = tf.saved_model.load(str(path))
-    return lambda images: loaded.serve(tf.constant(images, dtype=tf.float32)).numpy()
-
-
-def _load_litert(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    import tensorflow as tf
-
+        loaded = tf.saved_model.load(str(path))
+        return lambda images: loaded.serve(tf.constant(images, dtype=tf.float32)).numpy()
     with warnings.catch_warnings(action="ignore", category=UserWarning):  # it recommends a package of its own
         interpreter = tf.lite.Interpreter(str(path), num_threads=1)
     entry, answer = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
@@ -251,19 +220,22 @@ def _load_litert(path: Path) -> Callable[[np.ndarray], np.ndarray]:
     return logits
 
 
+def _features(predict: Predict, images: np.ndarray) -> np.ndarray:
+    """Return the features (N, D) of many images, 50 at a time; (0, 0) of none."""
+    parts = [predict(np.asarray(images[start : start + 50]))[1] for start in range(0, len(images), 50)]
+    return np.concatenate(parts or [np.zeros((0, 0), np.float32)])
+
+
 def _fit_known(
-    study: Study, run: store.Run, predict: Predict, images: np.ndarray, labels: np.ndarray, show_progress: bool
+    study: Study, run: store.Run, predict: Predict, validation: np.ndarray, labels: np.ndarray, show_progress: bool
 ) -> tuple[Known, dict]:
+    """Return the known photos, and what `measure_kinds` says; `validation`: the features of the validation photos."""
+
     def features_of(photos: pd.DataFrame) -> np.ndarray:
-        if photos.empty:
-            return np.zeros((0, 0), np.float32)
-        return in_batches(predict, load_images(study.data, photos, run.image_size, show_progress))[1]
+        return _features(predict, load_images(study.data, photos, run.image_size, show_progress) if len(photos) else [])
 
     training = _training_photos(study, run).sample(frac=1, random_state=0).head(KNOWN_PHOTOS)
     others = other_photos(study, run.class_names).sample(frac=1, random_state=0).head(KNOWN_PHOTOS)
-    numbers = training["label"].map({name: number for number, name in enumerate(run.class_names)}).to_numpy()
-    features, validation = features_of(training), in_batches(predict, images)[1]
-    elsewhere, kinds = features_of(others), others["kind"].to_numpy(dtype=str)
-    known = (features, numbers, validation, labels)
-    measured = measure_kinds(*known, elsewhere, kinds) if len(others) else {}
-    return Known.fit(*known, elsewhere, kinds), measured
+    numbers = training["label"].map(run.class_names.index).to_numpy()
+    known = features_of(training), numbers, validation, labels, features_of(others), others["kind"].to_numpy(dtype=str)
+    return Known.fit(*known), measure_kinds(*known) if len(others) else {}

@@ -51,19 +51,10 @@ class Limits:
     drained: int = 64 * 2**20  # of a refused body, so that its sender gets to read why
 
 
-@dataclass(frozen=True)
-class Part:
-    """One part of a form; `filename` is None for a plain field."""
-
-    name: str
-    filename: str | None
-    content: bytes
-
-
 class Gate:
     """The door of the app: request ids, one log line per request, bodies bounded in size and time, no trace outside."""
 
-    def __init__(self, app, limits: Limits, workers: tuple[Workers, Workers], metrics, root_path: str = ""):
+    def __init__(self, app, limits: Limits, workers: Workers, metrics, root_path: str):
         self.app, self.limits, self.workers, self.metrics, self.buffered = app, limits, workers, metrics, 0
         self.root_path = root_path.rstrip("/")
 
@@ -91,6 +82,10 @@ class Gate:
                 message["headers"] += [(name.encode(), value.encode()) for name, value in extra.items()]
             await send(message)
 
+        async def refuse(status: int, sentence: str) -> None:
+            if facts["status"] == 499:  # no answer has begun
+                await say_error(request_id, status, sentence)(scope, receive, answer)
+
         try:
             if method == "POST":
                 await self._take_in(scope, headers, receive, answer)
@@ -99,15 +94,12 @@ class Gate:
         except ClientDisconnect:
             pass  # 499, as nginx calls it: nobody is there to hear more
         except Refused as refusal:
-            await say_error(request_id, refusal.status, refusal.sentence)(scope, receive, answer)
+            await refuse(refusal.status, refusal.sentence)
         except asyncio.CancelledError:
-            if facts["status"] == 499:
-                await say_error(request_id, 503, "the server is stopping; try again")(scope, receive, answer)
+            await refuse(503, "the server is stopping; try again")
         except Exception:
             log.exception(json.dumps({"request_id": request_id, "event": "failed"}))
-            if facts["status"] == 499:
-                sentence = "the check failed; this is our fault, not the photo's"
-                await say_error(request_id, 500, sentence)(scope, receive, answer)
+            await refuse(500, "the check failed; this is our fault, not the photo's")
         finally:
             facts["ms"] = round(1000 * (time.perf_counter() - started), 1)
             self.metrics.count(facts)
@@ -117,9 +109,8 @@ class Gate:
         """Read the body within the limits, then hand it to the app as `scope["body"]`."""
         limits = self.limits
         refusal = self._refuse_by_headers(headers)
-        workers = self.workers[0]
-        if refusal is None and workers.admitted >= workers.waiting:
-            refusal = Refused(503, f"busy: {workers.admitted} photos are waiting; try again in a second")
+        if refusal is None and self.workers.admitted >= self.workers.waiting:
+            refusal = Refused(503, f"busy: {self.workers.admitted} photos are waiting; try again in a second")
         body, read = bytearray(), 0
         try:
             async with asyncio.timeout(limits.body_seconds):
@@ -161,21 +152,21 @@ class Gate:
         return None
 
 
-def read_form(scope) -> list[Part]:
-    """Return the parts of a request's form in their order; raises Refused for what is no whole form."""
+def read_form(scope) -> list[tuple[str, str | None, bytes]]:
+    """Return the parts of a request's form in their order: name, filename (None for a plain field), content.
+
+    Raises Refused for what is no whole form.
+    """
     kind = Message()
     kind["content-type"] = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
     boundary = kind.get_param("boundary")
     if not boundary:
         raise Refused(400, "the Content-Type names no boundary")
-    parts: list[Part] = []
-    header, head, content, ended = [b"", b""], Message(), bytearray(), []
+    parts: list[tuple[str, str | None, bytes]] = []
+    names, head, content, ended = [], Message(), bytearray(), []
 
-    def keep_header() -> None:
-        if len(head) > 20:
-            raise Refused(400, "a part of the form has more than 20 headers")
-        head[header[0].decode("latin-1")] = header[1].decode("utf-8", "replace")
-        header[:] = b"", b""
+    def keep_header(data: bytes, start: int, stop: int) -> None:  # whole, as the body is written at once
+        head[names.pop()] = data[start:stop].decode("utf-8", "replace")
 
     def begin() -> None:
         if len(parts) > MOST_PARTS:
@@ -189,13 +180,12 @@ def read_form(scope) -> list[Part]:
             raise Refused(400, "a part of the form has no name")
         if head.get("content-transfer-encoding", "binary").lower() not in ("binary", "8bit", "7bit"):
             raise Refused(400, f"field {name!r}: send the bytes as they are, without Content-Transfer-Encoding")
-        parts.append(Part(name, head.get_filename(), bytes(content)))
+        parts.append((name, head.get_filename(), bytes(content)))
 
     callbacks = {
         "on_part_begin": begin,
-        "on_header_field": lambda data, start, stop: header.__setitem__(0, header[0] + data[start:stop]),
-        "on_header_value": lambda data, start, stop: header.__setitem__(1, header[1] + data[start:stop]),
-        "on_header_end": keep_header,
+        "on_header_field": lambda data, start, stop: names.append(data[start:stop].decode("latin-1")),
+        "on_header_value": keep_header,
         "on_part_data": lambda data, start, stop: content.extend(memoryview(data)[start:stop]),
         "on_part_end": end,
         "on_end": lambda: ended.append(True),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from carspotter_check.photo_check import Answer, PhotoCheck, photos_in
-from carspotter_check.rejection import in_digits, pool
+from carspotter_check.rejection import digits, pool
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,15 @@ def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = No
     another model, or cannot be told.
     """
     unusable = [answer.photo for answer in answers if answer.verdict == "unusable"]
+    few = f"{len(unusable)} of {len(answers)} photos unusable"
+
+    def say(verdict: str, label: str | None, probability: float | None, decided: list[str], reason: str):
+        return ListingAnswer(verdict, label, probability, decided, unusable, reason, [*answers])
+
     seen = [answer for answer in answers if answer.verdict != "unusable" and answer.probabilities]
     like = [answer for answer in seen if answer.decided_by != "likeness"]
-    few = f"{len(unusable)} of {len(answers)} photos unusable"
     if not seen:
-        return ListingAnswer(
-            "unusable", None, None, [], unusable, f"no photo shows a car from outside ({few})", [*answers]
-        )
+        return say("unusable", None, None, [], f"no photo shows a car from outside ({few})")
     mean = float(np.mean([answer.unlike or 0.0 for answer in seen]))
     if mean > check.listing.unlike or not like:
         others = sum(answer.verdict == "other_model" for answer in seen)
@@ -56,7 +58,7 @@ def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = No
             f"together unlike the cars it knows (in the mean less like them than {mean:.0%} of good photos, "
             f"{check.listing.unlike:.0%} may be): another model, or no car ({few})"
         )
-        return ListingAnswer(verdict, None, None, decided, unusable, reason, [*answers])
+        return say(verdict, None, None, decided, reason)
     shares = np.array([list(answer.probabilities.values()) for answer in like])
     pooled = pool(shares, check.listing.correlation)
     best = int(pooled.argmax())
@@ -64,12 +66,12 @@ def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = No
     order = np.argsort(-shares[:, best], kind="stable")
     decided = [like[number].photo for number in order if shares[number].argmax() == best]
     probability = round(float(pooled[check.class_names.index(claim)] if claim else pooled[best]), 6)
-    words = f"{len(decided)} of {len(seen)} photos look like {label} (together p = {in_digits(pooled[best])}; {few})"
+    words = f"{len(decided)} of {len(seen)} photos look like {label} (together p = {digits(pooled[best])}; {few})"
     if pooled[best] < check.listing.confidence:
-        return ListingAnswer("not_sure", None, probability, decided, unusable, f"not sure enough: {words}", [*answers])
+        return say("not_sure", None, probability, decided, f"not sure enough: {words}")
     verdict = "named" if claim is None else "match" if claim == label else "other_model"
     claimed = f"claimed {claim}, but " if verdict == "other_model" else ""
-    return ListingAnswer(verdict, label, probability, decided, unusable, claimed + words, [*answers])
+    return say(verdict, label, probability, decided, claimed + words)
 
 
 def read_listings(source: Path) -> list[tuple[str, list[Path], str | None]]:

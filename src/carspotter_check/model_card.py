@@ -8,32 +8,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
 from carspotter.evidence.intervals import accuracy_interval
 from carspotter.evidence.sealed_score import read_scores
 from carspotter.models.store import Run
 from carspotter.paths import Study
 from carspotter.photos.sealed_test import read_ledger
-from carspotter.photos.splitting import read_splits
-from carspotter_check.rejection import in_digits
+from carspotter_check.rejection import digits, read_groups
 
 
 def write_card(path: Path, study: Study, run: Run, manifest: dict[str, Any]) -> None:
     """Write the model card of an export, in Markdown."""
-    path.write_text("\n".join(_lines(study, run, manifest)) + "\n", encoding="utf-8")
-
-
-def _lines(study: Study, run: Run, manifest: dict[str, Any]) -> list[str]:
     row, rejection, listing = run.row, manifest["rejection"], manifest["listing"]
     names = run.class_names
-    photos = run.validation.merge(read_splits(study)[["sha256", "group"]], on="sha256", how="left")
-    # A photo that a later split no longer has stands alone.
-    groups = photos["group"].replace("", np.nan).fillna(photos["sha256"])
-    correct = photos[names].idxmax(axis=1) == photos["label"]
-    interval = accuracy_interval(correct, groups)
+    correct = run.validation[names].idxmax(axis=1) == run.validation["label"]
+    interval = accuracy_interval(correct, read_groups(study, run.validation))
     halved = "choosing_accuracy" in run.history  # older runs chose their epoch on all validation photos
+    quick = " (a quick run: it shows that the code runs, no more)" * (str(row["quick"]) == "True")
     lines = [
         f"# Model card: {run.id}",
         "",
@@ -45,7 +35,7 @@ def _lines(study: Study, run: Run, manifest: dict[str, Any]) -> list[str]:
         f"- study `{study.name}`, split version `{run.spec['split_version']}`: {row['train_photos']} training and "
         f"{row['validation_photos']} validation photos of {', '.join(names)}",
         f"- experiment `{row['experiment']}`, framework {row['framework']}, seed {row['seed']}, {row['epochs']} epochs"
-        + (" (a quick run: it shows that the code runs, no more)" if str(row["quick"]) == "True" else ""),
+        f"{quick}",
         f"- {row['versions']}; commit `{row['commit'] or 'unknown'}`; {row['device']}",
         f"- preprocessing `{manifest['preprocessing']}`, {manifest['image_size']} × {manifest['image_size']} pixels",
         "",
@@ -61,10 +51,10 @@ def _lines(study: Study, run: Run, manifest: dict[str, Any]) -> list[str]:
         "## When it answers",
         "",
         f"- temperature {rejection['temperature']:.3f}, fitted on one half of the validation groups",
-        f"- one photo: confidence of {in_digits(rejection['confidence'])} or more, certified on the other half, on "
+        f"- one photo: confidence of {digits(rejection['confidence'])} or more, certified on the other half, on "
         f"{rejection['photos']} photos, one of each group (asked for: at most {rejection['risk']:.1%} of the answers "
         f"wrong): {rejection['reason']}",
-        f"- all photos of one car: confidence of {in_digits(listing['confidence'])} or more, certified on "
+        f"- all photos of one car: confidence of {digits(listing['confidence'])} or more, certified on "
         f"{listing['listings']} listings of the other half (correlation of two photos {listing['correlation']:.2f}, "
         f"fitted on the first): {listing['reason']}",
         f"- photos whose shorter side has at least {rejection['limits']['shorter_side']} pixels, as in training",
@@ -79,7 +69,7 @@ def _lines(study: Study, run: Run, manifest: dict[str, Any]) -> list[str]:
         else "- The best epoch was chosen on all validation photos, those that certify too: a small optimism.",
         "- It looks at cars, not at people or plates; do not use it to find or follow anybody.",
     ]
-    return lines
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _kinds_lines(measured: dict[str, dict[str, float]] | None) -> list[str]:
@@ -90,14 +80,13 @@ def _kinds_lines(measured: dict[str, dict[str, float]] | None) -> list[str]:
             "- no photos of other models or unusable ones were at hand: what is unlike the known cars is told "
             "without examples, unmeasured. Bring some: `import --others FOLDER`, `import --rejects FOLDER`"
         ]
-    table = pd.DataFrame(measured).T
     return [
         "- share of photos that show none of the classes and are turned away (seen: other photos of their kind are "
         "known; unseen: none is):",
         "",
         "| kind | photos | seen | unseen |",
         "|---|---|---|---|",
-        *(f"| {kind} | {line.photos:.0f} | {line.seen:.2f} | {line.unseen:.2f} |" for kind, line in table.iterrows()),
+        *(f"| {kind} | {{photos:.0f}} | {{seen:.2f}} | {{unseen:.2f}} |".format(**of) for kind, of in measured.items()),
         "",
     ]
 

@@ -63,17 +63,10 @@ class Graph:
         self.add("Concat", parts, "features", axis=1)
 
     def finish(self, size: int, logits: int, features: int, metadata: dict[str, str]) -> bytes:
-        helper, kind = self.onnx.helper, self.onnx.TensorProto
-        graph = helper.make_graph(
-            self.nodes,
-            "photo_check",
-            [helper.make_tensor_value_info("image", kind.UINT8, ["N", size, size, 3])],
-            [
-                helper.make_tensor_value_info("logits", kind.FLOAT, ["N", logits]),
-                helper.make_tensor_value_info("features", kind.FLOAT, ["N", features]),
-            ],
-            self.constants,
-        )
+        helper, kind, describe = self.onnx.helper, self.onnx.TensorProto, self.onnx.helper.make_tensor_value_info
+        entry = describe("image", kind.UINT8, ["N", size, size, 3])
+        answers = [describe("logits", kind.FLOAT, ["N", logits]), describe("features", kind.FLOAT, ["N", features])]
+        graph = helper.make_graph(self.nodes, "photo_check", [entry], answers, self.constants)
         opsets = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="carspotter")
         helper.set_model_props(model, metadata)
@@ -109,10 +102,6 @@ def _add_keras(graph: Graph, model: Any, pixels: str, experiment: Experiment) ->
 
     names: dict[int, str] = {}  # of the tensors; what comes before the first layer is the pixels
     pools: list[Any] = []
-
-    def of(layer) -> list[np.ndarray]:
-        return [np.asarray(weight, np.float32) for weight in layer.get_weights()]
-
     for layer in model.layers:
         if isinstance(layer, layers.InputLayer) or not isinstance(layer, layers.Layer):
             continue
@@ -123,7 +112,7 @@ def _add_keras(graph: Graph, model: Any, pixels: str, experiment: Experiment) ->
             case layers.Rescaling():
                 x = graph.add("Add", [graph.add("Mul", [x, np.float32(layer.scale)]), np.float32(layer.offset)])
             case layers.Conv2D() | layers.DepthwiseConv2D():
-                kernel, *bias = of(layer)
+                kernel, *bias = layer.get_weights()
                 deep = isinstance(layer, layers.DepthwiseConv2D)
                 kernel = kernel.transpose(2, 3, 0, 1) if deep else kernel.transpose(3, 2, 0, 1)
                 pad = "SAME_UPPER" if layer.padding == "same" else "VALID"
@@ -131,7 +120,7 @@ def _add_keras(graph: Graph, model: Any, pixels: str, experiment: Experiment) ->
                 x = graph.add("Conv", [x, kernel, *bias], auto_pad=pad, strides=[*layer.strides], group=groups)
             case layers.BatchNormalization():
                 figures = [layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance]
-                arrays = [None if figure is None else np.asarray(figure, np.float32) for figure in figures]
+                arrays = (None if figure is None else np.asarray(figure) for figure in figures)
                 x = graph.normalise(x, *arrays, layer.epsilon)
             case layers.ReLU():
                 bounds = [] if layer.max_value is None else [np.array(0.0), np.array(layer.max_value)]
@@ -153,7 +142,7 @@ def _add_keras(graph: Graph, model: Any, pixels: str, experiment: Experiment) ->
             case layers.Flatten():  # Keras' order is rows, columns, channels
                 x = graph.add("Flatten", [graph.add("Transpose", [x], perm=[0, 2, 3, 1])])
             case layers.Dense():
-                kernel, bias = of(layer)
+                kernel, bias = layer.get_weights()
                 x = graph.add("Gemm", [x, kernel, bias], "logits" if layer is model.layers[-1] else None)
             case layers.Dropout() | layers.Identity():
                 pass
@@ -181,8 +170,7 @@ def _add_torch(graph: Graph, model: Any, pixels: str, experiment: Experiment) ->
     for layer in leaves:
         match layer:
             case nn.Conv2d():
-                same = layer.padding not in ("valid", (0, 0))
-                pad = "SAME_UPPER" if same else "VALID"
+                pad = "VALID" if layer.padding in ("valid", (0, 0)) else "SAME_UPPER"
                 x = graph.add("Conv", [x, of(layer.weight), of(layer.bias)], auto_pad=pad)
                 channels = layer.out_channels
             case nn.BatchNorm2d() | nn.BatchNorm1d():
@@ -200,12 +188,10 @@ def _add_torch(graph: Graph, model: Any, pixels: str, experiment: Experiment) ->
             case nn.Linear():
                 output = "logits" if layer is leaves[-1] else None
                 x = graph.add("Gemm", [x, of(layer.weight), of(layer.bias)], output, transB=1)
-            case nn.Dropout():
-                pass
             case _ if type(layer).__name__ == "Pool":
                 means = graph.add("GlobalAveragePool", [x])
                 x = graph.add("Concat", [means, graph.add("GlobalMaxPool", [x])], axis=1) if layer.maximum else means
-            case _ if type(layer).__name__ == "Pixels":
+            case _ if type(layer).__name__ in ("Dropout", "Pixels"):
                 pass
             case _:
                 raise ValueError(f"{type(layer).__name__}: no line for this layer in onnx_graph.py")

@@ -8,7 +8,7 @@ against all else. The last two tell models of the same shape apart. LOG.md says 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -42,14 +42,9 @@ class Known:
 
     @classmethod
     def fit(
-        cls,
-        training: np.ndarray,
-        labels: np.ndarray,
-        validation: np.ndarray,
-        validation_labels: np.ndarray,
-        others: np.ndarray,
-        kinds: np.ndarray,
-    ) -> Known:
+        cls, training: np.ndarray, labels: np.ndarray, validation: np.ndarray, validation_labels: np.ndarray,
+        others: np.ndarray, kinds: np.ndarray,
+    ) -> Known:  # fmt: skip
         """Fit on features (N, D) of training photos, of good photos that were not trained on, and of all `others`.
 
         `labels` are class numbers; `kinds` say what each of `others`, of which there may be none, shows. The threshold
@@ -66,7 +61,7 @@ class Known:
             rows = validation[validation_labels == number]
             if not len(rows):
                 raise ValueError(f"no validation photo of class number {number}: nothing says how unlike is too unlike")
-            measures = known._measure(unit_rows(rows), similarity(unit_rows(rows), photos), number)
+            measures, _ = known._measure(rows, number)
             deviations = measures.std(axis=1)
             scales[number] = np.column_stack([measures.mean(axis=1), np.where(deviations > 0, deviations, 1.0)])
             good.append(np.quantile(known._add(measures, number), QUANTILES))
@@ -79,9 +74,7 @@ class Known:
         Returns the share of good photos that are less unlike, 0 … 1, and the kind of the nearest photos of no class,
         None where the classes are still likelier.
         """
-        rows = unit_rows(features)
-        near = similarity(rows, self.photos)
-        measures = self._measure(rows, near, number)
+        measures, near = self._measure(features, number)
         share = float(np.interp(self._add(measures, number)[0], self.good[number], QUANTILES))
         if measures[2, 0] <= 0:
             return share, None
@@ -94,8 +87,7 @@ class Known:
         return share > self.shares[number]
 
     def save(self, path: Path) -> None:
-        arrays = {"photos": self.photos.astype(np.float16), "kinds": self.kinds, "weights": self.weights}
-        np.savez_compressed(path, **arrays, scales=self.scales, good=self.good, shares=self.shares)
+        np.savez_compressed(path, **vars(replace(self, photos=self.photos.astype(np.float16))))
 
     @classmethod
     def load(cls, path: Path, classes: int) -> Known:
@@ -105,11 +97,8 @@ class Known:
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
-                known = cls(
-                    stored["photos"].astype(np.float32),
-                    stored["kinds"],
-                    *(stored[name] for name in ("weights", "scales", "good", "shares")),
-                )
+                known = cls(*(stored[field.name] for field in fields(cls)))
+                known = replace(known, photos=known.photos.astype(np.float32))
         except Exception as error:  # zip, zlib, numpy: each has its own
             raise ValueError(f"{path} cannot be read: {str(error)[:100]}; export the run again") from error
         count, width = known.photos.shape if known.photos.ndim == 2 else (0, 0)
@@ -129,19 +118,18 @@ class Known:
         names = [str(number) for number in range(len(self.scales))]
         return np.array([names.index(kind) if kind in names else -1 for kind in self.kinds])
 
-    def _score(self, features: np.ndarray, number: int) -> np.ndarray:
-        rows = unit_rows(features)
-        return self._add(self._measure(rows, similarity(rows, self.photos), number), number)
-
     def _add(self, measures: np.ndarray, number: int) -> np.ndarray:
         mean, deviation = self.scales[number].T[:, :, np.newaxis]
         return WEIGHTS @ ((measures - mean) / deviation)
 
-    def _measure(self, rows: np.ndarray, near: np.ndarray, number: int) -> np.ndarray:
+    def _measure(self, features: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Return how far from class `number`, how near to what is no class, and the verdict against classes: (3, N).
 
-        `rows` (N, D) are unit vectors, `near` (N, photos) their similarity to the known photos.
+        And how similar each row of `features` is to the known photos: (N, photos).
         """
+        rows = unit_rows(features)
+        # For a single row BLAS wakes all threads, which take the cores from a server's other photos: half its speed.
+        near = np.einsum("nd,md->nm", rows, self.photos) if len(rows) == 1 else rows @ self.photos.T
 
         def distance(chosen: np.ndarray) -> np.ndarray:
             of = near[:, chosen]
@@ -150,7 +138,7 @@ class Known:
 
         own, none = distance(self._numbers == number), self._numbers < 0
         nearness = distance(~none) / distance(none) if none.any() else np.zeros(len(rows))
-        return np.stack([own, nearness, rows @ self.weights[:-1] + self.weights[-1]])
+        return np.stack([own, nearness, rows @ self.weights[:-1] + self.weights[-1]]), near
 
 
 def fit_verdict(training: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -158,29 +146,22 @@ def fit_verdict(training: np.ndarray, others: np.ndarray) -> np.ndarray:
 
     Ridge regression in which both sides weigh the same, on features scaled by their deviation among training photos.
     """
-    width = training.shape[1]
+    from sklearn.linear_model import Ridge  # a server needs its results alone
+
+    width, counts = training.shape[1], [len(training), len(others)]
     if not len(others):
         return np.zeros(width + 1, np.float32)
     scale = training.std(axis=0) + 1e-4
-    rows, targets = np.concatenate([training, others]) / scale, np.repeat([-1.0, 1.0], [len(training), len(others)])
-    share = np.repeat([0.5 / len(training), 0.5 / len(others)], [len(training), len(others)])
-    centre = share @ rows
-    rows, root = rows - centre, np.sqrt(share)[:, np.newaxis]
-    rows = (rows * root).astype(np.float64)
-    # Solved for the photos, which are some thousands at most, however many features there are.
-    dual = np.linalg.solve(rows @ rows.T + RIDGE * width * np.eye(len(rows)), targets * root[:, 0])
-    weights = rows.T @ dual
-    return np.float32(np.r_[weights / scale, -weights @ centre])
+    rows, targets = np.concatenate([training, others]) / scale, np.repeat([-1.0, 1.0], counts)
+    ridge = Ridge(RIDGE * width, solver="cholesky")
+    ridge.fit(rows.astype(np.float64), targets, np.repeat([0.5 / count for count in counts], counts))
+    return np.float32(np.r_[ridge.coef_ / scale, ridge.intercept_])
 
 
 def measure_kinds(
-    training: np.ndarray,
-    labels: np.ndarray,
-    validation: np.ndarray,
-    validation_labels: np.ndarray,
-    others: np.ndarray,
-    kinds: np.ndarray,
-) -> dict[str, dict[str, float]]:
+    training: np.ndarray, labels: np.ndarray, validation: np.ndarray, validation_labels: np.ndarray,
+    others: np.ndarray, kinds: np.ndarray,
+) -> dict[str, dict[str, float]]:  # fmt: skip
     """Measure how many photos of each kind are called unlike: {kind: {"photos", "seen", "unseen"}}, shares.
 
     Arguments as of `Known.fit`. "seen": half of a kind's photos are known, the other half is judged, and the other way
@@ -191,9 +172,8 @@ def measure_kinds(
     def flagged(examples: np.ndarray, judged: np.ndarray) -> float:
         known = Known.fit(training, labels, validation, validation_labels, others[examples], kinds[examples])
         rows = others[judged]
-        passed = [
-            known._score(rows, n) <= np.interp(known.shares[n], QUANTILES, known.good[n]) for n in np.unique(labels)
-        ]
+        limits = {n: np.interp(known.shares[n], QUANTILES, known.good[n]) for n in np.unique(labels)}
+        passed = [known._add(known._measure(rows, n)[0], n) <= limit for n, limit in limits.items()]
         return float(1 - np.any(passed, axis=0).mean())
 
     found = {}
@@ -204,12 +184,6 @@ def measure_kinds(
         unseen = flagged(~of_kind, of_kind)
         found[str(kind)] = {"photos": int(of_kind.sum()), "seen": float(np.mean(seen)), "unseen": unseen}
     return found
-
-
-def similarity(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return the scalar products of rows (N, D) and others (M, D): (N, M)."""
-    # BLAS wakes all its threads for a single row, and they take the cores from a server's other photos: half its speed.
-    return np.einsum("nd,md->nm", rows, others) if len(rows) == 1 else rows @ others.T
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

@@ -24,17 +24,11 @@ async function start() {
   for (const input of [$("#files"), $("#camera")]) {
     input.addEventListener("change", () => { take(input.files); input.value = ""; });
   }
-  for (const kind of ["dragenter", "dragover"]) {
-    drop.addEventListener(kind, (event) => { event.preventDefault(); drop.classList.add("over"); });
-  }
-  drop.addEventListener("dragleave", () => drop.classList.remove("over"));
-  drop.addEventListener("drop", (event) => {
-    event.preventDefault();
-    drop.classList.remove("over");
-    take(event.dataTransfer.files);
-  });
-  // A photo dropped beside the box would otherwise replace the page.
-  for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
+  for (const kind of ["dragenter", "dragover"]) drop.addEventListener(kind, () => drop.classList.add("over"));
+  for (const kind of ["dragleave", "drop"]) drop.addEventListener(kind, () => drop.classList.remove("over"));
+  drop.addEventListener("drop", (event) => take(event.dataTransfer.files));
+  // The browser would open a dropped photo in place of the page.
+  for (const kind of ["dragenter", "dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
   try {
     const model = await (await fetch("v1/model")).json();
     for (const name of model.classes) {
@@ -86,7 +80,7 @@ function next() {
 
 async function check({ files, claim, cards, listing }) {
   const [path, name] = listing ? ["v1/listing", "photos"] : ["v1/check", "photo"];
-  const { status, body } = await send(path, name, files, claim ? { claim } : {});
+  const { status, body } = await send(path, name, files, claim);
   if (status !== 200) {
     const unusable = (body.error || "").startsWith("unusable: ");
     const sentence = (body.error || "The server did not answer.").replace("unusable: ", "");
@@ -136,7 +130,7 @@ async function explain(file, card, button) {
     canvas.hidden = !canvas.hidden;
   } else {
     button.disabled = true;
-    const { status, body } = await send("v1/explain", "photo", [file], {});
+    const { status, body } = await send("v1/explain", "photo", [file]);
     button.disabled = false;
     if (status !== 200) {
       $(".reason", card).textContent = body.error || "The server did not answer.";
@@ -179,11 +173,11 @@ async function shrunk(file, most) {
   }
 }
 
-async function send(path, name, files, fields) {
+async function send(path, name, files, claim = "") {
   const form = new FormData();
   const most = Math.min(LARGE, ALL / files.length);
   for (const file of files) form.append(name, await shrunk(file, most), file.name);
-  for (const [field, value] of Object.entries(fields)) form.append(field, value);
+  if (claim) form.append("claim", claim);
   for (let attempt = 1; ; attempt += 1) {
     try {
       const answer = await fetch(path, { method: "POST", body: form });

@@ -13,15 +13,7 @@ from carspotter.paths import Study
 from carspotter.photos.decoding import PREPROCESSING, UnreadablePhoto, decode
 from carspotter_check.bundle import KNOWN, MANIFEST, ONNX_MODEL, Predict, load_onnx, read_manifest
 from carspotter_check.open_world import OTHER_MODEL, Known
-from carspotter_check.rejection import (
-    ListingRule,
-    Rejection,
-    calibrate,
-    in_digits,
-    quality_fault,
-    read_groups,
-    read_rule,
-)
+from carspotter_check.rejection import ListingRule, Rejection, calibrate, digits, quality_fault, read_groups, read_rule
 
 
 @dataclass(frozen=True)
@@ -50,23 +42,21 @@ class Answer:
         return f"{self.photo}: {self.verdict}: {self.reason}"
 
 
+@dataclass
 class PhotoCheck:
     """A model with its thresholds, ready to answer; `PhotoCheck.load` finds one."""
 
-    def __init__(
-        self,
-        run_id: str,
-        version: str,
-        class_names: list[str],
-        image_size: int,
-        predict: Predict,
-        rejection: Rejection,
-        known: Known | None = None,
-        listing: ListingRule | None = None,
-    ):
-        self.run_id, self.version, self.class_names, self.image_size = run_id, version, class_names, image_size
-        self.predict, self.rejection, self.known = predict, rejection, known
-        self.listing = listing or ListingRule(confidence=rejection.confidence)
+    run_id: str
+    version: str
+    class_names: list[str]
+    image_size: int
+    predict: Predict
+    rejection: Rejection
+    known: Known | None = None
+    listing: ListingRule | None = None
+
+    def __post_init__(self):
+        self.listing = self.listing or ListingRule(confidence=self.rejection.confidence)
 
     @classmethod
     def load(cls, source: Study | Path | str, run_id: str | None = None, threads: int = 0) -> PhotoCheck:
@@ -76,9 +66,7 @@ class PhotoCheck:
         its own framework and its checkpoint, and does not know what is unlike its photos. Raises FileNotFoundError
         when there is no such bundle or run, ValueError for a damaged bundle.
         """
-        if isinstance(source, Study):
-            return _from_run(cls, source, run_id)
-        return _from_bundle(cls, Path(source), threads)
+        return _from_run(source, run_id) if isinstance(source, Study) else _from_bundle(Path(source), threads)
 
     def check(self, photo: Path | bytes, claim: str | None = None) -> Answer:
         """Answer for one photo, given as a file or its bytes, and optionally the class that the listing claims.
@@ -102,9 +90,8 @@ class PhotoCheck:
         image, facts = decode(photo, at_least=-(-self.image_size // 2), square=self.image_size)
         shorter, needed = min(facts.width, facts.height), self.rejection.limits.shorter_side
         if shorter < needed:
-            raise UnreadablePhoto(
-                "photo", f"too small (its shorter side has {shorter} pixels, {needed:.0f} are needed)"
-            )
+            words = f"too small (its shorter side has {shorter} pixels, {needed:.0f} are needed)"
+            raise UnreadablePhoto("photo", words)
         return np.asarray(image)
 
     def judge(self, image: np.ndarray, claim: str | None = None, title: str = "photo") -> Answer:
@@ -116,7 +103,7 @@ class PhotoCheck:
             return self._answer(title, "not_sure", None, None, None, "the model computed no number for this photo")
         probabilities = calibrate(plain, self.rejection.temperature)[0]
         best = int(probabilities.argmax())
-        label, share, unlike = self.class_names[best], f"p = {in_digits(probabilities[best])}", None
+        label, share, unlike = self.class_names[best], f"p = {digits(probabilities[best])}", None
         if self.known is not None and features is not None:
             unlike, kind = self.known.compare(features, best)
             if self.known.is_unlike(unlike, best):
@@ -124,7 +111,7 @@ class PhotoCheck:
                 return self._answer(title, verdict, None, probabilities, unlike, words, "likeness")
         if probabilities[best] < self.rejection.confidence:
             asked = self.rejection.confidence
-            why = "no confidence is enough with this model" if asked > 1 else f"an answer asks for {in_digits(asked)}"
+            why = "no confidence is enough with this model" if asked > 1 else f"an answer asks for {digits(asked)}"
             verdict, reason = "not_sure", f"could be {label} ({share}), but {why}"
         elif claim is None:
             verdict, reason = "named", f"looks like {label} ({share})"
@@ -154,9 +141,10 @@ class PhotoCheck:
     def _answer(
         self, title: str, verdict: str, label: str | None, probabilities, unlike, reason: str, by: str = "confidence"
     ) -> Answer:
-        shares = [] if probabilities is None else [round(float(p), 6) for p in probabilities]
+        named = {}
+        if probabilities is not None:
+            named = {name: round(float(p), 6) for name, p in zip(self.class_names, probabilities, strict=True)}
         title = "".join(letter if letter.isprintable() else "?" for letter in title)  # it could forge a line of output
-        named = dict(zip(self.class_names, shares, strict=False))
         unlike = None if unlike is None else round(unlike, 3)  # as the reason says it
         return Answer(title, verdict, label, named, reason, by, self.run_id, self.version, unlike)
 
@@ -189,7 +177,7 @@ def photos_in(paths: list[Path]) -> Iterator[Path]:
             yield path
 
 
-def _from_bundle(cls, bundle: Path, threads: int) -> PhotoCheck:
+def _from_bundle(bundle: Path, threads: int) -> PhotoCheck:
     manifest = read_manifest(bundle)
     if ONNX_MODEL not in manifest["files"]:
         raise ValueError(f"{bundle} holds {manifest['format']}; the check runs ONNX: export RUN --to onnx")
@@ -204,23 +192,11 @@ def _from_bundle(cls, bundle: Path, threads: int) -> PhotoCheck:
         listing = read_rule(ListingRule, manifest["listing"])
     except ValueError as error:
         raise ValueError(f"{bundle / MANIFEST} cannot be used: {error}; export the run again") from error
-    check = cls(
-        manifest["run"],
-        manifest["files"][ONNX_MODEL][:12],
-        classes,
-        size,
-        load_onnx(bundle / ONNX_MODEL, threads, classes, size),
-        rejection,
-        Known.load(bundle / KNOWN, len(classes)) if KNOWN in manifest["files"] else None,
-        listing,
-    )
-    _try(check, bundle)
-    return check
-
-
-def _try(check: PhotoCheck, bundle: Path) -> None:
-    """Judge a built-in picture, so that what is wrong with a bundle shows now, and the first answer is not slow."""
-    picture = np.random.default_rng(0).integers(0, 256, (check.image_size, check.image_size, 3), dtype=np.uint8)
+    version, predict = manifest["files"][ONNX_MODEL][:12], load_onnx(bundle / ONNX_MODEL, threads, classes, size)
+    known = Known.load(bundle / KNOWN, len(classes)) if KNOWN in manifest["files"] else None
+    check = PhotoCheck(manifest["run"], version, classes, size, predict, rejection, known, listing)
+    # A picture of noise is judged, so that what is wrong with a bundle shows now, and the first answer is not slow.
+    picture = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     try:
         plain, features = check.predict(picture[np.newaxis])
         if not (np.isfinite(plain).all() and np.isfinite(features).all()):
@@ -228,19 +204,21 @@ def _try(check: PhotoCheck, bundle: Path) -> None:
         check.judge(picture)
     except Exception as error:  # ONNX Runtime's, numpy's and ours: the bundle is at fault
         raise ValueError(f"{bundle} does not work: {str(error).splitlines()[0][:200]}; export the run again") from error
+    return check
 
 
-def _from_run(cls, study: Study, run_id: str | None) -> PhotoCheck:
+def _from_run(study: Study, run_id: str | None) -> PhotoCheck:
     from carspotter.evidence.selection import choose_run  # with it come readers of tables that a server does not need
     from carspotter.models.store import load_run
 
     run = load_run(study, run_id) if run_id is not None else choose_run(study, with_checkpoint=True)[0]
-    names = run.class_names
-    labels = run.validation["label"].map({name: number for number, name in enumerate(names)}).to_numpy()
+    names, version = run.class_names, f"split {run.spec['split_version']}, recipe {run.spec['recipe_version']}"
+    labels = run.validation["label"].map(names.index).to_numpy()
     fitted = run.validation[names].to_numpy(), labels, read_groups(study, run.validation)
     rejection = Rejection.fit(*fitted)
-    version = f"split {run.spec['split_version']}, recipe {run.spec['recipe_version']}"
     listing = ListingRule.fit(*fitted, rejection)
-    return cls(
-        run.id, version, names, run.image_size, lambda images: (run.predict(images), None), rejection, None, listing
-    )
+
+    def predict(images: np.ndarray) -> tuple[np.ndarray, None]:
+        return run.predict(images), None
+
+    return PhotoCheck(run.id, version, names, run.image_size, predict, rejection, None, listing)

@@ -17,6 +17,7 @@ from carspotter.models.metrics import softmax
 if TYPE_CHECKING:
     import pandas as pd
 
+    from carspotter.evidence.risk import Certificate
     from carspotter.paths import Study
 
 RISK = 0.01  # at most this share of the answers is wrong
@@ -58,20 +59,15 @@ class Rejection:
 
     @classmethod
     def fit(
-        cls,
-        probabilities: np.ndarray,
-        labels: np.ndarray,
-        groups: np.ndarray,
-        risk: float = RISK,
+        cls, probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray, risk: float = RISK,
         answerable: np.ndarray | None = None,
-    ) -> Rejection:
+    ) -> Rejection:  # fmt: skip
         """Fit on validation: temperature on one half of the groups, confidence certified on the other.
 
         `probabilities` (N, classes), class numbers `labels` (N,), `groups` (N,); `answerable` bool (N,): photos that
         would not be answered whatever the confidence are False.
         """
         from carspotter.evidence.calibration import fit_temperature  # a server needs their results alone
-        from carspotter.evidence.risk import certify_risk
         from carspotter.models.history import halves
 
         first = halves(groups)
@@ -79,19 +75,9 @@ class Rejection:
         calibrated = calibrate(probabilities, temperature)
         answerable = np.ones(len(labels), bool) if answerable is None else answerable
         held = ~first & answerable
-        correct = calibrated.argmax(axis=1) == labels
-        certificate = certify_risk(calibrated.max(axis=1)[held], correct[held], np.asarray(groups)[held], risk)
-        return cls(
-            temperature,
-            # The photo that sets the threshold must pass it again, whatever the last digit of another machine.
-            max(0.0, certificate.threshold - TOLERANCE),
-            risk,
-            certificate.risk,
-            certificate.coverage * float(answerable[~first].mean()),
-            certificate.photos,
-            certificate.wrong,
-            certificate.reason,
-        )
+        found, confidence = _certify(calibrated[held], labels[held], np.asarray(groups)[held], risk)
+        coverage = found.coverage * float(answerable[~first].mean())
+        return cls(temperature, confidence, risk, found.risk, coverage, found.photos, found.wrong, found.reason)
 
     def with_limits_of(self, images: np.ndarray, smallest: int) -> Rejection:
         """Fit the quality limits on good images uint8 (N, S, S, 3): three quarters of what 199 of 200 of them have.
@@ -123,20 +109,14 @@ class ListingRule:
 
     @classmethod
     def fit(
-        cls,
-        probabilities: np.ndarray,
-        labels: np.ndarray,
-        groups: np.ndarray,
-        rejection: Rejection,
-        answerable: np.ndarray | None = None,
-        unlike: np.ndarray | None = None,
-    ) -> ListingRule:
+        cls, probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray, rejection: Rejection,
+        answerable: np.ndarray | None = None, unlike: np.ndarray | None = None,
+    ) -> ListingRule:  # fmt: skip
         """Fit on validation: correlation and `unlike` on one half of the groups, the confidence certified on the other.
 
         Arguments as of `Rejection.fit`, whose result is `rejection`; `unlike` (N,): the share of good photos that are
         less unlike each photo's class. A listing is a group's photos of one class.
         """
-        from carspotter.evidence.risk import certify_risk
         from carspotter.models.history import halves
 
         calibrated = calibrate(probabilities, rejection.temperature)
@@ -146,7 +126,8 @@ class ListingRule:
         if sum(car.sum() > 1 for car in cars if first[car][0]) < LISTINGS_NEEDED:
             return cls(confidence=rejection.confidence)
         means = np.zeros(len(cars)) if unlike is None else np.array([unlike[car].mean() for car in cars])
-        limit = careful_quantile(means[[first[car][0] for car in cars]])
+        good = means[[first[car][0] for car in cars]]
+        limit = float(np.quantile(good, careful_share(len(good))))
         sides: dict[bool, list[tuple[int, np.ndarray]]] = {True: [], False: []}  # label and photos of each listing
         for car, mean in zip(cars, means, strict=True):
             if mean <= limit and (car & answerable).any():
@@ -157,27 +138,32 @@ class ListingRule:
 
         correlation = float(min(np.linspace(0, 1, 21), key=loss))
         pooled = np.array([pool(photos, correlation) for _, photos in sides[False]])
-        correct = pooled.argmax(axis=1) == [label for label, _ in sides[False]]
-        found = certify_risk(pooled.max(axis=1), correct, np.arange(len(pooled)), rejection.risk)
-        confidence, count = max(0.0, found.threshold - TOLERANCE), len(np.unique(listing[~first]))
+        certifying = [label for label, _ in sides[False]]
+        found, confidence = _certify(pooled, certifying, np.arange(len(pooled)), rejection.risk)
         reason = found.reason.replace(" photos of as many groups", " listings").replace("photos", "listings")
-        answered = found.answered / count
+        answered = found.answered / len(np.unique(listing[~first]))
         return cls(correlation, limit, confidence, found.risk, answered, found.photos, found.wrong, reason)
 
 
-def careful_quantile(good: np.ndarray) -> float:
-    """Return what at most FLAGGED of good photos or listings exceed, unless we are UNLUCKY: the fewer, the lower."""
-    return float(np.quantile(good, careful_share(len(good))))
+def _certify(probabilities: np.ndarray, labels, groups: np.ndarray, risk: float) -> tuple[Certificate, float]:
+    from carspotter.evidence.risk import certify_risk
+
+    found = certify_risk(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, groups, risk)
+    # The photo that sets the threshold must pass it again, whatever the last digit of another machine.
+    return found, max(0.0, found.threshold - TOLERANCE)
 
 
 def careful_share(count: int) -> float:
-    """Return which share of `count` good ones has to pass, so that of all good ones at most FLAGGED do not."""
+    """Return which share of `count` good ones has to pass, so that of all good ones at most FLAGGED do not.
+
+    Unless we are UNLUCKY: the fewer there are, the lower it is.
+    """
     from scipy.stats import binom
 
     return float(max(1.0, binom.ppf(UNLUCKY, count, 1 - FLAGGED)) / count)
 
 
-def in_digits(probability: float) -> str:
+def digits(probability: float) -> str:
     """Return a probability with two digits, near 1 with up to five: no answer is certain."""
     return f"{probability:.2f}" if probability < 0.995 else f"{min(probability, 0.99999):.5f}".rstrip("0")
 

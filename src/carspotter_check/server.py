@@ -16,6 +16,7 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,7 @@ class Metrics:
             self.verdicts.labels(verdict).inc()
 
 
-def create_app(
-    check: PhotoCheck,
-    limits: Limits = LIMITS,
-    threads: int | None = None,
-    root_path: str = "",
-) -> Gate:
+def create_app(check: PhotoCheck, limits: Limits = LIMITS, threads: int | None = None, root_path: str = "") -> Gate:
     """Return the ASGI app that answers with `check`, on `threads` threads (default: as many as cores may be used).
 
     `root_path`: the prefix under which a proxy shows the server.
@@ -115,34 +111,35 @@ def create_app(
         root_path=root_path,
     )
 
+    async def compute(unit: Callable[[], Any], threads: Workers = workers) -> Any:
+        return (await threads.run([unit], limits.answer_seconds))[0]
+
     async def take(request: Request, photos: str, most: int, field: str) -> tuple[list[tuple[bytes, str]], str | None]:
         """Return the photos of a form, (bytes, name) each, and its text field; Refused for anything else in it."""
         if request.query_params:
             raise Refused(422, f"{next(iter(request.query_params))!r} in the address: send {field} as a form field")
-        if len(request.scope["body"]) > 2**18:  # a body made for it costs the parser seconds
-            (form,) = await workers.run([lambda: read_form(request.scope)], limits.answer_seconds)
-        else:
-            form = read_form(request.scope)
+        parse = partial(read_form, request.scope)
+        large = len(request.scope["body"]) > 2**18  # a body made for it costs the parser seconds
         found, text = [], []
-        for part in form:
-            if part.name == photos:
-                found.append((part.content, (part.filename or "photo").replace("\\", "/").rsplit("/")[-1][:200]))
-            elif part.name == field and part.filename is None:
-                text.append(part.content.decode("utf-8", "replace"))
+        for name, filename, content in await compute(parse) if large else parse():
+            if name == photos:
+                found.append((content, (filename or "photo").replace("\\", "/").rsplit("/")[-1][:200]))
+            elif name == field and filename is None:
+                text.append(content.decode("utf-8", "replace"))
             else:
-                kind = " as a file" if part.name == field else ""
-                raise Refused(422, f"unknown field {part.name!r}{kind}; this takes {photos!r} (files) and {field!r}")
+                kind = " as a file" if name == field else ""
+                raise Refused(422, f"unknown field {name!r}{kind}; this takes {photos!r} (files) and {field!r}")
         if not 0 < len(found) <= most:
             asked = f"at most {most} files" if most > 1 else "one file"
             raise Refused(422, f"{len(found)} photos; send {asked} in the field {photos!r}")
         if len(text) > 1:
             raise Refused(422, f"the field {field!r} is there {len(text)} times")
-        name = text[0] if text and text[0] else None
+        said = text[0] if text and text[0] else None
         try:
-            check.know(name)
+            check.know(said)
         except ValueError as error:
             raise Refused(422, str(error)) from None
-        return found, name
+        return found, said
 
     def read(photo: bytes):
         if not photo:
@@ -152,11 +149,6 @@ def create_app(
         except UnreadablePhoto as error:
             raise Refused(UNREADABLE.get(error.kind, 422), f"unusable: {error.reason}") from None
 
-    async def decode(photo: bytes):
-        """Decode a photo that may take a child process and seconds, while others pass."""
-        (image,) = await hard.run([lambda: read(photo)], limits.answer_seconds)
-        return image
-
     async def judge(photos: list[tuple[bytes, str]], claim: str | None, strict: bool) -> list[Answer]:
         """Return the answers; an unreadable photo raises Refused if `strict`, else it is "unusable"."""
 
@@ -165,26 +157,20 @@ def create_app(
                 raise refusal
             return check.unusable(refusal.sentence.removeprefix("unusable: "), name)
 
-        def unit(photo: bytes, name: str) -> Callable[[], Answer | None]:
-            def answer() -> Answer | None:
-                if not is_plain(photo):
-                    return None
-                try:
-                    return check.judge(read(photo), claim, name)
-                except Refused as refusal:
-                    return unusable(refusal, name)
+        def answer_plain(photo: bytes, name: str) -> Answer | None:
+            if not is_plain(photo):
+                return None
+            try:
+                return check.judge(read(photo), claim, name)
+            except Refused as refusal:
+                return unusable(refusal, name)
 
-            return answer
-
-        answers = await workers.run([unit(*photo) for photo in photos], limits.answer_seconds)
-        for place, answer in enumerate(answers):
-            if answer is None:
-                photo, name = photos[place]
+        answers = await workers.run([partial(answer_plain, *photo) for photo in photos], limits.answer_seconds)
+        for place, (photo, name) in enumerate(photos):
+            if answers[place] is None:  # decoding it may take a child process and seconds, while others pass
                 try:
-                    image = await decode(photo)
-                    (answers[place],) = await workers.run(
-                        [lambda image=image, name=name: check.judge(image, claim, name)], limits.answer_seconds
-                    )
+                    image = await compute(partial(read, photo), hard)
+                    answers[place] = await compute(partial(check.judge, image, claim, name))
                 except Refused as refusal:
                     answers[place] = unusable(refusal, name)
         return answers
@@ -221,10 +207,10 @@ def create_app(
     @post("/v1/explain", ExplainBody, "photo", "label", "Show which parts of a photo decide")
     async def explain(request: Request):
         ((photo, _),), label = await take(request, "photo", 1, "label")
-        seconds = limits.answer_seconds
-        plain, image = (await workers.run([lambda: (is_plain(photo), is_plain(photo) and read(photo))], seconds))[0]
-        image = image if plain else await decode(photo)
-        (shares,) = await workers.run([lambda: check.predict(image[None])[0][0]], seconds)
+        image = await compute(lambda: read(photo) if is_plain(photo) else None)
+        if image is None:
+            image = await compute(partial(read, photo), hard)
+        shares = await compute(lambda: check.predict(image[None])[0][0])
         number = check.class_names.index(label) if label else int(shares.argmax())
         if len(explaining) >= limits.explained:
             raise Refused(503, f"busy: {len(explaining)} photos are being explained; try again in a second")
@@ -233,7 +219,7 @@ def create_app(
             drops = []
             async with one_at_a_time:  # and no more than one piece of it before the threads: checks go first
                 for images in occlusion_covers(image):
-                    (found,) = await workers.run([lambda images=images: check.predict(images)[0]], seconds)
+                    found, _ = await compute(partial(check.predict, images))
                     drops.append(shares[number] - found[:, number])
         finally:
             explaining.remove(request)
@@ -259,12 +245,9 @@ def create_app(
     async def numbers():
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/docs", include_in_schema=False)
-    async def docs():
-        return HTMLResponse(describe_routes(app.openapi()))
-
     for route, file in (("/", "page.html"), ("/page.js", "page.js"), ("/page.css", "page.css")):
-        app.add_api_route(route, _serve_file(PAGE / file), include_in_schema=False)
+        app.add_route(route, lambda request, path=PAGE / file: FileResponse(path), include_in_schema=False)
+    app.add_route("/docs", lambda request: HTMLResponse(describe_routes(app.openapi())), include_in_schema=False)
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused):
@@ -275,7 +258,7 @@ def create_app(
         sentence = f"{error.detail}: {request.method} {request.url.path}"
         return say_error(request.scope["facts"]["request_id"], error.status_code, sentence)
 
-    return Gate(app, limits, (workers, hard), metrics, root_path)
+    return Gate(app, limits, workers, metrics, root_path)
 
 
 def describe_routes(schema: dict) -> str:
@@ -302,14 +285,9 @@ def describe_routes(schema: dict) -> str:
 
 
 def serve(
-    bundle: Path,
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    threads: int | None = None,
-    limits: Limits = LIMITS,
-    root_path: str = "",
-    allow_origins: Sequence[str] = (),
-) -> None:
+    bundle: Path, host: str = "127.0.0.1", port: int = 8080, threads: int | None = None, limits: Limits = LIMITS,
+    root_path: str = "", allow_origins: Sequence[str] = (),
+) -> None:  # fmt: skip
     """Serve the bundle until SIGTERM or SIGINT; what can be answered within 1.5 seconds then is answered still.
 
     `root_path`: the prefix under which a proxy shows the server. `allow_origins`: sites whose pages may ask it.
@@ -363,10 +341,3 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.listen(2048)  # before "Serving" invites anybody
     listening.setblocking(False)
     return listening
-
-
-def _serve_file(path: Path):
-    async def file():
-        return FileResponse(path)
-
-    return file

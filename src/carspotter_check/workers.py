@@ -9,6 +9,8 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +37,11 @@ class Workers:
         self.admitted = 0  # units waiting or computed now
         self.mean_seconds = 0.02
         self._began: dict[int, float] = {}  # when each busy thread took its unit
-        self._queue: list[tuple[float, int, asyncio.Future, Callable[[], Any]]] = []
-        self._numbers, self._now, self._stopping = itertools.count(), 0.0, False
+        self._queue: list[tuple[float, int, Future, Callable[[], Any]]] = []
+        self._numbers, self._now = itertools.count(), 0.0
         self._changed = threading.Condition()
-        self.threads = [threading.Thread(target=self._work, name=f"{name}-{n}", daemon=True) for n in range(threads)]
-        for thread in self.threads:
-            thread.start()
+        for number in range(threads):
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
 
     def expected_seconds(self) -> float:
         """Return how long a unit that came now would have to wait, as far as one can tell."""
@@ -56,17 +57,17 @@ class Workers:
         """
         if self.admitted + len(units) > self.waiting:
             raise Refused(503, f"busy: {self.admitted} photos are waiting; try again in a second")
-        loop = asyncio.get_running_loop()
-        futures = [loop.create_future() for _ in units]
+        futures = [Future() for _ in units]
         self.admitted += len(units)
         with self._changed:
             for place, (future, unit) in enumerate(zip(futures, units, strict=True)):
                 heapq.heappush(self._queue, (self._now + place, next(self._numbers), future, unit))
             self._changed.notify(len(units))
-        for future in futures:
+        waited = [asyncio.wrap_future(future) for future in futures]
+        for future in waited:
             future.add_done_callback(self._leave)
         try:
-            return await asyncio.wait_for(asyncio.gather(*futures), seconds)
+            return await asyncio.wait_for(asyncio.gather(*waited), seconds)
         except TimeoutError:
             raise Refused(503, f"no answer within {seconds:.0f} s; try again later") from None
 
@@ -75,44 +76,22 @@ class Workers:
         if not future.cancelled():
             future.exception()  # heard, also when another unit of the request had failed before
 
-    def stop(self, seconds: float) -> bool:
-        """Drop what waits; return whether the threads have come to their ends within `seconds`."""
-        with self._changed:
-            self._stopping, self._queue = True, []
-            self._changed.notify_all()
-        until = time.monotonic() + seconds
-        for thread in self.threads:
-            thread.join(max(0.0, until - time.monotonic()))
-        return not any(thread.is_alive() for thread in self.threads)
-
     def _work(self) -> None:
         me = threading.get_ident()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._queue or self._stopping)
-                if self._stopping:
-                    return
+                self._changed.wait_for(lambda: self._queue)
                 self._now, _, future, unit = heapq.heappop(self._queue)
-            if future.cancelled():  # nobody waits for it any more
+            if not future.set_running_or_notify_cancel():  # nobody waits for it any more
                 continue
             self._began[me] = started = time.monotonic()
-            result, error = None, None
             try:
-                result = unit()
-            except BaseException as raised:  # it belongs to the request
-                error = raised
+                settle = partial(future.set_result, unit())
+            except BaseException as error:  # it belongs to the request
+                settle = partial(future.set_exception, error)
             self._began.pop(me)
             self.mean_seconds += SMOOTHING * (time.monotonic() - started - self.mean_seconds)
-            future.get_loop().call_soon_threadsafe(_settle, future, result, error)
-
-
-def _settle(future: asyncio.Future, result: Any, error: BaseException | None) -> None:
-    if future.cancelled():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
+            settle()
 
 
 def usable_cores() -> int:

@@ -15,9 +15,8 @@ def add_verbs(verbs) -> None:
     reviewing.add_argument("--reviewer", metavar="NAME", help="default: your login name")
     reviewing.add_argument("--port", type=int, default=8766, help="default: %(default)s")
     reviewing.add_argument("--host", default="127.0.0.1", help="another than loopback asks for a token")
-    reviewing.add_argument(
-        "--public-url", metavar="URL", help="where a proxy serves it, e.g. https://example.org/review/"
-    )
+    text = "where a proxy serves it, e.g. https://example.org/review/"
+    reviewing.add_argument("--public-url", metavar="URL", help=text)
     reviewing.add_argument("--seed", type=int, default=0, help="another draw of the quiz or the audit")
     reviewing.add_argument("--weights", type=Path, metavar="FILE", help="as for curate: shows the nearest kept photos")
     purposes = reviewing.add_mutually_exclusive_group()

@@ -35,9 +35,8 @@ def read_quiz(study: Study, reviewer: str | None = None) -> pd.DataFrame:
     Labels come from the split as it is now; photos that left the validation part are left out.
     """
     lines = [line for line in read_journal(quiz_log(study)) if line["study"] == study.name]
-    answers = pd.DataFrame(
-        list(standing_lines(lines, "answer", "seed").values()), columns=["sha256", "reviewer", "seed", "answer"]
-    )
+    standing = list(standing_lines(lines, "answer", "seed").values())
+    answers = pd.DataFrame(standing, columns=["sha256", "reviewer", "seed", "answer"])
     splits = read_splits(study)
     truth = splits.loc[splits["split"] == "validation", ["sha256", "label", "group"]]
     answers = answers.merge(truth, on="sha256")

@@ -12,7 +12,7 @@ import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import pandas as pd
 
@@ -24,24 +24,16 @@ BODY_LIMIT = 4096  # bytes; a decision has about 200
 
 
 def serve_reviews(
-    study: Study,
-    reviewer: str,
-    port: int = 0,
-    host: str = "127.0.0.1",
-    quiz: int | None = None,
-    audit: int | None = None,
-    seed: int = 0,
-    features: pd.DataFrame | None = None,
-    public_url: str | None = None,
-) -> ReviewServer:
+    study: Study, reviewer: str, port: int = 0, host: str = "127.0.0.1", quiz: int | None = None,
+    audit: int | None = None, seed: int = 0, features: pd.DataFrame | None = None, public_url: str | None = None,
+) -> ReviewServer:  # fmt: skip
     """Serve the review page; with `quiz` or `audit`, that many photos of the quiz or the audit drawn by `seed`.
 
     Use it as a context manager: `with serve_reviews(…) as server: print(server.url); server.wait()`. Port 0 takes a
     free one. Off loopback the URL carries a random token, without which nothing is answered. `features` (float,
     indexed by sha256) finds the nearest kept photos; without them photos of the same listing, duplicates and good
-    examples are shown. `public_url` is the address under
-    which a proxy (HTTPS, a prefix) hands requests on. Raises ValueError for a nameless reviewer and OSError for a port
-    that is taken.
+    examples are shown. `public_url` is the address under which a proxy (HTTPS, a prefix) hands requests on. Raises
+    ValueError for a nameless reviewer and OSError for a port that is taken.
     """
     return ReviewServer(Session(study, reviewer, quiz, audit, seed, features), host, port, public_url)
 
@@ -122,9 +114,7 @@ class _Handler(BaseHTTPRequestHandler):
                 raise _Refusal(HTTPStatus.BAD_REQUEST, "not an address") from None
             if self.server.names is not None and asked_for not in self.server.names:
                 raise _Refusal(HTTPStatus.MISDIRECTED_REQUEST, f"this server does not answer for {asked_for}")
-            self.query = {
-                name: values[-1] for name, values in parse_qs(self.address.query, keep_blank_values=True).items()
-            }
+            self.query = dict(parse_qsl(self.address.query, keep_blank_values=True))
             if not self._let_in():
                 answer()
         except _Refusal as refusal:
@@ -160,9 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
             filters = {name: self.query[name] for name in ("show", "kind", "label") if name in self.query}
             self._send_json(session.list_photos(**filters))
         elif path == "/api/photos":
-            numbers = [
-                int(n) for n in self.query.get("at", "").split(",") if n.isascii() and n.isdigit() and len(n) < 10
-            ]
+            numbers = [int(n) for n in self.query.get("at", "").split(",") if _is_number(n)]
             self._send_json([session.describe(n) for n in numbers[:100] if n < len(session.photos)])
         elif path == "/api/summary":
             self._send_json(session.summarize())
@@ -191,18 +179,16 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get_content_type() != "application/json":
             raise _Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "decisions are sent as application/json")
         length = self.headers.get("Content-Length", "")
-        # A number of thousands of digits is refused before Python does.
-        if not (length.isascii() and length.isdigit() and len(length) < 10) or int(length) > BODY_LIMIT:
+        if not _is_number(length) or int(length) > BODY_LIMIT:
             raise _Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a decision has at most {BODY_LIMIT} bytes")
-        session = self.server.session
         try:
             body = json.loads(self.rfile.read(int(length)))
             if not isinstance(body, dict):
                 raise ValueError("a decision is a JSON object")
             if self.address.path == "/api/decide":
-                self._send_json(session.decide(body))
+                self._send_json(self.server.session.decide(body))
             elif self.address.path == "/api/undo":
-                self._send_json(session.undo())
+                self._send_json(self.server.session.undo())
             else:
                 raise _Refusal(HTTPStatus.NOT_FOUND, f"nothing at {self.address.path}")
         except (ValueError, RecursionError) as error:  # brackets within brackets without end
@@ -221,6 +207,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, str(value))
         self.end_headers()
         self.wfile.write(body)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10  # Python refuses those of thousands of digits
 
 
 def _is_loopback(host: str) -> bool:

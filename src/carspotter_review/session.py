@@ -48,9 +48,8 @@ class Session:
         self.row = {photo["sha256"]: number for number, photo in enumerate(self.photos)}
         asked = [photo for photo in self.photos if photo["asked"]]
         self.total = len(asked)
-        self.totals = {}
-        if self.mode == "review":
-            self.totals = {column: Counter(photo[column] for photo in asked) for column in ("kind", "label")}
+        columns = ("kind", "label") if self.mode == "review" else ()  # by which the page filters
+        self.totals = {column: Counter(photo[column] for photo in asked) for column in columns}
         self.decided = self._standing()
         self.neighbours = _Neighbours(curated, features) if self.mode != "quiz" else None
         self.lock = threading.Lock()
@@ -71,8 +70,7 @@ class Session:
             claim=files["label"].fillna(""),
             listing=[listings[0] if listings else "" for listings in files["listings"]],
             city=files["city"].fillna(""),
-            width=files["width"],
-            height=files["height"],
+            size=[f"{width} × {height}" for width, height in zip(files["width"], files["height"], strict=True)],
         )
 
     def _drawn(self, curated: pd.DataFrame | None) -> pd.DataFrame:
@@ -87,20 +85,21 @@ class Session:
         return drawn.assign(kind="", sentence="", score=None, asked=True)
 
     def _standing(self) -> dict[str, dict]:
-        return {sha256: line for (sha256, *_), line in standing_lines(self._my_lines(), self.field).items()}
-
-    def _my_lines(self) -> list[dict]:
         lines = [line for line in read_journal(self.log) if line["reviewer"] == self.reviewer]
         if self.mode == "quiz":
-            return [line for line in lines if (line["study"], line["seed"]) == (self.study.name, self.seed)]
-        return [line for line in lines if self.mode == "review" or line.get("audit") == self.seed]
+            lines = [line for line in lines if (line["study"], line["seed"]) == (self.study.name, self.seed)]
+        elif self.mode == "audit":
+            lines = [line for line in lines if line.get("audit") == self.seed]
+        return {sha256: line for (sha256, *_), line in standing_lines(lines, self.field).items()}
 
     def state(self) -> dict:
         """Say who reviews what, and how much is left, in all and per reason and class."""
-        decided = [photo for photo in map(self._photo, list(self.decided)) if photo and photo["asked"]]
-        left = {column: total.copy() for column, total in self.totals.items()}
-        for column, counter in left.items():
-            counter.subtract(photo[column] for photo in decided)
+        here = [self.photos[self.row[sha256]] for sha256 in list(self.decided) if sha256 in self.row]
+        decided = [photo for photo in here if photo["asked"]]
+        filters = {}
+        for column, total in self.totals.items():
+            done = Counter(photo[column] for photo in decided)
+            filters[column] = [[value, count - done[value]] for value, count in total.most_common()]
         return {
             "mode": self.mode,
             "reviewer": self.reviewer,
@@ -108,14 +107,8 @@ class Session:
             "reasons": list(REASONS.items()),
             "total": self.total,
             "decided": len(decided),
-            "filters": {
-                column: [[value, left[column][value]] for value, _ in total.most_common()]
-                for column, total in self.totals.items()
-            },
+            "filters": filters,
         }
-
-    def _photo(self, sha256: str) -> dict | None:
-        return self.photos[self.row[sha256]] if sha256 in self.row else None
 
     def list_photos(self, show: str = "left", kind: str | None = None, label: str | None = None) -> list[int]:
         """Return the numbers of the photos that pass the filters, worst first.
@@ -137,17 +130,8 @@ class Session:
         about = {"number": number, "sha256": photo["sha256"], "decision": self.decided.get(photo["sha256"])}
         if self.mode == "quiz":
             return about
-        return about | {
-            "label": photo["label"],
-            "listing": photo["listing"],
-            "city": photo["city"],
-            "size": f"{photo['width']} × {photo['height']}",
-            "kind": photo["kind"],
-            "sentence": photo["sentence"],
-            "score": photo["score"],
-            "suggested": SUGGESTED.get(photo["kind"], ""),
-            "near": self.neighbours.of(photo["sha256"]),
-        }
+        about |= {name: photo[name] for name in ("label", "listing", "city", "size", "kind", "sentence", "score")}
+        return about | {"suggested": SUGGESTED.get(photo["kind"], ""), "near": self.neighbours.of(photo["sha256"])}
 
     def decide(self, decision: dict) -> dict:
         """Write a decision to disk, then answer; raises ValueError for one that makes no sense."""
@@ -199,9 +183,7 @@ class Session:
             answers = read_quiz(self.study, self.reviewer)
             answers = answers[answers["seed"] == self.seed]
             wrong = answers[~answers["correct"]]
-            captions = [
-                f"{label}, you said {answer}" for label, answer in zip(wrong["label"], wrong["answer"], strict=True)
-            ]
+            captions = wrong["label"] + ", you said " + wrong["answer"]
             done = len(answers) == len(self.photos)  # before that a score would teach while it measures
             figures = [("answered", f"{len(answers)} of {len(self.photos)}")]
             figures += [("correct", f"{answers['correct'].mean():.1%}")] if done else []
@@ -222,8 +204,7 @@ class Session:
             if both.stack().nunique() > 1:  # else chance alone would always agree
                 agreement += f"; Cohen's kappa {cohen_kappa_score(both[first], both[second]):.2f}"
             figures.append((f"{first} and {second}", agreement))
-            captions = [f"{first}: {a} · {second}: {b}" for a, b in both[[first, second]].itertuples(index=False)]
-            captions = pd.Series(captions, index=both.index)
+            captions = f"{first}: " + both[first] + f" · {second}: " + both[second]
             compared = [
                 _section(f"{first} and {second} disagree: {(~same).sum():,}", both.index[~same], captions[~same]),
                 _section(f"{first} and {second} agree: {same.sum():,}", both.index[same], both.loc[same, first]),
@@ -274,10 +255,8 @@ class _Neighbours:
         """Return rows of photos, each with a title, the most telling first."""
         number = self.row[sha256]
         photo = self.photos[number]
-        rows = [
-            ("look the same", self.clusters.get(photo["duplicate_cluster"], ())),
-            ("same listing", self.listings.get(photo["listing"], ())),
-        ]
+        cluster, listing = photo["duplicate_cluster"], photo["listing"]
+        rows = [("look the same", self.clusters.get(cluster, ())), ("same listing", self.listings.get(listing, ()))]
         if self.features is not None and not np.isnan(self.features[number]).any():
             kept, features = self.kept[photo["label"]]
             nearest = kept[np.argsort(-(features @ self.features[number]), kind="stable")]
