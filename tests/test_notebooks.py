@@ -11,10 +11,16 @@ import pytest
 from generated_photos import noise_study
 from notebook_cells import BOOTSTRAP, NOTEBOOKS, bootstraps
 
+from carspotter.paths import Study
+
 BY_NAME = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 LESSONS = [path for path in NOTEBOOKS if 4 <= int(path.stem[:2]) <= 11]
 # What is true of one study only, and so may not be typed.
 OF_ONE_STUDY = r"rendered photos|hundred epochs|thirty epochs|2,4\d\d|civic|altima"
+
+
+def committed_code(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +50,7 @@ def test_runs_alone_in_quick_mode(path, toy, tmp_path, monkeypatch):
 
 @BY_NAME
 def test_is_committed_executed_and_fit_to_be_read(path):
-    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    code = committed_code(path)
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     outputs = [output for cell in code for output in cell.outputs]
     assert [o for o in outputs if o.output_type == "error" or o.get("name") == "stderr"] == []
@@ -64,6 +70,7 @@ def test_keeps_to_the_form_of_the_series(path):
     assert bootstraps(path) == [BOOTSTRAP], "the set-up cell is the same in all notebooks"
     (answer,) = [cell for cell in code if "answer" in cell.metadata.get("tags", [])]
     assert answer is code[2], "the answer comes right after parameters and set-up, before all other imports"
+    assert [cell.metadata["_kg_hide-input"] for cell in code[1:3]] == [True, True], "Kaggle folds their code away"
     assert len(notebook.cells) <= 32
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     assert text.count("<details>") >= 3, "three exercises, with their outcome folded away"
@@ -83,6 +90,27 @@ def test_a_lesson_builds_its_layers_and_trains_in_its_cells(path):
     assert any(re.search(r"layers\.(Conv2D|Dense)\(|nn\.Conv2d\(|lesson\.build_model\(", cell) for cell in cells)
     assert any(re.search(r"\.fit\(|\.backward\(|GradientTape", cell) for cell in cells)
     assert any("assert_allclose" in cell or "assert_close" in cell for cell in cells), "no proof of equality"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS[3:15], ids=lambda path: path.stem)
+def test_the_answer_on_the_first_screen_follows_from_the_recorded_runs(path, capsys, monkeypatch):
+    monkeypatch.delenv("CARSPOTTER_HOME", raising=False)
+    parameters, _, answer = committed_code(path)[:3]
+    names = {"display": lambda figure: None}
+    exec(parameters.source, names)
+    exec(answer.source, names | {"study": Study.open(names["STUDY"])})
+    assert capsys.readouterr().out == "".join(o.text for o in answer.outputs if o.output_type == "stream")
+
+
+@pytest.mark.parametrize("number", ["04", "05", "09", "10"])
+def test_what_a_lesson_trains_ends_near_the_recorded_runs(number):
+    (path,) = [path for path in LESSONS if path.stem.startswith(number)]
+    text = " ".join(output.get("text", "") for cell in committed_code(path) for output in cell.outputs)
+    found = re.findall(r"validation, epochs \d+ to \d+: (\S+) here, (\S+) in recorded runs \(.*?([\d,]+) photos", text)
+    assert len(found) == (2 if number == "05" else 1)
+    for here, recorded, photos in found:
+        assert abs(float(here) - float(recorded)) <= 0.05
+        assert int(photos.replace(",", "")) >= 400
 
 
 def test_the_address_reaches_title_set_up_cell_and_readme_and_leaves_them(tmp_path):
