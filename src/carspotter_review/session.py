@@ -119,7 +119,7 @@ class Session:
             number
             for number, photo in enumerate(self.photos)
             if photo["asked"] == (show != "machine")
-            and (kind is None or photo["kind"] == kind)
+            and (kind is None or photo.get("kind") == kind)
             and (label is None or photo["label"] == label)
             and (show in ("all", "machine") or (photo["sha256"] in self.decided) == (show == "decided"))
         ]
