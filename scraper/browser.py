@@ -95,11 +95,11 @@ class Browser(AbstractContextManager):
 
         def ask() -> LoadedPage:
             while True:
-                if self.driver is None or self._pages >= self.site.politeness.restart_browser_every:
-                    self.quit()
-                    self._start()
-                self._pages += 1
                 try:
+                    if self.driver is None or self._pages >= self.site.politeness.restart_browser_every:
+                        self.quit()
+                        self._start()
+                    self._pages += 1
                     with self.downloader.permit(url), suppress(UnexpectedAlertPresentException):
                         self._go(url)
                     return self._read(Settling(self, url, most, is_detail), hurry)

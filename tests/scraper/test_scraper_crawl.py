@@ -339,6 +339,24 @@ def test_a_browser_behind_a_webdriver_endpoint_does_the_same(webdriver_endpoint,
         assert len(site.photo_requests()) == 13
 
 
+def test_a_browser_that_ends_while_it_is_set_up_is_started_again(short_path, monkeypatch, capsys):
+    set_up, started = Browser._devtools, []
+
+    def ends_at_first(browser, command, parameters):
+        started.append(browser.guard)
+        if len(started) == 1:
+            os.killpg(browser.guard.pid, signal.SIGKILL)
+        set_up(browser, command, parameters)
+
+    monkeypatch.setattr(Browser, "_devtools", ends_at_first)
+    monkeypatch.setattr("tempfile.tempdir", str(short_path))
+    with MisbehavingSite() as site:
+        file = write_site_file(short_path, f"{site.base_url}/search?listings=2")
+        assert main([str(file), "--out", str(short_path / "raw"), "--json"]) == 0
+    stats = json.loads(capsys.readouterr().out)
+    assert (stats["fetched"], stats["pages_lost"]) == (2, {}) and len(started) > 1
+
+
 def test_an_endpoint_that_is_not_there_is_named(tmp_path, capsys):
     file = write_site_file(tmp_path, "http://127.0.0.1:9/search")
     assert main([str(file), "--out", str(tmp_path / "raw"), "--remote-url", "http://127.0.0.1:9"]) == 3
