@@ -51,12 +51,11 @@ def main() -> None:
     features = cached_features(options.cache, key, [file.name for file in files], lambda: describe(files, options))
     rows, curves = zip(*(measure(features, kinds, seed, files, options) for seed in options.seeds), strict=True)
     if options.curve:
-        table = pd.DataFrame({"inspected": np.linspace(0, 1, 101)})
-        if options.curve.exists():
-            table = pd.read_csv(options.curve)
+        new = pd.DataFrame({"inspected": np.linspace(0, 1, 101).round(2)})
+        drawn = pd.read_csv(options.curve) if options.curve.exists() else new
         found = np.r_[0, np.mean(curves, axis=0)]
-        table[options.name] = found[np.round(table["inspected"] * len(files)).astype(int)].round(4)
-        write_table(options.curve, table)
+        drawn[options.name] = found[np.round(drawn["inspected"] * len(files)).astype(int)].round(4)
+        write_table(options.curve, drawn)
     table = pd.DataFrame(rows, index=pd.Index(options.seeds, name="seed"))
     print(table.round(3).to_string())
     print(f"mean  {table.mean().round(3).to_dict()}")

@@ -126,7 +126,8 @@ def _read_forgotten(journal: Path) -> set[str]:
             if b'"forgotten"' in line:  # few lines are worth parsing
                 with suppress(ValueError):
                     content = json.loads(line)
-                    forgotten |= {content["sha256"]} if content.get("status") == "forgotten" else set()
+                    if content.get("status") == "forgotten":
+                        forgotten.add(content["sha256"])
     return forgotten
 
 

@@ -29,8 +29,8 @@ PAGE = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 class Settling:
     """The page that a browser shows at `url`, a listing's own with `is_detail`, and what is known of its cards.
 
-    It is walked through from card to card, as a reader scrolls, because many pages give a card its photo only when it
-    comes into view, and some remove cards that have left it: `cards` keeps each as it was when it was complete.
+    It is scrolled from card to card: many pages load a card's photo only when the card comes into view, and some remove
+    cards that have left it. `cards` keeps each as it was when it was complete.
     Loading ends at about `most` cards. What may make the site work is done when the browser's downloader permits it.
     """
 

@@ -84,8 +84,17 @@ def import_photos(options) -> None:
 
     if not (options.folder or options.rejects or options.others):
         raise ValueError("name a folder of photos, --rejects FOLDER or --others FOLDER")
-    names = ("classes", "rejects", "others", "listing_from", "ignore_split", "replace_all")
-    print(import_folder(study_of(options).data, options.folder, **{name: getattr(options, name) for name in names}))
+    report = import_folder(
+        study_of(options).data,
+        options.folder,
+        classes=options.classes,
+        rejects=options.rejects,
+        others=options.others,
+        listing_from=options.listing_from,
+        ignore_split=options.ignore_split,
+        replace_all=options.replace,
+    )
+    print(report)
 
 
 def curate_photos(options) -> None:
@@ -162,8 +171,10 @@ def sweep_runs(options) -> int:
 def examine_machine(options) -> None:
     from carspotter.doctor import examine
 
-    for finding in examine():
-        print(f"{'ok' if finding.works else '--'}  {finding.what:<18}  {finding.says}")
+    findings = examine()
+    width = max(len(finding.what) for finding in findings)
+    for finding in findings:
+        print(f"{'ok' if finding.works else '--'}  {finding.what:<{width}}  {finding.says}")
 
 
 def list_runs(options) -> None:
@@ -190,8 +201,12 @@ def _parser() -> argparse.ArgumentParser:
     from carspotter.models.store import FRAMEWORKS
     from carspotter.photos.folders import LISTING_FROM
 
-    asks, plain = "Does this photo show the car that the ad claims?", argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="carspotter", usage="carspotter VERB …", description=asks, formatter_class=plain)
+    parser = Parser(
+        prog="carspotter",
+        usage="carspotter VERB …",
+        description="Does this photo show the car that the ad claims?",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=__version__)
     verbs = parser.add_subparsers(prog="carspotter", required=True, metavar="VERB", help=argparse.SUPPRESS)
 
@@ -200,19 +215,26 @@ def _parser() -> argparse.ArgumentParser:
     importing.add_argument("--classes", nargs="+", metavar="CLASS", help="only these sub-folders")
     importing.add_argument("--rejects", type=Path, metavar="FOLDER", help="unusable photos: interiors, papers, no car")
     importing.add_argument("--others", type=Path, metavar="FOLDER", help="photos of other models, none of the classes")
-    cars = """what says which photos show one car, where listings.csv does not: the sub-folder of a class, a name
-    CAR__1.jpg, both in this order (auto, the default) or nothing"""
-    importing.add_argument("--listing-from", choices=LISTING_FROM, default="auto", help=cars)
+    importing.add_argument(
+        "--listing-from",
+        choices=LISTING_FROM,
+        default="auto",
+        help="what says which photos show one car, where listings.csv does not: the sub-folder of a class, a name "
+        "CAR__1.jpg, both in this order (auto, the default) or nothing",
+    )
     importing.add_argument("--ignore-split", action="store_true", help="pool the photos of FOLDER/{train,val,test}")
-    gone = "take out photos that are no longer in FOLDER"
-    importing.add_argument("--replace", dest="replace_all", action="store_true", help=gone)
+    importing.add_argument("--replace", action="store_true", help="take out photos that are no longer in FOLDER")
 
     curating = add_verb(verbs, "curate", curate_photos, "find duplicates and bad photos -> data/curation.csv")
-    better = "MobileNetV2's, without the top: ranks far better"
-    curating.add_argument("--weights", type=Path, metavar="FILE", help=better)
-    learning = """also train models on the photos themselves and ask each about those it has not seen: minutes; with
-    --weights the backbone's last blocks (keras only): several minutes a thousand photos"""
-    curating.add_argument("--train", choices=list(FRAMEWORKS), help=learning)
+    curating.add_argument(
+        "--weights", type=Path, metavar="FILE", help="MobileNetV2's, without the top: ranks far better"
+    )
+    curating.add_argument(
+        "--train",
+        choices=list(FRAMEWORKS),
+        help="also train models on the photos themselves and ask each about those it has not seen: minutes; with "
+        "--weights the backbone's last blocks (keras only): several minutes a thousand photos",
+    )
 
     auditing = verbs.add_parser("audit", help="what is wrong with any folder of photos; needs no study or split")
     auditing.add_argument("folder", type=Path, help="photos in <class>/, in {train,val,test}/<class>/, or in no class")
@@ -237,8 +259,9 @@ def _parser() -> argparse.ArgumentParser:
     training.add_argument("--epochs", type=positive, help="default: the experiment's own")
     training.add_argument("--image-size", type=positive, metavar="PIXELS", help="default: the experiment's own")
     training.add_argument("--dtype", choices=TRAINING_DTYPES, help="bfloat16: quick where `doctor` finds units for it")
-    backbone = "of a backbone: imagenet (the default: downloads), a file or folder, or none"
-    training.add_argument("--weights", metavar="FILE", help=backbone)
+    training.add_argument(
+        "--weights", metavar="FILE", help="of a backbone: imagenet (the default: downloads), a file or folder, or none"
+    )
 
     sweeping = add_verb(verbs, "sweep", sweep_runs, "train many runs: experiments, frameworks, image sizes, seeds")
     example = """one a line: experiments = ["dropout"], and where wanted frameworks = ["torch"], image_sizes = [64],

@@ -42,9 +42,14 @@ class Known:
 
     @classmethod
     def fit(
-        cls, training: np.ndarray, labels: np.ndarray, validation: np.ndarray, validation_labels: np.ndarray,
-        others: np.ndarray, kinds: np.ndarray,
-    ) -> Known:  # fmt: skip
+        cls,
+        training: np.ndarray,
+        labels: np.ndarray,
+        validation: np.ndarray,
+        validation_labels: np.ndarray,
+        others: np.ndarray,
+        kinds: np.ndarray,
+    ) -> Known:
         """Fit on features (N, D) of training photos, of good photos that were not trained on, and of all `others`.
 
         `labels` are class numbers; `kinds` say what each of `others`, of which there may be none, shows. The threshold
@@ -159,9 +164,13 @@ def fit_verdict(training: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def measure_kinds(
-    training: np.ndarray, labels: np.ndarray, validation: np.ndarray, validation_labels: np.ndarray,
-    others: np.ndarray, kinds: np.ndarray,
-) -> dict[str, dict[str, float]]:  # fmt: skip
+    training: np.ndarray,
+    labels: np.ndarray,
+    validation: np.ndarray,
+    validation_labels: np.ndarray,
+    others: np.ndarray,
+    kinds: np.ndarray,
+) -> dict[str, dict[str, float]]:
     """Measure how many photos of each kind are called unlike: {kind: {"photos", "seen", "unseen"}}, shares.
 
     Arguments as of `Known.fit`. "seen": half of a kind's photos are known, the other half is judged, and the other way

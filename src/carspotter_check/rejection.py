@@ -59,9 +59,13 @@ class Rejection:
 
     @classmethod
     def fit(
-        cls, probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray, risk: float = RISK,
+        cls,
+        probabilities: np.ndarray,
+        labels: np.ndarray,
+        groups: np.ndarray,
+        risk: float = RISK,
         answerable: np.ndarray | None = None,
-    ) -> Rejection:  # fmt: skip
+    ) -> Rejection:
         """Fit on validation: temperature on one half of the groups, confidence certified on the other.
 
         `probabilities` (N, classes), class numbers `labels` (N,), `groups` (N,); `answerable` bool (N,): photos that
@@ -109,9 +113,14 @@ class ListingRule:
 
     @classmethod
     def fit(
-        cls, probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray, rejection: Rejection,
-        answerable: np.ndarray | None = None, unlike: np.ndarray | None = None,
-    ) -> ListingRule:  # fmt: skip
+        cls,
+        probabilities: np.ndarray,
+        labels: np.ndarray,
+        groups: np.ndarray,
+        rejection: Rejection,
+        answerable: np.ndarray | None = None,
+        unlike: np.ndarray | None = None,
+    ) -> ListingRule:
         """Fit on validation: correlation and `unlike` on one half of the groups, the confidence certified on the other.
 
         Arguments as of `Rejection.fit`, whose result is `rejection`; `unlike` (N,): the share of good photos that are

@@ -285,9 +285,14 @@ def describe_routes(schema: dict) -> str:
 
 
 def serve(
-    bundle: Path, host: str = "127.0.0.1", port: int = 8080, threads: int | None = None, limits: Limits = LIMITS,
-    root_path: str = "", allow_origins: Sequence[str] = (),
-) -> None:  # fmt: skip
+    bundle: Path,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    threads: int | None = None,
+    limits: Limits = LIMITS,
+    root_path: str = "",
+    allow_origins: Sequence[str] = (),
+) -> None:
     """Serve the bundle until SIGTERM or SIGINT; what can be answered within 1.5 seconds then is answered still.
 
     `root_path`: the prefix under which a proxy shows the server. `allow_origins`: sites whose pages may ask it.

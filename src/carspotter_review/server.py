@@ -24,9 +24,16 @@ BODY_LIMIT = 4096  # bytes; a decision has about 200
 
 
 def serve_reviews(
-    study: Study, reviewer: str, port: int = 0, host: str = "127.0.0.1", quiz: int | None = None,
-    audit: int | None = None, seed: int = 0, features: pd.DataFrame | None = None, public_url: str | None = None,
-) -> ReviewServer:  # fmt: skip
+    study: Study,
+    reviewer: str,
+    port: int = 0,
+    host: str = "127.0.0.1",
+    quiz: int | None = None,
+    audit: int | None = None,
+    seed: int = 0,
+    features: pd.DataFrame | None = None,
+    public_url: str | None = None,
+) -> ReviewServer:
     """Serve the review page; with `quiz` or `audit`, that many photos of the quiz or the audit drawn by `seed`.
 
     Use it as a context manager: `with serve_reviews(…) as server: print(server.url); server.wait()`. Port 0 takes a

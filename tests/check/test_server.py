@@ -493,7 +493,7 @@ def test_a_single_photo_overtakes_a_batch_and_both_are_answered():
         await asyncio.sleep(0)
         await workers.run([unit("single")], 30)
         await batch
-        assert workers.admitted == 0
+        assert workers.admitted == 0 and not workers._began, "no thread computes any more"
         return order
 
     order = asyncio.run(measure())

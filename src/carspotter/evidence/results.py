@@ -82,9 +82,8 @@ def beside_recorded(accuracies: Sequence[float], runs: Sequence[Run], epochs: in
 
     `accuracies`: on validation, after each epoch from the first.
     """
-    last = range(max(1, len(accuracies) - epochs + 1), len(accuracies) + 1)
-    here = np.mean(accuracies[-epochs:])
-    then = np.mean([run.history.set_index("epoch")["validation_accuracy"][list(last)].mean() for run in runs])
+    last, here = list(range(1, len(accuracies) + 1))[-epochs:], np.mean(accuracies[-epochs:])
+    then = np.mean([run.history.set_index("epoch")["validation_accuracy"][last].mean() for run in runs])
     of = f"{runs[0].framework}, {runs[0].image_size} px, {runs[0].row['train_photos']:,} photos, seeds: {len(runs)}"
     return f"validation, epochs {last[0]} to {last[-1]}: {here:.3f} here, {then:.3f} in recorded runs ({of})"
 
