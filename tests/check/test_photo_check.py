@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from carspotter.cli import main
+from carspotter.models.history import halves
 from carspotter_check import cli, explain
 from carspotter_check.listing import combine, read_listings
 from carspotter_check.open_world import OTHER_MODEL, Known, measure_kinds
@@ -315,6 +316,9 @@ def test_a_certified_risk_survives_a_file_and_says_what_it_rests_on():
     assert rejection.certified == 0.05 and rejection.photos == 1500 and 0.5 < rejection.coverage < 1
     answered = calibrate(probabilities, rejection.temperature).max(axis=1) >= rejection.confidence
     assert (probabilities.argmax(axis=1) != labels)[answered].mean() < 0.05
+    certifying = np.sort(calibrate(probabilities, rejection.temperature).max(axis=1)[~halves(np.arange(3000))])
+    last = certifying[-round(1500 * rejection.coverage)]
+    assert 0 < last - rejection.confidence < 1e-5, "the photo that sets the threshold passes it, by a little"
     assert read_rule(Rejection, json.loads(json.dumps(asdict(rejection)))) == rejection
     few = Rejection.fit(probabilities[:80], labels[:80], np.arange(80), risk=0.01)
     assert few.certified > 0.01 and "cannot be certified with 40 photos" in few.reason
