@@ -4,7 +4,8 @@
 
 The model is the baseline's size with random weights: speed does not depend on what it learned. Server, bare loop and
 load generator share the same cores, so that the ratio of the rates counts the load against the server; the ratio of the
-processor times does not, and other work lengthens these less than wall time. Needs the extras serve and export.
+processor times does not, and other work lengthens these less than wall time. The best of several rounds is printed.
+Needs the extras serve and export.
 """
 
 from __future__ import annotations
