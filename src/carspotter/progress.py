@@ -24,7 +24,7 @@ def progress_bar(total: int, what: str, unit: str, shown: bool = True, done: int
         file=_Lines(),
         delay=SECONDS_BETWEEN_LINES,
         mininterval=SECONDS_BETWEEN_LINES,
-        maxinterval=SECONDS_BETWEEN_LINES,
+        miniters=1,  # else tqdm's monitor writes a line, and the next update another
         bar_format="{desc}: {n_fmt} of {total_fmt}{unit}, {rate_noinv_fmt}, "
         "{elapsed} so far, {remaining} left{postfix}",
     )
@@ -37,11 +37,15 @@ def _in_notebook() -> bool:
 
 
 class _Lines:
-    """A stream that writes a line for each of tqdm's overwrites."""
+    """A stream that writes a line for each of tqdm's overwrites that has moved on."""
+
+    count = ""
 
     def write(self, text: str) -> None:
-        if text := text.strip():
-            sys.stderr.write(text + "\n")
+        count = text.strip().split(",")[0]
+        if count and count != self.count:
+            sys.stderr.write(text.strip() + "\n")
+            self.count = count
 
     def flush(self) -> None:
         sys.stderr.flush()

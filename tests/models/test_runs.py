@@ -356,6 +356,7 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(toy_study, capsys, m
     lines = said.splitlines()
     assert "30 photos of 24 px, 3 epochs" in lines[0]
     assert any("2 of 3 epochs" in line and "left, train 0." in line for line in lines)
+    assert sum("3 of 3 epochs" in line for line in lines) == 1
 
 
 def recorder_of(folder, labels, groups, predict):
