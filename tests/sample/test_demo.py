@@ -15,7 +15,7 @@ import pytest
 
 from carspotter_check.photo_check import Answer
 from carspotter_project.walkthrough import SAID
-from carspotter_sample.demo import QUESTIONS, ask
+from carspotter_sample.demo import QUESTIONS, ask, ask_about_others
 from carspotter_sample.site import ARCHIVE, MODEL_NAMES, read_listings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +45,16 @@ def test_the_four_questions_are_about_photos_of_ads_that_the_demo_has_not_collec
     assert len(collected) == listings and collected.isdisjoint(row["listing"] for row in asked)
 
 
+def test_the_demo_counts_the_photos_of_other_models_that_are_taken_for_a_swift():
+    stub = Stub()
+    said = ask_about_others(stub)
+    count = len(stub.asked)
+    assert count > 100 and said.startswith(
+        f"Of {count} photos of five other models, each said to be a Swift, {count} are"
+    )
+    assert {claim for _, claim in stub.asked} == {"swift"}
+
+
 @pytest.mark.slow
 def test_the_demo_goes_from_ads_to_a_page_and_writes_nowhere_else(tmp_path):
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
@@ -57,6 +67,7 @@ def test_the_demo_goes_from_ads_to_a_page_and_writes_nowhere_else(tmp_path):
     page = (tmp_path / "demo" / "index.html").read_text(encoding="utf-8")
     assert page.count('class="card"') == len(QUESTIONS)
     assert any(words in page for words, _ in SAID.values())
+    assert re.search(r"Of \d+ photos of five other models, each said to be a Swift, \d+ are taken", page)
     assert not re.search(r'(src|href)="(?!data:)', page), "the page needs a file beside it"
     again = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0 and "photos found" not in again.stdout, "it collected the photos again"
