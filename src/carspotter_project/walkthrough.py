@@ -36,13 +36,17 @@ SAID = {  # what a verdict means to somebody who reads the page: words, and the 
 
 @dataclass(frozen=True)
 class Checked:
-    """A photo, what it shows and what an ad claims, in words; the verdict of the photo check and its reason."""
+    """A photo, what it shows and what an ad claims, in words; the verdict of the photo check and its reason.
+
+    `claim_is_true`: whether the photo shows what the ad claims.
+    """
 
     photo: bytes
     shows: str
     claim: str
     verdict: str
     reason: str
+    claim_is_true: bool
 
 
 class Steps:
@@ -82,7 +86,8 @@ def run_study(study: Study, folder: Path, photos: Path | None, classes: Sequence
         answer = json.loads(
             run_command("check", str(path), "--claim", claim, "--model", str(bundle), "--json", capture=True)
         )
-        checked.append(Checked(path.read_bytes(), label, claim, answer["verdict"], answer["reason"]))
+        found = answer["verdict"], answer["reason"]
+        checked.append(Checked(path.read_bytes(), label, claim, *found, claim_is_true=label == claim))
         print(f"    a photo of {label}, said to be {claim}: {answer['verdict']}: {answer['reason']}", flush=True)
     lead = f"A network learned from the photos of the study {study.name}. Then it was asked about three of them."
     recorded = section("Recorded runs", runs_report(study).to_html(index=False, border=0, escape=True))
@@ -166,7 +171,7 @@ def page_body(study: Study, run: Run, checked: Sequence[Checked], names: dict[st
         "How it learned": image_html(curves.getvalue(), "svg+xml", "learning curves"),
         f"Where it is wrong: {len(wrong)} of {len(validation)} photos": _grid(files, mistakes),
     }
-    cards = f'<div class="cards">{"".join(map(_card, checked))}</div>'
+    cards = f'<div class="cards">{"".join(map(answer_card, checked))}</div>'
     return cards + "".join(section(title, body) for title, body in sections.items())
 
 
@@ -174,8 +179,11 @@ def _of(study: Study) -> list[str]:
     return ["--study", study.name, "--data", str(study.data)]
 
 
-def _card(checked: Checked) -> str:
+def answer_card(checked: Checked) -> str:
+    """Return the HTML of a photo with the ad's claim, the answer, and whether that is wrong."""
     words, colour = SAID[checked.verdict]
+    if checked.verdict == ("other_model" if checked.claim_is_true else "match"):
+        words, colour = f"{words}, wrongly", "no"
     return (
         f'<div class="card">{photo_html(checked.photo, checked.shows, 480)}<div>The ad says: '
         f'{html.escape(checked.claim)}<strong class="{colour}">{words}</strong><span class="soft">It shows '

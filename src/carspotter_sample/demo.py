@@ -65,7 +65,8 @@ def run_demo(folder: Path, listings: int, epochs: int = EPOCHS) -> Path:
     taken = ask_about_others(check)
     print(f"    {taken}", flush=True)
     go_on = section("Go on", GO_ON.format(bundle=f"{folder.name}/{bundle.name}", minutes=steps.elapsed.strip()))
-    body = page_body(study, run, checked, MODEL_NAMES) + section("Models it has never seen", f"<p>{taken}</p>") + go_on
+    others = section("Models it has never seen", f"<p>{taken}</p>")
+    body = page_body(study, run, checked, MODEL_NAMES) + others + go_on
     page = write_page(folder / "index.html", "Is this the car that the ad claims?", LEAD, body)
     print(f"[{steps.elapsed}] done", flush=True)
     return page
@@ -93,7 +94,7 @@ def ask(check: PhotoCheck, listings: int) -> list[Checked]:
         )
         photo = (root / row["file"]).read_bytes()
         answer = check.check(photo, claim)
-        checked.append(Checked(photo, shows, MODEL_NAMES[claim], answer.verdict, answer.reason))
+        checked.append(Checked(photo, shows, MODEL_NAMES[claim], answer.verdict, answer.reason, row["model"] == claim))
     return checked
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from carspotter_check.photo_check import Answer
-from carspotter_project.walkthrough import SAID
+from carspotter_project.walkthrough import SAID, Checked, answer_card
 from carspotter_sample.demo import QUESTIONS, ask, ask_about_others
 from carspotter_sample.site import ARCHIVE, MODEL_NAMES, read_listings
 
@@ -42,7 +42,19 @@ def test_the_four_questions_are_about_photos_of_ads_that_the_demo_has_not_collec
     asked = [truth[hashlib.sha256(photo).hexdigest()] for photo, _ in stub.asked]
     assert [(row["kind"], row["model"]) for row in asked] == [(kind, model) for *_, kind, model, _ in QUESTIONS]
     collected = {one.id for one in read_listings(zipfile.Path(ARCHIVE) / "sample")[:listings]}
+    assert [one.claim_is_true for one in questions] == [True, False, False, False]
     assert len(collected) == listings and collected.isdisjoint(row["listing"] for row in asked)
+
+
+@pytest.mark.parametrize(("verdict", "claim_is_true"), [("match", False), ("other_model", True)])
+def test_the_page_says_where_an_answer_is_wrong(verdict, claim_is_true):
+    stub = Stub()
+    ask(stub, 1)
+    photo = stub.asked[0][0]
+    wrong, right = (
+        answer_card(Checked(photo, "", "", verdict, "", true)) for true in (claim_is_true, not claim_is_true)
+    )
+    assert "<strong" in right and ", wrongly</strong>" in wrong and "wrongly" not in right
 
 
 def test_the_demo_counts_the_photos_of_other_models_that_are_taken_for_a_swift():
