@@ -183,7 +183,7 @@ def test_images_too_small_are_refused(sibling):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_learns_two_classes(sibling, photos, dtype):
-    experiment = replace(BATCH_NORM, **SMALL, dense_units=16, dropout_rate=0.1, epochs=24, dtype=dtype)
+    experiment = replace(BATCH_NORM, **SMALL, dense_units=16, dropout_rate=0.1, epochs=40, dtype=dtype)
     model = trained(sibling, experiment, *photos)
     assert accuracy(photos[1], sibling.predict(model, photos[0], experiment)) >= 0.95
     # The logits are never rounded to bfloat16.

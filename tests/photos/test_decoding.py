@@ -107,7 +107,7 @@ def png(*chunks):
     return whole[:33] + b"".join(chunks) + whole[33:]
 
 
-def run_length_bitmap(side=1500):
+def run_length_bitmap(side=3500):
     """A BMP whose runs hold one pixel each: Pillow decodes them in Python."""
     body = b"\x01\x07" * side * side + b"\0\x01"
     head = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(body), 0, 0, 256, 0)
