@@ -85,8 +85,7 @@ def ask(check: PhotoCheck, listings: int) -> list[Checked]:
     """Check one photo for each of QUESTIONS, of ads after the first `listings`, which the demo has not collected."""
     root = zipfile.Path(ARCHIVE)
     collected = {one.id for one in read_listings(root / SampleSite.name)[:listings]}
-    with (root / "truth.csv").open(encoding="utf-8") as file:
-        truth = [row for row in csv.DictReader(file) if row["listing"] not in collected and not row["copy"]]
+    truth = [row for row in _drawn(root) if row["listing"] not in collected]
     checked = []
     for shows, claim, *wanted in QUESTIONS:
         row = next(
@@ -101,14 +100,18 @@ def ask(check: PhotoCheck, listings: int) -> list[Checked]:
 def ask_about_others(check: PhotoCheck) -> str:
     """Say how many of the archive's photos of other models pass for the Swift that an ad claims: one alone is luck."""
     root = zipfile.Path(ARCHIVE)
-    with (root / "truth.csv").open(encoding="utf-8") as file:
-        cars = [row["file"] for row in csv.DictReader(file) if row["kind"] == "car" and not row["copy"]]
-    others = [name for name in cars if name.startswith("others/")]
+    others = [row["file"] for row in _drawn(root) if row["file"].startswith("others/") and row["kind"] == "car"]
     verdicts = [check.check((root / name).read_bytes(), "swift").verdict for name in others]
     return (
         f"Of {len(verdicts)} photos of five other models, each said to be a Swift, {verdicts.count('match')} are taken "
         "for one. This is the hard part of a photo check; notebook 16 measures it."
     )
+
+
+def _drawn(root: zipfile.Path) -> list[dict[str, str]]:
+    """Return what the archive's photos show, without copies of others."""
+    with (root / "truth.csv").open(encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if not row["copy"]]
 
 
 def _keep_inside(folder: Path) -> None:
