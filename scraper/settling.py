@@ -231,17 +231,20 @@ class Settling:
     def scroll_on(self, patience: float) -> bool:
         """Scroll beyond the last card and tell whether new ones came, at the bottom within `patience` seconds."""
         known = len(self.cards.keys)
-        for _ in range(MAX_STEPS):
-            moved = self._move("on", may_load=True)
-            if len(self.cards.keys) > known or self.at_end() or moved != "further":
-                break
+        self._scroll_to_more(known)
         if patience and not self._has_more(known, patience / 2):
             # some loaders watch for movement: a step back up before the end is reached again
             self._move("back")
-            while self._move("on", may_load=True) == "further":
-                pass
+            self._scroll_to_more(known)
             self._has_more(known, patience / 2)
         return self._note_load(known)
+
+    def _scroll_to_more(self, known: int) -> None:
+        """Scroll to the end of what scrolls, and no further than to where new cards come."""
+        for _ in range(MAX_STEPS):
+            is_over = len(self.cards.keys) > known or self._move("on", may_load=True) != "further"
+            if is_over or self.at_end():
+                return
 
     def press(self, selector: str) -> bool:
         """Click the button that shows more, or others, and tell whether cards came that were not there before."""

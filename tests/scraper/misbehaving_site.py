@@ -65,7 +65,12 @@ const seen = new IntersectionObserver(entries => entries.forEach(entry => {
 watch();
 """
 ON_SCROLL = """
-addEventListener("scroll", () => { if (innerHeight + scrollY >= document.body.scrollHeight - 50) more(); });
+let left = query.has("asleep") ? 0 : Infinity, before = 0; // loads, until it is moved up again
+addEventListener("scroll", () => {
+  if (query.has("asleep") && scrollY < before) left = 2;
+  before = scrollY;
+  if (!busy && left > 0 && innerHeight + scrollY >= document.body.scrollHeight - 50) { left--; more(); }
+});
 """
 DATA_URI = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 

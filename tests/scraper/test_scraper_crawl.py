@@ -93,6 +93,7 @@ PAGE_FAULTS = {
     "scroll": ("listings=23&kind=scroll", {}),
     "scroll-silent": ("listings=13&kind=scroll&silent=1", {}),
     "scroll-endless": ("endless=1&kind=scroll", {"max_pages": 3}),
+    "scroll-asleep": ("endless=1&kind=scroll&asleep=1", {"max_pages": 3}),
     "button": ("listings=13&kind=button", {}),
     "button-repeats": ("listings=10&kind=button&repeat=1", {}),
     "next": ("listings=13&kind=next", {"restart_every": 1}),
