@@ -60,14 +60,14 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
 def check_manifest(manifest: dict[str, Any]) -> None:
     """Raise ValueError, in one sentence, for a value that no export writes."""
     for key in ("run", "format", "preprocessing"):
-        _require(_is_name(manifest.get(key)), f"{key} is {manifest.get(key)!r}, not a name")
+        _require(is_name(manifest.get(key)), f"{key} is {manifest.get(key)!r}, not a name")
     classes, size, files = (manifest.get(key) for key in ("classes", "image_size", "files"))
-    names = isinstance(classes, list) and len(classes) >= 2 and all(map(_is_name, classes))
+    names = isinstance(classes, list) and len(classes) >= 2 and all(map(is_name, classes))
     _require(names, f"classes are {classes!r}, not a list of two or more names")
     _require(len(set(classes)) == len(classes), f"classes are {classes!r}, of which two are equal")
     pixels = type(size) is int and 16 <= size <= LARGEST_IMAGE
     _require(pixels, f"image_size is {size!r}, not a number of pixels from 16 to {LARGEST_IMAGE}")
-    hashes = isinstance(files, dict) and all(isinstance(value, str) for value in files.values())
+    hashes = isinstance(files, dict) and all(is_name(name) and isinstance(value, str) for name, value in files.items())
     _require(hashes, "files is no table of file names and SHA-256")
     for path, (about, ranges) in TABLES.items():
         table = manifest
@@ -108,7 +108,9 @@ def load_onnx(path: Path, threads: int = 0, classes: list[str] | None = None, im
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # its warnings are about the graph, not for the person who checks a photo
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # Weights outside the file have no hash in the manifest: none are found in a folder that cannot be there.
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path / "none"))
+        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         inputs = {one.name: (one.type, one.shape) for one in session.get_inputs()}
         widths = {one.name: one.shape[-1] for one in session.get_outputs()}
         written = session.get_modelmeta().custom_metadata_map
@@ -140,7 +142,7 @@ def load_onnx(path: Path, threads: int = 0, classes: list[str] | None = None, im
     return predict
 
 
-def _is_name(value: Any) -> bool:
+def is_name(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable()
 
 

@@ -44,7 +44,7 @@ def add_verbs(verbs) -> None:
         help="written by `carspotter export` (default: the model that comes with Carspotter)",
     )  # fmt: skip
     serving.add_argument("--host", default="127.0.0.1")
-    serving.add_argument("--port", type=int, default=8080)
+    serving.add_argument("--port", type=port, default=8080, help="0: a free one (default: 8080)")
     serving.add_argument("--threads", type=positive, help="default: as many as cores may be used")
     serving.add_argument("--root-path", default="", metavar="/PREFIX", help="where a proxy shows the server")
     serving.add_argument(
@@ -54,17 +54,27 @@ def add_verbs(verbs) -> None:
     serving.set_defaults(verb=serve_check)
 
 
+def port(text: str) -> int:
+    if not 0 <= int(text) < 65_536:
+        raise ValueError  # argparse says: invalid port value
+    return int(text)
+
+
 def check_photos(options) -> int:
     from carspotter.progress import progress_bar
     from carspotter_check.listing import combine, read_listings
-    from carspotter_check.photo_check import photos_in
+    from carspotter_check.photo_check import photos_in, printable
 
     if bool(options.photos) == bool(options.listing):
         raise ValueError("name photos, or one --listing")
     asked = [(None, [photo], options.claim) for photo in photos_in(options.photos)]
     if options.listing:
         asked = [(name, photos, claim or options.claim) for name, photos, claim in read_listings(options.listing)]
+    if not asked:
+        raise FileNotFoundError(f"no photos in {', '.join(map(str, options.photos or [options.listing]))}")
     check = _load(options)
+    for claim in dict.fromkeys(claim for _, _, claim in asked):
+        check.know(claim)
     rows = csv.writer(sys.stdout, lineterminator="\n")
     total = sum(len(photos) for _, photos, _ in asked)
     with progress_bar(total, "check", "photos", shown=total > 20) as progress:
@@ -72,7 +82,7 @@ def check_photos(options) -> int:
             answers = [check.check(photo, claim) for photo in photos]
             progress.update(len(photos))
             answer = answers[0] if listing is None else combine(check, answers, claim)
-            name = {} if listing is None else {"listing": listing}
+            name = {} if listing is None else {"listing": printable(listing)}
             if options.json:
                 print(json.dumps(name | asdict(answer)), flush=True)
             elif options.csv:

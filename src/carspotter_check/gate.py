@@ -56,7 +56,7 @@ class Gate:
 
     def __init__(self, app, limits: Limits, workers: Workers, metrics, root_path: str):
         self.app, self.limits, self.workers, self.metrics, self.buffered = app, limits, workers, metrics, 0
-        self.root_path = root_path.rstrip("/")
+        self.root_path = root_path
 
     async def __call__(self, scope, receive, send) -> None:
         if scope["type"] != "http":
@@ -68,7 +68,7 @@ class Gate:
         path = scope["path"]
         if self.root_path and path.startswith(self.root_path + "/"):  # a proxy may strip the prefix or leave it
             path = path[len(self.root_path) :]
-        facts = {"request_id": request_id, "method": scope["method"], "path": path, "status": 499, "bytes": 0}
+        facts = {"request_id": request_id, "method": scope["method"], "path": path[:200], "status": 499, "bytes": 0}
         method = "GET" if scope["method"] == "HEAD" else scope["method"]  # Uvicorn leaves the body out
         scope = {**scope, "method": method, "root_path": self.root_path, "path": self.root_path + path, "facts": facts}
         started = time.perf_counter()
@@ -98,8 +98,7 @@ class Gate:
         except asyncio.CancelledError:
             await refuse(503, "the server is stopping; try again")
         except Exception:
-            log.exception(json.dumps({"request_id": request_id, "event": "failed"}))
-            await refuse(500, "the check failed; this is our fault, not the photo's")
+            log.exception(json.dumps({"request_id": request_id, "event": "failed"}))  # the app has said so
         finally:
             facts["ms"] = round(1000 * (time.perf_counter() - started), 1)
             self.metrics.count(facts)
@@ -111,6 +110,8 @@ class Gate:
         refusal = self._refuse_by_headers(headers)
         if refusal is None and self.workers.admitted >= self.workers.waiting:
             refusal = Refused(503, f"busy: {self.workers.admitted} photos are waiting; try again in a second")
+        if refusal and headers.get(b"expect", b"").lower() == b"100-continue":
+            raise refusal  # whoever asks first has sent nothing yet
         body, read = bytearray(), 0
         try:
             async with asyncio.timeout(limits.body_seconds):
@@ -159,7 +160,7 @@ def read_form(scope) -> list[tuple[str, str | None, bytes]]:
     """
     kind = Message()
     kind["content-type"] = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
-    boundary = kind.get_param("boundary")
+    boundary = kind.get_boundary()
     if not boundary:
         raise Refused(400, "the Content-Type names no boundary")
     parts: list[tuple[str, str | None, bytes]] = []
@@ -199,6 +200,22 @@ def read_form(scope) -> list[tuple[str, str | None, bytes]]:
     return parts
 
 
+class Pieces(h11.Connection):
+    """A connection that refuses a body in tiny pieces: each costs the server as much as a small request."""
+
+    pieces = size = 0
+
+    def next_event(self):
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            self.pieces = self.size = 0
+        elif isinstance(event, h11.Data):
+            self.pieces, self.size = self.pieces + 1, self.size + len(event.data)
+            if self.pieces > 1_000 + self.size // 64:
+                raise h11.RemoteProtocolError("a body in tiny pieces")
+        return event
+
+
 class Protocol(H11Protocol):
     """Uvicorn's protocol, in which every connection has an end: a deadline for each thing that it waits for."""
 
@@ -207,6 +224,7 @@ class Protocol(H11Protocol):
     timer = None
 
     def connection_made(self, transport):
+        self.conn = Pieces(h11.SERVER)
         super().connection_made(transport)
         self.since = self.loop.time()
         self._end_within(self.limits.body_seconds)
@@ -294,5 +312,5 @@ class OnceAMinute(logging.Filter):
 rare = logging.getLogger("carspotter.server.connections")
 
 
-def say_error(request_id: str, status: int, sentence: str) -> JSONResponse:
-    return JSONResponse({"error": sentence, "request_id": request_id}, status)
+def say_error(request_id: str, status: int, sentence: str, headers=None) -> JSONResponse:
+    return JSONResponse({"error": sentence, "request_id": request_id}, status, headers)

@@ -71,7 +71,8 @@ class PhotoCheck:
     def check(self, photo: Path | bytes, claim: str | None = None) -> Answer:
         """Answer for one photo, given as a file or its bytes, and optionally the class that the listing claims.
 
-        Raises ValueError for a claim that the model does not know. An unreadable photo is an answer, not an error.
+        Raises ValueError for a claim that the model does not know, FileNotFoundError. Any other photo that cannot be
+        read is an answer, not an error.
         """
         self.know(claim)
         title = Path(photo).name if isinstance(photo, str | Path) else "photo"
@@ -79,11 +80,15 @@ class PhotoCheck:
             return self.judge(self.read(photo), claim, title)
         except UnreadablePhoto as error:
             return self.unusable(error.reason, title)
+        except PermissionError as error:
+            return self.unusable(f"cannot be opened: {error.strerror}", title)
 
     def know(self, claim: str | None) -> None:
         """Raise ValueError when the model has no class of that name."""
         if claim is not None and claim not in self.class_names:
-            raise ValueError(f"claim {claim!r} is not a class of {self.run_id}; it knows {', '.join(self.class_names)}")
+            raise ValueError(
+                f"claim {claim[:100]!r} is not a class of {self.run_id}; it knows {', '.join(self.class_names)}"
+            )
 
     def read(self, photo: Path | bytes) -> np.ndarray:
         """Decode a photo as the model sees it, uint8 (S, S, 3); raises UnreadablePhoto, also for tiny pictures."""
@@ -144,9 +149,13 @@ class PhotoCheck:
         named = {}
         if probabilities is not None:
             named = {name: round(float(p), 6) for name, p in zip(self.class_names, probabilities, strict=True)}
-        title = "".join(letter if letter.isprintable() else "?" for letter in title)  # it could forge a line of output
         unlike = None if unlike is None else round(unlike, 3)  # as the reason says it
-        return Answer(title, verdict, label, named, reason, by, self.run_id, self.version, unlike)
+        return Answer(printable(title), verdict, label, named, reason, by, self.run_id, self.version, unlike)
+
+
+def printable(name: str) -> str:
+    """Return a name that came with a photo without what could forge a line of output."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def _unlike_words(unlike: float, kind: str | None, class_names: list[str]) -> tuple[str, str]:

@@ -96,6 +96,7 @@ def create_app(check: PhotoCheck, limits: Limits = LIMITS, threads: int | None =
 
     `root_path`: the prefix under which a proxy shows the server.
     """
+    root_path = "/" + root_path.strip("/") if root_path.strip("/") else ""
     workers = Workers(threads or usable_cores(), limits.waiting)
     hard = Workers(2, limits.hard, "decode")  # photos that a child process has to decode
     metrics = Metrics(workers)
@@ -234,7 +235,7 @@ def create_app(check: PhotoCheck, limits: Limits = LIMITS, threads: int | None =
     async def healthz() -> dict:
         return {"status": "alive"}
 
-    @app.get("/readyz", summary="Would a photo be answered in time?")
+    @app.get("/readyz", summary="Would a photo be answered in time?", responses={503: {"description": "Busy"}})
     async def readyz():
         seconds = workers.expected_seconds()
         ready = seconds <= limits.in_time and workers.admitted < workers.waiting
@@ -256,7 +257,12 @@ def create_app(check: PhotoCheck, limits: Limits = LIMITS, threads: int | None =
     @app.exception_handler(HTTPException)
     async def wrong(request: Request, error: HTTPException):
         sentence = f"{error.detail}: {request.method} {request.url.path}"
-        return say_error(request.scope["facts"]["request_id"], error.status_code, sentence)
+        return say_error(request.scope["facts"]["request_id"], error.status_code, sentence, error.headers)
+
+    @app.exception_handler(Exception)  # `Gate` logs it
+    async def failed(request: Request, error: Exception):
+        sentence = "the check failed; this is our fault, not the photo's"
+        return say_error(request.scope["facts"]["request_id"], 500, sentence)
 
     return Gate(app, limits, workers, metrics, root_path)
 
@@ -301,11 +307,14 @@ def serve(
     """
     check = PhotoCheck.load(bundle, threads=1)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # the answer says it
     for noisy in (rare, logging.getLogger("uvicorn.error"), logging.getLogger("asyncio")):
         noisy.setLevel(logging.WARNING)
         noisy.addFilter(OnceAMinute())
     gate = create_app(check, limits, threads, root_path)
-    app = CORSMiddleware(gate, allow_origins, allow_methods=["GET", "POST"]) if allow_origins else gate
+    origins, named = [origin.rstrip("/") for origin in allow_origins], ["X-Request-ID"]
+    shared = {"allow_methods": ["GET", "POST"], "allow_headers": named, "expose_headers": named}
+    app = CORSMiddleware(gate, origins, **shared) if origins else gate
     config = uvicorn.Config(
         app, log_config=None, access_log=False, timeout_keep_alive=int(limits.idle_seconds), ws="none",
         timeout_graceful_shutdown=1.5, backlog=16, server_header=False, lifespan="off", http=bounded_protocol(limits),

@@ -11,6 +11,7 @@ from PIL import Image
 from carspotter.cli import main
 from carspotter.models.history import halves
 from carspotter_check import cli, explain
+from carspotter_check.bundle import sha256_of
 from carspotter_check.listing import combine, read_listings
 from carspotter_check.open_world import OTHER_MODEL, Known, measure_kinds
 from carspotter_check.photo_check import PhotoCheck, photos_in
@@ -185,6 +186,19 @@ def test_known_photos_survive_a_file_and_damage_is_named(tmp_path):
     np.savez(tmp_path / "one.npz", **arrays | {"kinds": np.where(arrays["kinds"] == "1", "0", arrays["kinds"])})
     with pytest.raises(ValueError, match="does not fit"):
         Known.load(tmp_path / "one.npz", 2)  # nothing is known of the second class
+    impossible = {"scales": -arrays["scales"], "shares": arrays["shares"] + 5, "good": arrays["good"][:, ::-1]}
+    for name, value in {**impossible, "photos": 100 * arrays["photos"], "weights": arrays["weights"] + 1e30}.items():
+        np.savez(tmp_path / "odd.npz", **arrays | {name: value})
+        with pytest.raises(ValueError, match="no export writes"):
+            Known.load(tmp_path / "odd.npz", 2)
+    np.savez(tmp_path / "whole.npz", **arrays | {"photos": np.round(arrays["photos"]).astype(int)})
+    with pytest.raises(ValueError, match="no number"):
+        Known.load(tmp_path / "whole.npz", 2)
+    np.savez(
+        tmp_path / "forged.npz", **arrays | {"kinds": np.where(arrays["kinds"] == "interior", "a\nb", arrays["kinds"])}
+    )
+    with pytest.raises(ValueError, match="does not fit"):
+        Known.load(tmp_path / "forged.npz", 2)
     (tmp_path / "text.npz").write_text("x")
     with pytest.raises(ValueError, match="cannot be read"):
         Known.load(tmp_path / "text.npz", 2)
@@ -408,6 +422,7 @@ FAULTS = {
     "another file": (put("files", "model.onnx", value="0" * 64), "SHA-256 differs"),
     "outside": (put("files", "../secret", value="0" * 64), "outside the bundle"),
     "absolute": (put("files", "/etc/hosts", value="0" * 64), "outside the bundle"),
+    "a file's name with escapes": (put("files", "a\x1b[31m", value="0" * 64), "files is no table"),
     "missing file": (put("files", "gone.onnx", value="0" * 64), "gone.onnx is missing"),
     "another format": (lambda m: m.update(files={}, format="keras"), "holds keras"),
     "another preprocessing": (put("preprocessing", value="other-9"), "made for the preprocessing other-9"),
@@ -421,6 +436,23 @@ def test_a_damaged_bundle_is_refused_with_one_sentence(tmp_path, fault):
     with pytest.raises((ValueError, FileNotFoundError), match=words) as refusal:
         PhotoCheck.load(write_bundle(tmp_path / "bundle", change))
     assert "\n" not in str(refusal.value) and "\x1b" not in str(refusal.value)
+
+
+def test_weights_outside_the_model_are_not_loaded_since_nothing_vouches_for_them(tmp_path):
+    import onnx
+
+    folder = write_bundle(tmp_path / "bundle")
+    model = onnx.load(folder / "model.onnx")
+    onnx.save_model(
+        model, folder / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0,
+        convert_attribute=True,
+    )  # fmt: skip
+    assert (folder / "weights.bin").stat().st_size > 0
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"] = {"model.onnx": sha256_of(folder / "model.onnx")}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="not a model that ONNX Runtime can load"):
+        PhotoCheck.load(folder)
 
 
 def test_a_sound_bundle_is_loaded_and_answers(tmp_path):
@@ -504,3 +536,25 @@ def test_the_command_answers_in_lines_and_in_tables_by_photo_and_by_car(tmp_path
     assert lines[0] == header and lines[1].startswith("a.png,match,wagonr,") and len(lines) == 9
     assert lines[4].startswith("one: match: 2 of 2 photos look like wagonr") and lines[5].startswith("two: match: ")
     assert lines[6] == "listing,verdict,label,probability,decided,unusable,reason" and "a.png; b.png" in lines[7]
+
+
+def test_what_cannot_be_checked_is_said_before_anything_is_answered(tmp_path, capsys, monkeypatch):
+    bundle = str(write_bundle(tmp_path / "bundle"))
+    (tmp_path / "a.png").write_bytes(as_png(noise()))
+    (tmp_path / "cars.csv").write_text("listing,photo,claim\nx\x1b[31m,a.png,swift\ny,a.png,nano\n")
+    assert main(["check", "--model", bundle, "--listing", str(tmp_path / "cars.csv")]) == 2
+    said = capsys.readouterr()
+    assert "'nano' is not a class" in said.err and not said.out
+    (tmp_path / "cars.csv").write_text("listing,photo\nx\x1b[31m,a.png\n")
+    assert main(["check", "--model", bundle, "--listing", str(tmp_path / "cars.csv")]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+    (tmp_path / "none").mkdir()
+    assert main(["check", "--model", bundle, str(tmp_path / "none")]) == 2
+    assert "no photos in" in capsys.readouterr().err
+
+    def forbid(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("carspotter_check.photo_check.decode", forbid)
+    assert main(["check", "--model", bundle, str(tmp_path / "a.png")]) == 0
+    assert "a.png: unusable: cannot be opened: Permission denied" in capsys.readouterr().out

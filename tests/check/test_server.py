@@ -29,7 +29,9 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 from carspotter_check import photo_check
+from carspotter_check.photo_check import PhotoCheck
 from carspotter_check.rejection import Rejection
+from carspotter_check.server import create_app
 from tests.check.toy import write_colour_bundle
 
 SIZE = 48
@@ -216,12 +218,14 @@ def test_an_odd_photo_gets_the_right_status_and_a_sentence(server, photo, status
         ({"files": {"photo": b"x"}, "data": {"claim": "nano"}}, 422, "it knows swift, wagonr"),
         ({"data": b"--x", "headers": {"Content-Type": "multipart/form-data"}}, 400, ""),
         ({"data": b"garbage", "headers": {"Content-Type": "multipart/form-data; boundary=x"}}, 400, ""),
+        ({"data": b"garbage", "headers": {"Content-Type": "multipart/form-data; boundary*=utf-8''x"}}, 400, ""),
+        ({"files": {"photo": b"x"}, "data": {"claim": "n" * 10**6}}, 422, "it knows swift, wagonr"),
     ],
-    ids=["JSON", "raw body", "missing field", "unknown claim", "no boundary", "garbage"],
+    ids=["JSON", "raw body", "missing field", "unknown claim", "no boundary", "garbage", "coded", "long claim"],
 )
 def test_a_wrong_request_is_refused_with_a_sentence(server, request_of, status, words):
     answer = requests.post(f"{server.url}/v1/check", timeout=30, **request_of)
-    assert answer.status_code == status and words in answer.json()["error"] and answer.json()["error"]
+    assert answer.status_code == status and words in answer.json()["error"] and 0 < len(answer.json()["error"]) < 500
 
 
 def test_a_50_megabyte_body_is_refused_with_and_without_its_length_announced(server):
@@ -375,13 +379,17 @@ def test_answers_on_one_connection_wait_for_no_acknowledgement(server):
 
 def test_behind_a_proxy_and_asked_by_another_site(bundle, tmp_path):
     site = "https://cars.example"
-    with running(bundle, tmp_path, arguments={"root_path": "/cars", "allow_origins": [site]}) as server:
+    with running(bundle, tmp_path, arguments={"root_path": "cars/", "allow_origins": [site + "/"]}) as server:
         for prefix in ("", "/cars"):  # a proxy may strip it
             assert requests.get(f"{server.url}{prefix}/v1/model", timeout=10).status_code == 200
         assert requests.get(f"{server.url}/cars/openapi.json", timeout=10).json()["servers"] == [{"url": "/cars"}]
         for origin, allowed in ((site, site), ("https://elsewhere.example", None)):
             answer = server.check(car("red"), headers={"Origin": origin})
             assert answer.headers.get("access-control-allow-origin") == allowed
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "X-Request-ID"}
+        assert (
+            requests.options(f"{server.url}/v1/check", headers={"Origin": site} | asked, timeout=10).status_code == 200
+        )
 
 
 def test_another_site_may_not_ask_unless_it_is_allowed(server):
@@ -402,6 +410,47 @@ def multipart(photo):
     lines = ["POST /v1/check HTTP/1.1", "Host: x", "Content-Type: multipart/form-data; boundary=x"]
     lines += [f"Content-Length: {len(body)}", "Connection: close", "", ""]
     return "\r\n".join(lines).encode() + body
+
+
+def test_a_body_in_tiny_pieces_is_refused_and_one_in_small_ones_is_not(server):
+    def pieces(size):
+        body = multipart(car("red")).partition(b"\r\n\r\n")[2]
+        return (body[at : at + size] for at in range(0, len(body), size))
+
+    headers = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = requests.post(f"{server.url}/v1/check", data=pieces(100), headers=headers, timeout=30)
+    assert answer.status_code == 200
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as tiny:
+        head = "POST /v1/check HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        tiny.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode() + b"1\r\na\r\n" * 2_000)
+        assert b" 400 " in tiny.recv(100)
+
+
+def test_who_asks_before_sending_hears_a_refusal_at_once_and_a_wrong_method_names_the_right_one(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as patient:
+        head = "POST /v1/check HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        patient.sendall(f"{head}Content-Length: 99999999\r\nExpect: 100-continue\r\n\r\n".encode())
+        assert b" 413 " in patient.recv(100)
+    assert requests.get(f"{server.url}/v1/check", timeout=10).headers["allow"] == "POST"
+
+
+def test_a_fault_of_ours_is_an_error_in_json_and_logged(tmp_path, caplog):
+    check, sent = PhotoCheck.load(write_bundle(tmp_path / "bundle")), []
+    check.judge = lambda *_: 1 / 0
+    body = multipart(car("red")).partition(b"\r\n\r\n")[2]
+
+    async def receive():
+        return {"type": "http.request", "body": body}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", b"multipart/form-data; boundary=x"), (b"content-length", b"%d" % len(body))]
+    scope = {"type": "http", "method": "POST", "path": "/v1/check", "query_string": b"", "headers": headers}
+    asyncio.run(create_app(check, threads=1)(scope, receive, send))
+    head, answer = sent
+    assert head["status"] == 500 and "our fault" in json.loads(answer["body"])["error"]
+    assert "ZeroDivisionError" in caplog.text
 
 
 def test_a_slow_client_is_sent_away_and_holds_nobody_up(bundle, tmp_path):

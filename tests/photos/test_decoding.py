@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -152,6 +153,46 @@ def test_a_jpeg_keeps_its_orientation_when_other_segments_are_dropped():
     exif[0x0112] = 6
     turned = photo(exif=exif)
     assert decode(turned[:2] + b"\xff\xe2\0\x08MPF\0\0\0" + turned[2:])[0].size == (240, 320)
+
+
+@pytest.mark.parametrize(("tag", "kind", "value"), [(0x0100, 1, 5), (0x0128, 4, 70_000), (0x011A, 2, 0x323737)])
+def test_an_odd_value_beside_the_orientation_does_not_cost_it(tag, kind, value):
+    entries = sorted([(0x0112, 3, 1, 6), (tag, kind, 4 if kind == 2 else 1, value)])
+    table = struct.pack("<H", 2) + b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    block = b"Exif\0\0II*\0" + struct.pack("<I", 8) + table
+    assert decode(photo(exif=block))[0].size == (240, 320)
+
+
+def test_cut_before_a_restart_marker_a_jpeg_is_cut_off():
+    whole = photo(restart_marker_blocks=4)
+    markers = [found.start() for found in re.finditer(rb"\xff[\xd0-\xd7]", whole)]
+    assert len(markers) > 40
+    for at in markers[5::8]:
+        assert "cut off" in refusal(whole[:at] + END).reason
+    assert inspect(whole).width == 320
+
+
+def test_what_cannot_be_is_named():
+    assert "PNG without its header" in refusal(png()[:8] + chunk(b"CgBI", bytes(4)) + png()[8:]).reason
+    assert "SVG" in refusal(b" " * 2_000 + b"<svg/>").reason
+    arithmetic = photo().replace(b"\xff\xc0", b"\xff\xc9", 1)
+    assert "arithmetic" in refusal(arithmetic).reason
+
+
+def test_as_many_pixels_are_decoded_as_the_setting_allows():
+    large = encode(Image.new("L", (14_000, 14_000)), "PNG")  # Pillow's own limit is 179 million
+    with pytest.raises(UnreadablePhoto, match="CARSPOTTER_MEGAPIXELS=197"):
+        decode(large)
+    assert inspect(large, limits=Limits(pixels=197_000_000, seconds=60)).width == 14_000
+
+
+def test_nothing_is_printed_about_damaged_metadata(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    (tmp_path / "a.jpg").write_bytes(photo(exif=exif.tobytes()[:-3]))
+    code = f"from carspotter.photos.decoding import decode; print(decode({str(tmp_path / 'a.jpg')!r})[1])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "JPEG" in done.stdout and not done.stderr
 
 
 def test_a_photo_that_takes_too_long_is_killed_and_others_are_answered_meanwhile():

@@ -11,6 +11,7 @@ import json
 import os
 import pickle
 import queue
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from PIL import Image, ImageChops, ImageFile, ImageOps
+from PIL import Image, ImageChops, ImageFile
 
 from carspotter.photos.headers import FETCH_AGAIN, LIMITS, RESAVE, Header, Limits, Refusal, check_size, read_header
 from carspotter.photos.headers import FORMATS as FORMATS
@@ -36,11 +37,20 @@ BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 _TILE_PIXELS = 16_000_000
 _RETIRING_PIXELS = 8_000_000  # a child that decoded as much may keep the memory: it is replaced
 _CHILDREN = max(2, min(4, os.cpu_count() or 1))
+_TURNS = (  # what turns a photo upright, by its EXIF orientation from 2 to 8
+    Image.Transpose.FLIP_LEFT_RIGHT,
+    Image.Transpose.ROTATE_180,
+    Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE,
+    Image.Transpose.ROTATE_270,
+    Image.Transpose.TRANSVERSE,
+    Image.Transpose.ROTATE_90,
+)
 _NOISES = bytes(7 + 97 * number % 239 for number in range(96)), bytes(96)  # scan data that no photo ends with
 
-# Our own limit takes the place of the one at which Pillow warns, and a damaged EXIF block is passed over.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
+# Our own limit takes the place of Pillow's, and what it says of damaged metadata is passed over.
+Image.MAX_IMAGE_PIXELS = None
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class Facts(NamedTuple):
@@ -169,8 +179,11 @@ def _check_whole(header: Header, limits: Limits) -> None:
 
     def first_change(cut: int) -> tuple[int, int] | None:
         """Return left and top of the pixels that change when noise takes the place of the last `cut` bytes."""
+        kept = header.content[: header.scan_end - cut]
+        if not cut and (markers := re.findall(rb"\xff([\xd0-\xd7])", kept)):
+            kept += bytes([0xFF, 0xD0 + (markers[-1][0] + 1) % 8])  # a decoder waits for it at an interval's end
         for noise in _NOISES:
-            content = header.content[: header.scan_end - cut] + noise + b"\xff\xd9"
+            content = kept + noise + b"\xff\xd9"
             with contextlib.suppress(OSError):  # noise may be no code at all
                 box = ImageChops.difference(whole, _load("JPEG", content, at_least, limits)[0]).getbbox()
                 return box and box[:2]
@@ -192,8 +205,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         image = _to_eight_bits(image)
     with contextlib.suppress(Exception):  # a damaged EXIF block costs the rotation, not the photo
-        if image.getexif().get(0x0112, 1) != 1:  # most photos stand upright: they are spared a copy
-            image = ImageOps.exif_transpose(image)
+        # Pillow's own `exif_transpose` also writes the block anew, and fails where another value of it is odd.
+        if (orientation := image.getexif().get(0x0112)) in range(2, 9):
+            image = image.transpose(_TURNS[orientation - 2])
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))

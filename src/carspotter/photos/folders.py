@@ -76,7 +76,7 @@ def read_rows(file: Path, needed: tuple[str, ...], wanted: tuple[str, ...] = ())
     names = [name.strip().casefold() for name in next(rows, [])]
     if missing := [name for name in needed if name not in names]:
         raise ValueError(
-            f"{file}: needs the columns {' and '.join(needed)}, has {', '.join(filter(None, names)) or 'none'}; "
+            f"{file}: needs the columns {' and '.join(needed)}, has {', '.join(filter(None, names))[:200]!r}; "
             f"add {' and '.join(missing)} to its first line"
         )
     table = []

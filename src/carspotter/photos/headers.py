@@ -99,7 +99,7 @@ def check_size(size: tuple[int, int], limits: Limits) -> None:
 
 
 def _what_it_is_instead(content: bytes) -> str:
-    head = content[:512].lstrip().lower()
+    head = content.lstrip()[:512].lower()
     if not head:
         return "the file is empty"
     if b"<svg" in head:
@@ -130,6 +130,10 @@ def _read_jpeg(content: bytes) -> Header:
         if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):
             if size:
                 raise Refusal(f"cannot be decoded: two JPEG frames in one file; {RESAVE}")
+            if code >= 0xC9:
+                raise Refusal(
+                    "a JPEG with arithmetic coding, which no browser shows; save it as an ordinary one", "format"
+                )
             height, width, components = struct.unpack_from(">HHB", segment, 5)
             size, progressive, unusual = (width, height), code == 0xC2, code > 0xC2
             missing = {segment[10 + 3 * number]: [255] * 64 for number in range(components)}
@@ -169,6 +173,8 @@ def _read_jpeg(content: bytes) -> Header:
 def _read_png(content: bytes) -> Header:
     """Keep a PNG's pixels, transparency and orientation."""
     kept, at = [content[:8]], 8
+    if content[12:16] != b"IHDR":
+        raise Refusal(f"cannot be decoded: a PNG without its header; {FETCH_AGAIN}, or {RESAVE}")
     size, depth = struct.unpack_from(">II", content, 16), content[24]
     for _ in range(_CHUNKS):
         if at + 8 > len(content):
