@@ -100,11 +100,11 @@ def ask(check: PhotoCheck, listings: int) -> list[Checked]:
 def ask_about_others(check: PhotoCheck) -> str:
     """Say how many of the archive's photos of other models pass for the Swift that an ad claims: one alone is luck."""
     root = zipfile.Path(ARCHIVE)
-    others = [row["file"] for row in _drawn(root) if row["file"].startswith("others/") and row["kind"] == "car"]
-    verdicts = [check.check((root / name).read_bytes(), "swift").verdict for name in others]
+    others = [row for row in _drawn(root) if row["file"].startswith("others/") and row["kind"] == "car"]
+    verdicts = [check.check((root / row["file"]).read_bytes(), "swift").verdict for row in others]
     return (
-        f"Of {len(verdicts)} photos of five other models, each said to be a Swift, {verdicts.count('match')} are taken "
-        "for one. This is the hard part of a photo check; notebook 16 measures it."
+        f"Of {len(verdicts)} photos of {len({row['model'] for row in others})} other models, each said to be a Swift, "
+        f"{verdicts.count('match')} are taken for one. This is the hard part of a photo check; notebook 16 measures it."
     )
 
 

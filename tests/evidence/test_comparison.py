@@ -32,9 +32,9 @@ def interval(estimate, half, level=0.95, seeds=3, **more):
         (0.0, 0.02, 0.017, 5, "equal", "the 90 % interval lies inside ± 3 points"),
         (0.01, 0.009, 0.007, 5, "different", "excludes zero"),
         (0.0, 0.02, 0.017, 3, "undetermined", "inside ± 3 points, but that takes 5 seeds; there are 3"),
-        (0.02, 0.04, 0.034, 3, "undetermined", "about 2,400 more photos would be needed to show a difference"),
-        (0.0, 0.06, 0.06, 5, "undetermined", "about 2,400 more photos would be needed to show equality"),
-        (0.02, 0.04, 0.034, 1, "undetermined", "2,400 more photos, and 3 seeds instead of 1, would be needed"),
+        (0.02, 0.04, 0.034, 3, "undetermined", "about 2,400 more validation photos would be needed to show a diff"),
+        (0.0, 0.06, 0.06, 5, "undetermined", "about 2,400 more validation photos would be needed to show equality"),
+        (0.02, 0.04, 0.034, 1, "undetermined", "2,400 more validation photos, and 3 seeds instead of 1"),
     ],
 )
 def test_the_verdict_follows_from_the_intervals(estimate, half, half_90, seeds, verdict, reason):

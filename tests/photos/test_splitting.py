@@ -385,7 +385,7 @@ def test_sealed_labels_are_blank_in_the_split_and_stand_in_the_sealed_file(study
     split_study(study)
     assert (study.splits.read_bytes(), study.sealed.read_bytes()) == before
     report = verify_split(study, show_progress=False)
-    assert report.ok and "crosses two sides" in str(report)
+    assert report.ok and "in two parts of the split" in str(report)
 
 
 def test_a_forgotten_photo_leaves_the_split(study):

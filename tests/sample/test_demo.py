@@ -62,7 +62,7 @@ def test_the_demo_counts_the_photos_of_other_models_that_are_taken_for_a_swift()
     stub = Stub(matches=7)
     said = ask_about_others(stub)
     count = len(stub.asked)
-    assert count > 100 and said.startswith(f"Of {count} photos of five other models, each said to be a Swift, 7 are")
+    assert count > 100 and said.startswith(f"Of {count} photos of 5 other models, each said to be a Swift, 7 are")
     assert {claim for _, claim in stub.asked} == {"swift"}
 
 
@@ -78,7 +78,7 @@ def test_the_demo_goes_from_ads_to_a_page_and_writes_nowhere_else(tmp_path):
     page = (tmp_path / "demo" / "index.html").read_text(encoding="utf-8")
     assert page.count('class="card"') == len(QUESTIONS)
     assert any(words in page for words, _ in SAID.values())
-    assert re.search(r"Of \d+ photos of five other models, each said to be a Swift, \d+ are taken", page)
+    assert re.search(r"Of \d+ photos of 5 other models, each said to be a Swift, \d+ are taken", page)
     assert not re.search(r'(src|href)="(?!data:)', page), "the page needs a file beside it"
     again = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0 and "photos found" not in again.stdout, "it collected the photos again"

@@ -132,7 +132,7 @@ def judge(difference: Interval, within: Interval, seeds: int) -> tuple[str, str]
     needs = SEEDS_FOR_EQUALITY if "equality" in way else SEEDS_FOR_A_CLAIM
     more = max(1, int(ways[way]) - difference.photos)
     and_seeds = f", and {needs} seeds instead of {seeds}," if seeds < needs else ""
-    return "undetermined", f"about {more:,} more photos{and_seeds} would be needed {way}"
+    return "undetermined", f"about {more:,} more validation photos{and_seeds} would be needed {way}"
 
 
 def photos_needed(measured: Interval, difference: float, power: float = 0.8) -> float:

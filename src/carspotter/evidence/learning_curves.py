@@ -165,7 +165,7 @@ def judge_forms(sizes, errors, covariance, held_back: int = 2, seed: int = 0) ->
             rows.append(
                 {
                     "form": name,
-                    "size": int(sizes[index]),
+                    "size": round(sizes[index]),
                     "forecast": forecast.estimate,
                     "low": forecast.low,
                     "high": forecast.high,

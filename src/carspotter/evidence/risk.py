@@ -83,9 +83,8 @@ def certify_risk(confidence, correct, groups, risk: float = 0.01, delta: float =
             f"{photos} can certify is {_percent(best)}, if all are answered correctly, and here {_percent(certified)}"
         )
     at = ends[last]
-    reason += (
-        f", with {1 - delta:.0%} confidence; {answered[last]} of {photos} photos were answered, {wrong[at]} wrongly"
-    )
+    reason += f", with {_percent(1 - delta)} confidence; {answered[last]} of {photos} photos were answered, "
+    reason += f"{wrong[at]} wrongly"
     coverage = answered[last] / photos
     found = photos, int(answered[last]), int(wrong[at])
     return Certificate(float(confidence[at]), float(certified), risk, float(coverage), *found, delta, reason)

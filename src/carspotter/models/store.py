@@ -117,7 +117,7 @@ class Run:
         lines = {
             "training accuracy, last epoch": f"{row['last_train_accuracy']:.3f}",
             "validation accuracy, mean of the last five epochs": f"{row['mean_last_five_validation_accuracy']:.3f}",
-            "validation accuracy, best epoch (optimistic)": f"{row['best_validation_accuracy']:.3f}",
+            "validation accuracy, best epoch (chosen on validation)": f"{row['best_validation_accuracy']:.3f}",
             "gap, training - validation, last epoch": (
                 f"{row['last_train_accuracy'] - row['last_validation_accuracy']:.3f}"
             ),

@@ -30,7 +30,7 @@ class SplitReport:
     def __str__(self) -> str:
         lines = [f"split {self.version[:12]}: {self.groups} groups", self.counts.to_string()]
         lines += [f"NOTE {note}" for note in self.notes]
-        well = f"no group, no listing and none of {self.pairs} pairs of one shot or car crosses two sides"
+        well = f"no group, no listing and none of {self.pairs} pairs of one shot or car is in two parts of the split"
         return "\n".join([*lines, well] if self.ok else lines + [f"PROBLEM {problem}" for problem in self.problems])
 
 
