@@ -117,7 +117,7 @@ class Loading:
             if kind != "next" or page.is_detail or self._following() != "#":
                 return "single page"
             selector = self.paging.next
-        refusals = 0
+        refusals, tried = 0, -1  # `tried`: cards that were there when the button's clicks ceased to help
         while True:
             page.walk()
             while kind != "scroll" and page.cards.has_lost() and not page.is_enough() and page.scroll_on(0):
@@ -135,7 +135,12 @@ class Loading:
             stopped_by = "end marker" if page.at_end() else "nothing new"
             if len(page.cards.keys) > self._known_when_refused:
                 page.odd = None  # what was refused came after all
+            tried = len(page.cards.keys) if kind != "scroll" and page.shows(selector) else tried
             page.settle_walking()
+            # scrolling may bring the first loads, and only then the button
+            if kind != "scroll" and len(page.cards.keys) > tried and page.shows(selector) and not page.is_enough():
+                tried = len(page.cards.keys)
+                continue
             return stopped_by
 
     def _is_to_be_asked_again(self, attempt: int) -> bool:
