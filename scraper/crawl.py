@@ -246,6 +246,15 @@ class Crawl:
                     kind = f"status {page.http_status}, but it shows listings"
                     self._warn(f"{page.url}: {kind}: not taken", kind)
                 return []
+        if listings and first and pages.is_empty_search(page.html, self.site):
+            kind = "paging.empty shows beside listings"
+            text = f"{page.url}: {kind}, so the search ends: {len(listings)} listings left out"
+            # what the first page shows, too, does not mark the end
+            if pages.is_empty_search(first.html, self.site):
+                self._warn(text, kind)
+            else:
+                self.stats.warnings.append(text)
+            return []
         if listings:
             if not self.site.detail and not any(listing.photos for listing in listings):
                 raise NoListings(self._nothing_on(page, "selectors.photos"))
