@@ -288,7 +288,8 @@ class Crawl:
     def _open_and_fetch(self, listing: Listing, search: LoadedPage, start: Start) -> None:
         """Fetch the photos of one listing from its own page, to which the page `search` leads."""
         name = self.site.name_of(listing.link)
-        collected = self.journal.collected.get(name)
+        # also as it was collected before labels were noted
+        collected = self.journal.collected.get((name, start.label), self.journal.collected.get((name, None)))
         if collected is not None and self._photos.is_judged_the_same(collected.get("judged_by")):
             with self._shared:
                 self.stats.known_refused.update(collected.get("refused", {}))
@@ -324,7 +325,7 @@ class Crawl:
         self._photos.fetch_all([full], own_page, start, take)
         with self._shared:
             if not odd and not full.bare and (summary := self._photos.summary(full)) is not None:
-                self.journal.append_page({"url": name, "status": "collected"} | summary)
+                self.journal.append_page({"url": name, "status": "collected", "label": start.label} | summary)
 
     def _check_own_page(self, page: LoadedPage, link: str, search: LoadedPage) -> None:
         """Raises Failed where a site answers with something else than the listing's own page."""
