@@ -283,7 +283,7 @@ class Crawl:
             f"{pages.title_of(page.html)!r}{status}. It is kept in {archived}: look at it (zcat), correct the site "
             f"file, and see what each selector finds with: python -m scraper check {self.site.source}."
         )
-        return " ".join([text, *pages.hints(page.html)])
+        return " ".join([text, *([f"Besides, {page.odd}."] if page.odd else []), *pages.hints(page.html)])
 
     def _open_and_fetch(self, listing: Listing, search: LoadedPage, start: Start) -> None:
         """Fetch the photos of one listing from its own page, to which the page `search` leads."""

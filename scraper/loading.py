@@ -48,8 +48,11 @@ class Loading:
         page.begin()
         url, status = self._check_answer()
         has_frame = self.site.selectors.frame and not page.is_detail
+        odd = None
         if has_frame and page.until(self._enter_frame, self.paging.patience):
             url, status = self._check_answer()
+        elif has_frame:
+            odd = f"selectors.frame = {self.site.selectors.frame!r} finds no frame with a page"
         documents = page.cards.documents
         stopped_by = self._gather()
         if page.cards.documents > documents + 1:  # a click or a script led to another page
@@ -64,7 +67,7 @@ class Loading:
             cookies=self.driver.get_cookies(),
             asked=page.url,
             http_status=status,
-            odd=page.odd,
+            odd=odd or page.odd,
             following=following if following != "#" else "",
             more="" if self.hurry else self._more(stopped_by, following),
         )
