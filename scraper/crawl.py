@@ -57,6 +57,7 @@ class Crawl:
         self._bare_pages_in_a_row = 0
         self._later_pages = self._new_pages = 0  # after the first of a search
         self._misses = dict.fromkeys(site.fields, 0)
+        self._unclicked = dict.fromkeys(site.paging.click)  # what no page had so far
         self._pool: ThreadPoolExecutor | None = None  # with several browsers
         self._under_way: set[Future] = set()
         self._own = threading.local()  # `browser`: that of the thread
@@ -79,6 +80,8 @@ class Crawl:
             for name, misses in self._misses.items():
                 if misses and misses == self.stats.listings:
                     self.stats.warnings.append(f"fields.{name} = {self.site.fields[name]!r} found nothing anywhere")
+            if self.stats.pages:
+                self.stats.warnings += map("paging.click = {!r} found nothing anywhere".format, self._unclicked)
             self.stats.shared = self._photos.shared()
             if self._later_pages and not self._new_pages:
                 kind = "the second page of each search shows the same listings as the first"
@@ -225,6 +228,8 @@ class Crawl:
         self.downloader.check(page.url)
         self.downloader.use_cookies(page.cookies)
         with self._shared:
+            for selector in page.clicked:
+                self._unclicked.pop(selector, None)
             archived = archive_page(self.journal.folder, page.html)
             line = {"url": page.url, "status": "loaded", "reason": page.stopped_by, "archive": archived.name}
             line |= {"odd": page.odd} if page.odd else {}
@@ -283,7 +288,9 @@ class Crawl:
             f"{pages.title_of(page.html)!r}{status}. It is kept in {archived}: look at it (zcat), correct the site "
             f"file, and see what each selector finds with: python -m scraper check {self.site.source}."
         )
-        return " ".join([text, *([f"Besides, {page.odd}."] if page.odd else []), *pages.hints(page.html)])
+        besides = [page.odd] if page.odd else []
+        besides += map("paging.click = {!r} found nothing so far".format, self._unclicked)
+        return " ".join([text, *map("Besides, {}.".format, besides), *pages.hints(page.html)])
 
     def _open_and_fetch(self, listing: Listing, search: LoadedPage, start: Start) -> None:
         """Fetch the photos of one listing from its own page, to which the page `search` leads."""

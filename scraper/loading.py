@@ -24,6 +24,7 @@ class LoadedPage:
     cookies: list[dict]
     asked: str = ""  # the address that led there
     http_status: int | None = None  # None where the browser does not tell
+    clicked: tuple[str, ...] = ()  # of paging.click, what was there
     odd: str | None = None  # why something may be missing, though it looks well
     following: str = ""  # the next page's address, with paging "next"
     more: str = ""  # what seems to lead to further listings, in words, where the site file does not make use of it
@@ -67,6 +68,7 @@ class Loading:
             cookies=self.driver.get_cookies(),
             asked=page.url,
             http_status=status,
+            clicked=page.clicked(),
             odd=odd or page.odd,
             following=following if following != "#" else "",
             more="" if self.hurry else self._more(stopped_by, following),

@@ -120,6 +120,9 @@ class Settling:
                     self._press_each(waiting)
                 self.driver.switch_to.default_content()
 
+    def clicked(self) -> tuple[str, ...]:
+        return tuple(selector for selector, clicks in self._clicks.items() if clicks)
+
     def _press_each(self, selectors: list[str]) -> None:
         """Click each once, and again after a second where the whole page is as it was before."""
         for selector in selectors:

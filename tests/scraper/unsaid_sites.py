@@ -32,6 +32,14 @@ SITES = {
         "a frame that is not there",
         *("", CARDS + '\nframe = "iframe.stok"', 0, 0, 1, "selectors.frame = 'iframe.stok' finds no frame", LIVELY),
     ),
+    "misspelt-click": Reported(
+        "a dialog that is not clicked away",
+        *("", CARDS, 0, 0, 1, "paging.click = '#acept' found nothing so far", LIVELY + 'click = ["#acept"]'),
+    ),
+    "needless-click": Reported(
+        "a dialog that no page has",
+        *("", CARDS, 5, 5, 0, "paging.click = '#accept' found nothing anywhere", LIVELY + 'click = ["#accept"]'),
+    ),
 }
 
 
@@ -127,3 +135,15 @@ def misspelt_frame(path: str, query: dict, count: int) -> str:
     if path:
         return "".join(card(n, photo(n)) for n in range(6))
     return "<h1>Our stock</h1><iframe class=stock src=/reported/misspelt-frame/stock></iframe>"
+
+
+def misspelt_click(path: str, query: dict, count: int) -> str:
+    """Nothing is there before a dialog is answered, whose button the site file names wrongly."""
+    cards = json.dumps(five_cards(0))
+    return f"""<button id=accept>Accept</button><main></main><script>
+    accept.onclick = () => {{ document.querySelector("main").innerHTML = {cards}; }};
+    </script>"""
+
+
+def needless_click(path: str, query: dict, count: int) -> str:
+    return five_cards(0)
