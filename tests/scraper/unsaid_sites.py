@@ -17,7 +17,7 @@ SITES = {
     "delayed-scripts": Reported(
         "scripts that wait for a visitor's first movement (WP Rocket)", "", CARDS, 12, 12, more=LIVELY
     ),
-    "slideshow": Reported("one picture that changes", "", OWN_PAGES + '"#slide"', 8, 2, more=LIVELY),
+    "slideshow": Reported("one picture that changes", "", OWN_PAGES + '"#slide"', 4, 1, more=LIVELY),
     "recommended": Reported(
         "other cars past the end of a search",
         *("?page={page}", CARDS, 15, 15, 0, "page=4: paging.empty shows.* 5 listings left out"),
@@ -112,10 +112,10 @@ def delayed_scripts(path: str, query: dict, count: int) -> str:
 def slideshow(path: str, query: dict, count: int) -> str:
     """A listing's own page shows its photos one after the other in one element, round and round."""
     if not path:
-        return "".join(card(n, f'<a href="/reported/slideshow/car-{n}">more</a>') for n in range(2))
+        return card(0, '<a href="/reported/slideshow/car-0">more</a>')
     return f"""<img id=slide src="/photos/{path}-0.jpg"><script>
     let shown = 0;
-    setInterval(() => {{ slide.src = `/photos/{path}-${{++shown % 4}}.jpg`; }}, 700);
+    setInterval(() => {{ slide.src = `/photos/{path}-${{++shown % 4}}.jpg`; }}, 1800);
     </script>"""
 
 
