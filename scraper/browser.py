@@ -119,6 +119,7 @@ class Browser(AbstractContextManager):
         if fragment and document == self._shown:
             self.driver.get("about:blank")
         self._shown = document
+        self.traffic.leave()
         try:
             self.driver.get(url)
         except WebDriverException as error:

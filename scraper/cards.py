@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -48,6 +48,7 @@ class Cards:
         self._token = ""
         self._by_serial: dict[int, Card] = {}
         self._kept: dict[object, Card] = {}
+        self._faces: defaultdict = defaultdict(dict)  # element of a gallery -> what it showed, one after the other
         self._shown_by: Counter = Counter()  # how many cards show each address now
 
     def take(self, answer: dict) -> None:
@@ -79,6 +80,8 @@ class Cards:
         if self.is_detail:
             detail = self.site.detail
             photos = photos or tuple(addresses_of(tag, split_selector(detail.photos)[1], detail.photos_path))
+            if photos:
+                self._faces[element][tuple(map(self.site.name_of, photos))] = html
             return Card(element, element if photos else None, None, photos, html)
         link = read_link(tag, self.site)
         name = named_id(tag, link, link, self.site)
@@ -134,6 +137,9 @@ class Cards:
             and (card.photos or card.link or card.is_named)  # what it said may be "loading"
             and (key not in present or len(self._own_photos(card)) > len(self._own_photos(present[key])))
         ]
+        for faces in self._faces.values():
+            # three are a slideshow, which may have gone on since; two a blurred picture and the sharp one
+            lost += faces.values() if len(faces) >= 3 else ()
         return f"\n<{KEPT}>{''.join(lost)}</{KEPT}>" if lost else ""
 
     def _own_photos(self, card: Card) -> list[str]:

@@ -57,6 +57,7 @@ class Crawl:
         self._bare_pages_in_a_row = 0
         self._later_pages = self._new_pages = 0  # after the first of a search
         self._misses = dict.fromkeys(site.fields, 0)
+        self._unclicked = dict.fromkeys(site.paging.click)  # what no page had so far
         self._pool: ThreadPoolExecutor | None = None  # with several browsers
         self._under_way: set[Future] = set()
         self._own = threading.local()  # `browser`: that of the thread
@@ -79,6 +80,8 @@ class Crawl:
             for name, misses in self._misses.items():
                 if misses and misses == self.stats.listings:
                     self.stats.warnings.append(f"fields.{name} = {self.site.fields[name]!r} found nothing anywhere")
+            if self.stats.pages:
+                self.stats.warnings += map("paging.click = {!r} found nothing anywhere".format, self._unclicked)
             self.stats.shared = self._photos.shared()
             if self._later_pages and not self._new_pages:
                 kind = "the second page of each search shows the same listings as the first"
@@ -225,6 +228,8 @@ class Crawl:
         self.downloader.check(page.url)
         self.downloader.use_cookies(page.cookies)
         with self._shared:
+            for selector in page.clicked:
+                self._unclicked.pop(selector, None)
             archived = archive_page(self.journal.folder, page.html)
             line = {"url": page.url, "status": "loaded", "reason": page.stopped_by, "archive": archived.name}
             line |= {"odd": page.odd} if page.odd else {}
@@ -246,6 +251,15 @@ class Crawl:
                     kind = f"status {page.http_status}, but it shows listings"
                     self._warn(f"{page.url}: {kind}: not taken", kind)
                 return []
+        if listings and first and pages.is_empty_search(page.html, self.site):
+            kind = "paging.empty shows beside listings"
+            text = f"{page.url}: {kind}, so the search ends: {len(listings)} listings left out"
+            # what the first page shows, too, does not mark the end
+            if pages.is_empty_search(first.html, self.site):
+                self._warn(text, kind)
+            else:
+                self.stats.warnings.append(text)
+            return []
         if listings:
             if not self.site.detail and not any(listing.photos for listing in listings):
                 raise NoListings(self._nothing_on(page, "selectors.photos"))
@@ -274,12 +288,15 @@ class Crawl:
             f"{pages.title_of(page.html)!r}{status}. It is kept in {archived}: look at it (zcat), correct the site "
             f"file, and see what each selector finds with: python -m scraper check {self.site.source}."
         )
-        return " ".join([text, *pages.hints(page.html)])
+        besides = [page.odd] if page.odd else []
+        besides += map("paging.click = {!r} found nothing so far".format, self._unclicked)
+        return " ".join([text, *map("Besides, {}.".format, besides), *pages.hints(page.html)])
 
     def _open_and_fetch(self, listing: Listing, search: LoadedPage, start: Start) -> None:
         """Fetch the photos of one listing from its own page, to which the page `search` leads."""
         name = self.site.name_of(listing.link)
-        collected = self.journal.collected.get(name)
+        # also as it was collected before labels were noted
+        collected = self.journal.collected.get((name, start.label), self.journal.collected.get((name, None)))
         if collected is not None and self._photos.is_judged_the_same(collected.get("judged_by")):
             with self._shared:
                 self.stats.known_refused.update(collected.get("refused", {}))
@@ -315,7 +332,7 @@ class Crawl:
         self._photos.fetch_all([full], own_page, start, take)
         with self._shared:
             if not odd and not full.bare and (summary := self._photos.summary(full)) is not None:
-                self.journal.append_page({"url": name, "status": "collected"} | summary)
+                self.journal.append_page({"url": name, "status": "collected", "label": start.label} | summary)
 
     def _check_own_page(self, page: LoadedPage, link: str, search: LoadedPage) -> None:
         """Raises Failed where a site answers with something else than the listing's own page."""

@@ -52,8 +52,8 @@ class Journal(AbstractContextManager):
         self.outcomes: dict[str, Outcome] = {}
         # hashes of photos that somebody asked to be removed, from this site or from one beside it
         self.forgotten: set[str] = set()
-        # listings' own pages whose photos all have their outcome -> the line that says so
-        self.collected: dict[str, dict] = {}
+        # listings' own pages whose photos all have their outcome, each with its label -> the line that says so
+        self.collected: dict[tuple[str, str | None], dict] = {}
         busy = f"another scraper is at work in {folder}; wait for it, or give another --out"
         with ExitStack() as stack:
             with storage_errors(folder):
@@ -102,7 +102,8 @@ class Journal(AbstractContextManager):
 
     def _note_collected(self, line: dict) -> None:
         if line.get("status") == "collected":
-            self.collected[line["url"]] = {key: line[key] for key in ("refused", "judged_by") if line.get(key)}
+            kept = {key: line[key] for key in ("refused", "judged_by") if line.get(key)}
+            self.collected[line["url"], line.get("label")] = kept
 
     def read_pages(self) -> Iterator[dict]:
         return (line for _, line in self._pages.replay())

@@ -24,6 +24,7 @@ class LoadedPage:
     cookies: list[dict]
     asked: str = ""  # the address that led there
     http_status: int | None = None  # None where the browser does not tell
+    clicked: tuple[str, ...] = ()  # of paging.click, what was there
     odd: str | None = None  # why something may be missing, though it looks well
     following: str = ""  # the next page's address, with paging "next"
     more: str = ""  # what seems to lead to further listings, in words, where the site file does not make use of it
@@ -48,8 +49,11 @@ class Loading:
         page.begin()
         url, status = self._check_answer()
         has_frame = self.site.selectors.frame and not page.is_detail
+        odd = None
         if has_frame and page.until(self._enter_frame, self.paging.patience):
             url, status = self._check_answer()
+        elif has_frame:
+            odd = f"selectors.frame = {self.site.selectors.frame!r} finds no frame with a page"
         documents = page.cards.documents
         stopped_by = self._gather()
         if page.cards.documents > documents + 1:  # a click or a script led to another page
@@ -64,7 +68,8 @@ class Loading:
             cookies=self.driver.get_cookies(),
             asked=page.url,
             http_status=status,
-            odd=page.odd,
+            clicked=page.clicked(),
+            odd=odd or page.odd,
             following=following if following != "#" else "",
             more="" if self.hurry else self._more(stopped_by, following),
         )
@@ -117,7 +122,7 @@ class Loading:
             if kind != "next" or page.is_detail or self._following() != "#":
                 return "single page"
             selector = self.paging.next
-        refusals = 0
+        refusals, tried = 0, -1  # `tried`: cards that were there when the button's clicks ceased to help
         while True:
             page.walk()
             while kind != "scroll" and page.cards.has_lost() and not page.is_enough() and page.scroll_on(0):
@@ -135,7 +140,12 @@ class Loading:
             stopped_by = "end marker" if page.at_end() else "nothing new"
             if len(page.cards.keys) > self._known_when_refused:
                 page.odd = None  # what was refused came after all
+            tried = len(page.cards.keys) if kind != "scroll" and page.shows(selector) else tried
             page.settle_walking()
+            # scrolling may bring the first loads, and only then the button
+            if kind != "scroll" and len(page.cards.keys) > tried and page.shows(selector) and not page.is_enough():
+                tried = len(page.cards.keys)
+                continue
             return stopped_by
 
     def _is_to_be_asked_again(self, attempt: int) -> bool:

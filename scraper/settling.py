@@ -101,6 +101,9 @@ class Settling:
             is_done = not self.answer["alive"] and self.answer["ready"]
             return is_done or self.answer["serials"] or self.at_end() or self.shows(self.paging.empty)
 
+        for x in (1, 2):  # many pages hold their scripts back until a visitor moves; in the corner nothing unfolds
+            move = {"type": "mouseMoved", "x": x, "y": 1}
+            self.driver.execute("executeCdpCommand", {"cmd": "Input.dispatchMouseEvent", "params": move})
         self.until(is_there, self.paging.patience)
 
     def click_away(self) -> None:
@@ -116,6 +119,9 @@ class Settling:
                     self.driver.switch_to.frame(frame)
                     self._press_each(waiting)
                 self.driver.switch_to.default_content()
+
+    def clicked(self) -> tuple[str, ...]:
+        return tuple(selector for selector, clicks in self._clicks.items() if clicks)
 
     def _press_each(self, selectors: list[str]) -> None:
         """Click each once, and again after a second where the whole page is as it was before."""

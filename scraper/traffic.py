@@ -17,7 +17,8 @@ class Traffic:
 
     def __init__(self, driver: WebDriver):
         self._driver = driver
-        self._pending: dict[str, tuple[float, str]] = {}  # a request's number -> when it began, its address
+        # a request's number -> when it began, its address; none of what brings one thing after the other
+        self._pending: dict[str, tuple[float, str]] = {}
         self._started = 0
         self._retry_after: dict[str, float | None] = {}
         self._refusals: list[tuple[str, int, float | None]] = []  # address, status or 0 for no answer, Retry-After
@@ -31,6 +32,11 @@ class Traffic:
         """Tell whether a script or the data that one asked for is still on its way."""
         self._read()
         return any(began > time.monotonic() - LONGEST_REQUEST for began, _ in self._pending.values())
+
+    def leave(self) -> None:
+        """Wait no more for what the page that is shown now asked for: another is opened."""
+        self._read()
+        self._pending.clear()
 
     def retry_after(self, url: str) -> float | None:
         """Return the seconds that the answer from `url` asked us to wait, None when it did not."""
@@ -58,11 +64,13 @@ class Traffic:
             event = json.loads(entry["message"])["message"]
             method, what = event["method"], event["params"]
             kind = what.get("type")
-            if method == "Network.requestWillBeSent" and kind in (*BY_SCRIPT, "Script"):
+            if method == "Network.requestWillBeSent" and kind in (*BY_SCRIPT, "Script", "EventSource"):
                 began = time.monotonic() - (time.time() - what["wallTime"])
-                self._pending[what["requestId"]] = began, what["request"]["url"]
+                self._pending[what["requestId"]] = began, "" if kind == "EventSource" else what["request"]["url"]
                 self._started += kind in BY_SCRIPT
-            elif method == "Network.loadingFinished":
+            elif method == "Network.webSocketCreated":
+                self._pending[what["requestId"]] = time.monotonic(), ""
+            elif method in ("Network.loadingFinished", "Network.webSocketClosed"):
                 self._pending.pop(what["requestId"], None)
             elif method == "Network.loadingFailed":
                 _, url = self._pending.pop(what["requestId"], (0.0, ""))

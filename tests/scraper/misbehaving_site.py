@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import email.utils
 import hashlib
@@ -14,12 +15,12 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 from PIL import Image
 
-from tests.scraper import hard_sites, lively_sites, reported_sites
+from tests.scraper import hard_sites, lively_sites, reported_sites, unsaid_sites
 
 
 def jpeg(name: str, size: tuple[int, int] = (64, 48), mode: str = "RGB", kind: str = "JPEG", **options) -> bytes:
@@ -75,7 +76,8 @@ addEventListener("scroll", () => {
 DATA_URI = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 
 
-REPORTED = {name: module for module in (reported_sites, lively_sites, hard_sites) for name in module.SITES}
+MODULES = (reported_sites, lively_sites, hard_sites, unsaid_sites)
+REPORTED = {name: module for module in MODULES for name in module.SITES}
 
 
 class MisbehavingSite:
@@ -179,7 +181,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         answer = REPORTED[name].page(name, path, query, self.site.counts[self.path])
         status, headers, text = answer if isinstance(answer, tuple) else (200, {}, answer)
         kind = headers.pop("Content-Type", "text/html; charset=utf-8")
+        if not isinstance(text, str):
+            self.stream(text, kind)
+            return
         self.send(text.encode(), kind, status, **{key.replace("-", "_"): value for key, value in headers.items()})
+
+    def stream(self, pieces: Iterator[str], kind: str) -> None:
+        """Send pieces of text as they come, to a web socket as messages."""
+        self.close_connection = True
+        if key := self.headers["Sec-WebSocket-Key"]:
+            digest = hashlib.sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()
+            self.send_response(101)
+            self.send_header("Upgrade", "websocket")
+            self.send_header("Connection", "Upgrade")
+            self.send_header("Sec-WebSocket-Accept", base64.b64encode(digest).decode())
+        else:
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+        self.end_headers()
+        for piece in map(str.encode, pieces):
+            piece = piece.ljust(126)  # a message's shorter length would be written in another way
+            self.wfile.write((struct.pack(">BBH", 0x81, 126, len(piece)) if key else b"") + piece)
 
     # robots.txt and pages
 

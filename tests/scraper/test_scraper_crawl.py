@@ -417,6 +417,18 @@ def test_one_photo_under_two_labels_is_fetched_once_and_journaled_twice(shared_b
     assert lines[0]["sha256"] == lines[2]["sha256"]
 
 
+def test_one_own_page_under_two_labels_is_journaled_twice(shared_browser, tmp_path):
+    with MisbehavingSite() as site:
+        file = write_site_file(tmp_path, f"{site.base_url}/search?listings=2", more='[detail]\nphotos = "#gallery img"')
+        second = f'[[start]]\nlabel = "wagonr"\nurl = "{site.base_url}/search?listings=2&again=1"\n[selectors]'
+        file.write_text(file.read_text().replace("[selectors]", second))
+        for _ in range(2):
+            assert main([str(file), "--out", str(tmp_path / "raw")]) == 0
+        assert site.counts["/detail"] == 4 and len(site.photo_requests()) == 4
+    lines = read_lines(tmp_path / "raw" / "misbehaving" / "journal.jsonl")
+    assert [line["label"] for line in lines] == ["swift"] * 4 + ["wagonr"] * 4
+
+
 def test_check_shows_what_each_selector_finds(shared_browser, tmp_path, capsys):
     with MisbehavingSite() as site:
         file = write_site_file(tmp_path, f"{site.base_url}/search?listings=5")

@@ -32,7 +32,7 @@ def test_replay_knows_what_was_written(tmp_path):
             "3": True,
         }
         assert set(journal.outcomes["http://a/1.jpg"].shown_by) == {("1", "swift"), ("1", "wagonr")}
-        assert journal.collected == {"http://a/car/1": {}}
+        assert journal.collected == {("http://a/car/1", None): {}}
         assert journal.line_of("http://a/1.jpg", "1", "wagonr") == journal.newest_line("http://a/1.jpg")
         assert journal.line_of("http://a/1.jpg", "1", "swift")["time"].endswith("+00:00")
 

@@ -1,4 +1,4 @@
-"""All reported, lively and hard sites, crawled twice: every photo comes, or it is said what is missing."""
+"""All reported, lively, hard and unsaid sites, crawled twice: every photo comes, or it is said what is missing."""
 
 import json
 import re

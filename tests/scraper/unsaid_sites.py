@@ -1,0 +1,149 @@
+"""Sites of a hostile tester, with which the scraper was wrong without a word; see `reported_sites`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+
+from tests.scraper.lively_sites import BUTTON
+from tests.scraper.reported_sites import CARDS, LIVELY, NUMBERED, OWN_PAGES, Reported, card, numbered, photo
+
+PATIENT = "[paging]\npatience = 6.0\nsettle = 0.4\n"
+SITES = {
+    "scroll-then-button": Reported("a button that comes after some scrolling", "", CARDS, 20, 20, more=BUTTON),
+    "streamed": Reported("cards that an EventSource brings, with pauses", "", CARDS, 15, 15, more=PATIENT),
+    "by-socket": Reported("photos that a WebSocket brings late", "", OWN_PAGES + '"#gallery img"', 8, 2, more=LIVELY),
+    "delayed-scripts": Reported(
+        "scripts that wait for a visitor's first movement (WP Rocket)", "", CARDS, 12, 12, more=LIVELY
+    ),
+    "slideshow": Reported("one picture that changes", "", OWN_PAGES + '"#slide"', 4, 1, more=LIVELY),
+    "recommended": Reported(
+        "other cars past the end of a search",
+        *("?page={page}", CARDS, 15, 15, 0, "page=4: paging.empty shows.* 5 listings left out"),
+        more=NUMBERED + 'max_pages = 6\nempty = ".none"',
+    ),
+    "always-none": Reported(
+        "a marker of an empty search that always shows",
+        *("?page={page}", CARDS, 5, 5, 5, "page=2: paging.empty shows.* 5 listings left out"),
+        more=NUMBERED + 'empty = "h2"',
+    ),
+    "misspelt-frame": Reported(
+        "a frame that is not there",
+        *("", CARDS + '\nframe = "iframe.stok"', 0, 0, 1, "selectors.frame = 'iframe.stok' finds no frame", LIVELY),
+    ),
+    "misspelt-click": Reported(
+        "a dialog that is not clicked away",
+        *("", CARDS, 0, 0, 1, "paging.click = '#acept' found nothing so far", LIVELY + 'click = ["#acept"]'),
+    ),
+    "needless-click": Reported(
+        "a dialog that no page has",
+        *("", CARDS, 5, 5, 0, "paging.click = '#accept' found nothing anywhere", LIVELY + 'click = ["#accept"]'),
+    ),
+}
+
+
+def page(name: str, path: str, query: dict[str, str], count: int) -> str | tuple[int, dict[str, str], str | Iterator]:
+    """Return what the site `name` answers; an iterator in the place of the HTML gives its pieces as they come."""
+    return globals()[name.replace("-", "_")](path, query, count)
+
+
+def five_cards(first: int) -> str:
+    return "".join(card(n, photo(n)) for n in range(first, first + 5))
+
+
+def scroll_then_button(path: str, query: dict, count: int) -> str:
+    """Below a long text more cards come once; only then is there a button for the others."""
+    cards = json.dumps([five_cards(n) for n in (0, 5, 10, 15)])
+    return f"""<main></main><button id=more hidden>more</button><p style="height: 3000px">Why buy a Swift?</p><script>
+    const cards = {cards}, main = document.querySelector("main");
+    const load = () => {{ main.innerHTML += cards.shift(); more.hidden = cards.length % 3 === 0; }};
+    load();
+    addEventListener("scroll", () => {{ if (cards.length === 3 && scrollY > 1000) load(); }});
+    more.onclick = () => setTimeout(load, 200);
+    </script>"""
+
+
+def streamed(path: str, query: dict, count: int) -> str | tuple[int, dict[str, str], Iterator]:
+    """Dealers' cards come in one answer that goes on, five at a time."""
+    if path:
+        return 200, {"Content-Type": "text/event-stream"}, dealers()
+    return """<main></main><script>
+    const source = new EventSource("/reported/streamed/dealers");
+    source.onmessage = event => document.querySelector("main").insertAdjacentHTML("beforeend", event.data);
+    source.addEventListener("done", () => source.close());
+    </script>"""
+
+
+def dealers() -> Iterator[str]:
+    for first in (0, 5, 10):
+        yield f"data: {five_cards(first)}\n\n"
+        time.sleep(3)
+    yield "event: done\ndata: all\n\n"
+
+
+def by_socket(path: str, query: dict, count: int) -> str | tuple[int, dict[str, str], Iterator]:
+    """A listing's own page shows one photo; the others come by a socket that stays open."""
+    if not path:
+        return "".join(card(n, f'<a href="/reported/by-socket/car-{n}">more</a>') for n in range(2))
+    if path.startswith("socket-"):
+        return 200, {}, message("".join(photo(f"{path[7:]}-{k}") for k in (1, 2, 3)))
+    return f"""<div id=gallery>{photo(f"{path}-0")}</div><script>
+    const socket = new WebSocket(`ws://${{location.host}}/reported/by-socket/socket-{path}`);
+    socket.onmessage = event => gallery.insertAdjacentHTML("beforeend", event.data);
+    </script>"""
+
+
+def message(text: str) -> Iterator[str]:
+    time.sleep(2)
+    yield text
+    time.sleep(60)
+
+
+def delayed_scripts(path: str, query: dict, count: int) -> str:
+    """The script that shows more begins when the mouse moves for the first time."""
+    more = json.dumps("".join(card(n, photo(n)) for n in range(6, 12)))
+    return f"""<main>{"".join(card(n, photo(n)) for n in range(6))}</main><script>
+    addEventListener("mousemove", () => document.querySelector("main").insertAdjacentHTML("beforeend", {more}),
+      {{once: true}});
+    </script>"""
+
+
+def slideshow(path: str, query: dict, count: int) -> str:
+    """A listing's own page shows its photos one after the other in one element, round and round."""
+    if not path:
+        return card(0, '<a href="/reported/slideshow/car-0">more</a>')
+    return f"""<img id=slide src="/photos/{path}-0.jpg"><script>
+    let shown = 0;
+    setInterval(() => {{ slide.src = `/photos/{path}-${{++shown % 4}}.jpg`; }}, 1800);
+    </script>"""
+
+
+def recommended(path: str, query: dict, count: int) -> str:
+    """Past its end a search says so, and shows cars that one may also like, others each time."""
+    number = int(query["page"])
+    return numbered(query) + (five_cards(100 * number) if number > 3 else "")
+
+
+def always_none(path: str, query: dict, count: int) -> str:
+    """What the site file takes for the marker of an empty search is on every page."""
+    return numbered(query)
+
+
+def misspelt_frame(path: str, query: dict, count: int) -> str:
+    """The listings are in a frame, whose selector in the site file finds nothing."""
+    if path:
+        return "".join(card(n, photo(n)) for n in range(6))
+    return "<h1>Our stock</h1><iframe class=stock src=/reported/misspelt-frame/stock></iframe>"
+
+
+def misspelt_click(path: str, query: dict, count: int) -> str:
+    """Nothing is there before a dialog is answered, whose button the site file names wrongly."""
+    cards = json.dumps(five_cards(0))
+    return f"""<button id=accept>Accept</button><main></main><script>
+    accept.onclick = () => {{ document.querySelector("main").innerHTML = {cards}; }};
+    </script>"""
+
+
+def needless_click(path: str, query: dict, count: int) -> str:
+    return five_cards(0)
