@@ -133,6 +133,8 @@ class Downloader:
                     f"certificate of {host.netloc} not trusted: {found[1].strip() if found else error}; name one to "
                     "trust with ca_file, or set verify = false, under [request]"
                 ) from error
+            if "WRONG_VERSION_NUMBER" in str(error) or "record layer failure" in str(error):
+                raise Failed(f"{host.netloc} does not speak https: write http:// in its address") from error
             said = _describe(error)
             if said == "connection refused" and is_loopback(host.hostname) and host.netloc not in self._answered:
                 start = f"start it with: {self.site.serve}" if self.site.serve else "start it, then run this again"
@@ -260,4 +262,6 @@ def _describe(error: Exception) -> str:
         return "connection refused"
     if "reset" in text or "aborted" in text:
         return "connection broken"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "no encrypted connection"
     return type(error).__name__

@@ -430,6 +430,12 @@ def test_it_is_said_at_once_that_nothing_answers_on_this_machine(clock):
     assert not clock.slept
 
 
+def test_an_https_address_of_a_host_without_https_is_said_at_once(site, clock):
+    with pytest.raises(Failed, match="127.0.0.1:.* does not speak https: write http://"):
+        downloader(clock).fetch(f"https://127.0.0.1:{site.port}/good.jpg")
+    assert not clock.slept
+
+
 @pytest.fixture
 def certificate(tmp_path):
     """The paths of a key and of a certificate that nobody signed."""

@@ -515,7 +515,39 @@ MISTAKES = {
         "cities is 'pune'; write a list",
     ),
     "delay as text": ({"politeness": {"delay": "2"}}, "delay in politeness is '2'; it must be a number"),
-    "no delay at all": ({"politeness": {"delay": -5}}, "cannot be negative"),
+    "no delay at all": ({"politeness": {"delay": -5}}, "delay in politeness is -5; it must be at least 0"),
+    "no page at all": ({"paging": {"max_pages": 0}}, "max_pages in paging is 0; it must be at least 1"),
+    "no time": ({"politeness": {"timeout": 0}}, "timeout in politeness is 0; it must be at least 0.01"),
+    "text instead of a table": ({"detail": ".gallery img"}, r"detail is '.gallery img'; .* write \[detail\]"),
+    "a double table": ({"selectors": [{"listing": ".card"}]}, r"selectors is \[.*write \[selectors\]"),
+    "starts that are texts": ({"start": ["https://x.example"]}, r"starts are a list of tables; write \[\[start\]\]"),
+    "a selector of Scrapy": (
+        {"selectors": {"listing": ".card", "photos": "img::attr(src)"}},
+        r"selector selectors.photos = 'img::attr\(src\)': Pseudo-element .* written as img@src",
+    ),
+    "a selector of jQuery": (
+        {"paging": {"click": ["a:contains('x')"]}},
+        "paging.click .*no browser knows ':contains'",
+    ),
+    "another selector of jQuery": (
+        {"selectors": {"listing": ".card", "photos": "img[alt!=logo]"}},
+        "selector selectors.photos .*no browser knows '!='",
+    ),
+    "a name instead of a network": (
+        {"politeness": {"allow_private": ["localhost"]}},
+        "allow_private: 'localhost' does",
+    ),
+    "a city that nobody names": (
+        {"start": [{"label": "swift", "url": "https://x.example/{city}"}]},
+        "{city} is left in the start url .*cities",
+    ),
+    "a number that nobody counts": (
+        {"start": [{"label": "swift", "url": "https://x.example/{page}"}]},
+        "{page} is left in the start url .*'numbered'",
+    ),
+    "a contact that no header can hold": ({"contact": "łukasz@x.example"}, "contact cannot be sent"),
+    "a header of two lines": ({"request": {"headers": {"X-Shop": "a\nb"}}}, "headers.X-Shop cannot be sent"),
+    "a certificate that is none": ({"request": {"ca_file": __file__}}, "ca_file .* holds no certificate"),
     "network as text": ({"politeness": {"allow_private": "127.0.0.1"}}, "allow_private in politeness is '127.0.0.1'"),
     "scheme": ({"start": [{"label": "swift", "url": "file:///x"}]}, "neither http nor https"),
     "field of the journal": ({"fields": {"sha256": "b"}}, "sha256 belong to the journal"),
@@ -544,6 +576,20 @@ MISTAKES = {
 def test_mistakes_in_a_site_file_are_named(changes, message):
     with pytest.raises(SiteError, match=f"cars.toml: ?.*{message}|cars.toml has {message}"):
         site(**changes)
+
+
+def test_selectors_of_fields_may_be_what_only_we_understand():
+    by_text = {
+        "fields": {"year": "dt:-soup-contains('Year') + dd"},
+        "paging": {"end": ".md\\:contains, [href*='a!=b']"},
+    }
+    html = '<div class="card" data-id="7"><dl><dt>Year<dd>2019</dl></div>'.replace("<dd>", "</dt><dd>")
+    assert extract_listings(html, URL, site(**by_text))[0].fields == {"year": "2019"}
+
+
+def test_a_site_file_by_notepad_is_read(tmp_path):
+    (tmp_path / "cars.toml").write_text(SITE_FILE, encoding="utf-8-sig")
+    assert load_site(str(tmp_path / "cars.toml")).contact == "test@example.org"
 
 
 def test_unknown_site_names_the_known_ones():
