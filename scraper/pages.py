@@ -30,7 +30,7 @@ CHALLENGE = re.compile(
 BUSY_NOW = re.compile(
     r"too many requests|rate[- ]?limit|slow(ing)? down|try again in\b|temporarily (unavailable|down|out of)|"
     r"(service|server) (is )?(temporarily )?(unavailable|busy|overloaded)|bad gateway|gateway time-?out|"
-    r"internal server error|something went wrong|error.{0,40}try again|^(error )?(429|50[0234])\b",
+    r"internal server error|something went wrong|error.{0,40}try again|^(error )?(429|50[0234]|52\d)\b",
     re.IGNORECASE,
 )
 # What services that turn robots away (DataDome, Cloudflare, Imperva, PerimeterX, AWS) write into such pages only.
