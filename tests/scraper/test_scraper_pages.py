@@ -104,6 +104,35 @@ PICTURES = {
         '<a href="/l.jpg"><img src="/s.jpg" srcset="/s.jpg 1x, /m.jpg 2x"></a>',
         ["https://cars.example/l.jpg"],
     ),
+    "a small picture that is a link to a page with the file's name in its query": (
+        '<a href="/zoom.php?pic=a.jpg"><img src="/a.jpg"></a>',
+        ["https://cars.example/a.jpg"],
+    ),
+    "the full size as JSON in an attribute": (
+        """<img src="/s.jpg" data-full='{"src": "/l.jpg", "width": 1600}'>""",
+        ["https://cars.example/l.jpg"],
+    ),
+    "several sizes as JSON in an attribute": (
+        """<img src="/m.jpg" data-full='{"s": "/s.jpg", "l": "/l.jpg"}'>""",
+        ["https://cars.example/m.jpg"],
+    ),
+    "an address for a script to fill": (
+        '<img src="/a.jpg" data-src="/a-{width}.jpg" data-lazy="/a-%7Bwidth%7D.jpg" srcset="/{{n}}.jpg 900w">',
+        ["https://cars.example/a.jpg"],
+    ),
+    "a name in braces": ('<img src="/{3F25-04E0}.jpg">', ["https://cars.example/{3F25-04E0}.jpg"]),
+    "a srcset under another name": (
+        '<div class="bg" data-bgset="/s.jpg 480w, /l.jpg 960w" data-text="Swift 2.0 4x"></div>',
+        ["https://cars.example/l.jpg"],
+    ),
+    "a srcset where an address belongs": (
+        '<img data-src="s.jpg 300w, l.jpg 900w">',
+        ["https://cars.example/used/l.jpg"],
+    ),
+    "CSS background with a drawing before the photo": (
+        '<div class="bg" style="background: url(/frame.svg), url(/a.jpg)"></div>',
+        ["https://cars.example/a.jpg"],
+    ),
     "a picture that is a link to a page": ('<a href="/car/7"><img src="/a.jpg"></a>', ["https://cars.example/a.jpg"]),
     "another photo in an attribute": ('<img src="/front.jpg" data-hover="/b.jpg">', ["https://cars.example/front.jpg"]),
     "a picture from a style sheet, as loading notes it": (
@@ -327,6 +356,8 @@ VISITS = {
     "/a.jpg?w=9&token=x&exp=1": "/a.jpg?w=9",
     "/photo?token=x": "/photo?token=x",
     "/photo/7?token=x&expires=9": "/photo/7",
+    "/photo/7?md5=x&expires=9": "/photo/7",
+    "/photo/7?md5=x": "/photo/7?md5=x",
     "/s/0123456789abcdef0123/1764422222/7.jpg": "/s/7.jpg",
     "/c/1764422222/0123456789abcdef0123/7.jpg": "/c/7.jpg",
     "/c/exp=1764422222~hmac=01ab/7.jpg": "/c/7.jpg",
