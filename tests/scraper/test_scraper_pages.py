@@ -18,6 +18,7 @@ from scraper.pages import (
     is_busy,
     is_challenge,
     is_end_of_search,
+    lists_more_photos,
 )
 from scraper.pictures import parse_srcset
 from scraper.site import SITES, SiteError, load_site, parse_site
@@ -335,6 +336,31 @@ def test_pictures_without_an_address_are_counted():
     icon = '<img src="data:image/svg+xml,x">'
     (listing,) = extract_listings(f'<div class="card" data-id="7">{inner}{icon}</div>', URL, site())
     assert (len(listing.photos), listing.bare) == (2, 2)
+
+
+IN_SCRIPTS = {
+    "objects": ('[{"u": "/1.jpg"}, {"u": "/2.jpg"}]', ["/1.jpg"], True),
+    "addresses": ('["/1.jpg", "/2.jpg"]', ["/1.jpg"], True),
+    "addresses that the page shows all": ('["/1.jpg", "/2.jpg"]', ["/1.jpg", "/2.jpg"], False),
+    "addresses of another car": ('["/3.jpg", "/4.jpg"]', ["/1.jpg"], False),
+    "one photo by its width": ('["/1-320.jpg", "/1-1280.jpg"]', ["/1-1280.jpg"], False),
+    "one photo by the shape of its frame": ('["/1x1/7.jpg", "/16x9/7.jpg"]', ["/16x9/7.jpg"], False),
+    "one photo by a letter or word": (
+        '["/7_s.jpg", "/7_xl.jpg"], ["/thumb/7.jpg", "/full/7.jpg"]',
+        ["/7_s.jpg"],
+        False,
+    ),
+    "one photo and what it shows": ('["/1-320.jpg", "/1-1280.jpg", "the front"]', ["/1-1280.jpg"], False),
+    "sizes of one photo in a query": ('["/7.jpg?w=300", "/7.jpg?w=900"]', ["/7.jpg?w=300"], False),
+    "addresses and other texts": ('["/1.jpg", "red", "2019"]', ["/1.jpg"], False),
+}
+
+
+@pytest.mark.parametrize("text, shown, is_more", IN_SCRIPTS.values(), ids=IN_SCRIPTS)
+def test_a_script_that_lists_more_photos_than_the_page_shows(text, shown, is_more):
+    photos = [f"https://cars.example{address}" for address in shown]
+    assert lists_more_photos(f"<script>var pics = [{text}], now = 0</script>", URL, photos) == is_more
+    assert lists_more_photos(f"<script>pics = {text}</script>", URL, photos) == is_more
 
 
 def test_cards_that_become_one_listing_are_counted():
