@@ -206,6 +206,18 @@ def test_another_car_under_a_known_id_is_counted(site, clock, tmp_path):
     assert (stats.fetched, stats.merged, exit_code(stats)) == (4, 2, 5)
 
 
+@pytest.mark.parametrize("stand_ins, code", [("abc", 5), ("ab", 0)])
+def test_the_same_bytes_under_addresses_of_several_listings_are_counted(stand_ins, code, site, clock, tmp_path):
+    search, fetcher = Pages(site.base_url, "abcd"), downloader(clock, site.base_url)
+    html = re.sub(f"/photos/([{stand_ins}]).jpg", r"/good.jpg?car=\1", search.pages[0].html)
+    search.pages = [replace(search.pages[0], html=html)]
+    for _ in range(2):  # the second time all are known
+        with Journal(tmp_path) as journal:
+            stats = Crawl(fetcher.site, journal, [search], fetcher).run()
+        assert exit_code(stats) == code
+        assert stats.shared == ({f"{site.base_url}/good.jpg?car=a": 3} if code else {})
+
+
 def test_twenty_failures_in_a_row_stop_the_crawl(site, clock, tmp_path):
     photos = [f"/error.jpg?{number}" for number in range(30)]
     with pytest.raises(CrawlStopped, match="20 photos in a row.*status 500"):
