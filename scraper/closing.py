@@ -75,6 +75,7 @@ class Stats:
     odd_pages: Counter = field(default_factory=Counter)  # what may be missing -> pages
     without_photos: int = 0  # listings
     without_address: int = 0  # listings, where [detail] wants the page of each
+    without_id: int = 0  # listings, where the site file says what tells them apart
     bare: int = 0  # pictures without an address, beside others of their listing
     merged: int = 0  # cards that became a listing together with another card
     shared: Counter = field(default_factory=Counter)  # address -> listings, where several show the same
@@ -151,6 +152,10 @@ def closing_table(stats: Stats, folder: object) -> str:
     lines += [f"warning: {text}" for text in stats.warnings[:MOST_WARNINGS]]
     if len(stats.warnings) > MOST_WARNINGS:
         lines.append(f"and {len(stats.warnings) - MOST_WARNINGS:,} more warnings")
+    if stats.without_id:
+        lines.append(
+            f"warning: {stats.without_id:,} listings without an id: `id` (or id_pattern) finds nothing in them"
+        )
     if missing := gaps_with_advice(stats):
         lines += ["something may be missing:", *map("  {}".format, missing)]
     return "\n".join(lines)

@@ -85,6 +85,8 @@ class Photos:
         with self.lock:
             self.stats.without_photos += sum(not listing.photos for listing in listings)
             self.stats.bare += sum(listing.bare for listing in listings if listing.photos)
+            if self.site.selectors.id or self.site.selectors.id_pattern:
+                self.stats.without_id += sum(listing.id is None for listing in listings)
             for listing in listings:
                 self._find(names_of(listing, self.site, self.journal).values())
         expired = self._ask(_by_place(listings, self.site, self.journal), page, start)

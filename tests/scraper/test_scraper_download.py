@@ -218,6 +218,16 @@ def test_the_same_bytes_under_addresses_of_several_listings_are_counted(stand_in
         assert stats.shared == ({f"{site.base_url}/good.jpg?car=a": 3} if code else {})
 
 
+@pytest.mark.parametrize("id_, count", [("@data-ids", 2), ("@data-listing-id", 0), (None, 0)])
+def test_listings_in_which_id_finds_nothing_are_said(id_, count, site, clock, tmp_path):
+    fetcher = downloader(clock, site.base_url)
+    fetcher.site = replace(fetcher.site, selectors=replace(fetcher.site.selectors, id=id_))
+    with Journal(tmp_path) as journal:
+        stats = Crawl(fetcher.site, journal, [Pages(site.base_url, "ab")], fetcher).run()
+    assert stats.without_id == count
+    assert (f"warning: {count} listings without an id" in closing_table(stats, "raw")) == bool(count)
+
+
 def test_twenty_failures_in_a_row_stop_the_crawl(site, clock, tmp_path):
     photos = [f"/error.jpg?{number}" for number in range(30)]
     with pytest.raises(CrawlStopped, match="20 photos in a row.*status 500"):

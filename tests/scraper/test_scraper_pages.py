@@ -11,6 +11,7 @@ from bs4 import BeautifulSoup
 
 from scraper.addresses import lasting
 from scraper.cards import Cards
+from scraper.loading import LoadedPage
 from scraper.pages import (
     extract_detail,
     extract_listings,
@@ -22,7 +23,7 @@ from scraper.pages import (
 )
 from scraper.pictures import parse_srcset
 from scraper.site import SITES, SiteError, load_site, parse_site
-from scraper.site_check import nearest_selector
+from scraper.site_check import _describe, nearest_selector
 
 DATA_URI = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 URL = "https://cars.example/used/swift?city=pune"
@@ -436,6 +437,27 @@ NEAREST = {
 def test_the_nearest_selector_that_finds_something(css):
     soup = BeautifulSoup('<div class="card" id="c1"></div><div class="card"></div>', "html.parser")
     assert nearest_selector([soup], css).removeprefix("nearest: ") == NEAREST[css]
+
+
+CHECKED = {
+    "found": ({"id": "@data-id"}, "✓ selectors.id .* 7$"),
+    "an attribute that is not there": (
+        {"id": "@data-ids"},
+        "✗ selectors.id .* no data-ids; the first has class, data-id",
+    ),
+    "a pattern that does not fit": (
+        {"id": "@data-id", "id_pattern": "-(.)"},
+        "✗ selectors.id .* id_pattern finds nothing",
+    ),
+    "a link that a script makes": ({"link": "b"}, "✓ selectors.link"),
+}
+
+
+@pytest.mark.parametrize("selectors, line", CHECKED.values(), ids=CHECKED)
+def test_check_marks_a_selector_that_gives_no_value(selectors, line):
+    page = LoadedPage(URL, '<div class="card" data-id="7"><b>Swift</b><img src="/a.jpg"></div>', "", [])
+    read = site(selectors={"listing": ".card", "photos": "img"} | selectors)
+    assert re.search(line, "\n".join(_describe(page, read, ["/a.jpg"], is_detail=False)), re.MULTILINE)
 
 
 def test_srcset_with_commas_inside_addresses():
