@@ -104,7 +104,8 @@ class Journal(AbstractContextManager):
 
     def _note_collected(self, line: dict) -> None:
         if line.get("status") == "collected":
-            self.collected[line["url"]] = {key: line[key] for key in ("refused", "judged_by") if line.get(key)}
+            kept = ("refused", "judged_by", "read_by")
+            self.collected[line["url"]] = {key: line[key] for key in kept if line.get(key)}
 
     def read_pages(self) -> Iterator[dict]:
         return (line for _, line in self._pages.replay())

@@ -32,6 +32,9 @@ def reparse(site: Site, journal: Journal) -> dict[str, int]:
             by_link = {listing.link: listing for listing in listings if listing.link} | by_link
         elif site.detail and page["listing_link"] in by_link:
             listings = [extract_detail(html, page["url"], site, by_link[page["listing_link"]])]
+            name = site.name_of(page["listing_link"])
+            if (collected := journal.collected.get(name)) and collected.get("read_by") != site.reading:
+                journal.append_page({"url": name, "status": "collected"} | collected | {"read_by": site.reading})
         else:
             continue
         for listing in listings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import ipaddress
 import re
 import shlex
@@ -136,6 +137,13 @@ class Site:
     @property
     def user_agent(self) -> str:
         return self.request.user_agent or f"Mozilla/5.0 (compatible; {ROBOT_NAME}/{__version__}; +{self.contact})"
+
+    @property
+    def reading(self) -> str:
+        """A hash of the settings by which a listing's own page is read: under others it would be read otherwise."""
+        tables = filter(None, (self.selectors, self.detail))
+        settings = [{key: value for key, value in vars(table).items() if value} for table in tables]
+        return hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
 
     def at(self, base_url: str) -> Site:
         """Return the same site at another scheme, host and port, as when a copy runs on a free local port."""

@@ -19,7 +19,8 @@ from scraper.download import Downloader, verify_photo
 from scraper.journal import Journal
 from scraper.loading import LoadedPage
 from scraper.politeness import ROBOTS_FORBID, Failed, Pacer, Refused
-from scraper.site import Politeness, Request, parse_site
+from scraper.reparse import reparse
+from scraper.site import Detail, Politeness, Request, parse_site
 from tests.scraper.misbehaving_site import MisbehavingSite, _Handler, jpeg, png_claiming
 
 FAULTS = Path(__file__).parent.parent.parent / "scraper" / "FAULTS.md"
@@ -226,6 +227,40 @@ def test_listings_in_which_id_finds_nothing_are_said(id_, count, site, clock, tm
         stats = Crawl(fetcher.site, journal, [Pages(site.base_url, "ab")], fetcher).run()
     assert stats.without_id == count
     assert (f"warning: {count} listings without an id" in closing_table(stats, "raw")) == bool(count)
+
+
+class OwnPage(OnePage):
+    """A search that leads to one listing's own page."""
+
+    def __init__(self, base_url: str):
+        super().__init__(f"{base_url}/search")
+        link = '<article class="listing" data-listing-id="1"><a href="/car/1">more</a></article>'
+        own = (
+            '<p class="main"><img src="/photos/1.jpg"></p><p class="all"><img src="/photos/1.jpg"><img src="/good.jpg">'
+        )
+        self.page, self.own = replace(self.page, html=link), LoadedPage(f"{base_url}/car/1", own, "single page", [])
+        self.opened = 0
+
+    def open(self, url: str, is_detail: bool = True, hurry: bool = False) -> LoadedPage:
+        self.opened += 1
+        return self.own
+
+
+def test_pages_read_with_other_settings_are_said_until_they_are_read_again(site, clock, tmp_path):
+    browser, fetcher = OwnPage(site.base_url), downloader(clock, site.base_url)
+    selectors = replace(fetcher.site.selectors, link="a")
+
+    def crawl(photos: str) -> tuple[int, int]:
+        fetcher.site = replace(fetcher.site, selectors=selectors, detail=Detail(photos))
+        with Journal(tmp_path) as journal:
+            stats = Crawl(fetcher.site, journal, [browser], fetcher).run()
+        assert ("1 pages read with other settings: " in closing_table(stats, "raw")) == bool(stats.read_otherwise)
+        return exit_code(stats), stats.fetched
+
+    assert [crawl(".main img"), crawl(".main img"), crawl(".all img")] == [(0, 1), (0, 0), (5, 0)]
+    with Journal(tmp_path) as journal:
+        assert reparse(fetcher.site, journal)["new"] == 1
+    assert [crawl(".all img"), crawl(".all img"), browser.opened] == [(0, 1), (0, 0), 1]
 
 
 def test_twenty_failures_in_a_row_stop_the_crawl(site, clock, tmp_path):
