@@ -174,8 +174,7 @@ def parse_srcset(text: str) -> list[tuple[str, float]]:
 def is_address(text: str | None) -> bool:
     """Tell whether an attribute's value can be the address of a picture: not empty, and no data in itself."""
     text = (text or "").strip().lower()
-    is_nothing = text.rpartition("/")[2] in ("undefined", "null", "nan")  # a script's mistake
-    is_nothing |= bool(TEMPLATE.search(text))
+    is_nothing = TEMPLATE.search(text) or text.rpartition("/")[2] in ("undefined", "null", "nan")  # a script's mistake
     return bool(text) and not is_nothing and not text.startswith(("data:", "blob:", "about:", "javascript:", "#"))
 
 

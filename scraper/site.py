@@ -240,12 +240,6 @@ TYPES = {
     "tuple[str, ...]": (list, "a list of text"),
     "dict[str, str]": (dict, "a table of text"),
 }
-# The least that a number may be, where that is not 0.
-LEAST = {
-    **dict.fromkeys(("attempts", "max_bytes", "max_pixels", "max_pages", "max_listings", "restart_browser_every"), 1),
-    **dict.fromkeys(("timeout", "total_timeout", "page_timeout"), 0.01),
-    **dict.fromkeys(("first_page", "step"), float("-inf")),
-}
 
 
 def _fill(kind: type, values: dict, where: str):
@@ -263,8 +257,9 @@ def _fill(kind: type, values: dict, where: str):
         is_right = isinstance(value, allowed) and all(isinstance(part, str) for part in parts)
         if words and value is not None and not is_right:
             raise SiteError(f"{key} in {where} is {value!r}; it must be {words}")
-        if isinstance(value, int | float) and not value >= LEAST.get(key, 0):
-            raise SiteError(f"{key} in {where} is {value!r}; it must be at least {LEAST.get(key, 0)}")
+        least = 0.01 if key.endswith("timeout") else int(known[key].type == "int")
+        if isinstance(value, int | float) and not value >= least and key not in ("first_page", "step"):
+            raise SiteError(f"{key} in {where} is {value!r}; it must be at least {least}")
     for key, entry in known.items():
         if key not in values and entry.default is MISSING and entry.default_factory is MISSING:
             raise SiteError(f"{where} needs {key!r}")
@@ -277,10 +272,8 @@ def _check(site: Site) -> None:
         raise SiteError(f"name {site.name!r} names a folder; use lower-case letters, digits, _ and -")
     if "@" not in site.contact and "://" not in site.contact:
         raise SiteError("contact must be an e-mail or web address at which the site's owner can reach you")
-    sent = {"user_agent" if site.request.user_agent else "contact": site.user_agent}
-    sent |= {f"headers.{name}": text for name, text in site.request.headers.items()}
-    sent |= {f"cookies.{name}": text for name, text in site.request.cookies.items()}
-    for key, text in sent.items():
+    who = "user_agent" if site.request.user_agent else "contact"
+    for key, text in ((who, site.user_agent), *site.request.headers.items(), *site.request.cookies.items()):
         if not (key.isascii() and SENDABLE.fullmatch(text)):
             raise SiteError(f"{key} cannot be sent as {text!r}: use letters of western Europe (Latin-1), on one line")
     try:

@@ -625,7 +625,7 @@ MISTAKES = {
         "{page} is left in the start url .*'numbered'",
     ),
     "a contact that no header can hold": ({"contact": "łukasz@x.example"}, "contact cannot be sent"),
-    "a header of two lines": ({"request": {"headers": {"X-Shop": "a\nb"}}}, "headers.X-Shop cannot be sent"),
+    "a header of two lines": ({"request": {"headers": {"X-Shop": "a\nb"}}}, "X-Shop cannot be sent"),
     "a certificate that is none": ({"request": {"ca_file": __file__}}, "ca_file .* holds no certificate"),
     "network as text": ({"politeness": {"allow_private": "127.0.0.1"}}, "allow_private in politeness is '127.0.0.1'"),
     "scheme": ({"start": [{"label": "swift", "url": "file:///x"}]}, "neither http nor https"),
