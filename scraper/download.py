@@ -139,7 +139,8 @@ class Downloader:
             if said == "connection refused" and is_loopback(host.hostname) and host.netloc not in self._answered:
                 start = f"start it with: {self.site.serve}" if self.site.serve else "start it, then run this again"
                 raise Failed(f"nothing answers at {host.netloc}: {start}") from error
-            raise Busy(said, url) from error
+            is_plain = said == "connection broken" and host.scheme == "http" and host.netloc not in self._answered
+            raise Busy(f"{said}: does the host want https://?" if is_plain else said, url) from error
         except ValueError as error:  # requests reads the address of a redirect that it is told not to follow
             raise Refused(f"redirect to no usable address: {error}") from error
         self.pacer.answered(url, latency)

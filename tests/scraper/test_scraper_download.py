@@ -515,6 +515,8 @@ def test_a_certificate_that_is_not_trusted_is_said_at_once(certificate, clock):
         with pytest.raises(Failed, match="certificate of 127.0.0.1:.* not trusted: self-signed certificate; .*ca_file"):
             fetcher.fetch(url)
         assert not clock.slept and not site.log
+        with pytest.raises(Failed, match=r"connection broken: does the host want https://\?"):
+            fetcher.fetch(url.replace("https", "http"))
         for request in (Request(ca_file=str(certificate[1])), Request(verify=False)):
             fetcher = downloader(clock)
             fetcher.site = replace(fetcher.site, request=request)
