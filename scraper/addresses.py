@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, unquote, urldefrag, urljoin, urlsplit
 # Parameters that say how long and for whom an address is good: CloudFront, S3, Google, Akamai.
 SIGNED = re.compile(r"expires|signature|key-pair-id|policy|awsaccesskeyid|googleaccessid|hdne[at]s?|x-(amz|goog)-.*")
 # The same of other services: a guess, where the path names an image file or another parameter is one of those above.
-PERHAPS_SIGNED = re.compile(r"(auth_?)?(token|key|hash)|exp(iry|ire)?|sign|sig|hmac|policy|ts|timestamp|oh|oe|_nc_.*")
+PERHAPS_SIGNED = re.compile(r"(auth_?)?(token|key|hash)|md5|exp(iry|ire)?|sign?|hmac|policy|ts|timestamp|oh|oe|_nc_.*")
 IMAGE_PATH = re.compile(r"\.(jpe?g|png|webp|gif|avif|bmp)$", re.IGNORECASE)
 # The same within the path, a guess as well: a code beside the second until which it is good, or that second by name.
 CODE, SECOND = r"(?=[^/]*\d)[\w=~.-]{16,}", r"[12]\d{9}(?:\d{3})?"

@@ -18,6 +18,7 @@ ADVICE = {
     "listings without photos": "look at one of them: `photos` may not find what it shows, or it loads later (settle)",
     "cards that lead": "`link` may name what leads on when it is clicked; where a click shows the car in the list's "
     "place, its page has no address: leave [detail] out and take what the cards show, with `photos` under [selectors]",
+    "pages read with other settings": "the site file changed since: `reparse` reads them again, and asks nothing",
     "pictures without an address": "they load later (settle, patience), or are no photos: make `photos` more exact, as "
     "img:not(.icon)",
     "listings that share": "it stands in for their photos, perhaps; name the attribute that holds the real address: "
@@ -75,6 +76,8 @@ class Stats:
     odd_pages: Counter = field(default_factory=Counter)  # what may be missing -> pages
     without_photos: int = 0  # listings
     without_address: int = 0  # listings, where [detail] wants the page of each
+    without_id: int = 0  # listings, where the site file says what tells them apart
+    read_otherwise: int = 0  # pages that were collected before, with other settings
     bare: int = 0  # pictures without an address, beside others of their listing
     merged: int = 0  # cards that became a listing together with another card
     shared: Counter = field(default_factory=Counter)  # address -> listings, where several show the same
@@ -107,6 +110,7 @@ def gaps(stats: Stats) -> dict[str, int]:
         "listings without photos": stats.without_photos,
         "cards that lead to no page of their own": stats.without_address,
         "pictures without an address": stats.bare,
+        "pages read with other settings": stats.read_otherwise,
         f"listings that share the photo address {shared}": sharing,
         "cards merged into another's listing": stats.merged,
         **{f"pages: {reason}": count for reason, count in stats.odd_pages.items()},
@@ -151,6 +155,10 @@ def closing_table(stats: Stats, folder: object) -> str:
     lines += [f"warning: {text}" for text in stats.warnings[:MOST_WARNINGS]]
     if len(stats.warnings) > MOST_WARNINGS:
         lines.append(f"and {len(stats.warnings) - MOST_WARNINGS:,} more warnings")
+    if stats.without_id:
+        lines.append(
+            f"warning: {stats.without_id:,} listings without an id: `id` (or id_pattern) finds nothing in them"
+        )
     if missing := gaps_with_advice(stats):
         lines += ["something may be missing:", *map("  {}".format, missing)]
     return "\n".join(lines)

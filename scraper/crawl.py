@@ -300,6 +300,7 @@ class Crawl:
         if collected is not None and self._photos.is_judged_the_same(collected.get("judged_by")):
             with self._shared:
                 self.stats.known_refused.update(collected.get("refused", {}))
+                self.stats.read_otherwise += collected.get("read_by", self.site.reading) != self.site.reading
             return
 
         def take(hurry: bool = False) -> tuple[LoadedPage, list[Listing]]:
@@ -332,7 +333,8 @@ class Crawl:
         self._photos.fetch_all([full], own_page, start, take)
         with self._shared:
             if not odd and not full.bare and (summary := self._photos.summary(full)) is not None:
-                self.journal.append_page({"url": name, "status": "collected", "label": start.label} | summary)
+                line = {"url": name, "status": "collected", "label": start.label, "read_by": self.site.reading}
+                self.journal.append_page(line | summary)
 
     def _check_own_page(self, page: LoadedPage, link: str, search: LoadedPage) -> None:
         """Raises Failed where a site answers with something else than the listing's own page."""

@@ -133,11 +133,14 @@ class Downloader:
                     f"certificate of {host.netloc} not trusted: {found[1].strip() if found else error}; name one to "
                     "trust with ca_file, or set verify = false, under [request]"
                 ) from error
+            if "WRONG_VERSION_NUMBER" in str(error) or "record layer failure" in str(error):
+                raise Failed(f"{host.netloc} does not speak https: write http:// in its address") from error
             said = _describe(error)
             if said == "connection refused" and is_loopback(host.hostname) and host.netloc not in self._answered:
                 start = f"start it with: {self.site.serve}" if self.site.serve else "start it, then run this again"
                 raise Failed(f"nothing answers at {host.netloc}: {start}") from error
-            raise Busy(said, url) from error
+            is_plain = said == "connection broken" and host.scheme == "http" and host.netloc not in self._answered
+            raise Busy(f"{said}: does the host want https://?" if is_plain else said, url) from error
         except ValueError as error:  # requests reads the address of a redirect that it is told not to follow
             raise Refused(f"redirect to no usable address: {error}") from error
         self.pacer.answered(url, latency)
@@ -260,4 +263,6 @@ def _describe(error: Exception) -> str:
         return "connection refused"
     if "reset" in text or "aborted" in text:
         return "connection broken"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "no encrypted connection"
     return type(error).__name__

@@ -25,8 +25,8 @@ class Outcome:
     """What the journal knows of one URL: its newest status, and the place of the newest line in the file.
 
     `shown_by` has the same for each (listing, label) that showed the URL. `reason` and `judged_by`, the settings that
-    led to it, are kept for refusals only. The lines themselves stay on the disk: a week's crawl has hundreds of
-    thousands.
+    led to it, are kept for refusals only, `content`, which is the same for the same bytes in this run, for photos that
+    were fetched. The lines themselves stay on the disk: a week's crawl has hundreds of thousands.
     """
 
     status: str
@@ -34,6 +34,7 @@ class Outcome:
     shown_by: dict[tuple[str | None, str | None], int]
     reason: str | None = None
     judged_by: dict | None = None
+    content: int | None = None
 
     @property
     def is_final(self) -> bool:
@@ -79,6 +80,7 @@ class Journal(AbstractContextManager):
             is_refused = line["status"] == "refused"
             outcome.reason = sys.intern(line.get("reason") or "") if is_refused else None
             outcome.judged_by = line.get("judged_by") if is_refused else None
+            outcome.content = hash(line.get("sha256")) if line["status"] == "fetched" else None
             outcome.shown_by[line.get("listing"), line.get("label")] = place
 
     def append(self, line: dict) -> None:
@@ -102,8 +104,8 @@ class Journal(AbstractContextManager):
 
     def _note_collected(self, line: dict) -> None:
         if line.get("status") == "collected":
-            kept = {key: line[key] for key in ("refused", "judged_by") if line.get(key)}
-            self.collected[line["url"], line.get("label")] = kept
+            kept = ("refused", "judged_by", "read_by")
+            self.collected[line["url"], line.get("label")] = {key: line[key] for key in kept if line.get(key)}
 
     def read_pages(self) -> Iterator[dict]:
         return (line for _, line in self._pages.replay())

@@ -19,6 +19,8 @@ DESTINATION = "data-scraper-destination"  # set by `loading` on what leads to an
 ONCLICK = re.compile(r"""['"]((?:https?:/|\.)?/[^'"\s]+|[\w./-]+\.(?:php|aspx?|html?)[^'"\s]*)['"]""")
 SHARED_BY = 3  # listings that show one address: no photo of any of them
 SIZES = {"width", "w", "size", "sizes", "format"}  # what tells one size of a photo from the next
+# The same within an address: 800x600, 1280, small, _s.
+SIZE = re.compile(r"\d+x\d+|(?<!\d)\d{3,4}(?!\d)|thumb(nail)?|small|medium|large|full|[-_]x*[sml](?=[-_.])", re.I)
 CHALLENGE = re.compile(
     r"captcha|just a moment|are you (a )?(human|robot)|\ba (ro)?bot\b|human verification|(verify|confirm) (that )?you|"
     "checking your browser|access (to this page )?(has been |is )?denied|attention required|unusual (traffic|activity)|"
@@ -30,7 +32,7 @@ CHALLENGE = re.compile(
 BUSY_NOW = re.compile(
     r"too many requests|rate[- ]?limit|slow(ing)? down|try again in\b|temporarily (unavailable|down|out of)|"
     r"(service|server) (is )?(temporarily )?(unavailable|busy|overloaded)|bad gateway|gateway time-?out|"
-    r"internal server error|something went wrong|error.{0,40}try again|^(error )?(429|50[0234])\b",
+    r"internal server error|something went wrong|error.{0,40}try again|^(error )?(429|50[0234]|52\d)\b",
     re.IGNORECASE,
 )
 # What services that turn robots away (DataDome, Cloudflare, Imperva, PerimeterX, AWS) write into such pages only.
@@ -156,16 +158,18 @@ def hints(html: str) -> list[str]:
 def lists_more_photos(html: str, page_url: str, photos: Collection[str]) -> bool:
     """Tell whether a script of the page lists further photos beside `photos`, which were found there by a selector.
 
-    What counts is a list that has each of them in an entry of its own. One photo alone may stand among its sizes.
+    What counts is a list, of objects or addresses, that has each of them in an entry of its own. One photo alone may
+    stand among its sizes.
     """
     soup = BeautifulSoup(html, "html.parser")
     base, found = _base_url(soup, page_url), set(photos)
     values = (value for script in soup.find_all("script") for value in read_json(script.get_text()))
     for entries in (part for value in values for part in walk(value) if isinstance(part, list)):
-        if not all(isinstance(entry, dict) for entry in entries):
+        if not all(isinstance(entry, dict | str) for entry in entries):
             continue
         shown = [{absolute(base, address) for address in image_files(entry)} for entry in entries]
-        is_one_photo = len(found) == 1 and any(SIZES.intersection(entry) for entry in entries)
+        is_one_photo = len(found) == 1 and any(SIZES & entry.keys() for entry in entries if isinstance(entry, dict))
+        is_one_photo |= len({SIZE.sub("", entry) for entry in entries if entry in image_files(entry)}) == 1
         if found and found <= set().union(*shown) and sum(map(bool, map(found.__and__, shown))) >= len(found):
             return not is_one_photo and any(of_entry and not of_entry & found for of_entry in shown)
     return False

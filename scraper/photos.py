@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
@@ -63,8 +63,18 @@ class Photos:
         self._failures_in_a_row = 0
 
     def shared(self) -> Counter:
-        """Return what several listings show, as what stands in for their photos, most often shown first."""
-        return Counter({url: count for url, count in self._shown.most_common() if count >= SHARED_BY})
+        """Return what several listings show, as what stands in for their photos, most often shown first.
+
+        That is one address, or the first of several that gave the same bytes.
+        """
+        counts, alike = self._shown.copy(), defaultdict(list)
+        for url in counts:
+            if (known := self.journal.outcomes.get(url)) and known.content:
+                alike[known.content].append(url)
+        for urls in (urls for urls in alike.values() if len(urls) > 1):
+            listings = {listing for url in urls for listing, _ in self.journal.outcomes[url].shown_by}
+            counts[urls[0]] = max(counts[urls[0]], len(listings))
+        return Counter({url: count for url, count in counts.most_common() if count >= SHARED_BY})
 
     def fetch_all(self, listings: list[Listing], page: LoadedPage, start: Start, take_again: TakeAgain) -> None:
         """Fetch the photos that a page shows; where addresses expired on the way, take new ones from it.
@@ -75,6 +85,8 @@ class Photos:
         with self.lock:
             self.stats.without_photos += sum(not listing.photos for listing in listings)
             self.stats.bare += sum(listing.bare for listing in listings if listing.photos)
+            if self.site.selectors.id or self.site.selectors.id_pattern:
+                self.stats.without_id += sum(listing.id is None for listing in listings)
             for listing in listings:
                 self._find(names_of(listing, self.site, self.journal).values())
         expired = self._ask(_by_place(listings, self.site, self.journal), page, start)

@@ -33,6 +33,8 @@ STAND_IN = re.compile(
     r"([-_]?\d+(x\d+)?)?\.\w+",
     re.IGNORECASE,
 )
+TEMPLATE = re.compile(r"(\{|%7b)\s*[a-z_][\w.]*\s*(\}|%7d)", re.IGNORECASE)  # {width}: for a script to fill
+SRCSET = re.compile(r"(\s*(?=\S*[/.])\S+\s+[\d.]+[wx]\s*(,|$))+")
 # Whether what a few programs read can be decoded here.
 DECODABLE = {"avif": features.check("avif"), "heic": find_spec("pillow_heif") is not None}
 UNDECODABLE = {"jxl", "jp2", "svg", "svg+xml"} | {kind for kind, is_read in DECODABLE.items() if not is_read}
@@ -66,7 +68,7 @@ def addresses_of(
         (address, size, candidate.get("type"))
         for candidate in candidates
         for name, value in candidate.attrs.items()
-        if name.endswith("srcset") and isinstance(value, str)
+        if isinstance(value, str) and (name.endswith("srcset") or not OTHER.fullmatch(name) and SRCSET.fullmatch(value))
         for address, size in parse_srcset(value)
     ]
     if large := next(filter(None, map(_large, candidates)), None):
@@ -94,9 +96,11 @@ def is_bare(tag: Tag) -> bool:
 def _large(tag: Tag) -> str | None:
     """Return the picture file that an attribute keeps for a full screen, or to which a small picture is a link."""
     names = [name for name in tag.attrs if LARGE.fullmatch(name) and not SMALL_SIZE.fullmatch(name)]
-    values = [_unwrap(tag[name]) for name in names if isinstance(tag[name], str)]
+    kept = (_in_text(tag[name], None) for name in names if isinstance(tag[name], str))
+    values = [found[0] for found in kept if len(found) == 1]
     link = tag.find_parent("a", href=True) if tag.name in ("img", "picture") else None
-    if link and len(link.find_all("img")) == 1:
+    # a page may have the file's name in its query (zoom.php?pic=7.jpg)
+    if link and len(link.find_all("img")) == 1 and IMAGE_FILE.fullmatch(re.split("[?#]", link["href"].strip())[0]):
         values.append(link["href"].strip())
     return next((value for value in values if IMAGE_FILE.fullmatch(value) and _is_decodable(value)), None)
 
@@ -136,10 +140,10 @@ def _odd(tag: Tag) -> list[str]:
 
 
 def _unwrap(value: str) -> str:
-    """Return an address without the `url()` of a style sheet around it; of several the one for the densest screen."""
+    """Return an address without the `url()` of a style sheet around it; of several that are no drawing the densest."""
     if not (found := STYLE_URL.findall(value)):
         return value.strip()
-    sizes = {address: float(size or 1) for _, address, size in found if is_address(address)}
+    sizes = {url: (_is_decodable(url), float(size or 1)) for _, url, size in found if is_address(url)}
     return max(sizes, key=sizes.get, default="")
 
 
@@ -170,7 +174,7 @@ def parse_srcset(text: str) -> list[tuple[str, float]]:
 def is_address(text: str | None) -> bool:
     """Tell whether an attribute's value can be the address of a picture: not empty, and no data in itself."""
     text = (text or "").strip().lower()
-    is_nothing = text.rpartition("/")[2] in ("undefined", "null", "nan")  # a script's mistake
+    is_nothing = TEMPLATE.search(text) or text.rpartition("/")[2] in ("undefined", "null", "nan")  # a script's mistake
     return bool(text) and not is_nothing and not text.startswith(("data:", "blob:", "about:", "javascript:", "#"))
 
 

@@ -22,7 +22,7 @@ LONGEST_SLOWDOWN = 60.0
 LONGEST_TURN = 5.0  # seconds
 NO_TIME = 0.001  # seconds; what rounding may leave of a wait
 POLL = 0.02  # seconds
-BUSY = {408, 425, 429, 500, 502, 503, 504}  # statuses after which the same request may succeed
+BUSY = {408, 425, 429, *range(500, 600)} - {501, 505}  # statuses after which the same request may succeed
 ROBOTS_FORBID = "robots.txt forbids it"
 AI_REFUSALS = {"noai", "noimageai", "noindex", "noimageindex", "none"}
 

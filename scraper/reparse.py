@@ -32,6 +32,11 @@ def reparse(site: Site, journal: Journal) -> dict[str, int]:
             by_link = {listing.link: listing for listing in listings if listing.link} | by_link
         elif site.detail and page["listing_link"] in by_link:
             listings = [extract_detail(html, page["url"], site, by_link[page["listing_link"]])]
+            name, label = site.name_of(page["listing_link"]), page["start"]["label"]
+            collected = journal.collected.get((name, label))
+            if collected and collected.get("read_by") != site.reading:
+                line = {"url": name, "status": "collected", "label": label}
+                journal.append_page(line | collected | {"read_by": site.reading})
         else:
             continue
         for listing in listings:

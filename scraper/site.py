@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
+import ipaddress
 import re
 import shlex
+import ssl
 import tomllib
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
@@ -22,6 +25,10 @@ RESERVED_FIELDS = {
     *("url", "page_url", "listing", "label", "time", "status", "reason"),
     *("sha256", "bytes", "width", "height", "final_url"),
 }
+
+# What can stand in a header, and what of selectors BeautifulSoup knows but no browser does.
+SENDABLE = re.compile(r"(?!\s)[\t\x20-\x7e\xa0-\xff]*")
+NOT_IN_BROWSERS = re.compile(r"(?<!\\):(-soup-contains(-own)?|contains|matches)\b|!=")
 
 
 class SiteError(ValueError):
@@ -131,6 +138,13 @@ class Site:
     def user_agent(self) -> str:
         return self.request.user_agent or f"Mozilla/5.0 (compatible; {ROBOT_NAME}/{__version__}; +{self.contact})"
 
+    @property
+    def reading(self) -> str:
+        """A hash of the settings by which a listing's own page is read: under others it would be read otherwise."""
+        tables = filter(None, (self.selectors, self.detail))
+        settings = [{key: value for key, value in vars(table).items() if value} for table in tables]
+        return hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
+
     def at(self, base_url: str) -> Site:
         """Return the same site at another scheme, host and port, as when a copy runs on a free local port."""
         base = urlsplit(base_url)
@@ -170,7 +184,7 @@ def load_site(name: str) -> Site:
         known = sorted(file.stem for file in SITES.glob("*.toml"))
         raise SiteError(f"no site file {path}; known sites are {', '.join(known)}, or give the path of a .toml file")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad begins a file with a mark
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SiteError(f"{path} is not TOML: {error}") from error
     return replace(parse_site(content, path), source=shlex.quote(name))
@@ -186,8 +200,11 @@ def parse_site(content: dict, path: Path) -> Site:
         site = _fill(Site, content, "the file")
         if site.request.ca_file:
             ca_file = path.parent / site.request.ca_file
-            if not ca_file.is_file():
-                raise SiteError(f"ca_file {str(ca_file)!r} is not there")
+            try:
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(ca_file)
+            except OSError as error:
+                said = "holds no certificate in PEM format" if ca_file.is_file() else "is not there"
+                raise SiteError(f"ca_file {str(ca_file)!r} {said}") from error
             site = replace(site, request=replace(site.request, ca_file=str(ca_file)))
         _check(site)
     except SiteError as error:
@@ -197,8 +214,8 @@ def parse_site(content: dict, path: Path) -> Site:
 
 def _read_starts(entries: list[dict]) -> tuple[Start, ...]:
     """Return one start for each city of an entry; {city} in its URL is replaced by the city."""
-    if not isinstance(entries, list):
-        raise SiteError("starts are a list; write [[start]], with two brackets")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise SiteError("starts are a list of tables; write [[start]], with two brackets")
     if not entries:
         raise SiteError("no [[start]]; give at least one with url and label")
     starts = []
@@ -227,6 +244,8 @@ TYPES = {
 
 def _fill(kind: type, values: dict, where: str):
     """Return a dataclass with these values. Raises SiteError for one that is unknown, missing or of another type."""
+    if not isinstance(values, dict):
+        raise SiteError(f"{where} is {values!r}; it must be one table: write [{where}], and its keys below")
     known = {entry.name: entry for entry in fields(kind)}
     for key, value in values.items():
         if key not in known:
@@ -238,6 +257,9 @@ def _fill(kind: type, values: dict, where: str):
         is_right = isinstance(value, allowed) and all(isinstance(part, str) for part in parts)
         if words and value is not None and not is_right:
             raise SiteError(f"{key} in {where} is {value!r}; it must be {words}")
+        least = 0.01 if key.endswith("timeout") else int(known[key].type == "int")
+        if isinstance(value, int | float) and not value >= least and key not in ("first_page", "step"):
+            raise SiteError(f"{key} in {where} is {value!r}; it must be at least {least}")
     for key, entry in known.items():
         if key not in values and entry.default is MISSING and entry.default_factory is MISSING:
             raise SiteError(f"{where} needs {key!r}")
@@ -250,8 +272,14 @@ def _check(site: Site) -> None:
         raise SiteError(f"name {site.name!r} names a folder; use lower-case letters, digits, _ and -")
     if "@" not in site.contact and "://" not in site.contact:
         raise SiteError("contact must be an e-mail or web address at which the site's owner can reach you")
-    if min(site.politeness.delay, site.politeness.jitter) < 0:
-        raise SiteError("delay and jitter cannot be negative")
+    who = "user_agent" if site.request.user_agent else "contact"
+    for key, text in ((who, site.user_agent), *site.request.headers.items(), *site.request.cookies.items()):
+        if not (key.isascii() and SENDABLE.fullmatch(text)):
+            raise SiteError(f"{key} cannot be sent as {text!r}: use letters of western Europe (Latin-1), on one line")
+    try:
+        _ = [ipaddress.ip_network(network) for network in site.politeness.allow_private]
+    except ValueError as error:
+        raise SiteError(f"allow_private: {error}; write it as 127.0.0.1 or 10.0.0.0/8") from error
     if site.paging.step == 0:
         raise SiteError("step cannot be 0")
     if site.paging.kind not in (None, *PAGING_KINDS):
@@ -265,6 +293,10 @@ def _check(site: Site) -> None:
             raise SiteError(f"label {start.label!r} becomes a class name; use lower-case letters, digits and _")
         if site.paging.kind == "numbered" and "{page}" not in start.url:
             raise SiteError(f"paging by number needs {{page}} in the start url {start.url!r}")
+        url = start.url.replace("{page}", "") if site.paging.kind == "numbered" else start.url
+        if left := re.search(r"\{\w*\}", url):
+            what = "only paging kind 'numbered' fills it" if left[0] == "{page}" else "cities = ['pune'] fills {city}"
+            raise SiteError(f"{left[0]} is left in the start url {start.url!r}; {what}")
     if taken := RESERVED_FIELDS & {*site.fields, *(site.detail.fields if site.detail else ())}:
         raise SiteError(f"fields {', '.join(sorted(taken))} belong to the journal; name them otherwise")
     if not site.detail and not site.selectors.photos:
@@ -272,10 +304,17 @@ def _check(site: Site) -> None:
     if site.detail and not site.selectors.link:
         raise SiteError("[detail] needs the selector 'link' in [selectors], which leads to the listing's page")
     for name, selector in named_selectors(site).items():
+        css, _ = split_selector(selector)
+        unknown = NOT_IN_BROWSERS.search(re.sub(r"""(["']).*?\1""", "", css))
+        if unknown and "fields." not in name and name != "selectors.id":
+            raise SiteError(
+                f"selector {name} = {selector!r}: no browser knows {unknown[0]!r}; use classes or attributes"
+            )
         try:
-            soupsieve.compile(split_selector(selector)[0] or "*")
-        except soupsieve.SelectorSyntaxError as error:
-            raise SiteError(f"selector {name} = {selector!r}: {str(error).splitlines()[0]}") from error
+            soupsieve.compile(css or "*")
+        except (soupsieve.SelectorSyntaxError, NotImplementedError) as error:
+            hint = "; an attribute is written as img@src" if "::" in css else ""
+            raise SiteError(f"selector {name} = {selector!r}: {str(error).splitlines()[0]}{hint}") from error
     id_pattern = site.selectors.id_pattern
     patterns = {**site.selectors.replace, **dict.fromkeys((*site.selectors.ignore_path, id_pattern or ""), "")}
     for pattern, text in patterns.items():

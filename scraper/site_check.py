@@ -89,10 +89,15 @@ def _describe(page: LoadedPage, site: Site, photos: Sequence[str], is_detail: bo
         is_photos = name.endswith("photos")
         default = "href" if name == "selectors.link" else None
         values = photos if is_photos else (pages.read(scope, selector, default) for scope in scopes)
+        if is_id := name == "selectors.id":  # as id_pattern leaves it
+            values = (pages.named_id(scope, None, None, site) for scope in scopes)
         first = next(filter(None, values), "")
-        mark = "✓" if found and (first or not is_photos) else "–" if name in NOT_AT_FIRST else "✗"
+        needs_value = is_photos or is_id or attribute
+        mark = "✓" if found and (first or not needs_value) else "–" if name in NOT_AT_FIRST else "✗"
         if not found and name not in NOT_AT_FIRST:
             first = nearest_selector(scopes, css)
+        elif found and is_id and not first and pages.read(scopes[0], selector):
+            first = f"id_pattern finds nothing in {pages.read(scopes[0], selector)!r}"
         elif found and attribute and not first:
             first = f"no {attribute}; the first has {', '.join(found[0].attrs) or 'no attribute'}"
         count = f", {len(photos)} addresses" if is_photos else ""

@@ -75,9 +75,7 @@ SITES = {
         "github.com/tuupola/lazyload/issues/366", "", CARDS.replace('"img"', '".pic"'), 6, 6, more=LIVELY
     ),
     # 7: which listing, which photo
-    "by-reference": Reported(
-        "github.com/topmonks/hlidac-shopu/issues/985", "?page={page}", OWN_PAGES + '"img"', 10, 10
-    ),
+    "by-reference": Reported("github.com/topmonks/hlidac-shopu/issues/985", "", OWN_PAGES + '"img"', 10, 10),
     "by-key": Reported("github.com/topmonks/hlidac-shopu/issues/985", "", CARDS, 6, 6),
     "signed-path": Reported("github.com/spacebarchat/server/issues/1280", "", CARDS, 6, 6),
     "expiring-path": Reported(

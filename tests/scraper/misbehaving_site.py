@@ -398,6 +398,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def error(self, _) -> None:
         self.send(b"", status=500)
 
+    def origin_down(self, _) -> None:
+        self.send(b"", status=522)
+
+    def not_implemented(self, _) -> None:
+        self.send(b"", status=501)
+
     def loop(self, _) -> None:
         self.redirect("/loop-back.jpg")
 

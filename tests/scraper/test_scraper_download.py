@@ -19,7 +19,8 @@ from scraper.download import Downloader, verify_photo
 from scraper.journal import Journal
 from scraper.loading import LoadedPage
 from scraper.politeness import ROBOTS_FORBID, Failed, Pacer, Refused
-from scraper.site import Politeness, Request, parse_site
+from scraper.reparse import reparse
+from scraper.site import Detail, Politeness, Request, parse_site
 from tests.scraper.misbehaving_site import MisbehavingSite, _Handler, jpeg, png_claiming
 
 FAULTS = Path(__file__).parent.parent.parent / "scraper" / "FAULTS.md"
@@ -204,6 +205,62 @@ def test_another_car_under_a_known_id_is_counted(site, clock, tmp_path):
     with Journal(tmp_path) as journal:
         stats = Crawl(fetcher.site, journal, [first], fetcher).run()
     assert (stats.fetched, stats.merged, exit_code(stats)) == (4, 2, 5)
+
+
+@pytest.mark.parametrize("stand_ins, code", [("abc", 5), ("ab", 0)])
+def test_the_same_bytes_under_addresses_of_several_listings_are_counted(stand_ins, code, site, clock, tmp_path):
+    search, fetcher = Pages(site.base_url, "abcd"), downloader(clock, site.base_url)
+    html = re.sub(f"/photos/([{stand_ins}]).jpg", r"/good.jpg?car=\1", search.pages[0].html)
+    search.pages = [replace(search.pages[0], html=html)]
+    for _ in range(2):  # the second time all are known
+        with Journal(tmp_path) as journal:
+            stats = Crawl(fetcher.site, journal, [search], fetcher).run()
+        assert exit_code(stats) == code
+        assert stats.shared == ({f"{site.base_url}/good.jpg?car=a": 3} if code else {})
+
+
+@pytest.mark.parametrize("id_, count", [("@data-ids", 2), ("@data-listing-id", 0), (None, 0)])
+def test_listings_in_which_id_finds_nothing_are_said(id_, count, site, clock, tmp_path):
+    fetcher = downloader(clock, site.base_url)
+    fetcher.site = replace(fetcher.site, selectors=replace(fetcher.site.selectors, id=id_))
+    with Journal(tmp_path) as journal:
+        stats = Crawl(fetcher.site, journal, [Pages(site.base_url, "ab")], fetcher).run()
+    assert stats.without_id == count
+    assert (f"warning: {count} listings without an id" in closing_table(stats, "raw")) == bool(count)
+
+
+class OwnPage(OnePage):
+    """A search that leads to one listing's own page."""
+
+    def __init__(self, base_url: str):
+        super().__init__(f"{base_url}/search")
+        link = '<article class="listing" data-listing-id="1"><a href="/car/1">more</a></article>'
+        own = (
+            '<p class="main"><img src="/photos/1.jpg"></p><p class="all"><img src="/photos/1.jpg"><img src="/good.jpg">'
+        )
+        self.page, self.own = replace(self.page, html=link), LoadedPage(f"{base_url}/car/1", own, "single page", [])
+        self.opened = 0
+
+    def open(self, url: str, is_detail: bool = True, hurry: bool = False) -> LoadedPage:
+        self.opened += 1
+        return self.own
+
+
+def test_pages_read_with_other_settings_are_said_until_they_are_read_again(site, clock, tmp_path):
+    browser, fetcher = OwnPage(site.base_url), downloader(clock, site.base_url)
+    selectors = replace(fetcher.site.selectors, link="a")
+
+    def crawl(photos: str) -> tuple[int, int]:
+        fetcher.site = replace(fetcher.site, selectors=selectors, detail=Detail(photos))
+        with Journal(tmp_path) as journal:
+            stats = Crawl(fetcher.site, journal, [browser], fetcher).run()
+        assert ("1 pages read with other settings: " in closing_table(stats, "raw")) == bool(stats.read_otherwise)
+        return exit_code(stats), stats.fetched
+
+    assert [crawl(".main img"), crawl(".main img"), crawl(".all img")] == [(0, 1), (0, 0), (5, 0)]
+    with Journal(tmp_path) as journal:
+        assert reparse(fetcher.site, journal)["new"] == 1
+    assert [crawl(".all img"), crawl(".all img"), browser.opened] == [(0, 1), (0, 0), 1]
 
 
 def test_twenty_failures_in_a_row_stop_the_crawl(site, clock, tmp_path):
@@ -430,6 +487,12 @@ def test_it_is_said_at_once_that_nothing_answers_on_this_machine(clock):
     assert not clock.slept
 
 
+def test_an_https_address_of_a_host_without_https_is_said_at_once(site, clock):
+    with pytest.raises(Failed, match="127.0.0.1:.* does not speak https: write http://"):
+        downloader(clock).fetch(f"https://127.0.0.1:{site.port}/good.jpg")
+    assert not clock.slept
+
+
 @pytest.fixture
 def certificate(tmp_path):
     """The paths of a key and of a certificate that nobody signed."""
@@ -452,6 +515,8 @@ def test_a_certificate_that_is_not_trusted_is_said_at_once(certificate, clock):
         with pytest.raises(Failed, match="certificate of 127.0.0.1:.* not trusted: self-signed certificate; .*ca_file"):
             fetcher.fetch(url)
         assert not clock.slept and not site.log
+        with pytest.raises(Failed, match=r"connection broken: does the host want https://\?"):
+            fetcher.fetch(url.replace("https", "http"))
         for request in (Request(ca_file=str(certificate[1])), Request(verify=False)):
             fetcher = downloader(clock)
             fetcher.site = replace(fetcher.site, request=request)

@@ -11,6 +11,7 @@ from bs4 import BeautifulSoup
 
 from scraper.addresses import lasting
 from scraper.cards import Cards
+from scraper.loading import LoadedPage
 from scraper.pages import (
     extract_detail,
     extract_listings,
@@ -18,10 +19,11 @@ from scraper.pages import (
     is_busy,
     is_challenge,
     is_end_of_search,
+    lists_more_photos,
 )
 from scraper.pictures import parse_srcset
 from scraper.site import SITES, SiteError, load_site, parse_site
-from scraper.site_check import nearest_selector
+from scraper.site_check import _describe, nearest_selector
 
 DATA_URI = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 URL = "https://cars.example/used/swift?city=pune"
@@ -103,6 +105,35 @@ PICTURES = {
     "a small picture that is a link to the large one": (
         '<a href="/l.jpg"><img src="/s.jpg" srcset="/s.jpg 1x, /m.jpg 2x"></a>',
         ["https://cars.example/l.jpg"],
+    ),
+    "a small picture that is a link to a page with the file's name in its query": (
+        '<a href="/zoom.php?pic=a.jpg"><img src="/a.jpg"></a>',
+        ["https://cars.example/a.jpg"],
+    ),
+    "the full size as JSON in an attribute": (
+        """<img src="/s.jpg" data-full='{"src": "/l.jpg", "width": 1600}'>""",
+        ["https://cars.example/l.jpg"],
+    ),
+    "several sizes as JSON in an attribute": (
+        """<img src="/m.jpg" data-full='{"s": "/s.jpg", "l": "/l.jpg"}'>""",
+        ["https://cars.example/m.jpg"],
+    ),
+    "an address for a script to fill": (
+        '<img src="/a.jpg" data-src="/a-{width}.jpg" data-lazy="/a-%7Bwidth%7D.jpg" srcset="/{{n}}.jpg 900w">',
+        ["https://cars.example/a.jpg"],
+    ),
+    "a name in braces": ('<img src="/{3F25-04E0}.jpg">', ["https://cars.example/{3F25-04E0}.jpg"]),
+    "a srcset under another name": (
+        '<div class="bg" data-bgset="/s.jpg 480w, /l.jpg 960w" data-text="Swift 2.0 4x"></div>',
+        ["https://cars.example/l.jpg"],
+    ),
+    "a srcset where an address belongs": (
+        '<img data-src="s.jpg 300w, l.jpg 900w">',
+        ["https://cars.example/used/l.jpg"],
+    ),
+    "CSS background with a drawing before the photo": (
+        '<div class="bg" style="background: url(/frame.svg), url(/a.jpg)"></div>',
+        ["https://cars.example/a.jpg"],
     ),
     "a picture that is a link to a page": ('<a href="/car/7"><img src="/a.jpg"></a>', ["https://cars.example/a.jpg"]),
     "another photo in an attribute": ('<img src="/front.jpg" data-hover="/b.jpg">', ["https://cars.example/front.jpg"]),
@@ -308,6 +339,31 @@ def test_pictures_without_an_address_are_counted():
     assert (len(listing.photos), listing.bare) == (2, 2)
 
 
+IN_SCRIPTS = {
+    "objects": ('[{"u": "/1.jpg"}, {"u": "/2.jpg"}]', ["/1.jpg"], True),
+    "addresses": ('["/1.jpg", "/2.jpg"]', ["/1.jpg"], True),
+    "addresses that the page shows all": ('["/1.jpg", "/2.jpg"]', ["/1.jpg", "/2.jpg"], False),
+    "addresses of another car": ('["/3.jpg", "/4.jpg"]', ["/1.jpg"], False),
+    "one photo by its width": ('["/1-320.jpg", "/1-1280.jpg"]', ["/1-1280.jpg"], False),
+    "one photo by the shape of its frame": ('["/1x1/7.jpg", "/16x9/7.jpg"]', ["/16x9/7.jpg"], False),
+    "one photo by a letter or word": (
+        '["/7_s.jpg", "/7_xl.jpg"], ["/thumb/7.jpg", "/full/7.jpg"]',
+        ["/7_s.jpg"],
+        False,
+    ),
+    "one photo and what it shows": ('["/1-320.jpg", "/1-1280.jpg", "the front"]', ["/1-1280.jpg"], False),
+    "sizes of one photo in a query": ('["/7.jpg?w=300", "/7.jpg?w=900"]', ["/7.jpg?w=300"], False),
+    "addresses and other texts": ('["/1.jpg", "red", "2019"]', ["/1.jpg"], False),
+}
+
+
+@pytest.mark.parametrize("text, shown, is_more", IN_SCRIPTS.values(), ids=IN_SCRIPTS)
+def test_a_script_that_lists_more_photos_than_the_page_shows(text, shown, is_more):
+    photos = [f"https://cars.example{address}" for address in shown]
+    assert lists_more_photos(f"<script>var pics = [{text}], now = 0</script>", URL, photos) == is_more
+    assert lists_more_photos(f"<script>pics = {text}</script>", URL, photos) == is_more
+
+
 def test_cards_that_become_one_listing_are_counted():
     card = '<div class="card" data-id="{}"><a class="more" href="/car/{}?pos={}">x</a></div>'
     same = extract_listings(card.format(7, 7, 1) + card.format(7, 7, 2), URL, site())
@@ -327,6 +383,8 @@ VISITS = {
     "/a.jpg?w=9&token=x&exp=1": "/a.jpg?w=9",
     "/photo?token=x": "/photo?token=x",
     "/photo/7?token=x&expires=9": "/photo/7",
+    "/photo/7?md5=x&expires=9": "/photo/7",
+    "/photo/7?md5=x": "/photo/7?md5=x",
     "/s/0123456789abcdef0123/1764422222/7.jpg": "/s/7.jpg",
     "/c/1764422222/0123456789abcdef0123/7.jpg": "/c/7.jpg",
     "/c/exp=1764422222~hmac=01ab/7.jpg": "/c/7.jpg",
@@ -379,6 +437,27 @@ NEAREST = {
 def test_the_nearest_selector_that_finds_something(css):
     soup = BeautifulSoup('<div class="card" id="c1"></div><div class="card"></div>', "html.parser")
     assert nearest_selector([soup], css).removeprefix("nearest: ") == NEAREST[css]
+
+
+CHECKED = {
+    "found": ({"id": "@data-id"}, "✓ selectors.id .* 7$"),
+    "an attribute that is not there": (
+        {"id": "@data-ids"},
+        "✗ selectors.id .* no data-ids; the first has class, data-id",
+    ),
+    "a pattern that does not fit": (
+        {"id": "@data-id", "id_pattern": "-(.)"},
+        "✗ selectors.id .* id_pattern finds nothing",
+    ),
+    "a link that a script makes": ({"link": "b"}, "✓ selectors.link"),
+}
+
+
+@pytest.mark.parametrize("selectors, line", CHECKED.values(), ids=CHECKED)
+def test_check_marks_a_selector_that_gives_no_value(selectors, line):
+    page = LoadedPage(URL, '<div class="card" data-id="7"><b>Swift</b><img src="/a.jpg"></div>', "", [])
+    read = site(selectors={"listing": ".card", "photos": "img"} | selectors)
+    assert re.search(line, "\n".join(_describe(page, read, ["/a.jpg"], is_detail=False)), re.MULTILINE)
 
 
 def test_srcset_with_commas_inside_addresses():
@@ -515,7 +594,39 @@ MISTAKES = {
         "cities is 'pune'; write a list",
     ),
     "delay as text": ({"politeness": {"delay": "2"}}, "delay in politeness is '2'; it must be a number"),
-    "no delay at all": ({"politeness": {"delay": -5}}, "cannot be negative"),
+    "no delay at all": ({"politeness": {"delay": -5}}, "delay in politeness is -5; it must be at least 0"),
+    "no page at all": ({"paging": {"max_pages": 0}}, "max_pages in paging is 0; it must be at least 1"),
+    "no time": ({"politeness": {"timeout": 0}}, "timeout in politeness is 0; it must be at least 0.01"),
+    "text instead of a table": ({"detail": ".gallery img"}, r"detail is '.gallery img'; .* write \[detail\]"),
+    "a double table": ({"selectors": [{"listing": ".card"}]}, r"selectors is \[.*write \[selectors\]"),
+    "starts that are texts": ({"start": ["https://x.example"]}, r"starts are a list of tables; write \[\[start\]\]"),
+    "a selector of Scrapy": (
+        {"selectors": {"listing": ".card", "photos": "img::attr(src)"}},
+        r"selector selectors.photos = 'img::attr\(src\)': Pseudo-element .* written as img@src",
+    ),
+    "a selector of jQuery": (
+        {"paging": {"click": ["a:contains('x')"]}},
+        "paging.click .*no browser knows ':contains'",
+    ),
+    "another selector of jQuery": (
+        {"selectors": {"listing": ".card", "photos": "img[alt!=logo]"}},
+        "selector selectors.photos .*no browser knows '!='",
+    ),
+    "a name instead of a network": (
+        {"politeness": {"allow_private": ["localhost"]}},
+        "allow_private: 'localhost' does",
+    ),
+    "a city that nobody names": (
+        {"start": [{"label": "swift", "url": "https://x.example/{city}"}]},
+        "{city} is left in the start url .*cities",
+    ),
+    "a number that nobody counts": (
+        {"start": [{"label": "swift", "url": "https://x.example/{page}"}]},
+        "{page} is left in the start url .*'numbered'",
+    ),
+    "a contact that no header can hold": ({"contact": "łukasz@x.example"}, "contact cannot be sent"),
+    "a header of two lines": ({"request": {"headers": {"X-Shop": "a\nb"}}}, "X-Shop cannot be sent"),
+    "a certificate that is none": ({"request": {"ca_file": __file__}}, "ca_file .* holds no certificate"),
     "network as text": ({"politeness": {"allow_private": "127.0.0.1"}}, "allow_private in politeness is '127.0.0.1'"),
     "scheme": ({"start": [{"label": "swift", "url": "file:///x"}]}, "neither http nor https"),
     "field of the journal": ({"fields": {"sha256": "b"}}, "sha256 belong to the journal"),
@@ -544,6 +655,20 @@ MISTAKES = {
 def test_mistakes_in_a_site_file_are_named(changes, message):
     with pytest.raises(SiteError, match=f"cars.toml: ?.*{message}|cars.toml has {message}"):
         site(**changes)
+
+
+def test_selectors_of_fields_may_be_what_only_we_understand():
+    by_text = {
+        "fields": {"year": "dt:-soup-contains('Year') + dd"},
+        "paging": {"end": ".md\\:contains, [href*='a!=b']"},
+    }
+    html = '<div class="card" data-id="7"><dl><dt>Year<dd>2019</dl></div>'.replace("<dd>", "</dt><dd>")
+    assert extract_listings(html, URL, site(**by_text))[0].fields == {"year": "2019"}
+
+
+def test_a_site_file_by_notepad_is_read(tmp_path):
+    (tmp_path / "cars.toml").write_text(SITE_FILE, encoding="utf-8-sig")
+    assert load_site(str(tmp_path / "cars.toml")).contact == "test@example.org"
 
 
 def test_unknown_site_names_the_known_ones():
