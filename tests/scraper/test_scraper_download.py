@@ -123,7 +123,7 @@ def test_photo_fault_ends_as_the_table_says(row, site, clock, tmp_path):
 
 def test_every_fault_of_the_site_is_in_the_table():
     helpers = {"robots", "card", "cards", "search", "detail", "login", "api_cards"}
-    helpers |= {"send", "start", "redirect", "needs_cookie", "is_member", "reported", "expiring"}
+    helpers |= {"send", "start", "stream", "redirect", "needs_cookie", "is_member", "reported", "expiring"}
     own = {
         name for name, value in vars(_Handler).items() if callable(value) and not name.startswith(("_", "do_", "log_"))
     }
