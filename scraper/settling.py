@@ -230,7 +230,7 @@ class Settling:
         Where things come one by one, the pause between the last two tells how long the next may take.
         """
         calm = time.monotonic() - max(self.cards.changed_at, since)
-        is_loaded = self.answer["ready"] and not self.traffic.are_pending()
+        is_loaded = self.answer["ready"] and not self.traffic.are_pending(self.url)
         usual = min(2 * self.cards.pause, self.paging.patience) if not since else 0.0
         return calm > max(seconds, usual if is_loaded else self.paging.patience)
 
@@ -275,7 +275,7 @@ class Settling:
         def is_over() -> bool:
             self._look_again()
             is_there = len(self.cards.keys) > known or self.at_end()
-            return is_there or time.monotonic() - began > seconds and not self.traffic.are_pending()
+            return is_there or time.monotonic() - began > seconds and not self.traffic.are_pending(self.url)
 
         self.until(is_over, self._longest)
         return len(self.cards.keys) > known or self.at_end()

@@ -17,8 +17,8 @@ class Traffic:
 
     def __init__(self, driver: WebDriver):
         self._driver = driver
-        # a request's number -> when it began, its address; none of what brings one thing after the other
-        self._pending: dict[str, tuple[float, str]] = {}
+        self._pending: dict[str, tuple[float, str]] = {}  # a request's number -> when it began, its address
+        self._streams: dict[str, tuple[float, str]] = {}  # the same of what brings one thing after the other
         self._started = 0
         self._retry_after: dict[str, float | None] = {}
         self._refusals: list[tuple[str, int, float | None]] = []  # address, status or 0 for no answer, Retry-After
@@ -28,15 +28,20 @@ class Traffic:
         self._read()
         return self._started
 
-    def are_pending(self) -> bool:
-        """Tell whether a script or the data that one asked for is still on its way."""
+    def are_pending(self, page_url: str) -> bool:
+        """Tell whether a script, or the data that one asked for, is still on its way to a page.
+
+        A stream counts if it comes from the page's own site: another's is a chat window, or counts visitors.
+        """
         self._read()
-        return any(began > time.monotonic() - LONGEST_REQUEST for began, _ in self._pending.values())
+        ours = (stream for stream in self._streams.values() if _site_of(stream[1]) == _site_of(page_url))
+        return any(began > time.monotonic() - LONGEST_REQUEST for began, _ in (*self._pending.values(), *ours))
 
     def leave(self) -> None:
         """Wait no more for what the page that is shown now asked for: another is opened."""
         self._read()
         self._pending.clear()
+        self._streams.clear()
 
     def retry_after(self, url: str) -> float | None:
         """Return the seconds that the answer from `url` asked us to wait, None when it did not."""
@@ -66,13 +71,16 @@ class Traffic:
             kind = what.get("type")
             if method == "Network.requestWillBeSent" and kind in (*BY_SCRIPT, "Script", "EventSource"):
                 began = time.monotonic() - (time.time() - what["wallTime"])
-                self._pending[what["requestId"]] = began, "" if kind == "EventSource" else what["request"]["url"]
+                asked = self._streams if kind == "EventSource" else self._pending
+                asked[what["requestId"]] = began, what["request"]["url"]
                 self._started += kind in BY_SCRIPT
             elif method == "Network.webSocketCreated":
-                self._pending[what["requestId"]] = time.monotonic(), ""
+                self._streams[what["requestId"]] = time.monotonic(), what["url"]
             elif method in ("Network.loadingFinished", "Network.webSocketClosed"):
                 self._pending.pop(what["requestId"], None)
+                self._streams.pop(what["requestId"], None)
             elif method == "Network.loadingFailed":
+                self._streams.pop(what["requestId"], None)
                 _, url = self._pending.pop(what["requestId"], (0.0, ""))
                 if kind in BY_SCRIPT and not what.get("canceled"):
                     self._refusals.append((url, 0, None))
