@@ -149,8 +149,9 @@ class Crawl:
                     continue
                 fresh = [listing for listing in listings if not self._is_known(listing, known)]
                 if number:
-                    self._later_pages += bool(listings)
-                    self._new_pages += bool(fresh)
+                    with self._shared:
+                        self._later_pages += bool(listings)
+                        self._new_pages += bool(fresh)
                 # past its last page a site shows nothing, or the last page once more; a page may also be sorted anew
                 if not fresh and (not listings or is_stale):
                     break
@@ -210,7 +211,8 @@ class Crawl:
         photos = {hash(self.site.name_of(url)) for url in listing.photos}
         is_photo_known = look[1] in photos if photos else link == look[0]
         is_other = not is_photo_known and (link != look[0] or not listing.link)
-        self.stats.merged += is_other
+        with self._shared:
+            self.stats.merged += is_other
         return not is_other
 
     def _look_of(self, listing: Listing) -> tuple[int, int]:
