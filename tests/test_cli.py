@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from carspotter.cli import GROUPS, _parser, main
+from carspotter.cli import GROUPS, _parser, main, study_of
 from carspotter.doctor import examine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,6 +140,30 @@ def test_bad_input_is_one_sentence_and_exit_code_2(carspotter, photos, arguments
     assert finished.returncode == 2
     assert words in finished.stderr
     assert finished.stderr.startswith("carspotter: ") and "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize("data", [None, "elsewhere"])
+def test_the_study_of_a_fetch_or_a_study_is_the_next_verbs_own(tmp_path, monkeypatch, data):
+    monkeypatch.setenv("CARSPOTTER_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "packed.zip").write_bytes(b"")  # a study with an archive has a data folder for itself
+    monkeypatch.setattr("carspotter.kaggle.fetch", lambda *_: "fetched")
+    monkeypatch.setattr("carspotter_project.walkthrough.run_study", lambda study, *_: study.data / "index.html")
+    monkeypatch.setattr("carspotter.evidence.report.runs_report", lambda study: pd.DataFrame())
+    options = ["--data", data] if data else []
+    known = argparse.Namespace(study=None, data=data and Path(data))
+    assert study_of(known).name == "my_cars"
+    for verb, name in (
+        (["study"], "my_cars"),
+        (["kaggle", "fetch"], "swift_wagonr"),
+        (["study", "--study", "packed"], "packed"),
+        (["kaggle", "fetch", "--study", "published"], "published"),
+        (["study", "--classes", "Alto", "i20"], "alto_i20"),
+        (["study"], "alto_i20"),
+    ):
+        assert main([*verb, *options]) == 0
+        assert study_of(known).name == name
 
 
 def test_every_verb_is_in_one_group_of_the_help_and_has_an_example():

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 from carspotter import __version__
-from carspotter.paths import Study, home
+from carspotter.paths import Study, atomic_write, home
 
 # Packages beside this one that bring verbs of their own; the sample site is not in the wheel.
 NEIGHBOURS = ("carspotter_project", "carspotter_review", "carspotter_check", "carspotter_sample")
-LAST_STUDY = ".study"  # in the data folder: the name of the study that was split last
+LAST_STUDY = ".study"  # in the data folder: the name of the study that was split, fetched or made last
+LAST = "that of the last split, kaggle fetch or study, else my_cars"
 
 # The verbs as `carspotter --help` shows them, each with an example.
 GROUPS = {
@@ -118,7 +119,7 @@ def forget_photo(options) -> None:
     print(f"Forgot {options.sha256}: its bytes are gone, its hash stays so that it is never fetched again")
 
 
-def split_photos(options) -> int:
+def split_photos(options) -> int | None:
     from carspotter.photos import splitting, verification
 
     study = study_of(options)
@@ -127,8 +128,7 @@ def split_photos(options) -> int:
         print(report)
         return 0 if report.ok else 1
     print(splitting.split_study(study, classes=options.classes, shifted_sites=options.shifted))
-    (study.data / LAST_STUDY).write_text(study.name, encoding="utf-8")
-    return 0
+    remember(study, options)
 
 
 def train_model(options) -> None:
@@ -191,9 +191,20 @@ def list_runs(options) -> None:
 
 
 def study_of(options) -> Study:
-    """Return the study that --study names, else the one split last in this data folder, else my_cars."""
-    last = Study.open(data=options.data).data / LAST_STUDY
+    """Return the study that --study names, else the one remembered in this data folder, else my_cars."""
+    last = _last_study(options)
     return Study.open(options.study or (last.read_text(encoding="utf-8") if last.exists() else "my_cars"), options.data)
+
+
+def remember(study: Study, options) -> None:
+    """Let the verbs that follow take this study where none is named."""
+    with atomic_write(_last_study(options)) as part:
+        part.write_text(study.name, encoding="utf-8")
+
+
+def _last_study(options) -> Path:
+    # Not in the study's own data: one with an archive has a folder for itself.
+    return (options.data or home() / "data") / LAST_STUDY
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -299,10 +310,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_verb(verbs, name: str, verb, text: str) -> argparse.ArgumentParser:
+def add_verb(verbs, name: str, verb, text: str, unless: str = LAST) -> argparse.ArgumentParser:
+    """Add a verb that works on a study: `unless` says which, where none is named."""
     parser = verbs.add_parser(name, help=text, description=text)
     parser.add_argument("--data", type=Path, metavar="DIR", help="photos and tables (default: data)")
-    parser.add_argument("--study", metavar="NAME", help="default: the one split last, else my_cars")
+    parser.add_argument("--study", metavar="NAME", help=f"default: {unless}")
     parser.set_defaults(verb=verb)
     return parser
 
