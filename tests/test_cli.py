@@ -212,6 +212,22 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(monkeypatch):
     assert findings["Python"].works and findings["disk"].says
 
 
+def test_doctor_knows_tensorflow_by_the_name_under_which_the_light_setup_installs_it(monkeypatch):
+    from importlib import metadata
+
+    there, owners = metadata.version, metadata.packages_distributions() | {"tensorflow": ["tensorflow_cpu"]}
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: owners)
+
+    def version(name):
+        if name == "tensorflow":
+            raise metadata.PackageNotFoundError(name)
+        return "2.99" if name == "tensorflow_cpu" else there(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    findings = {finding.what: finding for finding in examine()}
+    assert findings["TensorFlow"].says == "tensorflow 2.99"
+
+
 def test_a_real_folder_of_photos_can_be_imported_and_split(tmp_path):
     folder = os.environ.get("CARSPOTTER_REAL_PHOTOS")
     if not folder:
