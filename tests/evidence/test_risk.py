@@ -71,6 +71,11 @@ def test_196_photos_cannot_certify_one_percent():
     assert found.risk == pytest.approx(1 - 0.05 ** (1 / found.answered))
 
 
+def test_a_risk_of_all_answers_is_a_plain_number():
+    found = certify_risk(np.linspace(0.5, 1, 4), np.zeros(4, bool), np.arange(4))
+    assert "and here 100 %, with 95 % confidence" in found.reason
+
+
 def test_299_photos_without_an_error_certify_one_percent_and_one_error_does_not():
     correct = np.ones(299, bool)
     found = certify_risk(np.linspace(0.5, 1, 299), correct, np.arange(299))

@@ -91,4 +91,4 @@ def certify_risk(confidence, correct, groups, risk: float = 0.01, delta: float =
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    return f"{float(f'{100 * share:.2g}'):g} %"
