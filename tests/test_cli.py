@@ -171,7 +171,7 @@ def test_every_verb_is_in_one_group_of_the_help_and_has_an_example():
     grouped = [name for group in GROUPS.values() for name in group]
     assert sorted(grouped) == sorted(verbs.choices)
     for name, parser in verbs.choices.items():
-        assert f"carspotter {name}" in parser.epilog
+        assert f"carspotter {name}" in parser.epilog and parser.description
 
 
 @pytest.mark.parametrize(
@@ -187,6 +187,53 @@ def test_a_typing_error_gets_a_proposal(capsys, arguments, proposal):
     with pytest.raises(SystemExit, match="2"):
         main(list(arguments))
     assert proposal in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("serve", "--port", "99999"), "'99999' is no whole number from 0 to 65535"),
+        (("review", "--port", "99999"), "'99999' is no whole number from 0 to 65535"),
+        (("sample", "serve", "--port", "-1"), "'-1' is no whole number from 0 to 65535"),
+        (("train", "dropout", "--seed", "-1"), "'-1' is no whole number from 0 to 4294967295"),
+        (("review", "--quiz", "3", "--seed", "4294967296"), "'4294967296' is no whole number"),
+        (("sample", "photos", "--out", "here", "--seed", "x"), "'x' is no whole number"),
+        (("check", "photo.jpg", "--model", "bundle", "--run", "nope"), "not allowed with argument"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_before_anything_is_done(capsys, arguments, words):
+    with pytest.raises(SystemExit, match="2"):
+        main(list(arguments))
+    assert words in capsys.readouterr().err
+
+
+def test_a_review_without_a_curation_says_so_before_it_describes_photos(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CARSPOTTER_HOME", str(tmp_path))
+    monkeypatch.setattr("carspotter.curation.appearance.describe_photos", lambda *_: pytest.fail("described"))
+    assert main(["review"]) == 2
+    assert "not curated yet" in capsys.readouterr().err
+
+
+def test_a_host_that_is_not_there_is_named(capsys):
+    assert main(["serve", "--host", "nohost.invalid"]) == 2
+    assert "host nohost.invalid cannot be found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["64MP", "inf", "0", "nan"])
+def test_a_limit_of_pixels_that_is_none_is_named(given):
+    environment = {**os.environ, "CARSPOTTER_MEGAPIXELS": given, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "carspotter", "import", "."]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert finished.returncode == 2 and "Traceback" not in finished.stderr
+    assert f"CARSPOTTER_MEGAPIXELS is '{given}'; give millions" in finished.stderr
+
+
+def test_failed_cells_of_a_sweep_are_not_counted_as_trained(tmp_path, monkeypatch, capsys):
+    table = pd.DataFrame({"seconds": [3600.0, 1800.0, 0.0], "error": ["", "it broke", ""]})
+    monkeypatch.setattr("carspotter.models.sweep.read_sweep", lambda _: [])
+    monkeypatch.setattr("carspotter.models.sweep.run_sweep", lambda *_: table)
+    assert main(["sweep", "any.toml"]) == 1
+    assert "cost: 1.50 cell-hours; 1 cells trained now, 1 failed" in capsys.readouterr().out
 
 
 def test_a_bug_shows_its_traceback_and_bad_input_does_so_when_asked(monkeypatch, capsys):

@@ -355,7 +355,14 @@ def test_runs_of_an_older_recipe_are_read_and_their_experiment_is_refused(toy_st
 
 def test_how_long_a_run_will_take_is_known_from_those_recorded(toy_study):
     row = dict.fromkeys(store.COLUMNS, "")
-    row |= {"run": "a", "seed": 0, "experiment": AUGMENTATION.name, "framework": "torch", "dtype": "float32", "epochs": 10}
+    row |= {
+        "run": "a",
+        "seed": 0,
+        "experiment": AUGMENTATION.name,
+        "framework": "torch",
+        "dtype": "float32",
+        "epochs": 10,
+    }
     row |= {"seconds": 60, "train_photos": 30, "image_size": 75, "device": f"CPU, {os.cpu_count()} cores"}
     assert runs.estimate_seconds(toy_study, AUGMENTATION, "torch") is None
     store.append_row(toy_study, row)
