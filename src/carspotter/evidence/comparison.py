@@ -20,8 +20,8 @@ SEEDS_FOR_A_CLAIM, SEEDS_FOR_EQUALITY = 3, 5
 class Comparison:
     """Two recipes or models on the same photos: accuracies, difference (B − A), wins and losses, p, verdict.
 
-    `difference` is at level 1 − .05/m, `within` is the 90 % interval that equality is judged by. `wins`: photos that B
-    alone classifies correctly, `losses`: A alone (means over seeds). `reason` explains the verdict in a sentence.
+    `difference` is at level 1 − .05/m. `wins`: photos that B alone classifies correctly, `losses`: A alone (means over
+    seeds). `reason` explains the verdict in a sentence.
     """
 
     name_a: str
@@ -29,7 +29,6 @@ class Comparison:
     a: Interval
     b: Interval
     difference: Interval
-    within: Interval
     wins: float
     losses: float
     p: float
@@ -84,7 +83,6 @@ def compare(y, a, b, groups=None, comparisons: int = 1, names=("A", "B")) -> Com
         a=accuracy_interval(correct_a, groups),
         b=accuracy_interval(correct_b, groups),
         difference=difference,
-        within=within,
         wins=float(np.maximum(gained, 0).sum() / len(gained)),
         losses=float(np.maximum(-gained, 0).sum() / len(gained)),
         p=p,
@@ -95,7 +93,7 @@ def compare(y, a, b, groups=None, comparisons: int = 1, names=("A", "B")) -> Com
 
 
 def judge(difference: Interval, within: Interval, seeds: int) -> tuple[str, str]:
-    """Return the verdict and the sentence that gives its reason; arguments as in `Comparison`.
+    """Return the verdict and the sentence that gives its reason; `within` is the 90 % interval, for equality.
 
     Method of equality: two one-sided tests, Schuirmann 1987. The number of photos assumes that the difference stays as
     it is and gives an even chance.

@@ -19,22 +19,17 @@ COVERAGE = 0.6  # at least this share of photos is answered: the first threshold
 class Certificate:
     """A confidence threshold and the risk that is certified for answers at or above it.
 
-    `risk` is certified at 1 − DELTA: the one `asked` for, or the lowest possible. Of `photos`, one a group,
+    `risk` is certified at 1 − DELTA: the one asked for, or the lowest possible. Of `photos`, one a group,
     `answered` (share `coverage`) were answered, `wrong` of these wrongly.
     """
 
     threshold: float
     risk: float
-    asked: float
     coverage: float
     photos: int
     answered: int
     wrong: int
     reason: str
-
-    @property
-    def kept(self) -> bool:
-        return self.risk <= self.asked
 
 
 def certify_risk(confidence, correct, groups, risk: float = 0.01, seed: int = 0) -> Certificate:
@@ -87,7 +82,7 @@ def certify_risk(confidence, correct, groups, risk: float = 0.01, seed: int = 0)
     reason += f"{wrong[at]} wrongly"
     coverage = answered[last] / photos
     found = photos, int(answered[last]), int(wrong[at])
-    return Certificate(float(confidence[at]), float(certified), risk, float(coverage), *found, reason)
+    return Certificate(float(confidence[at]), float(certified), float(coverage), *found, reason)
 
 
 def _percent(share: float) -> str:

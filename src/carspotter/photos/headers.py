@@ -4,6 +4,7 @@ A small JPEG of a thousand empty scans takes minutes, so neither bytes nor pixel
 picture does not need is left out. Imports nothing of the package: the scraper uses it.
 """
 
+import contextlib
 import os
 import re
 import struct
@@ -37,11 +38,9 @@ FETCH_AGAIN = "copy or download it again"
 
 def _most_pixels() -> int:
     given = os.environ.get("CARSPOTTER_MEGAPIXELS", "64")
-    try:
+    with contextlib.suppress(ValueError, OverflowError):  # no number, or infinity
         if (pixels := int(1e6 * float(given))) > 0:
             return pixels
-    except (ValueError, OverflowError):  # no number, or infinity
-        pass
     raise ValueError(f"CARSPOTTER_MEGAPIXELS is {given!r}; give millions of pixels, as in CARSPOTTER_MEGAPIXELS=64")
 
 
