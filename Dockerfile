@@ -6,7 +6,7 @@ COPY pyproject.toml README.md LICENSE requirements.txt ./
 COPY src src
 # The pins of requirements.txt for what the server imports; the package's other dependencies serve training alone.
 RUN python -m venv /app \
- && grep -E '^(numpy|pillow|pillow-heif|onnxruntime|fastapi|uvicorn|python-multipart|prometheus-client|tqdm)[=[]' requirements.txt > serve.txt \
+ && grep -E '^(numpy|pillow|pillow-heif|onnxruntime|fastapi|uvicorn|python-multipart|prometheus-client)[=[]' requirements.txt > serve.txt \
  && /app/bin/pip install --no-cache-dir -r serve.txt \
  && /app/bin/pip install --no-cache-dir --no-deps .
 

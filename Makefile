@@ -4,6 +4,8 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+# What training needs; where everything is installed, that, since the small TensorFlow must not take the large one's place.
+LIGHT := $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(VENV)/.light)
 BOOK := build/book-venv
 SYSTEM_PYTHON ?= python3
 # The folder of photos, the classes and the name of `make study`; without PHOTOS it takes what data/ holds.
@@ -21,7 +23,7 @@ help:  ## say what can be made
 
 setup: $(INSTALLED) browser  ## make .venv and install everything (4 GB, two to four minutes), find or install Chromium
 
-setup-light: $(VENV)/.light browser  ## Keras only, without PyTorch and Ray (2.3 GB): enough for the demo and notebooks 01 to 08
+setup-light: $(LIGHT) browser  ## Keras only, without PyTorch and Ray (2.3 GB): enough for the demo and notebooks 01 to 08
 
 $(VENV)/bin/python:
 	@$(SYSTEM_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -54,10 +56,10 @@ browser: | $(VENV)/bin/python
 	fi || { echo "No Chromium with chromedriver could be found or installed. Install both with your system's packages"; \
 	  echo "(Debian and Ubuntu: sudo apt-get install chromium chromium-driver) and run this again."; exit 1; }
 
-demo: $(VENV)/.light browser  ## the main job on the sample site: scrape, curate, split, train, check -> demo/index.html
+demo: $(LIGHT) browser  ## the main job on the sample site: scrape, curate, split, train, check -> demo/index.html
 	$(PYTHON) -m carspotter demo
 
-study: $(VENV)/.light  ## the same on your photos: make study PHOTOS=FOLDER CLASSES="a b"
+study: $(LIGHT)  ## the same on your photos: make study PHOTOS=FOLDER CLASSES="a b"
 	$(PYTHON) -m carspotter study $(if $(PHOTOS),"$(PHOTOS)") $(if $(CLASSES),--classes $(CLASSES)) $(if $(STUDY),--study "$(STUDY)") $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(DATA),--data "$(DATA)")
 
 test: setup  ## run all tests
@@ -70,7 +72,7 @@ lint: $(INSTALLED)  ## check and format-check the code
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
-lab: $(VENV)/.light  ## open the notebooks in Jupyter
+lab: $(LIGHT)  ## open the notebooks in Jupyter
 	$(VENV)/bin/jupyter lab notebooks
 
 book: $(BOOK)/.installed  ## build the web edition of the notebooks -> build/book/_build/html/index.html

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from carspotter.cli import GROUPS, _parser, main
+from carspotter.cli import GROUPS, _parser, main, study_of
 from carspotter.doctor import examine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,12 +142,36 @@ def test_bad_input_is_one_sentence_and_exit_code_2(carspotter, photos, arguments
     assert finished.stderr.startswith("carspotter: ") and "Traceback" not in finished.stderr
 
 
+@pytest.mark.parametrize("data", [None, "elsewhere"])
+def test_the_study_of_a_fetch_or_a_study_is_the_next_verbs_own(tmp_path, monkeypatch, data):
+    monkeypatch.setenv("CARSPOTTER_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "packed.zip").write_bytes(b"")  # a study with an archive has a data folder for itself
+    monkeypatch.setattr("carspotter.kaggle.fetch", lambda *_: "fetched")
+    monkeypatch.setattr("carspotter_project.walkthrough.run_study", lambda study, *_: study.data / "index.html")
+    monkeypatch.setattr("carspotter.evidence.report.runs_report", lambda study: pd.DataFrame())
+    options = ["--data", data] if data else []
+    known = argparse.Namespace(study=None, data=data and Path(data))
+    assert study_of(known).name == "my_cars"
+    for verb, name in (
+        (["study"], "my_cars"),
+        (["kaggle", "fetch"], "swift_wagonr"),
+        (["study", "--study", "packed"], "packed"),
+        (["kaggle", "fetch", "--study", "published"], "published"),
+        (["study", "--classes", "Alto", "i20"], "alto_i20"),
+        (["study"], "alto_i20"),
+    ):
+        assert main([*verb, *options]) == 0
+        assert study_of(known).name == name
+
+
 def test_every_verb_is_in_one_group_of_the_help_and_has_an_example():
     verbs = next(action for action in _parser()._actions if isinstance(action, argparse._SubParsersAction))
     grouped = [name for group in GROUPS.values() for name in group]
     assert sorted(grouped) == sorted(verbs.choices)
     for name, parser in verbs.choices.items():
-        assert f"carspotter {name}" in parser.epilog
+        assert f"carspotter {name}" in parser.epilog and parser.description
 
 
 @pytest.mark.parametrize(
@@ -163,6 +187,53 @@ def test_a_typing_error_gets_a_proposal(capsys, arguments, proposal):
     with pytest.raises(SystemExit, match="2"):
         main(list(arguments))
     assert proposal in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (("serve", "--port", "99999"), "'99999' is no whole number from 0 to 65535"),
+        (("review", "--port", "99999"), "'99999' is no whole number from 0 to 65535"),
+        (("sample", "serve", "--port", "-1"), "'-1' is no whole number from 0 to 65535"),
+        (("train", "dropout", "--seed", "-1"), "'-1' is no whole number from 0 to 4294967295"),
+        (("review", "--quiz", "3", "--seed", "4294967296"), "'4294967296' is no whole number"),
+        (("sample", "photos", "--out", "here", "--seed", "x"), "'x' is no whole number"),
+        (("check", "photo.jpg", "--model", "bundle", "--run", "nope"), "not allowed with argument"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused_before_anything_is_done(capsys, arguments, words):
+    with pytest.raises(SystemExit, match="2"):
+        main(list(arguments))
+    assert words in capsys.readouterr().err
+
+
+def test_a_review_without_a_curation_says_so_before_it_describes_photos(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CARSPOTTER_HOME", str(tmp_path))
+    monkeypatch.setattr("carspotter.curation.appearance.describe_photos", lambda *_: pytest.fail("described"))
+    assert main(["review"]) == 2
+    assert "not curated yet" in capsys.readouterr().err
+
+
+def test_a_host_that_is_not_there_is_named(capsys):
+    assert main(["serve", "--host", "nohost.invalid"]) == 2
+    assert "host nohost.invalid cannot be found" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["64MP", "inf", "0", "nan"])
+def test_a_limit_of_pixels_that_is_none_is_named(given):
+    environment = {**os.environ, "CARSPOTTER_MEGAPIXELS": given, "PYTHONPATH": str(ROOT / "src")}
+    command = [sys.executable, "-m", "carspotter", "import", "."]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert finished.returncode == 2 and "Traceback" not in finished.stderr
+    assert f"CARSPOTTER_MEGAPIXELS is '{given}'; give millions" in finished.stderr
+
+
+def test_failed_cells_of_a_sweep_are_not_counted_as_trained(tmp_path, monkeypatch, capsys):
+    table = pd.DataFrame({"seconds": [3600.0, 1800.0, 0.0], "error": ["", "it broke", ""]})
+    monkeypatch.setattr("carspotter.models.sweep.read_sweep", lambda _: [])
+    monkeypatch.setattr("carspotter.models.sweep.run_sweep", lambda *_: table)
+    assert main(["sweep", "any.toml"]) == 1
+    assert "cost: 1.50 cell-hours; 1 cells trained now, 1 failed" in capsys.readouterr().out
 
 
 def test_a_bug_shows_its_traceback_and_bad_input_does_so_when_asked(monkeypatch, capsys):
@@ -186,6 +257,22 @@ def test_doctor_says_what_is_missing_and_how_to_get_it(monkeypatch):
     findings = {finding.what: finding for finding in examine()}
     assert not findings["PyTorch"].works and "carspotter[torch]" in findings["PyTorch"].says
     assert findings["Python"].works and findings["disk"].says
+
+
+def test_doctor_knows_tensorflow_by_the_name_under_which_the_light_setup_installs_it(monkeypatch):
+    from importlib import metadata
+
+    there, owners = metadata.version, metadata.packages_distributions() | {"tensorflow": ["tensorflow_cpu"]}
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: owners)
+
+    def version(name):
+        if name == "tensorflow":
+            raise metadata.PackageNotFoundError(name)
+        return "2.99" if name == "tensorflow_cpu" else there(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    findings = {finding.what: finding for finding in examine()}
+    assert findings["TensorFlow"].says == "tensorflow 2.99"
 
 
 def test_a_real_folder_of_photos_can_be_imported_and_split(tmp_path):

@@ -1,7 +1,9 @@
 """The walls of the house: who may import whom, who may open what."""
 
 import ast
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +120,20 @@ def test_every_requirement_is_pinned_exactly():
     assert lines and all(re.fullmatch(r"[A-Za-z0-9_.\-]+(\[[a-z]+\])?==[0-9][0-9A-Za-z.]*", line) for line in lines), (
         lines
     )
+
+
+@pytest.mark.parametrize("goal", ["demo", "lab", "study", "setup-light"])
+def test_the_light_installation_never_replaces_the_whole_one(tmp_path, goal):
+    if shutil.which("make") is None:
+        pytest.skip("no make on this machine")
+    for name in (".venv/bin/python", ".venv/.installed", ".venv/.light", "requirements.txt", "pyproject.toml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    os.utime(tmp_path / "requirements.txt", (4e9, 4e9))  # changed since
+    planned = subprocess.run(
+        ["make", "--dry-run", f"--makefile={ROOT / 'Makefile'}", goal], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert "-r requirements.txt" in planned.stdout and "light.txt" not in planned.stdout
 
 
 def test_no_tracked_file_holds_a_path_of_a_machine():

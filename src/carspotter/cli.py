@@ -1,19 +1,22 @@
 """`python -m carspotter VERB`: one verb per stage, each a thin call into the package."""
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from carspotter import __version__
-from carspotter.paths import Study, home
+from carspotter.paths import Study, atomic_write, home
 
 # Packages beside this one that bring verbs of their own; the sample site is not in the wheel.
 NEIGHBOURS = ("carspotter_project", "carspotter_review", "carspotter_check", "carspotter_sample")
-LAST_STUDY = ".study"  # in the data folder: the name of the study that was split last
+LAST_STUDY = ".study"  # in the data folder: the name of the study that was split, fetched or made last
+LAST = "that of the last split, kaggle fetch or study, else my_cars"
 
 # The verbs as `carspotter --help` shows them, each with an example.
 GROUPS = {
@@ -114,11 +117,13 @@ def audit_folder(options) -> None:
 def forget_photo(options) -> None:
     from carspotter.photos.table import forget
 
-    forget(study_of(options).data, options.sha256)
-    print(f"Forgot {options.sha256}: its bytes are gone, its hash stays so that it is never fetched again")
+    deleted = forget(study_of(options).data, options.sha256)
+    print(*(f"deleted {file}" for file in deleted), sep="\n")
+    print(f"Forgot {options.sha256}: its hash stays, so that it is never fetched again")
+    print("What was never in this data folder may still hold it: the folder or archive it came from, copies of yours")
 
 
-def split_photos(options) -> int:
+def split_photos(options) -> int | None:
     from carspotter.photos import splitting, verification
 
     study = study_of(options)
@@ -127,8 +132,7 @@ def split_photos(options) -> int:
         print(report)
         return 0 if report.ok else 1
     print(splitting.split_study(study, classes=options.classes, shifted_sites=options.shifted))
-    (study.data / LAST_STUDY).write_text(study.name, encoding="utf-8")
-    return 0
+    remember(study, options)
 
 
 def train_model(options) -> None:
@@ -164,8 +168,10 @@ def sweep_runs(options) -> int:
     cells = read_sweep(options.sweep)
     table = run_sweep(study_of(options), cells, options.processes, options.on, options.cpus)
     print(to_markdown(table), end="")
-    print(f"cost: {table['seconds'].sum() / 3600:.2f} cell-hours for {(table['seconds'] > 0).sum()} cells trained now")
-    return 1 if (table["error"] != "").any() else 0
+    failed = table["error"] != ""
+    cells = f"{(~failed & (table['seconds'] > 0)).sum()} cells trained now, {failed.sum()} failed"
+    print(f"cost: {table['seconds'].sum() / 3600:.2f} cell-hours; {cells}")
+    return int(failed.any())
 
 
 def examine_machine(options) -> None:
@@ -178,12 +184,12 @@ def examine_machine(options) -> None:
 
 
 def list_runs(options) -> None:
-    from carspotter.models.store import read_runs
+    from carspotter.models.store import how_to_train, read_runs
 
     study = study_of(options)
     runs = read_runs(study)
     if runs.empty:
-        print(f"{study.runs_table}: no runs yet; train one: carspotter train fast_recipe --study {study.name}")
+        print(f"{study.runs_table}: no runs yet; {how_to_train(study)}")
         return
     columns = ["run", "image_size", "epochs", "mean_last_five_validation_accuracy", "seconds", "finished_time"]
     table = runs.reindex(columns=columns).rename(columns={columns[3]: "validation", "finished_time": "finished"})
@@ -191,9 +197,20 @@ def list_runs(options) -> None:
 
 
 def study_of(options) -> Study:
-    """Return the study that --study names, else the one split last in this data folder, else my_cars."""
-    last = Study.open(data=options.data).data / LAST_STUDY
+    """Return the study that --study names, else the one remembered in this data folder, else my_cars."""
+    last = _last_study(options)
     return Study.open(options.study or (last.read_text(encoding="utf-8") if last.exists() else "my_cars"), options.data)
+
+
+def remember(study: Study, options) -> None:
+    """Let the verbs that follow take this study where none is named."""
+    with atomic_write(_last_study(options)) as part:
+        part.write_text(study.name, encoding="utf-8")
+
+
+def _last_study(options) -> Path:
+    # Not in the study's own data: one with an archive has a folder for itself.
+    return (options.data or home() / "data") / LAST_STUDY
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -254,7 +271,7 @@ def _parser() -> argparse.ArgumentParser:
     training = add_verb(verbs, "train", train_model, "train and record one run (or find it recorded)")
     training.add_argument("experiment", choices=list(SERIES), metavar="EXPERIMENT", help=", ".join(SERIES))
     training.add_argument("--framework", default="keras", choices=list(FRAMEWORKS))
-    training.add_argument("--seed", type=int, default=0)
+    training.add_argument("--seed", type=seed, default=0)
     training.add_argument("--quick", action="store_true", help="48 photos, 64 px, 2 epochs: does it run?")
     training.add_argument("--epochs", type=positive, help="default: the experiment's own")
     training.add_argument("--image-size", type=positive, metavar="PIXELS", help="default: the experiment's own")
@@ -293,22 +310,30 @@ def _parser() -> argparse.ArgumentParser:
         for name, example in examples.items():
             if name in verbs.choices:
                 lines.append(f"  {name:<9} {texts[name]}")
+                verbs.choices[name].description = texts[name]
                 verbs.choices[name].epilog = f"Example: carspotter {name} {example}".strip()
     completion = 'Completion in bash and zsh: pip install argcomplete; eval "$(register-python-argcomplete carspotter)"'
     parser.epilog = "\n".join([*lines[1:], "", "`carspotter VERB --help` says more about each.", completion])
     return parser
 
 
-def add_verb(verbs, name: str, verb, text: str) -> argparse.ArgumentParser:
+def add_verb(verbs, name: str, verb, text: str, unless: str = LAST) -> argparse.ArgumentParser:
+    """Add a verb that works on a study: `unless` says which, where none is named."""
     parser = verbs.add_parser(name, help=text, description=text)
     parser.add_argument("--data", type=Path, metavar="DIR", help="photos and tables (default: data)")
-    parser.add_argument("--study", metavar="NAME", help="default: the one split last, else my_cars")
+    parser.add_argument("--study", metavar="NAME", help=f"default: {unless}")
     parser.set_defaults(verb=verb)
     return parser
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return number
+def _whole(lowest: int, highest: int) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        with contextlib.suppress(ValueError):
+            if lowest <= int(text) <= highest:
+                return int(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {lowest} to {highest}")
+
+    return read
+
+
+positive, port, seed = _whole(1, 2**31 - 1), _whole(0, 65_535), _whole(0, 2**32 - 1)

@@ -37,13 +37,14 @@ class Finding(NamedTuple):
 
 def examine() -> list[Finding]:
     """Return what was found out about Python, packages, processor, browser, weights and disk; loads no framework."""
+    owners = metadata.packages_distributions()  # tensorflow may come from tensorflow-cpu
     findings = [Finding("Python", sys.version_info >= (3, 11), f"{platform.python_version()} on {platform.platform()}")]
     for what, (modules, extra) in PARTS.items():
         missing = [name for name in modules if importlib.util.find_spec(name) is None]
         if missing:
             says = f"{', '.join(missing)} missing: pip install 'carspotter[{extra}]'"
         else:
-            says = ", ".join(f"{name} {metadata.version(name.replace('_', '-'))}" for name in modules)
+            says = ", ".join(" ".join([name, *map(metadata.version, owners.get(name, ()))]) for name in modules)
         findings.append(Finding(what, not missing, says))
 
     flags = Path("/proc/cpuinfo")

@@ -85,6 +85,7 @@ def fetch(
     named = re.fullmatch(r"(\w[\w-]*)/(\w[\w-]*)", dataset)
     if not named:
         raise ValueError(f"data set {dataset!r}: Kaggle names them owner/name, as in {DATASET}")
+    remedy = "name a zip file or an unzipped folder" if source else "delete it and fetch again"
     source = Path(source or find_kaggle_dataset(*named.groups()) or download(study.data, dataset, minutes))
     study.data.mkdir(parents=True, exist_ok=True)
     if source.is_dir():
@@ -97,7 +98,7 @@ def fetch(
                 with zipfile.ZipFile(source) as archive:
                     archive.extractall(folder)
             except (zipfile.BadZipFile, EOFError) as error:
-                raise ValueError(f"{source}: damaged ({error}); delete it and fetch again") from error
+                raise ValueError(f"{source}: not a whole zip file ({error}); {remedy}") from error
             refused = _import_parts(study, Path(folder), show_progress)
     return _take_over(study, refused, show_progress)
 

@@ -25,9 +25,9 @@ def section(title: str, body: str, anchor: str = "") -> str:
     return f"<section{name}><h2>{html.escape(title)}</h2>{body}</section>"
 
 
-def figure(photo: Path | bytes, caption: str, side: int = 240) -> str:
+def figure(photo: Path | bytes, caption: str) -> str:
     """Return a small copy of a photo with its caption."""
-    return f"<figure>{photo_html(photo, '', side)}<figcaption>{html.escape(caption)}</figcaption></figure>"
+    return f"<figure>{photo_html(photo, '', 240)}<figcaption>{html.escape(caption)}</figcaption></figure>"
 
 
 def photo_html(photo: Path | bytes, alt: str, side: int) -> str:

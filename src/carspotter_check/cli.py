@@ -8,7 +8,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from carspotter.cli import add_verb, positive, study_of
+from carspotter.cli import add_verb, port, positive, study_of
 
 # The model that comes with Carspotter: trained on the rendered photos of the study sample_2.
 SHIPPED = Path(__file__).parent / "sample_bundle"
@@ -25,8 +25,9 @@ def add_verbs(verbs) -> None:
     )  # fmt: skip
     checking.add_argument("--claim", help="the class that the listing claims")
     text = "run id (default: the study's best on validation, else the model that comes with Carspotter)"
-    checking.add_argument("--run", help=text)
-    checking.add_argument("--model", type=Path, metavar="BUNDLE", help="an exported model instead of a run")
+    model = checking.add_mutually_exclusive_group()
+    model.add_argument("--run", help=text)
+    model.add_argument("--model", type=Path, metavar="BUNDLE", help="an exported model instead of a run")
     form = checking.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one JSON object per line")
     form.add_argument("--csv", action="store_true", help="a table")
@@ -54,13 +55,7 @@ def add_verbs(verbs) -> None:
     serving.set_defaults(verb=serve_check)
 
 
-def port(text: str) -> int:
-    if not 0 <= int(text) < 65_536:
-        raise ValueError  # argparse says: invalid port value
-    return int(text)
-
-
-def check_photos(options) -> int:
+def check_photos(options) -> None:
     from carspotter.progress import progress_bar
     from carspotter_check.listing import combine, read_listings
     from carspotter_check.photo_check import photos_in, printable
@@ -90,7 +85,6 @@ def check_photos(options) -> int:
                 rows.writerows([row, row.values()] if number == 0 else [row.values()])
             else:
                 print(*name.values(), answer, sep=": ", flush=True)
-    return 0
 
 
 def _row(facts: dict, class_names: list[str]) -> dict:
@@ -120,15 +114,14 @@ def _load(options):
         return check
 
 
-def export_model(options) -> int:
+def export_model(options) -> None:
     from carspotter_check.export import export_run
 
     bundle = export_run(study_of(options), options.run, options.to, out=options.out, risk=options.risk)
     print(f"Exported {options.run} to {bundle}; it gives the same answers as the run")
-    return 0
 
 
-def serve_check(options) -> int:
+def serve_check(options) -> None:
     try:
         from carspotter_check.server import serve
     except ModuleNotFoundError as error:
@@ -137,4 +130,3 @@ def serve_check(options) -> int:
         options.bundle, host=options.host, port=options.port, threads=options.threads, root_path=options.root_path,
         allow_origins=options.allow_origin,
     )  # fmt: skip
-    return 0

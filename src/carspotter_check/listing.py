@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from carspotter_check.photo_check import Answer, PhotoCheck, photos_in
-from carspotter_check.rejection import digits, pool
+from carspotter_check.rejection import apart, digits, pool
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,10 @@ def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = No
         others = sum(answer.verdict == "other_model" for answer in seen)
         verdict = "other_model" if 2 * others > len(seen) else "not_sure"
         decided = [answer.photo for answer in sorted(seen, key=lambda answer: -(answer.unlike or 0.0))]
+        found, allowed = apart(100 * mean, 100 * check.listing.unlike, 0)
         reason = (
-            f"together unlike the cars it knows (in the mean less like them than {mean:.0%} of good photos, "
-            f"{check.listing.unlike:.0%} may be): another model, or no car ({few})"
+            f"together unlike the cars it knows (in the mean less like them than {found}% of good photos, "
+            f"{allowed}% may be): another model, or no car ({few})"
         )
         return say(verdict, None, None, decided, reason)
     shares = np.array([list(answer.probabilities.values()) for answer in like])
@@ -77,8 +78,8 @@ def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = No
 def read_listings(source: Path) -> list[tuple[str, list[Path], str | None]]:
     """Return name, photos and claim (None where none is made) of each car in a folder, or in a table.
 
-    A folder with photos is one car; of a folder with folders each is one. A table, as any spreadsheet saves it as CSV,
-    has the columns `listing`, `photo` (paths relative to it) and, if claims are made, `claim`. Raises
+    A folder of photos is one car; in a folder of folders, each folder is one car. A table, as any spreadsheet saves it
+    as CSV, has the columns `listing`, `photo` (paths relative to it) and, if claims are made, `claim`. Raises
     FileNotFoundError and ValueError, naming the row.
     """
     from carspotter.photos.folders import is_system_name, read_rows  # with them comes pandas, which no server needs

@@ -16,7 +16,8 @@ from carspotter.models.experiments import Experiment
 OPSET, IR_VERSION = 17, 8  # old enough for every ONNX Runtime since 1.12
 CAFFE_MEANS = (103.939, 116.779, 123.68)  # of ImageNet: blue, green, red; VGG16's weights know pixels less these
 # What tells known cars from all else best, each part of length 1 (LOG.md): of MobileNetV2 the means of these maps, of
-# all others means and deviations of what the last LEVELS max-pools give. The last layer sees what parts two classes.
+# all others means and deviations of what the last LEVELS max-pools give. The last layer sees only what separates the
+# two classes.
 FEATURE_MAPS = ("block_13_expand_relu", "out_relu")
 LEVELS = 3
 

@@ -13,7 +13,16 @@ from carspotter.paths import Study
 from carspotter.photos.decoding import PREPROCESSING, UnreadablePhoto, decode
 from carspotter_check.bundle import KNOWN, MANIFEST, ONNX_MODEL, Predict, load_onnx, read_manifest
 from carspotter_check.open_world import OTHER_MODEL, Known
-from carspotter_check.rejection import ListingRule, Rejection, calibrate, digits, quality_fault, read_groups, read_rule
+from carspotter_check.rejection import (
+    ListingRule,
+    Rejection,
+    apart,
+    calibrate,
+    digits,
+    quality_fault,
+    read_groups,
+    read_rule,
+)
 
 
 @dataclass(frozen=True)
@@ -116,8 +125,11 @@ class PhotoCheck:
                 return self._answer(title, verdict, None, probabilities, unlike, words, "likeness")
         if probabilities[best] < self.rejection.confidence:
             asked = self.rejection.confidence
-            why = "no confidence is enough with this model" if asked > 1 else f"an answer asks for {digits(asked)}"
-            verdict, reason = "not_sure", f"could be {label} ({share}), but {why}"
+            found, needed = digits(probabilities[best]), digits(asked)
+            if found == needed:
+                found, needed = apart(probabilities[best], asked, 3)
+            why = "no confidence is enough with this model" if asked > 1 else f"an answer asks for {needed}"
+            verdict, reason = "not_sure", f"could be {label} (p = {found}), but {why}"
         elif claim is None:
             verdict, reason = "named", f"looks like {label} ({share})"
         elif claim == label:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 RISK = 0.01  # at most this share of the answers is wrong
 TOLERANCE = 1e-6
-FLAGGED = 0.06  # of good photos, and of good listings, at most this share is called unlike; with few of them more
-UNLUCKY = 0.05  # chance that even so more are
+FLAGGED = 0.06  # of good photos, and of good listings, at least this share is called unlike; with few of them more
+UNLUCKY = 0.05  # chance that fewer are
 LISTINGS_NEEDED = 20  # with two photos or more, to fit their correlation; from fewer, chance decides
 
 
@@ -163,9 +163,9 @@ def _certify(probabilities: np.ndarray, labels, groups: np.ndarray, risk: float)
 
 
 def careful_share(count: int) -> float:
-    """Return which share of `count` good ones has to pass, so that of all good ones at most FLAGGED do not.
+    """Return which share of `count` good ones passes, so low that of all good ones FLAGGED or more do not.
 
-    Unless we are UNLUCKY: the fewer there are, the lower it is.
+    But for the chance UNLUCKY. The fewer there are, the lower it is, and the more careful the check.
     """
     from scipy.stats import binom
 
@@ -175,6 +175,13 @@ def careful_share(count: int) -> float:
 def digits(probability: float) -> str:
     """Return a probability with two digits, near 1 with up to five: no answer is certain."""
     return f"{probability:.2f}" if probability < 0.995 else f"{min(probability, 0.99999):.5f}".rstrip("0")
+
+
+def apart(value: float, limit: float, decimals: int) -> tuple[str, str]:
+    """Return two numbers as text, with more decimals where they would look the same and are not."""
+    while value != limit and f"{value:.{decimals}f}" == f"{limit:.{decimals}f}":
+        decimals += 1
+    return f"{value:.{decimals}f}", f"{limit:.{decimals}f}"
 
 
 def read_rule(kind: type, values: dict[str, Any]):
@@ -220,8 +227,8 @@ def quality_fault(image: np.ndarray, limits: Limits) -> str | None:
     measured = quality(image)
     faults = {"brightness": "too dark", "contrast": "almost one single colour", "sharpness": "too blurred"}
     for name, words in faults.items():
-        if measured[name] < getattr(limits, name):
-            return f"{words} ({name} {measured[name]:.1f}, at least {getattr(limits, name):.1f} is needed)"
+        if measured[name] < (limit := getattr(limits, name)):
+            return "{} ({} {}, at least {} is needed)".format(words, name, *apart(measured[name], limit, 1))
     return None
 
 

@@ -295,7 +295,6 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8080,
     threads: int | None = None,
-    limits: Limits = LIMITS,
     root_path: str = "",
     allow_origins: Sequence[str] = (),
 ) -> None:
@@ -311,13 +310,13 @@ def serve(
     for noisy in (rare, logging.getLogger("uvicorn.error"), logging.getLogger("asyncio")):
         noisy.setLevel(logging.WARNING)
         noisy.addFilter(OnceAMinute())
-    gate = create_app(check, limits, threads, root_path)
+    gate = create_app(check, LIMITS, threads, root_path)
     origins, named = [origin.rstrip("/") for origin in allow_origins], ["X-Request-ID"]
     shared = {"allow_methods": ["GET", "POST"], "allow_headers": named, "expose_headers": named}
     app = CORSMiddleware(gate, origins, **shared) if origins else gate
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_keep_alive=int(limits.idle_seconds), ws="none",
-        timeout_graceful_shutdown=1.5, backlog=16, server_header=False, lifespan="off", http=bounded_protocol(limits),
+        app, log_config=None, access_log=False, timeout_keep_alive=int(LIMITS.idle_seconds), ws="none",
+        timeout_graceful_shutdown=1.5, backlog=16, server_header=False, lifespan="off", http=bounded_protocol(LIMITS),
     )  # fmt: skip
     listening = _listen(host, port)
     address = f"[{host}]" if ":" in host else host
@@ -342,7 +341,10 @@ class Server(uvicorn.Server):
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise OSError(f"host {host} cannot be found ({error.strerror}); name another with --host") from error
     # With proto 0 asyncio would not set TCP_NODELAY, and answers would wait 40 ms for an acknowledgement.
     listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
-from carspotter.cli import LAST_STUDY, add_verb, positive, study_of
-from carspotter.paths import Study
+from carspotter.cli import LAST, add_verb, positive, remember, study_of
 
 
 def add_verbs(verbs) -> None:
     """Add this package's verbs to the command line's `verbs`."""
     kaggle = verbs.add_parser("kaggle", help="fetch the data set, or push the notebooks")
     errands = kaggle.add_subparsers(required=True, metavar="fetch|push")
-    fetching = add_verb(errands, "fetch", kaggle_fetch, "a data set with its train / validation / test -> a study")
+    text = "a data set with its train / validation / test -> a study"
+    fetching = add_verb(errands, "fetch", kaggle_fetch, text, "swift_wagonr")
     fetching.add_argument("--dataset", default="ajaykgp12/cars-wagonr-swift", metavar="OWNER/NAME", help="%(default)s")
     fetching.add_argument("--from", dest="source", type=Path, metavar="FOLDER", help="an unzipped folder, or the zip")
     fetching.add_argument("--minutes", type=positive, default=60, help="give up after (default %(default)s)")
@@ -25,19 +25,19 @@ def add_verbs(verbs) -> None:
     pushing.set_defaults(verb=kaggle_push)
     pushing.epilog = "Example: carspotter kaggle push --notebook 04 05 --user NAME --dry-run"
 
-    study = verbs.add_parser("study", help="import, curate, split, train and check on a folder of photos")
+    text = "import, curate, split, train and check on a folder of photos"
+    study = add_verb(verbs, "study", run_study, text, f"the classes joined by _; without classes {LAST}")
     study.add_argument("photos", nargs="?", type=Path, metavar="FOLDER", help="class folders (default: data/)")
     study.add_argument("--classes", nargs="+", default=[], metavar="CLASS")
-    study.add_argument("--study", metavar="NAME", help="default: the classes joined by _")
-    study.add_argument("--data", type=Path, metavar="DIR")
     study.add_argument("--epochs", type=positive, help="default: the experiments' own")
-    study.set_defaults(verb=run_study)
 
 
 def kaggle_fetch(options) -> None:
     from carspotter.kaggle import fetch
 
-    print(fetch(study_of(options), options.dataset, options.source, options.minutes))
+    study = study_of(options)
+    print(fetch(study, options.dataset, options.source, options.minutes))
+    remember(study, options)
 
 
 def kaggle_push(options) -> None:
@@ -53,9 +53,9 @@ def run_study(options) -> None:
     from carspotter_project.walkthrough import run_study
 
     options.classes = [slugify(name) for name in options.classes]
-    name = options.study or "_".join(options.classes) or "swift_wagonr"
-    study = Study.open(name, options.data)
-    page = run_study(study, study.data / "reports" / name, options.photos, options.classes, options.epochs)
-    (study.data / LAST_STUDY).write_text(name, encoding="utf-8")
+    options.study = options.study or "_".join(options.classes)
+    study = study_of(options)
+    page = run_study(study, study.data / "reports" / study.name, options.photos, options.classes, options.epochs)
+    remember(study, options)
     print(to_markdown(runs_report(study)), end="")
     print(f"Open this page in a browser: {page}")

@@ -22,6 +22,7 @@ from carspotter.page import figure, image_html, photo_html, section, write_page
 from carspotter.paths import Study, checkout
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import kind_of, read_curation, read_photos
+from carspotter_check.bundle import MANIFEST
 
 FRAMEWORK = "torch" if importlib.util.find_spec("torch") else "keras"  # `make setup-light` installs Keras alone
 RISK = 0.05  # wrong answers among those the check gives: with few photos one in a hundred cannot be promised
@@ -106,7 +107,9 @@ def learn(
         steps.begin(f"training {experiment.name}, {experiment.epochs} epochs")
         run = load_or_train(study, experiment, FRAMEWORK)
     steps.begin("exporting the model, as it goes to production")
-    if not bundle.exists():
+    manifest = bundle / MANIFEST
+    # What is there may be the run of other photos or epochs.
+    if not manifest.exists() or json.loads(manifest.read_text(encoding="utf-8"))["run"] != run.id:
         run_command("export", run.id, "--risk", str(RISK), "--out", str(bundle), *_of(study))
     return run, bundle
 

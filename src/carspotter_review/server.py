@@ -61,7 +61,9 @@ class ReviewServer(ThreadingHTTPServer):
         try:
             super().__init__((host, port), _Handler)
         except OSError as error:
-            raise OSError(f"port {port} of {host} cannot be opened ({error.strerror}); name another, or 0") from error
+            raise OSError(
+                f"port {port} of {host} cannot be opened ({error.strerror}); name another --port, or 0, or --host"
+            ) from error
         name = f"[{host}]" if ":" in host else host
         address = f"{public_url.rstrip('/')}/" if public_url else f"http://{name}:{self.server_port}/"
         self.url = address + (f"?token={self.token}" if self.token else "")

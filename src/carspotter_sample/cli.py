@@ -3,7 +3,7 @@
 import contextlib
 from pathlib import Path
 
-from carspotter.cli import positive
+from carspotter.cli import port, positive, seed
 
 
 def add_verbs(verbs) -> None:
@@ -15,12 +15,12 @@ def add_verbs(verbs) -> None:
     serve.add_argument("--site", choices=("sample", "hyderabad"), default="sample", help="default: %(default)s")
     serve.add_argument("--photos", type=Path, metavar="DIR", help="written by `sample photos` (default: the archive)")
     serve.add_argument("--listings", type=positive, help="cars on sale (default: all)")
-    serve.add_argument("--port", type=int, help="0 takes a free one (default 8000, hyderabad 8001)")
+    serve.add_argument("--port", type=port, help="0 takes a free one (default 8000, hyderabad 8001)")
     serve.set_defaults(verb=sample_serve)
 
     photos = parts.add_parser("photos", help="draw photos into class folders, with truth.csv beside them")
     photos.add_argument("--listings", type=positive, default=120, help="cars on sale (default %(default)s)")
-    photos.add_argument("--seed", type=int, default=0, help="another seed, another town (default %(default)s)")
+    photos.add_argument("--seed", type=seed, default=0, help="another seed, another town (default %(default)s)")
     photos.add_argument("--out", type=Path, required=True, metavar="DIR")
     photos.add_argument("--longest-side", type=positive, default=1600, metavar="PIXELS", help="smaller is quicker")
     photos.set_defaults(verb=sample_photos)
@@ -41,45 +41,40 @@ def add_verbs(verbs) -> None:
     demo.set_defaults(verb=demo_verb)
 
 
-def sample_serve(options) -> int:
+def sample_serve(options) -> None:
     from carspotter_sample.second_site import SecondSite
     from carspotter_sample.site import SampleSite
 
     # the second site's robots.txt asks for a pause, as real ones do
     site_of, delay = (SampleSite, 0.0) if options.site == "sample" else (SecondSite, 0.5)
-    port = site_of.usual_port if options.port is None else options.port
-    site = site_of(options.photos, listings=options.listings, port=port, crawl_delay=delay)
+    number = site_of.usual_port if options.port is None else options.port
+    site = site_of(options.photos, listings=options.listings, port=number, crawl_delay=delay)
     print(f"Serving the {options.site} site on {site.base_url} (Ctrl-C stops it)", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         site.serve_forever()
-    return 0
 
 
-def sample_photos(options) -> int:
+def sample_photos(options) -> None:
     from carspotter_sample.listings import write_photos
 
     write_photos(options.out, listings=options.listings, seed=options.seed, longest_side=options.longest_side)
     print(f"Wrote {options.listings} listings to {options.out}")
-    return 0
 
 
-def sample_archive(options) -> int:
+def sample_archive(options) -> None:
     from carspotter_sample.archive import write_archive
 
     print(f"Wrote {write_archive(options.out, options.drawn)}")
-    return 0
 
 
-def sample_sheet(options) -> int:
+def sample_sheet(options) -> None:
     from carspotter_sample.archive import write_contact_sheet
 
     print(f"Wrote {write_contact_sheet(options.out)}")
-    return 0
 
 
-def demo_verb(options) -> int:
+def demo_verb(options) -> None:
     from carspotter_sample.demo import run_demo
 
     page = run_demo(options.out, options.listings, **({"epochs": options.epochs} if options.epochs else {}))
     print(f"Open this page in a browser: {page}")
-    return 0

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -19,9 +20,11 @@ from carspotter_check.rejection import (
     Limits,
     ListingRule,
     Rejection,
+    apart,
     calibrate,
     coverage_risk,
     pool,
+    quality,
     quality_fault,
     read_rule,
 )
@@ -87,6 +90,16 @@ def test_a_photo_that_shows_nothing_is_unusable_and_says_why(photo, words):
     answer = make_check(rejection=Rejection(limits=Limits(sharpness=6))).check(photo, "swift")
     assert answer.verdict == "unusable" and words in answer.reason and answer.probabilities == {}
     assert json.loads(json.dumps(asdict(answer)))["verdict"] == "unusable"
+
+
+def test_a_reason_has_digits_enough_to_tell_a_figure_from_its_limit():
+    assert apart(10.77, 10.81, 1) == ("10.77", "10.81") and apart(3.2, 10.8, 1) == ("3.2", "10.8")
+    assert apart(0.5, 0.5, 2) == ("0.50", "0.50")
+    reason = make_check((0.4701, 0.5299), rejection=Rejection(confidence=0.5304)).check(as_png(noise())).reason
+    assert reason == "could be wagonr (p = 0.5299), but an answer asks for 0.5304"
+    sharp = quality(noise())["sharpness"]
+    found, needed = re.findall(r"\d[\d.]+", quality_fault(noise(), Limits(sharpness=sharp + 1e-4)))
+    assert float(found) < float(needed)
 
 
 def test_a_file_name_cannot_forge_a_line_of_output(tmp_path):

@@ -61,12 +61,13 @@ class Server:
         self.temporary = folder / "temporary"
         self.temporary.mkdir(exist_ok=True)
         self.log = folder / "log.txt"
-        code = "import sys; from carspotter_check.server import *; serve(Path(sys.argv[1]), port=int(sys.argv[2]), "
+        code = f"import sys; from carspotter_check import server; server.LIMITS = server.Limits(**{limits!r}); "
+        code += f"server.serve(server.Path(sys.argv[1]), port=int(sys.argv[2]), **{arguments or {}!r})"
         self.process = subprocess.Popen(
             [
                 sys.executable,
                 "-c",
-                code + f"limits=Limits(**{limits!r}), **{arguments or {}!r})",
+                code,
                 str(bundle),
                 str(port),
             ],

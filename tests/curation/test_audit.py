@@ -99,6 +99,18 @@ def test_one_car_on_two_sides_or_under_two_labels_is_found_by_its_listing(folder
     assert "listing a, in test, train" in set(audit.findings["reason"])
 
 
+def test_a_part_alone_is_not_taken_for_a_class(folder, tmp_path):
+    shutil.rmtree(folder / "test")
+    for label in ("civic", "altima"):
+        for photo in list((folder / "train" / label).iterdir()):
+            (photo.parent / f"car{photo.stem}").mkdir()
+            photo.rename(photo.parent / f"car{photo.stem}" / photo.name)
+    _, audit = found(folder, tmp_path / "out of it")
+    assert list(audit.photos.columns) == ["train"]
+    assert "sub-folders were taken as one car each" in str(audit) and "import the folder" not in str(audit)
+    assert str(audit).endswith(f"sh '{tmp_path / 'out of it' / 'fix.sh'}'")
+
+
 def test_a_folder_without_classes_is_audited_too(tmp_path):
     for number in range(4):
         write(tmp_path / "flat" / f"{number}.jpg", scene(number))

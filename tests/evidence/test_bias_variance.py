@@ -124,19 +124,6 @@ def test_each_experiment_gets_a_plain_sentence(training, validation, says):
     assert says in sentence
 
 
-def test_a_decomposition_says_which_part_of_the_variance_other_photos_would_move():
-    rng = np.random.default_rng(0)
-    sets = {"0.2": rng.random((5, 400)) < 0.2, "shared": np.repeat(rng.random((1, 400)) < 0.2, 5, axis=0)}
-    found = {}
-    for name, wrong in sets.items():
-        taken_apart = decompose(np.zeros(400, int), wrong.astype(int), range(400))
-        found[name] = diagnose("cnn", 1.0, Interval(0.8, 0.77, 0.83, 400, 100), None, taken_apart)
-    assert "variance, a gap of 20.0%; of its error on resampled training sets 0.1" in found["0.2"]
-    assert (
-        "next, more photos, augmentation" in found["0.2"] and "next, photos of what all models miss" in found["shared"]
-    )
-
-
 def test_a_loss_that_climbs_far_is_overfitting_whatever_its_spikes():
     epochs = np.arange(1, 41)
     rng = np.random.default_rng(0)

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats
 
@@ -49,14 +48,12 @@ def test_where_seeds_hide_the_difference_more_seeds_are_asked_for():
     assert photos_needed(measured, 0.01) == math.inf
 
 
-def test_labels_probabilities_and_epochs_give_one_answer():
+def test_labels_with_and_without_epochs_give_one_answer():
     a, b = predictions(3, 0.7), predictions(3, 0.95, seed=1)
     found = compare(Y, a, b)
     assert (found.a.estimate, found.b.estimate) == ((a == Y).mean(), (b == Y).mean())
     assert found.verdict == "different" and found.difference.groups == 400
     assert found.wins - found.losses == pytest.approx(400 * found.difference.estimate)
-    as_probabilities = [np.stack([side == "swift", side == "wagonr"], axis=-1) * 0.8 + 0.1 for side in (a, b)]
-    assert compare(Y, *as_probabilities, classes=["swift", "wagonr"]) == found
     epochs = [np.repeat(side[:, np.newaxis], 5, axis=1) for side in (a, b)]
     assert compare(Y, *epochs) == found
     text = repr(compare(Y, a, b, names=("plain", "augmented")))
@@ -76,10 +73,9 @@ def test_what_is_printed_and_what_is_said_agree_at_every_number_of_comparisons()
     assert {(1, True), (50, False)} <= verdicts
 
 
-def test_one_model_makes_no_claim_unless_it_is_said_to_be_the_subject():
+def test_one_model_makes_no_claim():
     a, b = predictions(1, 0.6)[0], predictions(1, 0.95, seed=1)[0]
     assert compare(Y, a, b).verdict == "undetermined"
-    assert compare(Y, a, b, seeds=3).verdict == "different"
 
 
 def test_groups_widen_the_interval():
@@ -97,15 +93,10 @@ def test_a_table_refuses_comparisons_that_share_their_error_among_another_number
         comparison_table(pair[:1])
 
 
-NUMBERS = np.zeros((400, 2)) + 0.5
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"b": NUMBERS}, "for probabilities give classes="),
-        ({"b": NUMBERS, "classes": ["swift"]}, "there are 1 classes"),
-        ({"b": np.full((400, 2), np.nan), "classes": ["swift", "wagonr"]}, "missing probabilities"),
+        ({"b": np.full((400, 2), 0.5)}, r"shape \(400, 2\), but there are 400 labels"),
         ({"b": Y[:-1]}, r"shape \(399,\), but there are 400 labels"),
         ({"b": np.where(np.arange(400) == 7, None, Y.astype(object))}, "1 missing predictions"),
         ({"b": np.arange(400) % 2}, "not class numbers"),
@@ -120,7 +111,7 @@ def test_unusable_input_is_refused_with_a_sentence(options, message):
         compare(**{"y": Y, "a": Y, "b": Y} | options)
 
 
-def test_as_many_photos_as_it_asks_for_show_the_difference_four_times_in_five():
+def test_as_many_photos_as_it_asks_for_show_the_difference_every_other_time():
     rng = np.random.default_rng(9)
 
     def study(count, difference):
@@ -132,9 +123,4 @@ def test_as_many_photos_as_it_asks_for_show_the_difference_four_times_in_five():
     measured = study(2_000, None)
     groups = int(photos_needed(measured, measured.estimate)) // 5
     shown = np.mean([study(groups, None).low > 0 for _ in range(150)])
-    assert 0.65 <= shown <= 0.92
-
-
-def test_the_plot_is_a_figure():
-    figure = compare(pd.Series(Y), predictions(3, 0.6), predictions(3, 0.95, seed=1)).plot()
-    assert figure.axes[0].get_yticklabels()[0].get_text() == "B − A:\ndifferent"
+    assert 0.35 <= shown <= 0.65

@@ -63,7 +63,7 @@ def test_photos_that_chose_the_epoch_break_the_promise_and_others_keep_it():
 
 def test_196_photos_cannot_certify_one_percent():
     found = certify_risk(np.linspace(0.5, 1, 196), np.ones(196, bool), np.arange(196))
-    assert not found.kept and found.coverage == pytest.approx(0.6, abs=0.01)
+    assert found.risk > 0.01 and found.coverage == pytest.approx(0.6, abs=0.01)
     assert found.reason.startswith(
         "1 % cannot be certified with 196 photos of as many groups: 299 without an error are needed; the lowest that "
         "196 can certify is 1.5 %"
@@ -71,13 +71,18 @@ def test_196_photos_cannot_certify_one_percent():
     assert found.risk == pytest.approx(1 - 0.05 ** (1 / found.answered))
 
 
+def test_a_risk_of_all_answers_is_a_plain_number():
+    found = certify_risk(np.linspace(0.5, 1, 4), np.zeros(4, bool), np.arange(4))
+    assert "and here 100 %, with 95 % confidence" in found.reason
+
+
 def test_299_photos_without_an_error_certify_one_percent_and_one_error_does_not():
     correct = np.ones(299, bool)
     found = certify_risk(np.linspace(0.5, 1, 299), correct, np.arange(299))
-    assert found.kept and found.risk == 0.01 and found.coverage == 1 and found.threshold == 0.5
+    assert found.risk == 0.01 and found.coverage == 1 and found.threshold == 0.5
     correct[298] = False
     found = certify_risk(np.linspace(0.5, 1, 299), correct, np.arange(299))
-    assert not found.kept and found.risk == pytest.approx(clopper_pearson(1, found.answered, 0.9)[1])
+    assert found.risk > 0.01 and found.risk == pytest.approx(clopper_pearson(1, found.answered, 0.9)[1])
 
 
 def test_as_many_photos_are_answered_as_the_promise_allows():
@@ -85,7 +90,7 @@ def test_as_many_photos_are_answered_as_the_promise_allows():
     confidence = np.linspace(0, 1, 2_000)
     correct = rng.random(2_000) < np.where(confidence > 0.3, 0.999, 0.6)
     found = certify_risk(confidence, correct, np.arange(2_000), risk=0.02)
-    assert found.kept and 0.28 > found.threshold > 0.2
+    assert found.risk == 0.02 and 0.28 > found.threshold > 0.2
     assert found.answered == (confidence >= found.threshold).sum()
     assert found.wrong == (~correct[confidence >= found.threshold]).sum()
 
@@ -94,14 +99,14 @@ def test_photos_of_equal_confidence_are_answered_together():
     correct = np.ones(600, bool)
     correct[500:] = False
     found = certify_risk(np.r_[np.ones(400), np.full(200, 0.9)], correct, np.arange(600), risk=0.02)
-    assert found.kept and found.threshold == 1 and found.answered == 400
+    assert found.risk == 0.02 and found.threshold == 1 and found.answered == 400
 
 
 def test_one_photo_of_each_group_is_evidence():
     groups = np.repeat(np.arange(299), 4)
     found = certify_risk(np.tile(np.linspace(0.5, 1, 299), 4), np.ones(1196, bool), groups)
     assert found.photos == 299
-    assert not certify_risk(np.linspace(0.5, 1, 1196), np.ones(1196, bool), np.arange(1196) // 12).kept
+    assert certify_risk(np.linspace(0.5, 1, 1196), np.ones(1196, bool), np.arange(1196) // 12).risk > 0.01
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,14 @@ def test_the_notebooks_that_curate_and_split_leave_the_published_split_as_it_is(
     assert study.splits.read_bytes() == published
 
 
+def test_a_file_of_the_users_own_is_not_to_be_deleted(study, tmp_path):
+    (tmp_path / "notes.txt").write_text("my notes")
+    with pytest.raises(
+        ValueError, match=r"notes\.txt: not a whole zip file .*; name a zip file or an unzipped folder$"
+    ):
+        fetch(study, source=tmp_path / "notes.txt")
+
+
 def test_copies_of_a_shot_stay_in_the_most_examined_part_alone(study, files, tmp_path):
     test_photo, validation_photo = files["data/test/swift/0.jpg"], files["data/validation/wagonr/0.jpg"]
     shot = scene(900, (200, 150))
@@ -175,7 +183,7 @@ def test_every_kind_of_credentials_is_understood(stub, study, tmp_path, monkeypa
 
 def test_a_damaged_zip_and_another_layout_are_named(study, tmp_path, files):
     (tmp_path / "damaged.zip").write_bytes(b"PK\3\4 and nothing more")
-    with pytest.raises(ValueError, match=r"damaged.zip: damaged.*fetch again"):
+    with pytest.raises(ValueError, match=r"damaged.zip: not a whole zip file .*; name a zip file"):
         fetch(study, source=tmp_path / "damaged.zip")
     lay_out({"swift/1.jpg": files["data/test/swift/0.jpg"]}, tmp_path / "flat")
     with pytest.raises(ValueError, match=r"flat: no folders train, validation and test"):

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -312,6 +313,32 @@ def test_a_recorded_run_without_its_checkpoint_says_how_to_get_it(toy_study):
         runs.load_run(toy_study, "tiny-torch-s0-1")
 
 
+def test_a_run_whose_files_are_gone_is_named(toy_study):
+    run = runs.train_run(toy_study, TINY, "torch", show_progress=False)
+    shutil.rmtree(run.folder)
+    with pytest.raises(ValueError, match="spec.json is missing, though runs.csv lists its run; restore it from git"):
+        store.load_run(toy_study, run.id)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "nonsense\n", "run,seed\n<<<<<<< HEAD\na,0\n=======\n", "<<<<<<< HEAD\nrun,seed\na,0\n"]
+)
+def test_a_damaged_table_of_runs_is_named_with_what_to_do(toy_study, content):
+    toy_study.runs_table.write_text(content)
+    with pytest.raises(ValueError, match=r"runs\.csv: not a table of runs .*; restore it from git"):
+        store.read_runs(toy_study)
+
+
+def test_files_that_the_training_did_not_write_stay(toy_study):
+    folder = toy_study.runs / runs.specify_run(toy_study, TINY, "torch")["run"]
+    (folder / "figures").mkdir(parents=True)
+    for name in ("notes.md", ".part-1-2-history.csv"):
+        (folder / name).touch()
+    runs.train_run(toy_study, TINY, "torch", show_progress=False)
+    assert {"notes.md", "figures"} < {path.name for path in folder.iterdir()}
+    assert not list(folder.glob(".part-*")) and not (folder / store.STATE).exists()
+
+
 def test_runs_of_an_older_recipe_are_read_and_their_experiment_is_refused(toy_study):
     pytest.importorskip("torch")
     run = runs.train_run(toy_study, TINY, "torch", show_progress=False)
@@ -328,7 +355,14 @@ def test_runs_of_an_older_recipe_are_read_and_their_experiment_is_refused(toy_st
 
 def test_how_long_a_run_will_take_is_known_from_those_recorded(toy_study):
     row = dict.fromkeys(store.COLUMNS, "")
-    row |= {"run": "a", "experiment": AUGMENTATION.name, "framework": "torch", "dtype": "float32", "epochs": 10}
+    row |= {
+        "run": "a",
+        "seed": 0,
+        "experiment": AUGMENTATION.name,
+        "framework": "torch",
+        "dtype": "float32",
+        "epochs": 10,
+    }
     row |= {"seconds": 60, "train_photos": 30, "image_size": 75, "device": f"CPU, {os.cpu_count()} cores"}
     assert runs.estimate_seconds(toy_study, AUGMENTATION, "torch") is None
     store.append_row(toy_study, row)

@@ -1,8 +1,13 @@
 """Sweeps: the cells that a file asks for; every cell in its own process, a failed one not fatal."""
 
+import os
 import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import Future
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,14 +50,70 @@ def test_without_changes_each_experiment_keeps_its_own(tmp_path):
         ('experiments = ["dropout"]\nseeds = 3', "seeds is 3; it is a list"),
         ('experiments = ["vgg99"]', "vgg99.*baseline_cnn"),
         ('experiments = ["dropout"]\nframeworks = ["caffe"]', "caffe.*torch"),
-        ('experiments = ["dropout"]\ndtype = "float8"', "dtype is 'float8'; use one of float32"),
-        ('experiments = ["dropout"]\nepochs = "ten"', "epochs is 'ten'; it is a int"),
+        ('experiments = ["dropout"]\ndtype = "float8"', "dtype has 'float8'; use one of float32"),
+        ('experiments = ["dropout"]\nepochs = "ten"', "epochs has 'ten'; use a whole number from 1"),
+        ('experiments = ["dropout"]\nepochs = true', "epochs has True; use a whole number"),
+        ('experiments = ["dropout"]\nquick = 1', "quick has 1; use one of true, false"),
+        ('experiments = ["dropout"]\nweights = 1', "weights has 1; use a text"),
+        ('experiments = ["dropout"]\nimage_sizes = ["64"]', "image_sizes has '64'; use a whole number"),
+        ('experiments = ["dropout"]\nimage_sizes = [0]', "image_sizes has 0"),
+        ('experiments = ["dropout"]\nseeds = [-1]', "seeds has -1; use a whole number from 0"),
+        ('experiments = ["dropout"]\nseeds = []', r"seeds is \[\]"),
+        ("experiments = [1]", "experiments has 1; use one of baseline_cnn"),
+        ('experiments = [["a"]]', r"experiments has \['a'\]"),
+        ("experiments = []", r"experiments is \[\]"),
         ('experiments = ["dropout"]\nseed = [1]', "seed is unknown; use.*seeds"),
     ],
 )
 def test_what_a_file_gets_wrong_is_named(tmp_path, text, message):
     with pytest.raises(ValueError, match=rf"sweep\.toml: .*{message}"):
         read_sweep(write(tmp_path, text))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere\.toml: cannot be read"):
+        read_sweep(tmp_path / "nowhere.toml")
+    (tmp_path / "latin.toml").write_bytes('experiments = ["dropout"]  # für'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"latin\.toml: not TOML in UTF-8"):
+        read_sweep(tmp_path / "latin.toml")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_killed_sweep_leaves_no_training_behind(tmp_path):
+    """The child is kept busy by what it reads: sleep stands for a training."""
+    code = """
+import sys
+from carspotter.models import sweep
+class Slow:
+    def __reduce__(self):
+        here = f"__import__('pathlib').Path({sys.argv[1]!r}).write_text(str(__import__('os').getpid()))"
+        return eval, (f"({here}, __import__('time').sleep(120))",)
+sweep.LocalEngine(Slow(), 1)._run(None)
+"""
+    noted = tmp_path / "child"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen([sys.executable, "-c", code, str(noted)], env=environment)
+    child = wait_until(lambda: noted.exists() and int(noted.read_text() or 0))
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not is_running(child))
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+def is_running(number):
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{number}/stat")  # an orphan that nobody has waited for is done
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.mark.slow

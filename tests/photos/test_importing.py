@@ -195,6 +195,22 @@ def test_a_deleted_photo_stays_until_it_is_asked_to_go(data, folder):
     assert len(read_photos(data)) == 8 and read_removed(data) == set()
 
 
+def test_a_class_folder_that_was_emptied_is_one_of_this_folder(data, folder):
+    bring_in(data, folder)
+    for photo in (folder / "civic").iterdir():
+        photo.unlink()
+    note(bring_in(data, folder), "4 photos imported earlier are not in this folder")
+    note(bring_in(data, folder, replace_all=True), "4 photos that are no longer in this folder were taken out")
+    assert set(read_photos(data)["label"]) == {"altima"}
+
+
+def test_photos_of_a_class_that_was_not_named_are_not_missing(data, tmp_path):
+    folder = lay_out(tmp_path / "cars", [f"{part}/{name}" for part in ("train", "val", "test") for name in NAMES])
+    bring_in(data, folder, ignore_split=True)
+    bring_in(data, folder, ignore_split=True, replace_all=True, classes=["civic"])
+    assert set(read_photos(data)["label"]) == {"altima", "civic"}
+
+
 def test_a_stored_photo_that_was_emptied_is_repaired(data, folder):
     bring_in(data, folder)
     photo = data / read_photos(data)["path"][0]
@@ -255,7 +271,7 @@ def test_a_folder_that_cannot_be_read_is_named(data, folder, monkeypatch):
 
 def test_a_published_split_is_kept_or_discarded_by_choice(data, tmp_path):
     folder = lay_out(tmp_path / "photos", [f"{part}/{name}" for part in ("train", "val") for name in NAMES])
-    with pytest.raises(ValueError, match="train, val are parts of a split.*kaggle fetch --from.*--ignore-split"):
+    with pytest.raises(ValueError, match="train, val are parts of a split.*add what it lacks.*--ignore-split"):
         bring_in(data, folder)
     assert bring_in(data, folder, ignore_split=True).photos["new"].to_dict() == {"altima": 8, "civic": 8}
 

@@ -77,7 +77,7 @@ def test_looks_at_the_same_moment_are_numbered_one_after_the_other(study):
 
 def test_another_model_needs_a_reason_of_its_own(study):
     read_test_labels(study, "run-1", "chosen on validation")
-    with pytest.raises(SealedTestRefused, match="opened for run-1 already.*again="):
+    with pytest.raises(SealedTestRefused, match="opened for run-1 already.*--again "):
         read_test_labels(study, "run-2", "just curious")
     assert len(read_ledger(study)) == 1
     _, look = read_test_labels(study, "run-2", "fixed a bug", again="run-1 was trained on wrong labels")

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import time
+import zipfile
 
 import pytest
 from generated_photos import encode, scene
@@ -263,6 +264,19 @@ def test_forget_takes_the_bytes_everywhere_and_leaves_a_tombstone(data, folder):
     report = bring_in(data, folder)
     assert report.refused["reason"].str.contains("forgotten").tolist() == [True]
     assert len(read_photos(data)) == 7 and not list(data.rglob(f"{sha256}.*"))
+
+
+def test_forget_takes_a_download_that_holds_the_photo(data, folder):
+    bring_in(data, folder)
+    photo = read_photos(data).iloc[0]
+    (data / "kaggle").mkdir()
+    for name, content in (("with", (data / photo["path"]).read_bytes()), ("without", b"another")):
+        with zipfile.ZipFile(data / f"kaggle/{name}.zip", "w") as archive:
+            archive.writestr("train/swift/1.jpg", content)
+    (data / "kaggle/cut.zip").write_bytes(b"PK")
+    deleted = forget(data, photo["sha256"])
+    assert {"kaggle/with.zip", "kaggle/cut.zip"} < set(deleted)
+    assert [file.name for file in (data / "kaggle").iterdir()] == ["without.zip"]
 
 
 def test_forget_does_not_write_beside_a_crawl(data, folder):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import os
 import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from carspotter.models.experiments import FAST_RECIPE
+from carspotter.paths import Study
 from carspotter_check.photo_check import Answer
+from carspotter_project import walkthrough
 from carspotter_project.walkthrough import SAID, Checked, answer_card
 from carspotter_sample.demo import QUESTIONS, ask, ask_about_others
 from carspotter_sample.site import ARCHIVE, MODEL_NAMES, read_listings
@@ -45,6 +50,19 @@ def test_the_four_questions_are_about_photos_of_ads_that_the_demo_has_not_collec
     collected = {one.id for one in read_listings(zipfile.Path(ARCHIVE) / "sample")[:listings]}
     assert [one.claim_is_true for one in questions] == [True, False, False, False]
     assert len(collected) == listings and collected.isdisjoint(row["listing"] for row in asked)
+
+
+def test_a_bundle_of_another_run_is_exported_anew(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(walkthrough, "run_command", lambda verb, *_: done.append(verb))
+    study, bundle, run = Study("toy", tmp_path, tmp_path), tmp_path / "bundle", SimpleNamespace(id="new")
+    monkeypatch.setattr(walkthrough, "load_or_train", lambda *_: run)
+    bundle.mkdir()
+    for there, exported in (("old", 1), ("new", 0)):
+        (bundle / "manifest.json").write_text(json.dumps({"run": there}))
+        done.clear()
+        walkthrough.learn(study, walkthrough.Steps(4), bundle, [FAST_RECIPE])
+        assert done.count("export") == exported
 
 
 @pytest.mark.parametrize(("verdict", "claim_is_true"), [("match", False), ("other_model", True)])

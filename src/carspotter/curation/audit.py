@@ -64,7 +64,8 @@ class Audit:
         lines += ["nothing found"] if counts.empty else []
         lines += [f"NOTE {note}" for note in self.notes]
         lines += [f"Page with pictures: {self.page}", f"Table: {self.page.with_name('findings.csv')}"]
-        return "\n".join([*lines, f"Commands that move what is certain aside: sh {self.page.with_name('fix.sh')}"])
+        script = shlex.quote(str(self.page.with_name("fix.sh")))
+        return "\n".join([*lines, f"Commands that move what is certain aside: sh {script}"])
 
 
 def audit_folder(
@@ -114,7 +115,7 @@ def _read_files(jobs: list[Job], found: Found, show_progress: bool) -> tuple[pd.
     rows, findings, no_photos = [], [], 0
     for job, facts in zip(jobs, in_threads(read, jobs, "read", "files", show_progress), strict=True):
         top = job.name.partition("/")[0]
-        row = {"file": job.name, "part": top if top in found.labels else "", "label": job.label}
+        row = {"file": job.name, "part": top if top in found.parts else "", "label": job.label}
         if isinstance(facts, dict):
             side = [*PARTS, None].index(part_of(row["part"]))  # of copies on two sides the one in the test part stays
             rows.append(row | facts | {"kind": job.kind or "", "listing": job.listing or "", "side": side})

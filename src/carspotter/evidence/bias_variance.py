@@ -96,18 +96,12 @@ def overfitting_start(history: pd.DataFrame) -> int | None:
     return int(history["epoch"].iloc[lowest]) if rises else None
 
 
-def diagnose(
-    name: str,
-    training: Interval | float,
-    validation: Interval,
-    overfits_from: int | None = None,
-    decomposition: Decomposition | None = None,
-) -> str:
+def diagnose(name: str, training: Interval | float, validation: Interval, overfits_from: int | None = None) -> str:
     """Say in a plain sentence what is wrong with an experiment, bias or variance, and what to try next.
 
     `training`: accuracy on the training photos, see `generalisation_gap`; `overfits_from`: see `overfitting_start`.
     What training accuracy lacks to TARGET_ACCURACY is avoidable bias, the gap is variance; the larger is the one to
-    work on. A `decomposition` then says how much of the error other training photos would have moved.
+    work on.
 
     Method: Ng, "Machine Learning Yearning", 2018, ch. 20–27 (avoidable bias and variance).
     """
@@ -130,10 +124,5 @@ def diagnose(
         since = f", overfitting from epoch {overfits_from}" if overfits_from is not None else ""
         finding = f"variance, a gap of {gap.estimate:.1%}{since}"
         following = "more photos, augmentation, dropout or pretrained features"
-        if decomposition is not None:
-            moved, shared = decomposition.variance.estimate, decomposition.bias.estimate
-            finding += f"; of its error on resampled training sets {moved:.3f} changes with the set, {shared:.3f} stays"
-            if shared > moved:  # averaging models would leave these mistakes
-                following = "photos of what all models miss, augmentation or pretrained features"
     facts = f"{name} classifies {trained:.1%} of the training and {validation.estimate:.1%} of the validation photos"
     return f"{facts} correctly: {finding}; next, {following}."

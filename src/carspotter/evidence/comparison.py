@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from carspotter.evidence.intervals import Interval, accuracy_interval, as_shares, paired_difference
 
@@ -21,8 +20,8 @@ SEEDS_FOR_A_CLAIM, SEEDS_FOR_EQUALITY = 3, 5
 class Comparison:
     """Two recipes or models on the same photos: accuracies, difference (B − A), wins and losses, p, verdict.
 
-    `difference` is at level 1 − .05/m, `within` is the 90 % interval that equality is judged by. `wins`: photos that B
-    alone classifies correctly, `losses`: A alone (means over seeds). `reason` explains the verdict in a sentence.
+    `difference` is at level 1 − .05/m. `wins`: photos that B alone classifies correctly, `losses`: A alone (means over
+    seeds). `reason` explains the verdict in a sentence.
     """
 
     name_a: str
@@ -30,7 +29,6 @@ class Comparison:
     a: Interval
     b: Interval
     difference: Interval
-    within: Interval
     wins: float
     losses: float
     p: float
@@ -62,42 +60,29 @@ class Comparison:
             ]
         )
 
-    def plot(self):
-        """Return a figure of the difference with its interval and the margin of equality."""
-        from carspotter.evidence.plots import interval_chart  # noqa: PLC0415
 
-        name = f"{self.name_b} − {self.name_a}:\n{self.verdict}"
-        return interval_chart({name: self.difference}, unit="difference of accuracies", margin=MARGIN)
-
-
-def compare(
-    y, a, b, groups=None, seeds: int | None = None, classes=None, comparisons: int = 1, names=("A", "B")
-) -> Comparison:
+def compare(y, a, b, groups=None, comparisons: int = 1, names=("A", "B")) -> Comparison:
     """Compare two models' predictions on the same photos.
 
-    `y`: labels (N,). `a`, `b`: predicted labels (N,), (seeds, N) or (seeds, epochs, N), or probabilities with one more
-    axis, (…, N, classes), which need `classes`, the labels in the order of their columns. `groups`: (N,); without them
-    each photo stands alone. `seeds`: trainings behind each side, if not the number of rows. `comparisons`: m.
+    `y`: labels (N,). `a`, `b`: predicted labels (N,), (seeds, N) or (seeds, epochs, N). `groups`: (N,); without them
+    each photo stands alone. `comparisons`: m.
     """
     y = np.asarray(y)
     if y.ndim != 1 or len(y) == 0 or pd.isna(y).any():
         raise ValueError(f"y has shape {y.shape}; give one label per photo, none of them missing")
-    correct_a, correct_b = (
-        _correct(y, np.asarray(side), classes, name) for side, name in zip((a, b), names, strict=True)
-    )
+    correct_a, correct_b = (_correct(y, np.asarray(side), name) for side, name in zip((a, b), names, strict=True))
     groups = np.arange(len(y)) if groups is None else groups
     level = 1 - 0.05 / comparisons
     difference, p = paired_difference(correct_a, correct_b, groups, level)
     within, _ = paired_difference(correct_a, correct_b, groups, 0.9)
     gained = as_shares(correct_b, names[1]) - as_shares(correct_a, names[0])
-    verdict, reason = judge(difference, within, seeds or difference.seeds)
+    verdict, reason = judge(difference, within, difference.seeds)
     return Comparison(
         name_a=names[0],
         name_b=names[1],
         a=accuracy_interval(correct_a, groups),
         b=accuracy_interval(correct_b, groups),
         difference=difference,
-        within=within,
         wins=float(np.maximum(gained, 0).sum() / len(gained)),
         losses=float(np.maximum(-gained, 0).sum() / len(gained)),
         p=p,
@@ -108,7 +93,7 @@ def compare(
 
 
 def judge(difference: Interval, within: Interval, seeds: int) -> tuple[str, str]:
-    """Return the verdict and the sentence that gives its reason; arguments as in `Comparison`.
+    """Return the verdict and the sentence that gives its reason; `within` is the 90 % interval, for equality.
 
     Method of equality: two one-sided tests, Schuirmann 1987. The number of photos assumes that the difference stays as
     it is and gives an even chance.
@@ -123,8 +108,8 @@ def judge(difference: Interval, within: Interval, seeds: int) -> tuple[str, str]
         what = zero if differs else f"the 90 % interval lies inside {points}"
         return "undetermined", f"{what}, but that takes {needs} seeds; there {'is' if seeds == 1 else 'are'} {seeds}"
     ways = {
-        "to show a difference of this size": photos_needed(difference, abs(difference.estimate), power=0.5),
-        "to show equality": photos_needed(within, MARGIN - abs(difference.estimate), power=0.5),
+        "to show a difference of this size": photos_needed(difference, abs(difference.estimate)),
+        "to show equality": photos_needed(within, MARGIN - abs(difference.estimate)),
     }
     way = min(ways, key=ways.__getitem__)
     if np.isinf(ways[way]):
@@ -135,13 +120,12 @@ def judge(difference: Interval, within: Interval, seeds: int) -> tuple[str, str]
     return "undetermined", f"about {more:,} more validation photos{and_seeds} would be needed {way}"
 
 
-def photos_needed(measured: Interval, difference: float, power: float = 0.8) -> float:
+def photos_needed(measured: Interval, difference: float) -> float:
     """Return how many photos in all would show a `difference` (.02 is two points), from an interval measured before.
 
-    `power`: the chance that the interval then excludes zero, with as many seeds. Inf where the seeds spread too much.
+    The chance that the interval then excludes zero, with as many seeds, is even. Inf where the seeds spread too much.
     """
-    quantile = stats.norm.ppf(0.5 + measured.level / 2)
-    reach = (measured.high - measured.low) / 2 * (quantile + stats.norm.ppf(power)) / quantile
+    reach = (measured.high - measured.low) / 2
     room = difference**2 - reach**2 * measured.seed_share if difference > 0 else 0.0
     return float(np.ceil(measured.photos * reach**2 * (1 - measured.seed_share) / room)) if room > 0 else np.inf
 
@@ -157,18 +141,8 @@ def comparison_table(comparisons: list[Comparison]) -> pd.DataFrame:
     return pd.DataFrame([comparison.row for comparison in comparisons])
 
 
-def _correct(y: np.ndarray, predicted: np.ndarray, classes, name: str) -> np.ndarray:
+def _correct(y: np.ndarray, predicted: np.ndarray, name: str) -> np.ndarray:
     """Return whether each prediction is the label: bool (seeds, N), float where there is an axis of epochs."""
-    if predicted.dtype.kind == "f" and y.dtype.kind != "f":
-        if classes is None:
-            raise ValueError(f"{name} holds numbers with fractions; for probabilities give classes= in column order")
-        if predicted.ndim < 2 or predicted.shape[-1] != len(classes):
-            raise ValueError(
-                f"{name} has shape {predicted.shape}, but there are {len(classes)} classes: {list(classes)}"
-            )
-        if np.isnan(predicted).any():
-            raise ValueError(f"{name} has missing probabilities; every photo needs a prediction")
-        predicted = np.asarray(classes)[predicted.argmax(axis=-1)]
     if predicted.ndim not in (1, 2, 3) or predicted.shape[-1:] != y.shape:
         raise ValueError(f"{name} has shape {predicted.shape}, but there are {len(y)} labels; give the same photos")
     if pd.isna(predicted).any():

@@ -11,7 +11,7 @@ from carspotter.evidence.comparison import SEEDS_FOR_A_CLAIM, Comparison, compar
 from carspotter.evidence.results import compare_runs, results_of, training_accuracy
 from carspotter.evidence.selection import Recipe, full_runs, recorded_recipes
 from carspotter.models.experiments import SERIES
-from carspotter.models.store import Run, load_run, read_runs
+from carspotter.models.store import Run, how_to_train, load_run, read_runs
 from carspotter.paths import Study
 
 # What the series asks, fixed beforehand: a table of verdicts always shares its error among all its questions.
@@ -76,7 +76,7 @@ def runs_report(study: Study) -> pd.DataFrame:
     recorded = read_runs(study)
     recorded = recorded[recorded["train_on"] == ""]
     if recorded.empty:
-        raise FileNotFoundError(f"{study.runs_table} holds no runs; train one: python -m carspotter train baseline_cnn")
+        raise FileNotFoundError(f"{study.runs_table} holds no runs; {how_to_train(study)}")
     rows = []
     for row in recorded.sort_values(["experiment", "framework", "seed"], kind="stable").itertuples():
         run = load_run(study, row.run)

@@ -77,12 +77,12 @@ def correct_by_photo(study: Study, run: Run) -> pd.DataFrame:
     return table.sort_values("sha256", ignore_index=True)
 
 
-def beside_recorded(accuracies: Sequence[float], runs: Sequence[Run], epochs: int = 3) -> str:
-    """Say how a training in a notebook compares with recorded runs of its experiment: the mean of its last `epochs`.
+def beside_recorded(accuracies: Sequence[float], runs: Sequence[Run]) -> str:
+    """Say how a training in a notebook compares with recorded runs of its experiment, over its last three epochs.
 
     `accuracies`: on validation, after each epoch from the first.
     """
-    last, here = list(range(1, len(accuracies) + 1))[-epochs:], np.mean(accuracies[-epochs:])
+    last, here = list(range(1, len(accuracies) + 1))[-3:], np.mean(accuracies[-3:])
     then = np.mean([run.history.set_index("epoch")["validation_accuracy"][last].mean() for run in runs])
     of = f"{runs[0].framework}, {runs[0].image_size} px, {runs[0].row['train_photos']:,} photos, seeds: {len(runs)}"
     return f"validation, epochs {last[0]} to {last[-1]}: {here:.3f} here, {then:.3f} in recorded runs ({of})"

@@ -11,6 +11,7 @@ from scipy import stats
 
 from carspotter.evidence.intervals import clopper_pearson
 
+DELTA = 0.05  # how often the promise may be broken
 COVERAGE = 0.6  # at least this share of photos is answered: the first threshold that is tested
 
 
@@ -18,31 +19,25 @@ COVERAGE = 0.6  # at least this share of photos is answered: the first threshold
 class Certificate:
     """A confidence threshold and the risk that is certified for answers at or above it.
 
-    `risk` is certified at 1 − `delta`: the one `asked` for, or the lowest possible. Of `photos`, one a group,
+    `risk` is certified at 1 − DELTA: the one asked for, or the lowest possible. Of `photos`, one a group,
     `answered` (share `coverage`) were answered, `wrong` of these wrongly.
     """
 
     threshold: float
     risk: float
-    asked: float
     coverage: float
     photos: int
     answered: int
     wrong: int
-    delta: float
     reason: str
 
-    @property
-    def kept(self) -> bool:
-        return self.risk <= self.asked
 
-
-def certify_risk(confidence, correct, groups, risk: float = 0.01, delta: float = 0.05, seed: int = 0) -> Certificate:
+def certify_risk(confidence, correct, groups, risk: float = 0.01, seed: int = 0) -> Certificate:
     """Return the lowest confidence threshold whose answers are wrong at most with probability `risk`.
 
     `confidence`: float (N,); `correct`: bool (N,); `groups`: (N,), of each of which one photo is drawn with `seed`. The
     photos must have chosen neither epoch, recipe nor temperature: see `models.history.halves`. The promise is broken in
-    at most a share `delta` of studies.
+    at most a share DELTA of studies.
 
     Method: Learn-then-Test, Angelopoulos et al. 2021, by fixed sequence: thresholds are tested by exact binomial tests,
     from that at which `COVERAGE` of the photos are answered (more, where `risk` needs more) downwards, until one is not
@@ -54,8 +49,8 @@ def certify_risk(confidence, correct, groups, risk: float = 0.01, delta: float =
             f"need as many confidences, booleans and groups, found {confidence.shape}, {correct.shape} of "
             f"{correct.dtype}, {groups.shape}"
         )
-    if not np.isfinite(confidence).all() or not 0 < risk < 1 or not 0 < delta < 1:
-        raise ValueError(f"confidences must be finite numbers, risk ({risk}) and delta ({delta}) between 0 and 1")
+    if not np.isfinite(confidence).all() or not 0 < risk < 1:
+        raise ValueError(f"confidences must be finite numbers, risk ({risk}) between 0 and 1")
     drawn = np.random.default_rng(seed).permutation(len(groups))
     _, first = np.unique(groups[drawn], return_index=True)
     drawn = drawn[first]
@@ -65,30 +60,30 @@ def certify_risk(confidence, correct, groups, risk: float = 0.01, delta: float =
     # A threshold answers all photos of equal confidence, or none of them.
     ends = np.flatnonzero(np.r_[confidence[1:] != confidence[:-1], True])
     answered = ends + 1
-    needed = int(np.ceil(np.log(delta) / np.log1p(-risk)))
+    needed = int(np.ceil(np.log(DELTA) / np.log1p(-risk)))
     start = int(
         np.searchsorted(answered, min(photos, max(np.ceil(COVERAGE * photos), needed if needed <= photos else 0)))
     )
-    passed = stats.binom.cdf(wrong[ends], answered, risk)[start:] <= delta
+    passed = stats.binom.cdf(wrong[ends], answered, risk)[start:] <= DELTA
     if passed[0]:
         last = start + (len(passed) if passed.all() else int(passed.argmin())) - 1
         certified, reason = risk, f"at most {_percent(risk)} of the answers are wrong"
     else:
         last = start
-        certified = clopper_pearson(int(wrong[ends[start]]), int(answered[start]), 1 - 2 * delta)[1]
+        certified = clopper_pearson(int(wrong[ends[start]]), int(answered[start]), 1 - 2 * DELTA)[1]
         short = f": {needed} without an error are needed" if needed > photos else f", {wrong[ends[start]]} are wrong"
-        best = clopper_pearson(0, photos, 1 - 2 * delta)[1]
+        best = clopper_pearson(0, photos, 1 - 2 * DELTA)[1]
         reason = (
             f"{_percent(risk)} cannot be certified with {photos} photos of as many groups{short}; the lowest that "
             f"{photos} can certify is {_percent(best)}, if all are answered correctly, and here {_percent(certified)}"
         )
     at = ends[last]
-    reason += f", with {_percent(1 - delta)} confidence; {answered[last]} of {photos} photos were answered, "
+    reason += f", with {_percent(1 - DELTA)} confidence; {answered[last]} of {photos} photos were answered, "
     reason += f"{wrong[at]} wrongly"
     coverage = answered[last] / photos
     found = photos, int(answered[last]), int(wrong[at])
-    return Certificate(float(confidence[at]), float(certified), risk, float(coverage), *found, delta, reason)
+    return Certificate(float(confidence[at]), float(certified), float(coverage), *found, reason)
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2g} %"
+    return f"{float(f'{100 * share:.2g}'):g} %"

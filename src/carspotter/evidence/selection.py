@@ -9,7 +9,7 @@ import pandas as pd
 from carspotter.evidence.intervals import group_means
 from carspotter.evidence.results import results_of
 from carspotter.models.history import halves
-from carspotter.models.store import Run, load_run, read_runs, subset_digest
+from carspotter.models.store import Run, how_to_train, load_run, read_runs, subset_digest
 from carspotter.paths import Study
 
 
@@ -84,8 +84,8 @@ def choose_run(study: Study, with_checkpoint: bool = False) -> tuple[Run, pd.Dat
     else:
         what = "run with a checkpoint on this machine" if with_checkpoint else "full run"
         raise FileNotFoundError(
-            f"{study.runs_table}: no {what} to choose among {len(read_runs(study))} recorded ones; train one: "
-            f"python -m carspotter train fast_recipe --study {study.name}"
+            f"{study.runs_table}: no {what} to choose among {len(read_runs(study))} recorded ones; "
+            f"{how_to_train(study)}"
         )
     correct, costs, first, groups = {}, {}, {}, None
     for recipe, runs in sorted(recipes.items()):

@@ -28,9 +28,9 @@ from carspotter.models.history import (
 from carspotter.models.metrics import accuracy
 from carspotter.models.store import (
     CHECKPOINTS,
-    FILES,
     FRAMEWORKS,
     RECIPE_VERSION,
+    STATE,
     Run,
     append_row,
     import_builder,
@@ -142,9 +142,9 @@ def train_run(study: Study, experiment: Experiment, framework: str, seed: int = 
             "photos_per_second": round(len(chosen) / recorder.history["seconds"].mean(), 1),
         }
         append_row(study, _summarise(spec, experiment, recorder.history) | facts)
-        for path in folder.iterdir():  # what only a killed training needs, and parts of what it was writing
-            if path.name not in (*FILES, CHECKPOINTS[framework], ".lock"):
-                path.unlink()
+        # What only a killed training needs, and parts of what it was writing.
+        for path in (folder / STATE, *folder.glob(".part-*")):
+            path.unlink(missing_ok=True)
     return load_run(study, spec["run"])
 
 
@@ -218,7 +218,8 @@ def read_training_photos(study: Study, experiment: Experiment) -> tuple[pd.DataF
     if missing.any():
         raise FileNotFoundError(
             f"{study.data}: {missing.sum()} of the {len(photos)} photos of {study.splits} are not on this machine, the "
-            f"first is {photos.loc[missing, 'sha256'].iloc[0][:12]}…; scrape or import them, or pass --data"
+            f"first is {photos.loc[missing, 'sha256'].iloc[0][:12]}…; scrape or import them, or pass --data; after a "
+            f"`forget`, run `split` again"
         )
     parts = []
     for split, share in (("train", 3 / 4), ("validation", 1 / 4)):

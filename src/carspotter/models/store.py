@@ -134,8 +134,19 @@ def read_runs(study: Study) -> pd.DataFrame:
     if not study.runs_table.exists():
         return pd.DataFrame(columns=COLUMNS)
     text = {"commit": str, "split_version": str, "train_on": str, "weights": str}
-    # A column that is younger than the table is empty.
-    return pd.read_csv(study.runs_table, keep_default_na=False, dtype=text).reindex(columns=COLUMNS, fill_value="")
+    try:
+        table = pd.read_csv(study.runs_table, keep_default_na=False, dtype=text | {"seed": int})
+        if "run" not in table:
+            raise ValueError("it has no column run")
+    except ValueError as error:  # of an empty file, or of the marks that git leaves where a merge has a conflict
+        remedy = "restore it from git; after a merge, keep the rows of both sides and take git's marks out"
+        raise ValueError(f"{study.runs_table}: not a table of runs ({error}); {remedy}") from None
+    return table.reindex(columns=COLUMNS, fill_value="")  # a column that is younger than the table is empty
+
+
+def how_to_train(study: Study) -> str:
+    """Return the advice for a study that lacks a run."""
+    return f"train one: carspotter train fast_recipe --study {study.name}"
 
 
 def subset_digest(subset: Iterable[str]) -> str:
@@ -144,7 +155,7 @@ def subset_digest(subset: Iterable[str]) -> str:
 
 
 def load_run(study: Study, run_id: str) -> Run:
-    """Return the recorded run `run_id`. Raises ValueError where the study has none of that name."""
+    """Return the recorded run `run_id`. Raises ValueError where the study has none of that name, or not its files."""
     rows = read_runs(study)
     row = rows[rows["run"] == run_id]
     if row.empty:
@@ -152,14 +163,19 @@ def load_run(study: Study, run_id: str) -> Run:
         known = f"did you mean {', '.join(near)}?" if near else f"it has {len(rows)} runs"
         raise ValueError(f"{study.runs_table}: no run {run_id!r}; {known}")
     folder = study.runs / run_id
-    return Run(
-        id=run_id,
-        folder=folder,
-        spec=json.loads((folder / "spec.json").read_text(encoding="utf-8")),
-        row=row.iloc[0].to_dict(),
-        history=pd.read_csv(folder / "history.csv"),
-        validation=pd.read_csv(folder / "validation.csv", dtype={"sha256": str, "label": str}),
-    )
+    try:
+        return Run(
+            id=run_id,
+            folder=folder,
+            spec=json.loads((folder / "spec.json").read_text(encoding="utf-8")),
+            row=row.iloc[0].to_dict(),
+            history=pd.read_csv(folder / "history.csv"),
+            validation=pd.read_csv(folder / "validation.csv", dtype={"sha256": str, "label": str}),
+        )
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{error.filename} is missing, though runs.csv lists its run; restore it from git or delete the row"
+        ) from None
 
 
 def append_row(study: Study, row: dict[str, Any]) -> None:

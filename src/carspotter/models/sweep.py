@@ -27,7 +27,11 @@ from carspotter.paths import Study
 from carspotter.progress import progress_bar
 
 AXES = {"experiments": [], "frameworks": ["keras"], "image_sizes": [None], "seeds": [0]}  # with their defaults
-COMMON = {"epochs": int, "dtype": str, "quick": bool, "weights": str}
+MANY = range(1, 10_000)
+ALLOWED = {  # in a sweep's file, and in its lists: the values of each key, () for any text
+    "experiments": SERIES, "frameworks": FRAMEWORKS, "image_sizes": MANY, "seeds": range(2**32),
+    "epochs": MANY, "dtype": TRAINING_DTYPES, "weights": (), "quick": (True, False),
+}  # fmt: skip
 # What a user can cause and a line explains; anything else is a mistake in the program, and shows where it was made.
 EXPECTED = (ValueError, OSError, RuntimeError, ImportError, MemoryError)
 
@@ -54,27 +58,37 @@ def read_sweep(path: Path) -> list[Cell]:
     """Read the cells of a sweep from TOML. Raises ValueError, naming the file, for anything unknown."""
     try:
         sweep = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not TOML: {error}") from error
-    kinds = dict.fromkeys(AXES, list) | COMMON
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not TOML in UTF-8: {error}") from error
     for name, value in sweep.items():
-        if name not in kinds:
-            raise ValueError(f"{path}: {name} is unknown; use {', '.join(sorted(kinds))}")
-        if not isinstance(value, kinds[name]):
-            raise ValueError(f"{path}: {name} is {value!r}; it is a {kinds[name].__name__}, see `sweep --help`")
-    if not sweep.get("experiments"):
+        if name not in ALLOWED:
+            raise ValueError(f"{path}: {name} is unknown; use {', '.join(sorted(ALLOWED))}")
+        if name in AXES and not (isinstance(value, list) and value):
+            raise ValueError(f"{path}: {name} is {value!r}; it is a list, see `sweep --help`")
+        for one in value if name in AXES else [value]:
+            _check_value(path, name, one)
+    if "experiments" not in sweep:
         raise ValueError(f"{path}: experiments is missing; name some of {', '.join(SERIES)}")
-    for axis, allowed in (("experiments", SERIES), ("frameworks", FRAMEWORKS)):
-        if wrong := set(sweep.get(axis, [])) - set(allowed):
-            raise ValueError(f"{path}: {axis} has {', '.join(sorted(wrong))}; use some of {', '.join(allowed)}")
-    if sweep.get("dtype", "float32") not in TRAINING_DTYPES:
-        raise ValueError(f"{path}: dtype is {sweep['dtype']!r}; use one of {', '.join(TRAINING_DTYPES)}")
     changes = {name: sweep[name] for name in ("epochs", "dtype", "weights") if name in sweep}
     cells = []
     for name, framework, size, seed in itertools.product(*(sweep.get(axis, unless) for axis, unless in AXES.items())):
         experiment = quick(SERIES[name]) if sweep.get("quick") else SERIES[name]
         cells.append(Cell(replace(experiment, **changes, **({"image_size": size} if size else {})), framework, seed))
     return cells
+
+
+def _check_value(path: Path, name: str, value: Any) -> None:
+    allowed = ALLOWED[name]
+    # Of one kind, too: to Python, true is 1.
+    if type(value) is type(next(iter(allowed), "")) and (not allowed or value in allowed):
+        return
+    if isinstance(allowed, range):
+        words = f"a whole number from {allowed[0]} to {allowed[-1]}"
+    else:
+        words = f"one of {', '.join(map(str, allowed))}".lower() if allowed else "a text"
+    raise ValueError(f"{path}: {name} has {value!r}; use {words}")
 
 
 def run_sweep(
@@ -191,24 +205,31 @@ class LocalEngine(contextlib.AbstractContextManager):
         found_from = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
         started = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="carspotter-") as folder:
-            answer = Path(folder) / "result"
-            finished = subprocess.run(
-                [sys.executable, "-c", "from carspotter.models import sweep; sweep.main()", answer],
-                input=pickle.dumps((self.study, cell)), capture_output=True,
+            asked, answer = Path(folder) / "cell", Path(folder) / "result"
+            asked.write_bytes(pickle.dumps((self.study, cell)))
+            with subprocess.Popen(
+                [sys.executable, "-c", "from carspotter.models import sweep; sweep.main()", asked, answer],
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                 env=limits | os.environ | {"PYTHONPATH": found_from},
-            )  # fmt: skip
+            ) as process:  # fmt: skip
+                said = process.stderr.read().decode(errors="replace").strip()
             if answer.exists():
                 return pickle.loads(answer.read_bytes())
-        said = finished.stderr.decode(errors="replace").strip()
-        status = finished.returncode
+        status = process.returncode
         why = f"its process ended with {signal.Signals(-status).name if status < 0 else f'status {status}'}"
         return {"run": "", "seconds": time.perf_counter() - started, "error": why, "traceback": f"{why}\n{said}"}
 
 
 def main() -> None:
-    """Train the cell that standard input describes and write the result to the file named: a process of a sweep."""
-    study, cell = pickle.load(sys.stdin.buffer)
-    Path(sys.argv[1]).write_bytes(pickle.dumps(train_cell(study, cell)))
+    """Train the cell in one file and write the result to another: a process of a sweep, which ends with the sweep."""
+    threading.Thread(target=_end_with_sweep, daemon=True).start()
+    asked, answer = map(Path, sys.argv[1:])
+    answer.write_bytes(pickle.dumps(train_cell(*pickle.loads(asked.read_bytes()))))
+
+
+def _end_with_sweep() -> None:
+    os.read(0, 1)  # nothing is ever sent: this returns when the other end is closed, however the sweep ended
+    os._exit(1)
 
 
 def train_cell(study: Study, cell: Cell) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -48,6 +49,8 @@ class Found:
 
     jobs: list[Job] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)  # of classes, as their photos' names in the journal begin
+    parts: list[str] = field(default_factory=list)  # of a split, where they are not pooled
     left_out: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -100,10 +103,12 @@ def find_files(
         roots, loose = _list(folder), 0
         if parts := split_folders(folder):
             if not ignore_split:
+                whole = {part_of(part.name) for part in parts} >= PARTS.keys()
+                keep = f"`carspotter kaggle fetch --from {shlex.quote(str(folder))} --study NAME`"
                 raise ValueError(
                     f"{folder}: {', '.join(part.name for part in parts)} are parts of a split, not classes. To keep "
-                    f"this split: `carspotter kaggle fetch --from {folder} --study NAME`; to discard it and split "
-                    f"anew: `carspotter import {folder} --ignore-split`"
+                    f"this split: {keep if whole else 'add what it lacks of train, validation and test'}; to discard "
+                    f"it and split anew: `carspotter import {shlex.quote(str(folder))} --ignore-split`"
                 )
             roots = [child for part in parts for child in _list(part)]
         folders, unnamed = defaultdict(list), []
@@ -148,11 +153,11 @@ def find_files(
 
 
 def find_files_of_any(folder: Path) -> Found:
-    """Return the files of a folder in any layout: classes are named by folders, labels are the parts of a split."""
-    found = Found(labels=sorted(part.name for part in split_folders(folder)))
+    """Return the files of a folder in any layout, with or without parts of a split; classes are named by folders."""
+    found = Found(parts=sorted(part.name for part in split_folders(folder)))
     for file in walk_files(folder, lambda path, why: found.notes.append(f"{path.relative_to(folder)}: {why}"), set()):
         name = PurePosixPath(file.relative_to(folder).as_posix())
-        inside = name.parts[name.parts[0] in found.labels :]
+        inside = name.parts[name.parts[0] in found.parts :]
         label = inside[0] if len(inside) > 1 else folder.name
         below = PurePosixPath(*inside[1:] or inside)
         found.jobs.append(Job(file, name.as_posix(), below, label, kind_of_folder(slugify(label))))
@@ -189,6 +194,7 @@ def _list(folder: Path) -> list[Path]:
 
 def _add_files(found: Found, folder: Path, name: str, label: str, kind: str | None, seen: set) -> None:
     """Add the files of one class folder; below a folder of other models, a sub-folder names the model."""
+    found.folders.append(name)
     before = len(found.left_out), len(found.jobs)
     if kind:
         what = "unusable photos, examples of what to reject" if kind == UNUSABLE else "photos of other models"

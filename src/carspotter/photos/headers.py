@@ -4,6 +4,7 @@ A small JPEG of a thousand empty scans takes minutes, so neither bytes nor pixel
 picture does not need is left out. Imports nothing of the package: the scraper uses it.
 """
 
+import contextlib
 import os
 import re
 import struct
@@ -35,12 +36,20 @@ RESAVE = "save it as a JPEG and try again"
 FETCH_AGAIN = "copy or download it again"
 
 
+def _most_pixels() -> int:
+    given = os.environ.get("CARSPOTTER_MEGAPIXELS", "64")
+    with contextlib.suppress(ValueError, OverflowError):  # no number, or infinity
+        if (pixels := int(1e6 * float(given))) > 0:
+            return pixels
+    raise ValueError(f"CARSPOTTER_MEGAPIXELS is {given!r}; give millions of pixels, as in CARSPOTTER_MEGAPIXELS=64")
+
+
 @dataclass(frozen=True)
 class Limits:
     """What one photo may cost: file size, pixels, and in a child process CPU seconds and bytes of memory."""
 
     bytes: int = 50_000_000
-    pixels: int = int(1e6 * float(os.environ.get("CARSPOTTER_MEGAPIXELS", 64)))
+    pixels: int = _most_pixels()
     seconds: float = 4.0
     memory: int = 2**30
 

@@ -143,13 +143,13 @@ def _missing_photos(
     standing: dict, lines: dict, found: Found, replace_all: bool, write: Callable[[dict], None]
 ) -> list[str]:
     """Name, or with `replace_all` withdraw, earlier photos of these class folders that are no longer in them."""
-    tops = {f"import:{job.name.partition('/')[0]}/" for job in found.jobs}
+    tops = tuple(f"import:{name}/" for name in found.folders)
     gone = [
         claim
         for sha256, claims in standing.items()
         if sha256 not in lines
         for claim in claims
-        if claim["url"].startswith(tuple(tops))
+        if claim["url"].startswith(tops)
     ]
     if not gone:
         return []

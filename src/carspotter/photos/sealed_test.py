@@ -58,7 +58,7 @@ def read_test_labels(
             raise SealedTestRefused(
                 f"{study.name}: the {split} set was opened for {others[0]} already; choosing among models by their "
                 f"test scores is what the seal prevents. If {run_id} must be evaluated all the same, say why with "
-                f"again="
+                f"--again (again= in Python)"
             )
         if predictions["sha256"].tolist() != wanted:
             raise SealedTestRefused(

@@ -196,7 +196,8 @@ def _choose_classes(table: pd.DataFrame, classes: Iterable[str] | None, previous
         raise ValueError(f"this study is split for {', '.join(before)}; take another --study for {', '.join(classes)}")
     if len(classes) < 2:
         raise ValueError(
-            f"a study needs two classes or more, found {classes or 'none'}; collect photos of another model"
+            f"a study needs two classes or more, found {', '.join(classes) or 'none'}; name another with --classes, or "
+            f"collect photos of another model"
         )
     for name in classes:
         if not kept.get(name):

@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import hashlib
 import re
 import unicodedata
+import zipfile
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -100,7 +102,8 @@ def forget(data: Path, sha256: str) -> list[str]:
             known = _bury(journal, sha256) or known
     if not known:
         raise ValueError(f"{sha256}: no journal under {data / 'raw'} knows this photo")
-    patterns = [f"raw/*/{sha256[:2]}/*{sha256}*", "images/*.part", "fingerprints*"]
+    patterns = [f"kaggle/{file.name}" for file in data.glob("kaggle/*.zip") if _may_hold(file, sha256)]
+    patterns += [f"raw/*/{sha256[:2]}/*{sha256}*", "images/*.part", "fingerprints*"]
     patterns += ["reports/**/*.html", "reports/**/*.ipynb"]  # any may show it
     for contents in data.glob("images/*.txt"):
         if sha256 in contents.read_text().split():
@@ -109,6 +112,15 @@ def forget(data: Path, sha256: str) -> list[str]:
     for file in doomed:
         file.unlink()
     return [file.relative_to(data).as_posix() for file in doomed]
+
+
+def _may_hold(archive: Path, sha256: str) -> bool:
+    """Tell whether a file of this hash is in a zip file, or in one that cannot be read whole."""
+    try:
+        with zipfile.ZipFile(archive) as files:
+            return any(hashlib.sha256(files.read(name)).hexdigest() == sha256 for name in files.namelist())
+    except (zipfile.BadZipFile, EOFError):
+        return True
 
 
 def _bury(journal: Path, sha256: str) -> bool:
