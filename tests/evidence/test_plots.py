@@ -44,7 +44,7 @@ def test_training_curves_take_what_fit_returns():
 
 
 def test_the_labels_of_a_cost_chart_do_not_cover_each_other():
-    recipes = {"recipe": ["plain_cnn", "vgg16", "deep_cnn"], "minutes a run": [3.0, 4.0, 3.5]}
+    recipes = {"recipe": ["plain_cnn", "vgg16", "deep_cnn"], "processor minutes": [3.0, 4.0, 3.5]}
     table = pd.DataFrame(recipes | {"accuracy": [0.80, 0.81, 0.803]})
     figure = cost_chart({"study": table})
     figure.canvas.draw()

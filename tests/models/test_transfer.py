@@ -198,7 +198,13 @@ def test_weights_that_are_not_there_stop_the_run_before_photos_are_decoded(toy_s
 def test_a_run_with_pretrained_weights_is_found_without_them(toy_study, monkeypatch):
     spec = runs.specify_run(toy_study, replace(VGG16_FEATURES, weights="0123456789ab"), "torch")
     row = dict.fromkeys(runs.read_runs(toy_study).columns, "")
-    row |= {"run": spec["run"], "experiment": "vgg16_features", "framework": "torch", "weights": "0123456789ab"}
+    row |= {
+        "run": spec["run"],
+        "experiment": "vgg16_features",
+        "framework": "torch",
+        "weights": "0123456789ab",
+        "seed": 0,
+    }
     runs.append_row(toy_study, row)
     monkeypatch.setattr(transfer, "find_weights", lambda experiment: pytest.fail("weights were looked for"))
     assert runs.find_run(toy_study, VGG16_FEATURES, "torch") == spec["run"]

@@ -175,7 +175,7 @@ def test_two_sites_make_one_table(data, folder):
         (
             lambda folder: [child.rename(folder / name) for child, name in zip(folder.iterdir(), ("train", "test"))],  # noqa: B905
             ValueError,
-            "kaggle fetch --from .* --ignore-split",
+            "add what it lacks of train, validation and test.* --ignore-split",
         ),
     ],
     ids=["missing folder", "no class folders", "name without letters", "already split"],

@@ -225,10 +225,10 @@ def decomposition_bars(decompositions: dict, title: str = "") -> Figure:
 
 @drawn
 def cost_chart(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
-    """Draw accuracy over minutes a run, a panel per study; tables have recipe, accuracy and "minutes a run"."""
+    """Draw accuracy over processor minutes, a panel per study; tables have recipe, accuracy and "processor minutes"."""
     figure, axes = plt.subplots(1, len(tables), figsize=(12, 3.8), sharey=True, squeeze=False)
     for axis, (name, table) in zip(axes[0], tables.items(), strict=True):
-        points = list(zip(table["recipe"], table["minutes a run"], table["accuracy"], strict=True))
+        points = list(zip(table["recipe"], table["processor minutes"], table["accuracy"], strict=True))
         for recipe, minutes, accuracy in points:
             colour = ORANGE if recipe.startswith(("vgg", "mobile")) else BLUE
             axis.plot(minutes, accuracy, "o", color=colour)
@@ -236,7 +236,7 @@ def cost_chart(tables: dict[str, pd.DataFrame], title: str = "") -> Figure:
             above = sum(0 < high - accuracy < 0.045 and 0.1 < cost / minutes < 10 for _, cost, high in points)
             offset = (5, -11 * above if above else 4)
             axis.annotate(recipe, (minutes, accuracy), xytext=offset, textcoords="offset points", fontsize=8)
-        axis.set(xscale="log", xlabel="minutes a run", title=name, xlim=(0.1, 200))
+        axis.set(xscale="log", xlabel="processor minutes a run", title=name, xlim=(0.1, 200))
     lowest = min(table["accuracy"].min() for table in tables.values())
     axes[0, 0].set(ylabel="validation accuracy", ylim=(lowest - 0.05, 1.01))
     figure.suptitle(title, **TITLE)
