@@ -24,6 +24,7 @@ from scraper.pages import (
 from scraper.pictures import parse_srcset
 from scraper.site import SITES, SiteError, load_site, parse_site
 from scraper.site_check import _describe, nearest_selector
+from scraper.traffic import Traffic
 
 DATA_URI = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 URL = "https://cars.example/used/swift?city=pune"
@@ -707,3 +708,17 @@ ENDS = {
 def test_the_end_of_a_search_is_told_from_a_changed_layout(html, empty, first, is_end):
     paging = {"paging": {"kind": "next", "next": "a"} | ({"empty": empty} if empty else {})}
     assert is_end_of_search(html, first, site(**paging)) == is_end
+
+
+@pytest.mark.parametrize(("host", "is_waited_for"), [("live.cars.example", True), ("chat.example", False)])
+def test_only_a_stream_of_the_pages_own_site_is_on_its_way(host, is_waited_for):
+    events = [{"method": "Network.webSocketCreated", "params": {"requestId": "1", "url": f"wss://{host}/socket"}}]
+
+    class Driver:
+        def execute(self, *_):
+            return {"value": [{"message": json.dumps({"message": events.pop()})} for _ in events[:]]}
+
+    traffic = Traffic(Driver())
+    assert traffic.are_pending("https://www.cars.example/used") == is_waited_for
+    events.append({"method": "Network.webSocketClosed", "params": {"requestId": "1"}})
+    assert not traffic.are_pending("https://www.cars.example/used")

@@ -1,4 +1,4 @@
-"""Sites of a hostile tester, with which the scraper was wrong without a word; see `reported_sites`."""
+"""Sites of a reviewer: on each the scraper lost photos or took wrong ones and did not say so; see `reported_sites`."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def misspelt_frame(path: str, query: dict, count: int) -> str:
 
 
 def misspelt_click(path: str, query: dict, count: int) -> str:
-    """Nothing is there before a dialog is answered, whose button the site file names wrongly."""
+    """The page shows nothing until a dialog is answered; the site file names the wrong button."""
     cards = json.dumps(five_cards(0))
     return f"""<button id=accept>Accept</button><main></main><script>
     accept.onclick = () => {{ document.querySelector("main").innerHTML = {cards}; }};
