@@ -5,10 +5,11 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass
+from html import escape
 
 from bs4 import BeautifulSoup
 
-from scraper.pages import KEPT, SHARED_BY, named_id, photos_of, read_link
+from scraper.pages import BASE, KEPT, SHARED_BY, named_id, photos_of, read_link
 from scraper.pictures import addresses_of
 from scraper.site import Site, split_selector
 
@@ -25,6 +26,7 @@ class Card:
     link: str | None
     photos: tuple[str, ...]
     html: str
+    base: str = ""  # what its addresses are relative to
     is_named: bool = True  # an id or a link is its key, not what it says
     left_over: Collection[str] = ()  # photos that the same element showed for another car
 
@@ -45,7 +47,7 @@ class Cards:
         self.present: list[Card] = []
         self._in_view: list[Card] = []
         self._tried: set[tuple[str, int]] = set()  # elements that were in view
-        self._token = ""
+        self._token = self._base = ""
         self._by_serial: dict[int, Card] = {}
         self._kept: dict[object, Card] = {}
         self._faces: defaultdict = defaultdict(dict)  # element of a gallery -> what it showed, one after the other
@@ -56,6 +58,7 @@ class Cards:
         if answer["token"] != self._token:  # another document
             self._token, self._by_serial = answer["token"], {}
             self.documents += 1
+        self._base = answer["base"]
         for serial, html in answer["changed"]:
             card = self._by_serial[serial] = self._read(serial, html)
             pairs = {(None if self.is_detail else card.key, value) for value in (None, card.link, *card.photos)}
@@ -81,15 +84,15 @@ class Cards:
             detail = self.site.detail
             photos = photos or tuple(addresses_of(tag, split_selector(detail.photos)[1], detail.photos_path))
             if photos:
-                self._faces[element][tuple(map(self.site.name_of, photos))] = html
-            return Card(element, element if photos else None, None, photos, html)
+                self._faces[element][tuple(map(self.site.name_of, photos))] = self._base, html
+            return Card(element, element if photos else None, None, photos, html, self._base)
         link = read_link(tag, self.site)
         name = named_id(tag, link, link, self.site)
         text = " ".join(TICKING.sub("", tag.get_text(" ")).split())
         key, before = name or text or photos or None, self._by_serial.get(serial)
         is_another = before is not None and before.key not in (None, key)
         left_over = before.photos if is_another else before.left_over if before else ()
-        return Card(element, key, link, photos, html, bool(name), left_over)
+        return Card(element, key, link, photos, html, self._base, bool(name), left_over)
 
     def is_something_missing(self) -> bool:
         """Tell whether a card in view is not complete and was not waited for yet."""
@@ -131,7 +134,7 @@ class Cards:
         present = {card.key: card for card in self.present}
         shown = {photo for card in present.values() for photo in card.photos}
         lost = [
-            card.html
+            (card.base, card.html)
             for key, card in self._kept.items()
             if not (self.is_detail and shown.issuperset(card.photos))
             and (card.photos or card.link or card.is_named)  # what it said may be "loading"
@@ -140,7 +143,10 @@ class Cards:
         for faces in self._faces.values():
             # three are a slideshow, which may have gone on since; two a blurred picture and the sharp one
             lost += faces.values() if len(faces) >= 3 else ()
-        return f"\n<{KEPT}>{''.join(lost)}</{KEPT}>" if lost else ""
+        by_base: defaultdict[str, str] = defaultdict(str)
+        for base, html in lost:
+            by_base[base] += html
+        return "".join(f'\n<{KEPT} {BASE}="{escape(base)}">{html}</{KEPT}>' for base, html in by_base.items())
 
     def _own_photos(self, card: Card) -> list[str]:
         """Return the photos that are the card's own.

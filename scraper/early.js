@@ -2,10 +2,11 @@
 // with them, and that `loading` knows what is still to come.
 //
 // Pictures are not loaded: a script that waits for one (a preloader, a gallery that shows the next when the last is
-// there) is told that it is. A picture in memory (blob:) notes where its bytes came from. Shadow roots are open. Timers
-// that are still to run are counted.
+// there) is told that it is. A picture in memory (blob:) notes where its bytes came from, and one that a page shows when a
+// script changes the page's address notes the one before. Shadow roots are open. Timers that are still to run are counted.
 
 (() => {
+  const BASE = "data-scraper-base";
   const image = HTMLImageElement.prototype, told = new WeakMap(), times = new WeakMap();
   const sources = new WeakMap(), blobs = new Map();  // bytes -> address, blob: address -> address
   const note = picture => {
@@ -33,11 +34,25 @@
   }
   image.decode = () => Promise.resolve();
   new MutationObserver(records => {
-    for (const {target, addedNodes} of records)
+    for (const {type, target, addedNodes} of records) {
+      if (type === "attributes") target.removeAttribute(BASE);
       for (const node of [target, ...addedNodes])
         if (node.localName === "img") tell(node);
         else if (node !== target && node.querySelectorAll) node.querySelectorAll("img").forEach(tell);
+    }
   }).observe(document, {subtree: true, childList: true, attributeFilter: ["src", "srcset"]});
+
+  const folder = address => address.replace(/[?#].*/, "").replace(/[^/]*$/, "");
+  for (const name of ["pushState", "replaceState"]) {
+    const change = history[name];
+    history[name] = function (...given) {
+      const before = document.baseURI;
+      change.apply(this, given);
+      if (folder(before) === folder(document.baseURI)) return;
+      for (const picture of document.querySelectorAll(`:is(img, picture, source):not([${BASE}])`))
+        picture.setAttribute(BASE, before);
+    };
+  }
 
   for (const name of ["blob", "arrayBuffer"]) {
     const read = Response.prototype[name];

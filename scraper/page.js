@@ -35,6 +35,7 @@ function markSources() {
 
 function html(empty, hidden) {  // of a page with shadow roots; the driver knows that of others
   markSources();
+  document.documentElement.setAttribute("data-scraper-base", document.baseURI);
   const shows = marks(empty);
   for (const mark of all(empty)) if (!shows.includes(mark)) mark.setAttribute(hidden, "");
   return roots.length > 1 ? "<!DOCTYPE html>" + outer(document.documentElement) : "";
@@ -256,5 +257,5 @@ function survey(selector, photos, move, again, background, target, within, isNew
   state.dirty.clear();
   const ready = document.readyState === "complete" && !window.__scraperIsDue?.(within, isNew), drawn = state.drawn ?? true;
   const ended = Boolean(end) && marks(end).length > 0;
-  return {token: state.token, serials, changed, inView, unseen, bare, moved, drawn, alive, ready, ended};
+  return {token: state.token, base: document.baseURI, serials, changed, inView, unseen, bare, moved, drawn, alive, ready, ended};
 }

@@ -16,6 +16,8 @@ from scraper.site import Site, split_selector
 KEPT = "scraper-kept"
 HIDDEN = "data-scraper-hidden"  # set by `loading` on the marker of an empty search that does not show
 DESTINATION = "data-scraper-destination"  # set by `loading` on what leads to another page when it is clicked
+# What the addresses in a page are relative to, or in an element that it showed when it was at another address.
+BASE = "data-scraper-base"
 ONCLICK = re.compile(r"""['"]((?:https?:/|\.)?/[^'"\s]+|[\w./-]+\.(?:php|aspx?|html?)[^'"\s]*)['"]""")
 SHARED_BY = 3  # listings that show one address: no photo of any of them
 SIZES = {"width", "w", "size", "sizes", "format"}  # what tells one size of a photo from the next
@@ -56,7 +58,7 @@ def extract_listings(html: str, page_url: str, site: Site) -> list[Listing]:
     soup = BeautifulSoup(html, "html.parser")
     base = _base_url(soup, page_url)
     cards = _select(soup, site.selectors.listing)
-    links = [link and absolute_link(base, link) for link in (read_link(card, site) for card in cards)]
+    links = [link and absolute_link(_base_of(card, base), link) for card in cards for link in [read_link(card, site)]]
     stand_ins = shared_sources(cards, site)
     found = [photos_of(card, base, site, stand_ins) for card in cards]
     looks = [_look(card, photos, site) for card, (photos, _) in zip(cards, found, strict=True)]
@@ -238,8 +240,16 @@ def named_id(card: Tag, by_link: str | None, link: str | None, site: Site) -> st
 
 
 def _base_url(soup: BeautifulSoup, page_url: str) -> str:
+    if soup.html and soup.html.get(BASE, "").startswith("http"):
+        return soup.html[BASE]
     base = soup.find("base", href=True)
     return absolute(page_url, base["href"]) or page_url if base else page_url
+
+
+def _base_of(tag: Tag, base: str) -> str:
+    """Return what an element's addresses are relative to, by default the page's `base`; "" leaves them as they are."""
+    holder = tag if tag.has_attr(BASE) else tag.find_parent(KEPT)
+    return base and (holder and holder.get(BASE) or base)
 
 
 def photos_of(
@@ -255,7 +265,7 @@ def photos_of(
     for tag in _select(scope, css):
         sources = addresses_of(tag, attribute, selectors.photos_path, stand_ins)
         bare += not sources and not attribute and is_bare(tag)
-        for url in filter(None, (absolute(base, source) for source in sources)):
+        for url in filter(None, (absolute(_base_of(tag, base), source) for source in sources)):
             for pattern, text in site.selectors.replace.items():
                 url = re.sub(pattern, text, url)
             found |= {url: None} if url else {}

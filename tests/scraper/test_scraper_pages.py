@@ -504,7 +504,7 @@ def test_a_card_whose_clock_ticks_stays_the_same_card():
     cards = Cards(site(selectors={"listing": ".card", "photos": "img"}), False)
     card = '<div class="card"><h2>Swift 2015, 4 km away</h2>ends in 1:02:{}, seen {} min ago</div>'
     for now in ((59, 3), ("07", 4)):
-        cards.take({"token": "page", "serials": [0], "inView": [0], "changed": [(0, card.format(*now))]})
+        cards.take({"token": "page", "serials": [0], "inView": [0], "changed": [(0, card.format(*now))], "base": ""})
     (key,) = cards.keys
     assert key.startswith("Swift 2015, 4 km away")
 
@@ -514,7 +514,7 @@ def test_an_element_that_shows_another_car_waits_for_its_photo():
 
     def look(car: int, photo: int) -> bool:
         html = f'<div class="card" data-id="{car}"><img src="/{photo}.jpg"></div>'
-        cards.take({"token": "page", "serials": [0], "inView": [0], "changed": [(0, html)]})
+        cards.take({"token": "page", "serials": [0], "inView": [0], "changed": [(0, html)], "base": ""})
         is_missing = cards.is_something_missing()
         cards.keep()
         return is_missing

@@ -18,6 +18,8 @@ SITES = {
         "scripts that wait for a visitor's first movement (WP Rocket)", "", CARDS, 12, 12, more=LIVELY
     ),
     "slideshow": Reported("one picture that changes", "", OWN_PAGES + '"#slide"', 4, 1, more=LIVELY),
+    "renamed": Reported("a script that changes the page's address", "", CARDS, 6, 6, more=LIVELY),
+    "more-by-link": Reported("a link to further cars in another folder", "", CARDS, 6, 6, more=BUTTON),
     "recommended": Reported(
         "other cars past the end of a search",
         *("?page={page}", CARDS, 15, 15, 0, "page=4: paging.empty shows.* 5 listings left out"),
@@ -117,6 +119,25 @@ def slideshow(path: str, query: dict, count: int) -> str:
     let shown = 0;
     setInterval(() => {{ slide.src = `/photos/{path}-${{++shown % 4}}.jpg`; }}, 1800);
     </script>"""
+
+
+def renamed(path: str, query: dict, count: int) -> str:
+    """The page gives itself another address; what it showed before is where it was, what it shows later is not."""
+    early, later = ("".join(card(n, f'<img src="../photos/{n % 3}.jpg">') for n in range(k, k + 3)) for k in (0, 3))
+    return f"""<main>{early}</main><script>
+    setTimeout(() => {{
+      history.replaceState(null, "", "/photos/of/swift/");
+      document.querySelector("main").insertAdjacentHTML("beforeend", {json.dumps(later)});
+    }}, 300);
+    </script>"""
+
+
+def more_by_link(path: str, query: dict, count: int) -> str:
+    """What looks like a button leads to a page in another folder, with the next cars."""
+    first = 3 if path else 0
+    up = "../" * (path.count("/") + 2)
+    cards = "".join(card(n, f'<img src="{up}photos/{n}.jpg">') for n in range(first, first + 3))
+    return cards + ("" if path else "<a id=more href=more-by-link/more/2>more</a>")
 
 
 def recommended(path: str, query: dict, count: int) -> str:
