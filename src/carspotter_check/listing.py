@@ -56,8 +56,8 @@ def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = No
         decided = [answer.photo for answer in sorted(seen, key=lambda answer: -(answer.unlike or 0.0))]
         found, allowed = apart(100 * mean, 100 * check.listing.unlike, 0)
         reason = (
-            f"together unlike the cars it knows (in the mean less like them than {found}% of good photos, "
-            f"{allowed}% may be): another model, or no car ({few})"
+            f"together unlike the cars it knows (in the mean less like them than {found} % of good photos, "
+            f"{allowed} % may be): another model, or no car ({few})"
         )
         return say(verdict, None, None, decided, reason)
     shares = np.array([list(answer.probabilities.values()) for answer in like])

@@ -103,7 +103,8 @@ function fill(card, file, answer) {
     for (const [name, share] of Object.entries(answer.probabilities)) bar(card, name, share);
   }
   const button = $(".explain", card);
-  button.hidden = Object.keys(answer.probabilities).length === 0;
+  // it shows what speaks for one class and not for another, which says nothing of a photo unlike all of them
+  button.hidden = answer.decided_by === "likeness" || Object.keys(answer.probabilities).length === 0;
   button.addEventListener("click", () => explain(file, card, button));
 }
 

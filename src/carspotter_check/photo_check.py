@@ -171,7 +171,7 @@ def printable(name: str) -> str:
 
 
 def _unlike_words(unlike: float, kind: str | None, class_names: list[str]) -> tuple[str, str]:
-    share = "than any good photo" if unlike >= 1 else f"than {unlike:.1%} of good photos"
+    share = "than any good photo" if unlike >= 1 else f"than {100 * unlike:.1f} % of good photos"
     unlikeness = f"less like the known cars {share}"
     if kind is None:
         return "not_sure", f"unlike every car it knows ({unlikeness}): another model, or not a car"

@@ -260,7 +260,7 @@ def test_the_card_counts_evaluations_of_each_sealed_set_apart_and_gives_the_runs
     card = (tmp_path / "card.md").read_text()
     assert "- sealed test photos: 2 evaluations so far, 1 of this run" in card
     assert "- sealed shifted photos: 1 evaluations so far, 1 of this run" in card
-    assert "final: accuracy 0.750 [0.500, 0.900] (95.0% interval)" in card and "final: no score was written" in card
+    assert "final: accuracy 0.750 [0.500, 0.900] (95 % interval)" in card and "final: no score was written" in card
 
 
 def test_a_check_from_the_bundle_names_what_the_run_names(study, runs_of, bundle):
