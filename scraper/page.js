@@ -116,7 +116,7 @@ const isBare = picture => [picture, ...picture.querySelectorAll("img, source")].
 
 // Moves, then tells which cards there are, which are in view, and the HTML of those that changed.
 // `photos` selects the pictures in a card; null where the cards are pictures themselves.
-function survey(selector, photos, move, again, background, target, within, isNew, end) {
+function survey(selector, photos, move, again, background, target, within, redraw, isNew, end) {
   const state = window.__scraper ??= {
     token: String(Math.random()), serials: new WeakMap(), next: 0, seen: new WeakSet(), observed: new WeakSet(),
     plain: new WeakSet(), bare: new WeakMap(), strips: new WeakMap(), turns: new WeakMap(), dirty: new Set()};
@@ -256,6 +256,7 @@ function survey(selector, photos, move, again, background, target, within, isNew
     || document.querySelector("meta[http-equiv=refresh i]") !== null;
   state.dirty.clear();
   const ready = document.readyState === "complete" && !window.__scraperIsDue?.(within, isNew), drawn = state.drawn ?? true;
+  const due = Boolean(window.__scraperIsDue?.(redraw));  // a timer may be about to draw what scrolling brought into view
   const ended = Boolean(end) && marks(end).length > 0;
-  return {token: state.token, base: document.baseURI, serials, changed, inView, unseen, bare, moved, drawn, alive, ready, ended};
+  return {token: state.token, base: document.baseURI, serials, changed, inView, unseen, bare, moved, drawn, due, alive, ready, ended};
 }

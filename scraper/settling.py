@@ -66,9 +66,9 @@ class Settling:
     def survey(self, move: str = "", target: int | None = None) -> str:
         """Move as page.js knows it, take note of what the page shows, and return what moved."""
         where = self._selector or "html", self._photos, move, self._again, BACKGROUND, target
-        within, changed_at = 1000 * self.paging.patience, self.cards.changed_at
+        within, changed_at = (1000 * self.paging.patience, 1000 * REDRAW), self.cards.changed_at
         is_new, end = changed_at != self._changed_at, self.paging.end
-        self.answer = self.run("survey", *where, within, is_new, end)
+        self.answer = self.run("survey", *where, *within, is_new, end)
         self._again, self._changed_at = False, changed_at
         self.cards.take(self.answer)
         return self.answer["moved"]
@@ -199,11 +199,13 @@ class Settling:
 
         def is_drawn() -> bool:
             self.survey()
-            more = self.answer["unseen"] or self.answer["bare"] or self.cards.changed_at != changed_at
-            return self.answer["drawn"] and (more or time.monotonic() - began > REDRAW)
+            waited = time.monotonic() - began
+            if self.answer["unseen"] or self.answer["bare"] or self.cards.changed_at != changed_at:
+                return self.answer["drawn"] or waited > LONGEST_FRAME
+            return waited > (REDRAW if self.answer["drawn"] else LONGEST_FRAME) and not self.answer["due"]
 
         if moved or target is None:
-            self.until(is_drawn, LONGEST_FRAME)
+            self.until(is_drawn, max(LONGEST_FRAME, self.paging.patience))
         return moved
 
     def _look(self) -> None:

@@ -55,6 +55,7 @@ SITES = {
     "whole-in-view": Reported("github.com/ApoorvSaxena/lozad.js/issues/72", "", CARDS, 12, 12, more=LIVELY),
     "slides-in-cards": Reported("github.com/whcmark/angular-slick-carousel/issues/73", "", CARDS, 16, 4, more=LIVELY),
     "rows-at-rest": Reported("github.com/bvaughn/react-virtualized/issues/1059", "", CARDS, 40, 40, more=LIVELY),
+    "rows-long-at-rest": Reported("the same, on a slow machine", "", CARDS, 40, 40, more=LIVELY),
     "carousel": Reported("github.com/dkern/jquery.lazy/issues/223", "", OWN_PAGES + '".slide img"', 16, 2, more=LIVELY),
     # 4: a page is taken when it has settled
     "gallery-by-script": Reported(
@@ -219,7 +220,7 @@ def slides_in_cards(path: str, query: dict, count: int) -> str:
     </script>"""
 
 
-def rows_at_rest(path: str, query: dict, count: int) -> str:
+def rows_at_rest(path: str, query: dict, count: int, milliseconds: int = 150) -> str:
     """Rows in a box of their own; only those in view are there, and those come when scrolling has ceased."""
     return """<style>#box {height: 600px; overflow-y: auto} #rows {position: relative; height: 6000px}
     .car {position: absolute; height: 150px}</style><div id=box><div id=rows></div></div><script>
@@ -230,9 +231,14 @@ def rows_at_rest(path: str, query: dict, count: int) -> str:
       for (let n = first; n < last; n++) rows.insertAdjacentHTML("beforeend",
         `<div class=car data-id="${n}" style="top: ${150 * n}px"><h2>Car ${n}</h2><img src="/photos/${n}.jpg"></div>`);
     }
-    box.addEventListener("scroll", () => { clearTimeout(timer); timer = setTimeout(draw, 150); });
+    box.addEventListener("scroll", () => { clearTimeout(timer); timer = setTimeout(draw, REST); });
     draw();
-    </script>"""
+    </script>""".replace("REST", str(milliseconds))
+
+
+def rows_long_at_rest(path: str, query: dict, count: int) -> str:
+    """The rows come later than most pages need to draw."""
+    return rows_at_rest(path, query, count, 600)
 
 
 def carousel(path: str, query: dict, count: int) -> str:
