@@ -186,26 +186,31 @@ class Settling:
         self._paid = self.traffic.started()
 
     def _move(self, move: str, target: int | None = None, may_load: bool = False) -> str:
-        """Move, wait until the page was drawn, a moment longer where the last known card is in view; return what moved.
+        """Move, wait until the page was drawn, longer where the last known card is in view; return what moved.
 
+        A list may draw what came into view by a timer, or when a script has it, and would lose it if we went on.
         Near the end of a list a step needs the site's permission, unless none has caused a request lately.
         """
         started = self.traffic.started()
         is_paid = not may_load or started == self._paid
         self._paid = self._paid if is_paid else started
         with nullcontext() if is_paid else self.downloader.permit(self.url):
+            began = busy_at = time.monotonic()
             moved = self.survey(move, target)
-        changed_at, began = self.cards.changed_at, time.monotonic()
+        changed_at = self.cards.changed_at
 
-        def is_drawn() -> bool:
+        def is_over() -> bool:
+            nonlocal busy_at
             self.survey()
-            waited = time.monotonic() - began
+            now, is_drawn = time.monotonic(), self.answer["drawn"]
             if self.answer["unseen"] or self.answer["bare"] or self.cards.changed_at != changed_at:
-                return self.answer["drawn"] or waited > LONGEST_FRAME
-            return waited > (REDRAW if self.answer["drawn"] else LONGEST_FRAME) and not self.answer["due"]
+                return is_drawn or now - began > LONGEST_FRAME
+            if self.answer["due"] or self.traffic.are_pending(self.url, began):
+                busy_at = now
+            return now - busy_at > (REDRAW if is_drawn else LONGEST_FRAME)
 
         if moved or target is None:
-            self.until(is_drawn, max(LONGEST_FRAME, self.paging.patience))
+            self.until(is_over, max(LONGEST_FRAME, self.paging.patience))
         return moved
 
     def _look(self) -> None:

@@ -28,14 +28,15 @@ class Traffic:
         self._read()
         return self._started
 
-    def are_pending(self, page_url: str) -> bool:
-        """Tell whether a script, or the data that one asked for, is still on its way to a page.
+    def are_pending(self, page_url: str, since: float = 0.0) -> bool:
+        """Tell whether a script, or the data that one asked for `since` a moment, is still on its way to a page.
 
         A stream counts if it comes from the page's own site: another's is a chat window, or counts visitors.
         """
         self._read()
         ours = (stream for stream in self._streams.values() if _site_of(stream[1]) == _site_of(page_url))
-        return any(began > time.monotonic() - LONGEST_REQUEST for began, _ in (*self._pending.values(), *ours))
+        since = max(since, time.monotonic() - LONGEST_REQUEST)
+        return any(began > since for began, _ in (*self._pending.values(), *ours))
 
     def leave(self) -> None:
         """Wait no more for what the page that is shown now asked for: another is opened."""

@@ -56,6 +56,7 @@ SITES = {
     "slides-in-cards": Reported("github.com/whcmark/angular-slick-carousel/issues/73", "", CARDS, 16, 4, more=LIVELY),
     "rows-at-rest": Reported("github.com/bvaughn/react-virtualized/issues/1059", "", CARDS, 40, 40, more=LIVELY),
     "rows-long-at-rest": Reported("the same, on a slow machine", "", CARDS, 40, 40, more=LIVELY),
+    "rows-on-request": Reported("the same, with rows that are asked for", "", CARDS, 40, 40, more=LIVELY),
     "carousel": Reported("github.com/dkern/jquery.lazy/issues/223", "", OWN_PAGES + '".slide img"', 16, 2, more=LIVELY),
     # 4: a page is taken when it has settled
     "gallery-by-script": Reported(
@@ -239,6 +240,15 @@ def rows_at_rest(path: str, query: dict, count: int, milliseconds: int = 150) ->
 def rows_long_at_rest(path: str, query: dict, count: int) -> str:
     """The rows come later than most pages need to draw."""
     return rows_at_rest(path, query, count, 600)
+
+
+def rows_on_request(path: str, query: dict, count: int) -> str:
+    """Each time scrolling has ceased, a script asks for the rows, and has them almost a second later."""
+    if path:
+        time.sleep(0.8)
+        return ""
+    ask = 'timer = setTimeout(() => fetch("/reported/rows-on-request/rows").then(draw), 150)'
+    return rows_at_rest(path, query, count).replace("timer = setTimeout(draw, 150)", ask)
 
 
 def carousel(path: str, query: dict, count: int) -> str:
