@@ -167,7 +167,10 @@ function survey(selector, photos, move, again, background, target, within, redra
   };
   const go = (element, isDown) => {  // whether it could be scrolled
     const {scrollTop, scrollLeft, clientHeight, clientWidth} = element;
-    const top = isDown ? 0.9 * Math.min(clientHeight, innerHeight) : 0;
+    const start = element === document.scrollingElement ? 0 : element.getBoundingClientRect().top;
+    const end = found.length ? found[found.length - 1].getBoundingClientRect().bottom - start : 0;
+    const most = 0.9 * Math.min(clientHeight, innerHeight);
+    const top = isDown ? (end > 1 ? Math.min(most, end) : most) : 0;  // to the end of the last card: others may follow
     const left = isDown ? 0 : 0.9 * Math.min(clientWidth, innerWidth);
     element.scrollBy({top, left, behavior: "instant"});
     return element.scrollTop > scrollTop + 1 || element.scrollLeft > scrollLeft + 1;

@@ -254,10 +254,13 @@ class Settling:
 
     def _scroll_to_more(self, known: int) -> None:
         """Scroll to the end of what scrolls, and no further than to where new cards come."""
+        may_be_late = self.cards.has_lost()  # as a list that holds only what is in view, on a busy machine
         for _ in range(MAX_STEPS):
             is_over = len(self.cards.keys) > known or self._move("on", may_load=True) != "further"
             if is_over or self.at_end():
                 return
+            if may_be_late and len(self.cards.keys) == known:
+                may_be_late = self._has_more(known, self.paging.patience)
 
     def press(self, selector: str) -> bool:
         """Click the button that shows more, or others, and tell whether cards came that were not there before."""
