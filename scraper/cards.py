@@ -47,7 +47,7 @@ class Cards:
         self.present: list[Card] = []
         self._in_view: list[Card] = []
         self._tried: set[tuple[str, int]] = set()  # elements that were in view
-        self._token = self._base = ""
+        self._token = ""
         self._by_serial: dict[int, Card] = {}
         self._kept: dict[object, Card] = {}
         self._faces: defaultdict = defaultdict(dict)  # element of a gallery -> what it showed, one after the other
@@ -58,9 +58,8 @@ class Cards:
         if answer["token"] != self._token:  # another document
             self._token, self._by_serial = answer["token"], {}
             self.documents += 1
-        self._base = answer["base"]
         for serial, html in answer["changed"]:
-            card = self._by_serial[serial] = self._read(serial, html)
+            card = self._by_serial[serial] = self._read(serial, html, answer["base"])
             pairs = {(None if self.is_detail else card.key, value) for value in (None, card.link, *card.photos)}
             if not pairs <= self.noticed:
                 now = time.monotonic()
@@ -76,7 +75,7 @@ class Cards:
             by_key = {card.key: card for card in self.present}
             self._shown_by = Counter(photo for card in by_key.values() for photo in set(card.photos))
 
-    def _read(self, serial: int, html: str) -> Card:
+    def _read(self, serial: int, html: str, base: str) -> Card:
         """Read a card; addresses are as the page has them, for comparing it with itself a moment later."""
         tag, element = BeautifulSoup(html, "html.parser").find(True), (self._token, serial)
         photos, _ = photos_of(tag, "", self.site, detail=self.is_detail)
@@ -84,15 +83,15 @@ class Cards:
             detail = self.site.detail
             photos = photos or tuple(addresses_of(tag, split_selector(detail.photos)[1], detail.photos_path))
             if photos:
-                self._faces[element][tuple(map(self.site.name_of, photos))] = self._base, html
-            return Card(element, element if photos else None, None, photos, html, self._base)
+                self._faces[element][tuple(map(self.site.name_of, photos))] = base, html
+            return Card(element, element if photos else None, None, photos, html, base)
         link = read_link(tag, self.site)
         name = named_id(tag, link, link, self.site)
         text = " ".join(TICKING.sub("", tag.get_text(" ")).split())
         key, before = name or text or photos or None, self._by_serial.get(serial)
         is_another = before is not None and before.key not in (None, key)
         left_over = before.photos if is_another else before.left_over if before else ()
-        return Card(element, key, link, photos, html, self._base, bool(name), left_over)
+        return Card(element, key, link, photos, html, base, bool(name), left_over)
 
     def is_something_missing(self) -> bool:
         """Tell whether a card in view is not complete and was not waited for yet."""

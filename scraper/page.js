@@ -115,7 +115,8 @@ const isBare = picture => [picture, ...picture.querySelectorAll("img, source")].
   ![...e.attributes].some(a => /^(src|style$|href$|data-)|srcset$/.test(a.name) && address(a.value)));
 
 // Moves, then tells which cards there are, which are in view, and the HTML of those that changed.
-// `photos` selects the pictures in a card; null where the cards are pictures themselves.
+// `photos` selects the pictures in a card; null where the cards are pictures themselves. A page is not `ready` while a
+// timer runs out `within` so many milliseconds; one that does so within `redraw` is `due`, as after a step.
 function survey(selector, photos, move, again, background, target, within, redraw, isNew, end) {
   const state = window.__scraper ??= {
     token: String(Math.random()), serials: new WeakMap(), next: 0, seen: new WeakSet(), observed: new WeakSet(),
@@ -261,5 +262,6 @@ function survey(selector, photos, move, again, background, target, within, redra
   const ready = document.readyState === "complete" && !window.__scraperIsDue?.(within, isNew), drawn = state.drawn ?? true;
   const due = Boolean(window.__scraperIsDue?.(redraw));  // a timer may be about to draw what scrolling brought into view
   const ended = Boolean(end) && marks(end).length > 0;
-  return {token: state.token, base: document.baseURI, serials, changed, inView, unseen, bare, moved, drawn, due, alive, ready, ended};
+  const cards = {token: state.token, base: document.baseURI, serials, changed, inView};
+  return {...cards, unseen, bare, moved, drawn, due, alive, ready, ended};
 }

@@ -66,9 +66,9 @@ class Settling:
     def survey(self, move: str = "", target: int | None = None) -> str:
         """Move as page.js knows it, take note of what the page shows, and return what moved."""
         where = self._selector or "html", self._photos, move, self._again, BACKGROUND, target
-        within, changed_at = (1000 * self.paging.patience, 1000 * REDRAW), self.cards.changed_at
+        milliseconds, changed_at = (1000 * self.paging.patience, 1000 * REDRAW), self.cards.changed_at
         is_new, end = changed_at != self._changed_at, self.paging.end
-        self.answer = self.run("survey", *where, *within, is_new, end)
+        self.answer = self.run("survey", *where, *milliseconds, is_new, end)
         self._again, self._changed_at = False, changed_at
         self.cards.take(self.answer)
         return self.answer["moved"]

@@ -29,9 +29,10 @@ class Traffic:
         return self._started
 
     def are_pending(self, page_url: str, since: float = 0.0) -> bool:
-        """Tell whether a script, or the data that one asked for `since` a moment, is still on its way to a page.
+        """Tell whether a script, or the data that one asked for, is still on its way to a page.
 
-        A stream counts if it comes from the page's own site: another's is a chat window, or counts visitors.
+        Only what began after `since`, as time.monotonic() tells, counts. A stream does if it comes from the page's own
+        site: another's is a chat window, or counts visitors.
         """
         self._read()
         ours = (stream for stream in self._streams.values() if _site_of(stream[1]) == _site_of(page_url))

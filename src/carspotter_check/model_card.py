@@ -52,8 +52,8 @@ def write_card(path: Path, study: Study, run: Run, manifest: dict[str, Any]) -> 
         "",
         f"- temperature {rejection['temperature']:.3f}, fitted on one half of the validation groups",
         f"- one photo: confidence of {digits(rejection['confidence'])} or more, certified on the other half, on "
-        f"{rejection['photos']} photos, one of each group (asked for: at most {100 * rejection['risk']:g} % of the answers "
-        f"wrong): {rejection['reason']}",
+        f"{rejection['photos']} photos, one of each group (asked for: at most {100 * rejection['risk']:g} % of the "
+        f"answers wrong): {rejection['reason']}",
         f"- all photos of one car: confidence of {digits(listing['confidence'])} or more, certified on "
         f"{listing['listings']} listings of the other half (correlation of two photos {listing['correlation']:.2f}, "
         f"fitted on the first): {listing['reason']}",
@@ -103,6 +103,8 @@ def _test_lines(study: Study, run: Run) -> list[str]:
         lines.append(f"- sealed {split} photos: {len(there)} evaluations so far, {len(of_run)} of this run")
         for look in of_run:
             interval = scores.get((split, look["look"]))
-            found = f"accuracy {interval} ({100 * interval.level:g} % interval)" if interval else "no score was written"
+            found = (
+                f"accuracy {interval} ({100 * interval.level:.4g} % interval)" if interval else "no score was written"
+            )
             lines.append(f"  - evaluation {look['look']} at {look['time']}, {look['reason']}: {found}")
     return lines

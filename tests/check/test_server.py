@@ -763,6 +763,15 @@ def test_a_swift_claimed_as_wagonr_is_flagged_on_the_page(server, browser, tmp_p
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("decided_by", "is_hidden"), [("likeness", True), ("confidence", False)])
+def test_what_decided_is_offered_only_where_a_class_was(server, browser, decided_by, is_hidden):
+    answer = {"verdict": "not_sure", "reason": "", "probabilities": {"swift": 0.9, "wagonr": 0.1}, "unlike": 0.999}
+    browser.get(server.url)
+    fill = "const one = card(new Blob(), ''); fill(one, new Blob(), arguments[0]); return $('.explain', one).hidden;"
+    assert browser.execute_script(fill, answer | {"decided_by": decided_by}) == is_hidden
+
+
+@pytest.mark.slow
 def test_photos_of_one_car_get_one_verdict_on_top_of_their_own(server, browser, tmp_path):
     for name, colour in (("front", "red"), ("rear", "red"), ("other", "blue")):
         (tmp_path / f"{name}.jpg").write_bytes(car(colour))

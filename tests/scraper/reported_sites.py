@@ -32,6 +32,7 @@ class Reported:
 CARDS = 'listing = "div.car"\nid = "@data-id"\nphotos = "img"'
 OWN_PAGES = 'listing = "div.car"\nlink = "a"\n[detail]\nphotos = '
 NUMBERED = '[paging]\nkind = "numbered"\npatience = 2.0\nsettle = 0.4\n'
+PATIENT = "[paging]\npatience = 6.0\nsettle = 0.4\n"
 LIVELY = "[paging]\npatience = 3.0\nsettle = 0.6\n"
 SITES = {
     # 1: what is missing is said
@@ -56,7 +57,11 @@ SITES = {
     "slides-in-cards": Reported("github.com/whcmark/angular-slick-carousel/issues/73", "", CARDS, 16, 4, more=LIVELY),
     "rows-at-rest": Reported("github.com/bvaughn/react-virtualized/issues/1059", "", CARDS, 40, 40, more=LIVELY),
     "rows-long-at-rest": Reported("the same, on a slow machine", "", CARDS, 40, 40, more=LIVELY),
-    "rows-on-request": Reported("the same, with rows that are asked for", "", CARDS, 40, 40, more=LIVELY),
+    "rows-on-request": Reported("the same, with rows that are asked for", "", CARDS, 40, 40, more=PATIENT),
+    "rows-by-worker": Reported(
+        "the same, with rows of which nothing tells that they will come", "", CARDS, 40, 40, more=PATIENT
+    ),
+    "rows-every-other-time": Reported("the same, where every second step is missed", "", CARDS, 40, 40, more=LIVELY),
     "carousel": Reported("github.com/dkern/jquery.lazy/issues/223", "", OWN_PAGES + '".slide img"', 16, 2, more=LIVELY),
     # 4: a page is taken when it has settled
     "gallery-by-script": Reported(
@@ -221,34 +226,50 @@ def slides_in_cards(path: str, query: dict, count: int) -> str:
     </script>"""
 
 
-def rows_at_rest(path: str, query: dict, count: int, milliseconds: int = 150) -> str:
+WHEN_AT_REST = "clearTimeout(timer); timer = setTimeout(draw, 150);"
+
+
+def rows_at_rest(path: str, query: dict, count: int, on_scroll: str = WHEN_AT_REST) -> str:
     """Rows in a box of their own; only those in view are there, and those come when scrolling has ceased."""
     return """<style>#box {height: 600px; overflow-y: auto} #rows {position: relative; height: 6000px}
     .car {position: absolute; height: 150px}</style><div id=box><div id=rows></div></div><script>
-    let timer;
+    let timer, steps = 0;
     function draw() {
       const first = Math.floor(box.scrollTop / 150), last = Math.min(40, first + 5);
       rows.innerHTML = "";
       for (let n = first; n < last; n++) rows.insertAdjacentHTML("beforeend",
         `<div class=car data-id="${n}" style="top: ${150 * n}px"><h2>Car ${n}</h2><img src="/photos/${n}.jpg"></div>`);
     }
-    box.addEventListener("scroll", () => { clearTimeout(timer); timer = setTimeout(draw, REST); });
+    box.addEventListener("scroll", () => { ON_SCROLL });
     draw();
-    </script>""".replace("REST", str(milliseconds))
+    </script>""".replace("ON_SCROLL", on_scroll)
 
 
 def rows_long_at_rest(path: str, query: dict, count: int) -> str:
     """The rows come later than most pages need to draw."""
-    return rows_at_rest(path, query, count, 600)
+    return rows_at_rest(path, query, count, WHEN_AT_REST.replace("150", "600"))
 
 
 def rows_on_request(path: str, query: dict, count: int) -> str:
-    """Each time scrolling has ceased, a script asks for the rows, and has them almost a second later."""
+    """Each time scrolling has ceased, a script asks for the rows, and has them well over a second later."""
     if path:
-        time.sleep(0.8)
+        time.sleep(1.5)
         return ""
-    ask = 'timer = setTimeout(() => fetch("/reported/rows-on-request/rows").then(draw), 150)'
-    return rows_at_rest(path, query, count).replace("timer = setTimeout(draw, 150)", ask)
+    ask = '() => fetch("/reported/rows-on-request/rows").then(draw)'
+    return rows_at_rest(path, query, count, WHEN_AT_REST.replace("draw", ask))
+
+
+def rows_by_worker(path: str, query: dict, count: int) -> str:
+    """The first rows come at once, the others a second after scrolling has ceased, from a worker."""
+    worker = "let timer; onmessage = () => { clearTimeout(timer); timer = setTimeout(postMessage, 1000, 0); };"
+    make = f"""window.worker ??= new Worker("data:text/javascript," + encodeURIComponent("{worker}"));"""
+    later = f"{make} worker.onmessage = draw; worker.postMessage(0);"
+    return rows_at_rest(path, query, count, f"if (++steps < 3) draw(); else {{ {later} }}")
+
+
+def rows_every_other_time(path: str, query: dict, count: int) -> str:
+    """The rows are drawn at every second step, as by a list that has no time for each."""
+    return rows_at_rest(path, query, count, "if (++steps % 2 === 0) draw();")
 
 
 def carousel(path: str, query: dict, count: int) -> str:

@@ -7,9 +7,8 @@ import time
 from collections.abc import Iterator
 
 from tests.scraper.lively_sites import BUTTON
-from tests.scraper.reported_sites import CARDS, LIVELY, NUMBERED, OWN_PAGES, Reported, card, numbered, photo
+from tests.scraper.reported_sites import CARDS, LIVELY, NUMBERED, OWN_PAGES, PATIENT, Reported, card, numbered, photo
 
-PATIENT = "[paging]\npatience = 6.0\nsettle = 0.4\n"
 SITES = {
     "scroll-then-button": Reported("a button that comes after some scrolling", "", CARDS, 20, 20, more=BUTTON),
     "streamed": Reported("cards that an EventSource brings, with pauses", "", CARDS, 15, 15, more=PATIENT),
@@ -128,6 +127,7 @@ def renamed(path: str, query: dict, count: int) -> str:
     setTimeout(() => {{
       history.replaceState(null, "", "/photos/of/swift/");
       document.querySelector("main").insertAdjacentHTML("beforeend", {json.dumps(later)});
+      document.querySelector("img").src = "../../9.jpg";
     }}, 300);
     </script>"""
 
