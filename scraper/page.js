@@ -209,8 +209,9 @@ function survey(selector, photos, move, again, background, target, within, redra
       if (scrollers().some(e => go(e, true) || scrollsAside(e) && go(e, false))) moved = "further";
       clips.clear();
     }
-  } else if (move === "back") {
-    for (const scroller of scrollers()) scroller.scrollBy({top: -innerHeight, behavior: "instant"});
+  } else if (move === "back" || move === "top") {
+    const top = move === "top" ? -1e9 : -innerHeight;
+    for (const scroller of scrollers()) scroller.scrollBy({top, behavior: "instant"});
     clips.clear();
   }
   if (move) {  // what watches for elements in view hears of it when the page is drawn

@@ -143,6 +143,7 @@ class Settling:
             self._look_again()
             return not self.answer["alive"] or self._is_calm(0.0, self.paging.settle)
 
+        in_all = -1  # cards after the last walk through a list that drops what is not in view
         for _ in range(MAX_ROUNDS):
             self.walk()
             while self.answer["alive"] and not self.is_enough() and self.scroll_on(0):
@@ -154,10 +155,15 @@ class Settling:
             if self.loads >= self.paging.max_pages:
                 self.odd = "stopped at paging.max_pages while more cards came"
             is_new = len(self.cards.noticed) > before
-            if self.is_enough() or not is_new and not self._visit_unseen():
+            if self.is_enough():
                 return
             if is_new:
                 self.survey("first")
+            elif not self._visit_unseen():
+                if self.is_detail or not self.cards.has_lost() or len(self.cards.keys) == in_all:
+                    return
+                in_all = len(self.cards.keys)
+                self._move("top")  # the list may have been late with some of its cards
         self.odd = f"cards kept coming after {MAX_ROUNDS} times through the page"
 
     def _visit_unseen(self) -> bool:
@@ -205,9 +211,10 @@ class Settling:
             now, is_drawn = time.monotonic(), self.answer["drawn"]
             if self.answer["unseen"] or self.answer["bare"] or self.cards.changed_at != changed_at:
                 return is_drawn or now - began > LONGEST_FRAME
-            if self.answer["due"] or self.traffic.are_pending(self.url, began):
+            is_late = not is_drawn and now - began < LONGEST_FRAME
+            if is_late or self.answer["due"] or self.traffic.are_pending(self.url, began):
                 busy_at = now
-            return now - busy_at > (REDRAW if is_drawn else LONGEST_FRAME)
+            return now - busy_at > REDRAW
 
         if moved or target is None:
             self.until(is_over, max(LONGEST_FRAME, self.paging.patience))
