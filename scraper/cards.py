@@ -120,12 +120,13 @@ class Cards:
         """Return how many cards are complete, with those that the page no longer shows."""
         return len({card.key for card in self.present if self._is_complete(card)} | self._kept.keys())
 
-    def keep(self) -> None:
-        """Keep what the page shows now, each card as it was with the most photos."""
+    def keep(self, only_new: bool = False) -> None:
+        """Keep what the page shows now, each card as it was with the most photos; or only what is new and named."""
         for card in self.present:
             kept, own = self._kept.get(card.key), self._own_photos(card)
             is_another_cars = card.left_over and card.photos and not own and card.key not in self.given_up
-            if card.key and not is_another_cars and (not kept or len(own) >= len(self._own_photos(kept))):
+            is_better = not kept or not only_new and len(own) >= len(self._own_photos(kept))
+            if card.key and not is_another_cars and is_better and (card.is_named or not only_new):
                 self._kept[card.key] = card
 
     def lost_html(self) -> str:

@@ -71,6 +71,8 @@ class Settling:
         self.answer = self.run("survey", *where, *milliseconds, is_new, end)
         self._again, self._changed_at = False, changed_at
         self.cards.take(self.answer)
+        if move:
+            self.cards.keep(only_new=True)  # what came just before the move may be gone at the next look
         return self.answer["moved"]
 
     def until(self, condition: Callable[[], object], seconds: float) -> bool:
@@ -143,7 +145,7 @@ class Settling:
             self._look_again()
             return not self.answer["alive"] or self._is_calm(0.0, self.paging.settle)
 
-        in_all = -1  # cards after the last walk through a list that drops what is not in view
+        in_all = -1  # complete cards after the last walk through a list that drops what is not in view
         for _ in range(MAX_ROUNDS):
             self.walk()
             while self.answer["alive"] and not self.is_enough() and self.scroll_on(0):
@@ -160,9 +162,9 @@ class Settling:
             if is_new:
                 self.survey("first")
             elif not self._visit_unseen():
-                if self.is_detail or not self.cards.has_lost() or len(self.cards.keys) == in_all:
+                if self.is_detail or not self.cards.has_lost() or self.cards.count() == in_all:
                     return
-                in_all = len(self.cards.keys)
+                in_all = self.cards.count()
                 self._move("top")  # the list may have been late with some of its cards
         self.odd = f"cards kept coming after {MAX_ROUNDS} times through the page"
 

@@ -5,6 +5,7 @@ import re
 import textwrap
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from bs4 import BeautifulSoup
@@ -22,6 +23,7 @@ from scraper.pages import (
     lists_more_photos,
 )
 from scraper.pictures import parse_srcset
+from scraper.settling import Settling
 from scraper.site import SITES, SiteError, load_site, parse_site
 from scraper.site_check import _describe, nearest_selector
 from scraper.traffic import Traffic
@@ -523,6 +525,17 @@ def test_an_element_that_shows_another_car_waits_for_its_photo():
     kept = extract_listings(cards.lost_html(), URL, site())
     assert [(one.id, one.photos[0][-5]) for one in kept] == [("1", "1"), ("2", "2")]
     assert cards.has_lost() and cards.count() == 2
+
+
+def test_a_card_that_comes_just_before_a_move_is_not_lost():
+    card = (0, '<div class="card" data-id="7"><img src="/a.jpg"></div>')
+    nothing = {"token": "page", "serials": [], "inView": [], "changed": [], "base": "", "moved": "further"}
+    answers = iter([nothing | {"serials": [0], "inView": [0], "changed": [card]}, nothing])
+    driver = SimpleNamespace(execute_script=lambda *_: next(answers))
+    page = Settling(SimpleNamespace(driver=driver, site=site(), traffic=None, downloader=None), URL, None, False)
+    page.survey("on")
+    page.survey()
+    assert page.cards.has_lost() and "/a.jpg" in page.cards.lost_html()
 
 
 def test_own_page_adds_photos_and_fields():
