@@ -20,6 +20,7 @@ from scraper.politeness import BUSY, Busy, Failed, Pacer, Refused, Robots, forbi
 from scraper.site import ROBOT_NAME, Site
 
 MAX_REDIRECTS = 5
+REDIRECTS = (301, 302, 303, 307, 308)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Downloader:
             check(url)
             self.pacer.wait(url)
             status, result = self._ask(url, headers, read)
-            if status not in (301, 302, 303, 307, 308):
+            if status not in REDIRECTS:
                 return result
             if not result:
                 raise Refused(f"redirect without an address: status {status}")
@@ -122,8 +123,8 @@ class Downloader:
                 status = response.status_code
                 if status in BUSY:
                     raise Busy(f"status {status}", url, parse_retry_after(response.headers.get("Retry-After", "")))
-                location = response.headers.get("Location", "") if response.is_redirect else ""
-                result = location if 300 <= status < 400 else read(url, response)
+                is_redirect = status in REDIRECTS
+                result = self._session.get_redirect_target(response) if is_redirect else read(url, response)
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError) as error:
             raise Refused(f"not a usable address: {error}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:

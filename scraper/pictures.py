@@ -13,10 +13,10 @@ from PIL import features
 LAZY_ATTRIBUTES = (
     "data-scraper-source",  # set by `early.js` on a picture in memory: where its bytes came from
     *("data-src", "data-original", "data-lazy-src", "data-lazy"),
-    *("data-image", "data-background-image", "data-bg", "data-url"),
+    *("data-image", "data-background-image", "data-bg"),
 )
 LARGE = re.compile("data-.*(zoom|large|full|big|hi-?res|high|retina).*")
-LIKELY = re.compile("data-.*(orig|lazy|src).*")
+LIKELY = re.compile("data-.*(orig|lazy|src|url).*")
 SMALL_SIZE = re.compile(
     "data-.*(thumb|small|mini|preview|placeholder|low|blur|lqip|icon|logo|avatar|hover|next|prev).*"
 )
@@ -114,6 +114,8 @@ def _plain(tag: Tag, stand_ins: Collection[str]) -> str | None:
         value = _unwrap(value) if isinstance(value, str) else ""
         if not is_address(value) or STAND_IN.fullmatch(value.rpartition("/")[2]):
             continue
+        if name != "src" and not re.search("[/.]", value):  # data-lazy="true", data-image="2"
+            continue
         if name == "src" and value in stand_ins or name in own and not IMAGE_FILE.fullmatch(value):
             continue
         return value
@@ -148,7 +150,8 @@ def _unwrap(value: str) -> str:
 
 
 def _background(tag: Tag) -> list[str]:
-    styles = (tag.get(name) or "" for name in ("style", "data-style", BACKGROUND))
+    # as the browser reads it, without escapes, comes first
+    styles = (tag.get(name) or "" for name in (BACKGROUND, "style", "data-style"))
     return list(filter(is_address, (_unwrap(style) for style in styles if STYLE_URL.search(style))))[:1]
 
 

@@ -16,7 +16,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from urllib.parse import parse_qs, parse_qsl, urlsplit
+from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
 
 from PIL import Image
 
@@ -403,6 +403,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def not_implemented(self, _) -> None:
         self.send(b"", status=501)
+
+    def not_modified(self, _) -> None:
+        self.send(b"", status=304)
+
+    def to_raw(self, _) -> None:
+        query = urlsplit(self.path).query
+        if query:
+            self.send(jpeg("raw"), status=200 if unquote(query) == "मारुति" else 404)
+        else:
+            self.redirect("/to-raw.jpg?मारुति".encode().decode("latin-1"))
 
     def loop(self, _) -> None:
         self.redirect("/loop-back.jpg")

@@ -171,6 +171,10 @@ PICTURES = {
         '<img lazy="/a.jpg" alt="x.jpg">',
         ["https://cars.example/a.jpg"],
     ),
+    "attributes of a lazy loader that are no addresses, and one of a page": (
+        '<img src="/a.jpg" data-lazy="true"><img src="/b.jpg" data-image="2"><img src="/c.jpg" data-url="/car/7">',
+        [f"https://cars.example/{name}.jpg" for name in "abc"],
+    ),
     "an attribute that nobody knows, no file": ('<img data-pic="/image/7">', ["https://cars.example/image/7"]),
     "JSON in an attribute that nobody knows": (
         """<img data-pics='{"big": "/a.jpg"}' src="data:,">""",
@@ -192,6 +196,10 @@ PICTURES = {
     "CSS background": (
         "<div class='bg' style=\"background: url('/a.jpg') center\"></div>",
         ["https://cars.example/a.jpg"],
+    ),
+    "CSS background with escapes, beside what the browser makes of it": (
+        r"""<p class="bg" style="background: url('/it\'s.jpg')" data-scraper-background='url("/it&#39;s.jpg")'></p>""",
+        ["https://cars.example/it's.jpg"],
     ),
     "CSS background for screens of several densities": (
         '<div class="bg" style="background-image: image-set(url(/1.jpg) 1x, url(/2.jpg) 2x)"></div>',
@@ -392,6 +400,11 @@ VISITS = {
     "/photos/1764422222/7.jpg": "/photos/1764422222/7.jpg",
     "https://pictures-cdn7.example.com/1764422222/7.jpg": "https://pictures-cdn7.example.com/1764422222/7.jpg",
     "/a.jpg?stamp=12&id=7": "/a.jpg?id=7",
+    "/a.jpg?w=9&t=1764422222": "/a.jpg?w=9",
+    "/a.jpg?_=1764422222": "/a.jpg",
+    "/photo?id=7&t=1": "/photo?id=7&t=1",
+    "/photo;jsessionid=A1.x?id=7": "/photo?id=7",
+    "/photo.php?id=7&PHPSESSID=a1": "/photo.php?id=7",
 }
 
 
