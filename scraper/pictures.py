@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from html import unescape
 from importlib.util import find_spec
@@ -216,6 +217,11 @@ def read_json(text: str) -> Iterator[dict | list]:
     """
     text = unescape(text) if "&quot;" in text else text
     texts: list[str] = []
+    lists = defaultdict(list)  # as old scripts write them, one line for each photo
+    for name, _, address in LIST_ENTRY.findall(text):
+        lists[name].append(address)
+    yield from lists.values()
+    text = NEW_ARRAY.sub(r"[\1]", text)
     values, is_json = _decode_all(text)
     if not is_json:
         values += _decode_all(JAVASCRIPT.sub(lambda match: _as_json(match, texts), text))[0]
@@ -239,6 +245,8 @@ def _decode_all(text: str) -> tuple[list[dict | list], bool]:
     return values, not failures
 
 
+LIST_ENTRY = re.compile(r"""([\w.$]+)(?:\[\d+\]\s*=|\.push\()\s*(['"])(.*?)\2""")  # pics[1] = "…", pics.push("…")
+NEW_ARRAY = re.compile(r"""\bnew Array\(\s*(['"][^()]*)\)""")
 # What JavaScript writes otherwise than JSON: texts, comments, names without quotes, what is not defined.
 JAVASCRIPT = re.compile(
     r"""(?P<text>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`)|/\*.*?\*/|//[^\n]*"""

@@ -111,7 +111,7 @@ class Politeness:
     page_timeout: float = 30.0
     max_bytes: int = 20_000_000
     max_pixels: int = 50_000_000
-    min_width: int = 1  # pixels; smaller pictures are icons
+    min_width: int = 2  # pixels; smaller pictures are icons, and those of one pixel count visitors
     allow_private: tuple[str, ...] = ()  # addresses or networks inside a private network that may be asked
     respect_noai: bool = True  # noai, noimageai, noindex and noimageindex, in headers and in pages
     restart_browser_every: int = 50  # pages

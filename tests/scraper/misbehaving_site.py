@@ -143,6 +143,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             method(site.counts[parts.path])
         elif name.startswith("reported/"):
             self.reported(*name.removeprefix("reported/").partition("/")[::2], dict(parse_qsl(parts.query)))
+        elif name.startswith("photos/visitors-") and "visited=1" not in self.headers.get("Cookie", ""):
+            self.send(b"", status=403)
         elif name.startswith(("photos/", "private/")):
             self.send(jpeg(name))
         else:
@@ -378,6 +380,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def forbidden(self, _) -> None:
         self.send(jpeg("forbidden")) if self.is_member() else self.send(b"", status=403)
+
+    def banned(self, count: int) -> None:
+        self.send(jpeg("banned")) if count <= 5 else self.send(b"", status=403)
 
     def gone(self, _) -> None:
         self.send(b"", status=410)

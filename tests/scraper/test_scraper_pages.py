@@ -185,6 +185,10 @@ PICTURES = {
         "<script>var car = {id: 7, sold: undefined, 'pics': ['/a.jpg', `/b.jpg`], note: \"it's 5' long\",}</script>",
         ["https://cars.example/a.jpg", "https://cars.example/b.jpg"],
     ),
+    "lists of an old script": (
+        "<script>p = new Array(); p[0] = '/a.jpg'; p[1]='/b.jpg'; q = new Array('/c.jpg'); q.push('/d.jpg')</script>",
+        [f"https://cars.example/{name}.jpg" for name in "abdc"],
+    ),
     "JSON in a text of JavaScript": (
         r"""<script>s = JSON.parse('{"t":"it\'s","pics":["\/a.jpg"]}'); t = JSON.parse("[\"\u002fb.jpg\"]")</script>""",
         ["https://cars.example/a.jpg", "https://cars.example/b.jpg"],
@@ -520,6 +524,18 @@ def test_a_card_whose_clock_ticks_stays_the_same_card():
         cards.take({"token": "page", "serials": [0], "inView": [0], "changed": [(0, card.format(*now))], "base": ""})
     (key,) = cards.keys
     assert key.startswith("Swift 2015, 4 km away")
+
+
+def test_a_card_that_counts_something_else_becomes_no_further_card():
+    cards = Cards(site(selectors={"listing": ".card", "photos": "img"}), False)
+    card = '<div class="card"><h2>Swift</h2><img src="/a.jpg">seen by {} people</div>'
+    for now in range(9):
+        cards.take({"token": "page", "serials": [0], "inView": [0], "changed": [(0, card.format(now))], "base": ""})
+        cards.keep()
+    assert len(cards.keys) == 3 and cards.lost_html() == ""
+    html = card.format(9).replace("/a.jpg", "/b.jpg")
+    cards.take({"token": "page", "serials": [0], "inView": [0], "changed": [(0, html)], "base": ""})
+    assert len(cards.keys) == 4 and "/a.jpg" in cards.lost_html(), "the element shows another car"
 
 
 def test_an_element_that_shows_another_car_waits_for_its_photo():
