@@ -121,7 +121,7 @@ class Downloader:
                 latency = self.pacer.clock() - started
                 self._answered.add(host.netloc)
                 status = response.status_code
-                if status in BUSY:
+                if status in BUSY or status == 403 and "Retry-After" in response.headers:
                     raise Busy(f"status {status}", url, parse_retry_after(response.headers.get("Retry-After", "")))
                 is_redirect = status in REDIRECTS
                 result = self._session.get_redirect_target(response) if is_redirect else read(url, response)

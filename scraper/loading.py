@@ -96,8 +96,9 @@ class Loading:
         self._robots = self.page.traffic.forbidding_word(address) or ""
         if html:
             said = f"status {status}: the site answered with a page titled {title_of(html)!r}"
-            if status in BUSY:
-                raise Busy(said, self.page.url, self.page.traffic.retry_after(address))
+            seconds = self.page.traffic.retry_after(address)
+            if status in BUSY or status == 403 and seconds is not None:
+                raise Busy(said, self.page.url, seconds)
             raise Failed(f"{said}; it may turn robots away, or ask for a log-in")
         inside = self.driver.execute_script("return location.href;") if self.page.is_in_frame else ""
         # srcdoc: the frame's page has no address

@@ -62,6 +62,7 @@ def extract_listings(html: str, page_url: str, site: Site) -> list[Listing]:
     soup = BeautifulSoup(html, "html.parser")
     base = _base_url(soup, page_url)
     cards = _select(soup, site.selectors.listing)
+    cards = [card for card in cards if not card.find_parent("noscript")] or cards  # as the page shows them
     links = [link and absolute_link(_base_of(card, base), link) for card in cards for link in [read_link(card, site)]]
     stand_ins = shared_sources(cards, site)
     found = [photos_of(card, base, site, stand_ins) for card in cards]

@@ -394,6 +394,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         date = email.utils.formatdate(time.time() + 11, usegmt=True)
         self.send(b"", status=429, Retry_After=date) if count == 1 else self.send(jpeg("busy date"))
 
+    def busy_forbidden(self, count: int) -> None:
+        self.send(b"", status=403, Retry_After="7") if count == 1 else self.send(jpeg("busy forbidden"))
+
     def busy_for_a_day(self, _) -> None:
         self.send(b"", status=429, Retry_After="86400")
 

@@ -495,6 +495,13 @@ def test_listing_fields_and_identity():
     assert listing.fields == {"title": "मारुति स्विफ्ट VXi", "price": "450000"}
 
 
+def test_cards_for_browsers_without_scripts_do_not_count_beside_others():
+    card = '<div class="card" data-id="7"><img src="/{}.jpg"></div>'
+    for html, shown in ((card.format("a"), "a"), ("", "b")):
+        (listing,) = extract_listings(f"{html}<noscript>{card.format('b')}</noscript>", URL, site())
+        assert listing.photos == (f"https://cars.example/{shown}.jpg",) and listing.cards == 1
+
+
 def test_a_card_shown_twice_is_one_listing():
     card = '<div class="card" data-id="7"><img src="/{}.jpg"></div>'
     (listing,) = extract_listings(card.format("a") + card.format("b"), URL, site())
@@ -607,11 +614,23 @@ def test_start_url_takes_its_label_from_the_entry_it_resembles():
 MISTAKES = {
     "misspelt key": ({"selektors": {}}, "unknown key 'selektors'.*did you mean 'selectors'"),
     "unknown key in a table": ({"paging": {"kind": "scroll", "ende": "#x"}}, "unknown key 'ende' in paging.*'end'"),
+    "a key of another table": (
+        {"selectors": {"listing": ".card", "photos": "img", "next": "a"}},
+        r"unknown key 'next' in selectors; write it under \[paging\]",
+    ),
+    "an id below the fields": (
+        {"selectors": {"listing": ".card", "photos": "img"}, "fields": {"title": "h2", "id": "@data-id"}},
+        r"id stands under \[fields\]: write it above, under \[selectors\]",
+    ),
+    "XPath": (
+        {"selectors": {"listing": "//div[@class='car']", "photos": "img"}},
+        "selectors.listing = .*write CSS, as div.car, instead of XPath",
+    ),
     "missing selector": ({"selectors": {"listing": ".card"}}, "selectors needs 'photos'"),
     "broken selector": ({"selectors": {"listing": ".card[", "photos": "img"}}, r"selectors.listing = '.card\['"),
     "no start": ({"start": []}, r"no \[\[start\]\]"),
     "no contact": ({"contact": "me"}, "contact must be"),
-    "paging kind": ({"paging": {"kind": "infinite"}}, "paging kind 'infinite' is none of"),
+    "paging kind": ({"paging": {"kind": "infinite"}}, "paging kind 'infinite' is not known; known are"),
     "paging without its selector": ({"paging": {"kind": "button"}}, "needs the selector 'button'"),
     "number without {page}": ({"paging": {"kind": "numbered"}}, "needs {page}"),
     "label": (
@@ -699,6 +718,19 @@ def test_selectors_of_fields_may_be_what_only_we_understand():
 def test_a_site_file_by_notepad_is_read(tmp_path):
     (tmp_path / "cars.toml").write_text(SITE_FILE, encoding="utf-8-sig")
     assert load_site(str(tmp_path / "cars.toml")).contact == "test@example.org"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (SITE_FILE.replace('".card"', "“.card”").encode(), "text stands in plain quotes"),
+        (b"\xff\xfe", "save it as UTF-8"),
+    ],
+)
+def test_a_site_file_that_is_no_toml_is_named(content, message, tmp_path):
+    (tmp_path / "cars.toml").write_bytes(content)
+    with pytest.raises(SiteError, match=f"cars.toml is not TOML: .*{message}"):
+        load_site(str(tmp_path / "cars.toml"))
 
 
 def test_unknown_site_names_the_known_ones():
