@@ -41,7 +41,7 @@ ANSWERED = (
     Command.FIND_ELEMENTS,
     Command.GET_CURRENT_URL,
     Command.GET_PAGE_SOURCE,
-    Command.GET_ALL_COOKIES,
+    "executeCdpCommand",
     Command.W3C_EXECUTE_SCRIPT,
 )
 
