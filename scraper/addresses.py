@@ -5,10 +5,15 @@ from collections import defaultdict
 from collections.abc import Collection, Sequence
 from urllib.parse import parse_qsl, unquote, urldefrag, urljoin, urlsplit
 
-# Parameters that say how long and for whom an address is good: CloudFront, S3, Google, Akamai.
-SIGNED = re.compile(r"expires|signature|key-pair-id|policy|awsaccesskeyid|googleaccessid|hdne[at]s?|x-(amz|goog)-.*")
-# The same of other services: a guess, where the path names an image file or another parameter is one of those above.
-PERHAPS_SIGNED = re.compile(r"(auth_?)?(token|key|hash)|md5|exp(iry|ire)?|sign?|hmac|policy|ts|timestamp|oh|oe|_nc_.*")
+# Parameters that say how long and for whom an address is good: CloudFront, S3, Google, Akamai; a visitor's session.
+SIGNED = re.compile(
+    r"expires|signature|key-pair-id|policy|awsaccesskeyid|googleaccessid|hdne[at]s?|x-(amz|goog)-.*|phpsessid|jsessionid"
+)
+# The same of other services, and what keeps caches from answering: a guess, where the path names an image file or
+# another parameter is one of those above.
+PERHAPS_SIGNED = re.compile(
+    r"(auth_?)?(token|key|hash)|md5|exp(iry|ire)?|sign?|hmac|policy|ts?|timestamp|oh|oe|_nc_.*|_|cb|rnd|rand(om)?|nocache"
+)
 IMAGE_PATH = re.compile(r"\.(jpe?g|png|webp|gif|avif|bmp)$", re.IGNORECASE)
 # The same within the path, a guess as well: a code beside the second until which it is good, or that second by name.
 CODE, SECOND = r"(?=[^/]*\d)[\w=~.-]{16,}", r"[12]\d{9}(?:\d{3})?"
@@ -65,7 +70,7 @@ def lasting(url: str, query: Collection[str] = (), path: Collection[str] = (), g
     left_out |= set(filter(SIGNED.fullmatch, names))
     if guess and (IMAGE_PATH.search(parts.path) or left_out.intersection(names)):
         left_out |= set(filter(PERHAPS_SIGNED.fullmatch, names))
-    head = parts.path
+    head = SESSION_IN_PATH.sub("", parts.path)
     for pattern in (*path, *([SIGNED_PATH] if guess else [])):
         head = re.sub(pattern, "", head)
     if head == parts.path and not left_out.intersection(names):
@@ -103,7 +108,7 @@ def _parts(link: str, host: str, ignored: Collection[str]) -> tuple[str, dict[st
     """Return the path of a link, with a foreign host and a route, and its parameters but for those of the visit."""
     url, fragment = urldefrag(link)
     parts = urlsplit(lasting(url, ignored))
-    base = SESSION_IN_PATH.sub("", parts.path).strip("/") + (f"#{fragment}" if fragment else "")
+    base = parts.path.strip("/") + (f"#{fragment}" if fragment else "")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     query = {name: value for name, value in pairs if not VISIT.fullmatch(name.lower())}
     return (base if parts.netloc == host else f"{parts.netloc}/{base}"), query

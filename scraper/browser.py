@@ -41,7 +41,7 @@ ANSWERED = (
     Command.FIND_ELEMENTS,
     Command.GET_CURRENT_URL,
     Command.GET_PAGE_SOURCE,
-    Command.GET_ALL_COOKIES,
+    "executeCdpCommand",
     Command.W3C_EXECUTE_SCRIPT,
 )
 
@@ -68,16 +68,23 @@ class Browser(AbstractContextManager):
     def __exit__(self, *_) -> None:
         self.quit()
 
-    def load(self, url: str, max_listings: int | None = None) -> Iterator[LoadedPage]:
+    def load(self, url: str, max_listings: int | None = None) -> Iterator[LoadedPage | Failed]:
         """Yield the pages of one start entry, each with everything loaded, as the site's `[paging]` says.
 
-        A `max_listings` ends the loading early. Raises as `open` does.
+        A `max_listings` ends the loading early. Raises as `open` does, for numbered pages when the first cannot be had,
+        or two in a row; of another one the error is yielded.
         """
-        paging = self.site.paging
+        paging, page = self.site.paging, None
         if paging.kind == "numbered":
-            for page in range(paging.max_pages):
-                address = url.replace("{page}", str(paging.first_page + page * paging.step))
-                yield self.open(address, is_detail=False, most=max_listings)
+            for number in range(paging.first_page, paging.first_page + paging.max_pages * paging.step, paging.step):
+                try:
+                    page = self.open(url.replace("{page}", str(number)), is_detail=False, most=max_listings)
+                except Failed as error:
+                    failed = Failed(f"{error} (page {number})")
+                    if not isinstance(page, LoadedPage):
+                        raise failed from error
+                    page = failed
+                yield page
             return
         asked = set()
         while url and url not in asked and len(asked) < paging.max_pages:

@@ -15,6 +15,7 @@ from scraper.site import Site, split_selector
 
 # What changes in a card while one looks at it.
 TICKING = re.compile(r"\d+(:\d\d)+|\d+ ?(s|secs?|seconds?|m|mins?|minutes?|h|hours?)\b")
+TICKS = 3  # changes of a card's text after which it is taken for a clock
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Cards:
         self._kept: dict[object, Card] = {}
         self._faces: defaultdict = defaultdict(dict)  # element of a gallery -> what it showed, one after the other
         self._shown_by: Counter = Counter()  # how many cards show each address now
+        self._ticks: Counter = Counter()  # element -> times that it said something else beside the same photos
 
     def take(self, answer: dict) -> None:
         """Take note of what `survey` of page.js found."""
@@ -90,6 +92,10 @@ class Cards:
         text = " ".join(TICKING.sub("", tag.get_text(" ")).split())
         key, before = name or text or photos or None, self._by_serial.get(serial)
         is_another = before is not None and before.key not in (None, key)
+        is_same_photo = not name and before is not None and photos == before.photos
+        self._ticks[element] = self._ticks[element] + is_another if is_same_photo else 0
+        if is_another and self._ticks[element] >= TICKS:
+            return before
         left_over = before.photos if is_another else before.left_over if before else ()
         return Card(element, key, link, photos, html, base, bool(name), left_over)
 
@@ -136,7 +142,7 @@ class Cards:
         lost = [
             (card.base, card.html)
             for key, card in self._kept.items()
-            if not (self.is_detail and shown.issuperset(card.photos))
+            if not ((self.is_detail or not (card.is_named or card.link)) and shown.issuperset(card.photos))
             and (card.photos or card.link or card.is_named)  # what it said may be "loading"
             and (key not in present or len(self._own_photos(card)) > len(self._own_photos(present[key])))
         ]

@@ -45,9 +45,11 @@ ADVICE = {
     "pages: cards kept coming": "the list may have no end: give `end`, or more exact selectors",
     "pages: a script's request": "run again, slower: raise delay under [politeness]",
     "pages: the last page": "to further listings, perhaps: name it under [paging]; is this all: kind = 'none'",
+    "pages: the first page": "it is not the first, perhaps: first_page = 0 under [paging]",
     "pages: the second page": "{page} may be in the wrong place of the address; is there one page only: max_pages = 1",
     "pages: status 404": "are they the search's own, click to get there: kind = 'button' under [paging]",
     "pages: status 410": "are they the search's own, click to get there: kind = 'button' under [paging]",
+    "pages: a button on": "name it with click = ['…'] under [paging]",
     "pages: a script on": "read them there: photos = 'script' under [detail], with photos_path where that is too much",
     "pages: ": "look at one of them in the archive",
 }
@@ -100,11 +102,12 @@ def kind_of(error: Exception | str) -> str:
 def gaps(stats: Stats) -> dict[str, int]:
     """Return what may be missing, with its number; empty where everything that the pages show is here.
 
-    Photos that robots.txt forbids, or that were forgotten on request, are no gap while there are others.
+    Photos that robots.txt forbids, that were forgotten on request, or that are smaller than the site file wants them,
+    are no gap while there are others.
     """
     refused = stats.refused + stats.known_refused
     if stats.fetched + stats.known > stats.known_refused.total():
-        refused -= Counter({ROBOTS_FORBID: refused[ROBOTS_FORBID], "forgotten": refused["forgotten"]})
+        refused -= Counter({reason: refused[reason] for reason in (ROBOTS_FORBID, "forgotten", "too small")})
     shared, sharing = next(iter(stats.shared.items()), ("", 0))
     counts = {
         "listings without photos": stats.without_photos,

@@ -3,7 +3,7 @@
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, replace
 from functools import partial
@@ -21,7 +21,7 @@ from scraper.politeness import Failed, Refused
 from scraper.site import Site, Start, named_selectors
 
 MAX_BARE_PAGES_IN_A_ROW = 3  # a listing without photos happens; three in a row are a changed layout
-LEADS_ON = "the last page of a search leads on"
+LEADS_ON, LEADS_BACK = "the last page of a search leads on", "the first page of a search leads back"
 # Where a site leads that has no page of this listing for us.
 LED_AWAY = re.compile(r"log-?in|sign-?in|captcha|consent|error|expired|not-?found|(^|/)404", re.IGNORECASE)
 
@@ -56,6 +56,7 @@ class Crawl:
         self._answers_404: set[str] = set()  # hosts that answer so to every page, and show it
         self._bare_pages_in_a_row = 0
         self._later_pages = self._new_pages = 0  # after the first of a search
+        self._looks: dict[object, tuple[int, int]] = {}  # of listings
         self._misses = dict.fromkeys(site.fields, 0)
         self._unclicked = dict.fromkeys(site.paging.click)  # what no page had so far
         self._pool: ThreadPoolExecutor | None = None  # with several browsers
@@ -136,12 +137,15 @@ class Crawl:
             self._under_way.add(self._pool.submit(task))
 
     def _crawl_start(self, start: Start) -> None:
-        known: dict[object, tuple[int, int]] = {}
+        known: set[object] = set()
         first = last = None  # pages with listings
         is_stale = False  # whether the page before showed known listings only
         bare: str | None = None  # what to say of a page without listings if another with listings comes after it
         try:
             for number, page in enumerate(self._own.browser.load(start.url, self.limit)):
+                if isinstance(page, Failed):  # those after it may be well
+                    self._photos.lose_page(start.url, page)
+                    continue
                 self._archive(page, start)
                 listings = self._read_page(page, first)
                 if not listings and not bare and first and not pages.is_empty_search(page.html, self.site):
@@ -156,10 +160,14 @@ class Crawl:
                 if not fresh and (not listings or is_stale):
                     break
                 is_stale = not fresh
+                if page.back and not number:
+                    self._warn(f"{page.url}: {LEADS_BACK}: {page.back!r}", LEADS_BACK)
                 if bare:
                     raise NoListings(bare)
                 first, last = first or page, page
-                known.update((key, self._look_of(listing)) for listing in fresh if (key := _key(listing)))
+                looks = {key: self._look_of(listing) for listing in fresh if (key := _key(listing))}
+                self._looks.update(looks)
+                known.update(looks)
                 self._count(fresh, page)
                 self._collect(fresh, page, start)
             if number + 1 == self.site.paging.max_pages:
@@ -203,9 +211,9 @@ class Crawl:
         if page.odd:
             self._warn(f"{page.url}: {page.odd}", page.odd)
 
-    def _is_known(self, listing: Listing, known: dict[object, tuple[int, int]]) -> bool:
-        """Tell whether a page before showed this listing; count another car that has the id of one."""
-        if not (look := known.get(_key(listing))):
+    def _is_known(self, listing: Listing, known: Collection[object]) -> bool:
+        """Tell whether a page of this search showed this listing; count another car that has the id of one."""
+        if not (look := self._looks.get(_key(listing))):
             return False
         link, _ = self._look_of(listing)
         photos = {hash(self.site.name_of(url)) for url in listing.photos}
@@ -213,7 +221,7 @@ class Crawl:
         is_other = not is_photo_known and (link != look[0] or not listing.link)
         with self._shared:
             self.stats.merged += is_other
-        return not is_other
+        return not is_other and _key(listing) in known
 
     def _look_of(self, listing: Listing) -> tuple[int, int]:
         """Return hashes of a listing's link and first photo; without photos the link's path must do."""
@@ -322,6 +330,8 @@ class Crawl:
         odd = [own_page.odd] if own_page.odd else []
         if pages.lists_more_photos(own_page.html, own_page.url, full.photos):
             odd.append("a script on a listing's own page lists more photos than detail.photos finds")
+        if pages.promised_photos(own_page.html, self.site) > len(full.photos) > 0:
+            odd.append("a button on a listing's own page promises more photos than detail.photos finds")
         if listing.photos and not full.photos:
             odd.append("no detail.photos on a listing's own page, those of the search page were taken")
             full = replace(full, photos=listing.photos)
@@ -339,13 +349,30 @@ class Crawl:
                 self.journal.append_page(line | summary)
 
     def _check_own_page(self, page: LoadedPage, link: str, search: LoadedPage) -> None:
-        """Raises Failed where a site answers with something else than the listing's own page."""
-        led_to = urlsplit(page.url)
+        """Raises Failed where a site answers with something else than the listing's own page.
+
+        That may be the page of another car of the search, or of the folder in which the car was.
+        """
+        led_to, place = urlsplit(page.url), self._place(page.url)
         if page.http_status in PAST_THE_END and led_to.netloc not in self._answers_404:
             raise Failed(f"status {page.http_status}: a page titled {pages.title_of(page.html)!r}")
         elsewhere = {_path(search.url), _path(search.asked or search.url), ""}
-        if _path(link) != _path(page.url) and (_path(page.url) in elsewhere or LED_AWAY.search(led_to.path)):
+        is_away = _path(page.url) in elsewhere or LED_AWAY.search(led_to.path)
+        is_away = is_away or re.match(rf"{re.escape(_path(page.url))}/.*\d", _path(link))
+        is_other = place != self._place(link) and place in self._beside(link, search)
+        if is_other or is_away and _path(link) != _path(page.url):
             raise Failed(f"led to {page.url}, which is not the listing's own page: sold, perhaps, or a log-in is asked")
+
+    def _place(self, url: str) -> tuple[str, str, str]:
+        """Return the path, query and fragment of a page."""
+        parts = urlsplit(self.site.name_of(url))
+        return parts.path.rstrip("/"), parts.query, parts.fragment
+
+    def _beside(self, link: str, search: LoadedPage) -> set[tuple[str, str, str]]:
+        """Return the places of the listings' own pages to which a page of a search leads, in the folder of `link`."""
+        links = (listing.link for listing in pages.extract_listings(search.html, search.url, self.site) if listing.link)
+        folder = _path(link).rpartition("/")[0]
+        return {self._place(other) for other in links if _path(other).rpartition("/")[0] == folder}
 
 
 def _key(listing: Listing) -> object:

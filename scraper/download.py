@@ -16,10 +16,11 @@ import urllib3
 from carspotter.photos.decoding import FORMATS, Limits, UnreadablePhoto, inspect
 from scraper.addresses import absolute, is_loopback
 from scraper.connection import Session
-from scraper.politeness import BUSY, Busy, Failed, Pacer, Refused, Robots, forbidding_word, parse_retry_after
-from scraper.site import ROBOT_NAME, Site
+from scraper.politeness import BUSY, Busy, Failed, Pacer, Refused, Robots, forbidding_header, parse_retry_after
+from scraper.site import Site
 
 MAX_REDIRECTS = 5
+REDIRECTS = (301, 302, 303, 307, 308)
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Downloader:
             yield
 
     def use_cookies(self, cookies: list[dict]) -> None:
-        """Take over the browser's cookies, given as Selenium gives them, so that photos come from the same session."""
+        """Take over the browser's cookies, given as DevTools gives them, so that photos come from the same session."""
         self._session.use_cookies(cookies)
         self._cookies = cookies
 
@@ -96,7 +97,7 @@ class Downloader:
             check(url)
             self.pacer.wait(url)
             status, result = self._ask(url, headers, read)
-            if status not in (301, 302, 303, 307, 308):
+            if status not in REDIRECTS:
                 return result
             if not result:
                 raise Refused(f"redirect without an address: status {status}")
@@ -120,10 +121,10 @@ class Downloader:
                 latency = self.pacer.clock() - started
                 self._answered.add(host.netloc)
                 status = response.status_code
-                if status in BUSY:
+                if status in BUSY or status == 403 and "Retry-After" in response.headers:
                     raise Busy(f"status {status}", url, parse_retry_after(response.headers.get("Retry-After", "")))
-                location = response.headers.get("Location", "") if response.is_redirect else ""
-                result = location if 300 <= status < 400 else read(url, response)
+                is_redirect = status in REDIRECTS
+                result = self._session.get_redirect_target(response) if is_redirect else read(url, response)
         except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, UnicodeError) as error:
             raise Refused(f"not a usable address: {error}") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
@@ -151,7 +152,7 @@ class Downloader:
         if not 200 <= status < 300:
             raise Refused(f"status {status}", *(["request"] if status in (401, 403) else []))
         limits = self.politeness
-        if limits.respect_noai and (word := _forbidding_header(response)):
+        if limits.respect_noai and (word := forbidding_header(response.raw.headers.getlist("X-Robots-Tag"))):
             raise Refused(f"X-Robots-Tag: {word}", "respect_noai")
         kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
         declared = response.headers.get("Content-Length", "")
@@ -239,18 +240,6 @@ def _read_body(response: requests.Response, most: int) -> bytes:
         if len(content) >= most:
             break
     return bytes(content[:most])
-
-
-def _forbidding_header(response: requests.Response) -> str | None:
-    """Return the word of an `X-Robots-Tag` that keeps this photo out of data sets; other robots' are skipped."""
-    for value in response.raw.headers.getlist("X-Robots-Tag"):
-        robot, colon, rest = value.partition(":")
-        named = colon and "," not in robot and robot.strip().lower() != "unavailable_after"
-        if named and robot.strip().lower() != ROBOT_NAME.lower():
-            continue
-        if word := forbidding_word(rest if named else value):
-            return word
-    return None
 
 
 def _describe(error: Exception) -> str:

@@ -11,6 +11,7 @@ from scraper.politeness import BUSY, Busy, Failed
 from scraper.settling import Settling
 from scraper.site import split_selector
 
+ALL_COOKIES = {"cmd": "Network.getAllCookies", "params": {}}  # those for photos alone, too
 PAST_THE_END = (404, 410)  # a page that was numbered too high, or a car that is sold
 
 
@@ -28,6 +29,7 @@ class LoadedPage:
     odd: str | None = None  # why something may be missing, though it looks well
     following: str = ""  # the next page's address, with paging "next"
     more: str = ""  # what seems to lead to further listings, in words, where the site file does not make use of it
+    back: str = ""  # the same of listings before, with paging "numbered"
 
 
 class Loading:
@@ -37,7 +39,7 @@ class Loading:
         self.page, self.hurry = page, hurry
         self.driver, self.site, self.paging = page.driver, page.site, page.site.paging
         self._known_when_refused = 0  # cards
-        self._is_button_there = False
+        self._beside_button: str | None = None  # what led on besides, when the button was there first
 
     def read(self) -> LoadedPage:
         """Load what `[paging]` says and return the page.
@@ -45,7 +47,7 @@ class Loading:
         May be called again after an alert box cut an answer off. Raises Busy where the page, or what its scripts
         ask for, is to be asked for later, and Failed where the site refuses.
         """
-        page = self.page
+        page, listing = self.page, self.site.selectors.listing
         page.begin()
         url, status = self._check_answer()
         has_frame = self.site.selectors.frame and not page.is_detail
@@ -63,15 +65,17 @@ class Loading:
         following = self._following() if self.paging.kind == "next" and not page.is_detail else ""
         return LoadedPage(
             url=url,
-            html=self._serialise() if self.hurry else self._html(),
+            html=(self._serialise() if self.hurry else self._html())
+            + (f'\n<meta name="robots" content="{self._robots}">' if self._robots else ""),
             stopped_by=stopped_by,
-            cookies=self.driver.get_cookies(),
+            cookies=self.driver.execute("executeCdpCommand", ALL_COOKIES)["value"]["cookies"],
             asked=page.url,
             http_status=status,
             clicked=page.clicked(),
             odd=odd or page.odd,
             following=following if following != "#" else "",
             more="" if self.hurry else self._more(stopped_by, following),
+            back="" if page.is_detail or self.paging.kind != "numbered" else page.run("more", listing, True),
         )
 
     def _check_answer(self) -> tuple[str, int | None]:
@@ -89,10 +93,12 @@ class Loading:
 
         self.page.until(is_answered, self.paging.patience)
         address, status, html = found
+        self._robots = self.page.traffic.forbidding_word(address) or ""
         if html:
             said = f"status {status}: the site answered with a page titled {title_of(html)!r}"
-            if status in BUSY:
-                raise Busy(said, self.page.url, self.page.traffic.retry_after(address))
+            seconds = self.page.traffic.retry_after(address)
+            if status in BUSY or status == 403 and seconds is not None:
+                raise Busy(said, self.page.url, seconds)
             raise Failed(f"{said}; it may turn robots away, or ask for a log-in")
         inside = self.driver.execute_script("return location.href;") if self.page.is_in_frame else ""
         # srcdoc: the frame's page has no address
@@ -127,7 +133,12 @@ class Loading:
             page.walk()
             while kind != "scroll" and page.cards.has_lost() and not page.is_enough() and page.scroll_on(0):
                 page.walk()
-            self._is_button_there |= kind != "scroll" and bool(self.driver.find_elements(By.CSS_SELECTOR, selector))
+            if (
+                self._beside_button is None
+                and kind != "scroll"
+                and self.driver.find_elements(By.CSS_SELECTOR, selector)
+            ):
+                self._beside_button = page.run("more", self.site.selectors.listing)
             if not page.at_end():
                 if page.is_enough():
                     return "bound"
@@ -174,10 +185,11 @@ class Loading:
 
     def _more(self, stopped_by: str, following: str) -> str:
         """Return what seems to lead to further listings, though the site file says nothing of it or names another."""
-        is_used = self.paging.kind == "none" or following or self._is_button_there
+        is_used = self.paging.kind == "none" or following
         if self.page.is_detail or is_used or stopped_by in ("bound", "end marker"):
             return ""
-        return self.page.run("more", self.site.selectors.listing)
+        found = self.page.run("more", self.site.selectors.listing)
+        return "" if found == self._beside_button else found
 
     def _html(self) -> str:
         """Return the page's HTML, open shadow roots included, with the cards at its end that it no longer shows."""

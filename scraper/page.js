@@ -56,25 +56,29 @@ function press(selector, intoView, size) {
   return before;
 }
 
-// What seems to lead to further listings, in words; empty where nothing does. `cards` selects the listings.
-function more(cards) {
-  const words = new RegExp("^(load|show) (\\d+ )?more\\b.{0,20}$|^(see|view)? ?(\\d+ )?more (cars|vehicles|listings|results|ads|offers)"
+// What seems to lead to further listings, or `back` to those before, in words; empty where nothing does. `cards` selects
+// the listings.
+function more(cards, back) {
+  const rel = back ? "prev" : "next";
+  const words = back ? /^[←‹«<]*\s*prev(ious)?( page)?$/i : new RegExp("^(load|show) (\\d+ )?more\\b.{0,20}$|^(see|view)? ?(\\d+ )?more (cars|vehicles|listings|results|ads|offers)"
     + "|^next( page)?\\s*[→›»>]*$|^[→›»>]$", "i");
   const elsewhere = "carousel slide swiper slick gallery filter".split(" ").map(name => `[class*=${name}]`).join();
   const disabled = ".disabled, .inactive, [disabled], [aria-disabled=true]";
   const here = location.href.split("#")[0];
   const leadsOn = e => {
     if (e.closest(cards)) return false;
-    const isNext = e.matches("[rel~=next]"), text = (e.innerText || e.ariaLabel || "").trim();
+    const isNext = e.matches(`[rel~=${rel}]`), text = (e.innerText || e.ariaLabel || "").trim();
     const isHere = e.href && e.href.split("#")[0] === here && !e.onclick && !/#[/!]/.test(e.href);
     if (e.localName === "link") return isNext && !isHere;
     if (!shown(e) || !isAble(e) || isHere || e.closest(disabled)) return false;
-    const now = e.closest("[class*=pag], [aria-label*=pag i]")?.querySelector("[aria-current], .active, .current");
-    const isLater = /^\d+$/.test(text) && parseInt(now?.innerText) < Number(text);
+    const pager = e.closest("[class*=pag], [aria-label*=pag i]");
+    const now = pager?.querySelector("[aria-current], .active, .current")
+      ?? [...pager?.querySelectorAll("span, b, strong, em") ?? []].find(e => /^\d+$/.test(e.innerText) && !e.closest("a"));
+    const isLater = !back && /^\d+$/.test(text) && parseInt(now?.innerText) < Number(text);
     return isNext || isLater || words.test(text) && !e.closest(elsewhere);
   };
-  const found = all("link[rel~=next], a, button, [role=button]").find(leadsOn);
-  return found ? (found.innerText || found.ariaLabel || "rel=next").trim().slice(0, 40) : "";
+  const found = all(`link[rel~=${rel}], a, button, [role=button]`).find(leadsOn);
+  return found ? (found.innerText || found.ariaLabel || `rel=${rel}`).trim().slice(0, 40) : "";
 }
 
 // Notes where a click on each card leads whose link has no address; the click goes nowhere. Returns how many there are.

@@ -37,6 +37,10 @@ BUSY_NOW = re.compile(
     r"internal server error|something went wrong|error.{0,40}try again|^(error )?(429|50[0234]|52\d)\b",
     re.IGNORECASE,
 )
+# What a button or a link says that shows the rest of a gallery.
+ALL_PHOTOS = re.compile(
+    r"((view|see|show)( all)?|all|\+) ?(?P<count>\d{1,3})( more)? (photos|pictures|images|pics)", re.I
+)
 # What services that turn robots away (DataDome, Cloudflare, Imperva, PerimeterX, AWS) write into such pages only.
 GATEKEEPERS = re.compile("captcha-delivery|_cf_chl_opt|<iframe[^>]*_incapsula_|px-captcha|gokuprops", re.IGNORECASE)
 
@@ -58,6 +62,7 @@ def extract_listings(html: str, page_url: str, site: Site) -> list[Listing]:
     soup = BeautifulSoup(html, "html.parser")
     base = _base_url(soup, page_url)
     cards = _select(soup, site.selectors.listing)
+    cards = [card for card in cards if not card.find_parent("noscript")] or cards  # as the page shows them
     links = [link and absolute_link(_base_of(card, base), link) for card in cards for link in [read_link(card, site)]]
     stand_ins = shared_sources(cards, site)
     found = [photos_of(card, base, site, stand_ins) for card in cards]
@@ -175,6 +180,15 @@ def lists_more_photos(html: str, page_url: str, photos: Collection[str]) -> bool
         if found and found <= set().union(*shown) and sum(map(bool, map(found.__and__, shown))) >= len(found):
             return not is_one_photo and any(of_entry and not of_entry & found for of_entry in shown)
     return False
+
+
+def promised_photos(html: str, site: Site) -> int:
+    """Return how many photos a button or a link of a listing's own page promises, beside cards of other listings."""
+    soup = BeautifulSoup(html, "html.parser")
+    for card in soup.select(site.selectors.listing):
+        card.extract()
+    texts = (" ".join(tag.get_text(" ").split()) for tag in soup.find_all(["a", "button"]))
+    return max((int(found["count"]) for text in texts if (found := ALL_PHOTOS.fullmatch(text))), default=0)
 
 
 def is_end_of_search(html: str, first: str | None, site: Site) -> bool:

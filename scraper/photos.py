@@ -1,6 +1,7 @@
 """What becomes of the photos that pages show: each is asked for once, and its outcome holds from visit to visit."""
 
 import hashlib
+import re
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,10 @@ from scraper.site import Site, Start
 
 RESULT_KEYS = {"status", "reason", "sha256", "bytes", "width", "height", "final_url", "time", "asked", "judged_by"}
 MAX_FAILURES_IN_A_ROW = 20
+HAD_ENOUGH = (
+    "{} {} in a row could not be had, the last because: {}. The site may be down or have had enough of us; run the "
+    "same command again later, it goes on where it stopped"
+)
 EXPIRED = ("status 400", "status 401", "status 403", "status 404", "status 410")  # what an address becomes in time
 MOST_TRIALS = 2  # addresses of a host that are refused, yet still shown, until others are taken to be gone at once
 NOT_SHOWN = "address expired, and no page shows it any more"
@@ -45,7 +50,8 @@ class Expired:
 class Photos:
     """Sees to the photos of one crawl; several threads may do so at once.
 
-    Raises CrawlStopped after 20 failures in a row, and LimitReached after `limit` fetched photos.
+    Raises CrawlStopped after 20 failures in a row, or as many refusals by a site that then refuses what it gave before,
+    and LimitReached after `limit` fetched photos.
     """
 
     def __init__(self, site: Site, journal: Journal, downloader: Downloader, limit: int | None, report: Report):
@@ -60,7 +66,11 @@ class Photos:
         self._handled: set[str] = set()
         self._shown: Counter = Counter()  # photo -> listings that show it
         self._trials: Counter = Counter()  # host -> addresses that were refused, and shown again unchanged
-        self._failures_in_a_row = 0
+        self._failures_in_a_row = self._pages_lost_in_a_row = 0
+        self._turned_away: list[
+            dict
+        ] = []  # lines of photos, one after the other, that the site may want to keep from us
+        self._given: tuple[str, str] | None = None  # the last photo's address, and the page that showed it
 
     def shared(self) -> Counter:
         """Return what several listings show, as what stands in for their photos, most often shown first.
@@ -83,6 +93,7 @@ class Photos:
         seconds; the second time with all that comes late.
         """
         with self.lock:
+            self._pages_lost_in_a_row = 0
             self.stats.without_photos += sum(not listing.photos for listing in listings)
             self.stats.bare += sum(listing.bare for listing in listings if listing.photos)
             if self.site.selectors.id or self.site.selectors.id_pattern:
@@ -113,6 +124,10 @@ class Photos:
             self.stats.pages_lost[kind_of(error)] += 1
             self.journal.append_page({"url": url, "status": status, "reason": str(error)})
             self.report(self.stats, f"{url}: not opened: {error}")
+            is_answer = isinstance(error, Refused) or re.match("led to|status 4(04|10)", str(error))
+            self._pages_lost_in_a_row = 0 if is_answer else self._pages_lost_in_a_row + 1
+            if self._pages_lost_in_a_row >= MAX_FAILURES_IN_A_ROW:
+                raise CrawlStopped(HAD_ENOUGH.format(MAX_FAILURES_IN_A_ROW, "pages", error))
 
     def retry_earlier_failures(self) -> None:
         """Ask for what failed in earlier runs and no page of this one showed."""
@@ -132,8 +147,10 @@ class Photos:
 
         That is how many were refused, by reason, and the settings that led to that.
         """
-        outcomes = [self.journal.outcomes.get(name) for name in names_of(listing, self.site, self.journal).values()]
-        if not outcomes or not all(outcome and outcome.is_final for outcome in outcomes):
+        names = names_of(listing, self.site, self.journal).values()
+        outcomes = [self.journal.outcomes.get(name) for name in names]
+        in_doubt = {line["url"] for line in self._turned_away}
+        if not outcomes or in_doubt.intersection(names) or not all(known and known.is_final for known in outcomes):
             return None
         refused = [outcome for outcome in outcomes if outcome.status == "refused"]
         judged_by = {name: value for outcome in refused for name, value in (outcome.judged_by or {}).items()}
@@ -213,6 +230,7 @@ class Photos:
             photo = self.downloader.fetch(address, about["page_url"])
             if photo.sha256 in self.journal.forgotten:
                 raise Refused("forgotten: somebody asked for this photo to be removed")
+            self._given = address, about["page_url"]
             self._keep(photo, about)
         except (Refused, Failed) as error:
             about |= {"asked": address} if address != url else {}
@@ -274,6 +292,7 @@ class Photos:
             store_photo(self.journal.folder, photo.sha256, photo.extension, photo.content)
             self.journal.append(line)
             self._failures_in_a_row = 0
+            self._turned_away.clear()
             self.stats.fetched += 1
             self.stats.bytes += len(photo.content)
             self.report(self.stats, "")
@@ -294,11 +313,28 @@ class Photos:
             (self.stats.refused if is_final else self.stats.failed)[kind_of(error)] += 1
             self.report(self.stats, "")
             failures = self._failures_in_a_row = 0 if is_final else self._failures_in_a_row + 1
-        if failures >= MAX_FAILURES_IN_A_ROW:
-            raise CrawlStopped(
-                f"{MAX_FAILURES_IN_A_ROW} photos in a row could not be had, the last because: {error}. The site may "
-                "be down or have had enough of us; run the same command again later, it goes on where it stopped"
-            )
+            self._turned_away = [*self._turned_away, line] if is_final and "request" in error.settings else []
+            is_doubtful = len(self._turned_away) >= MAX_FAILURES_IN_A_ROW
+        if failures >= MAX_FAILURES_IN_A_ROW or is_doubtful and self._is_shut_out():
+            raise CrawlStopped(HAD_ENOUGH.format(MAX_FAILURES_IN_A_ROW, "photos", error))
+
+    def _is_shut_out(self) -> bool:
+        """Tell whether the site now refuses a photo that it gave before; what it refused lately is then no outcome."""
+        lines, self._turned_away = self._turned_away, []
+        had = (url for url, known in self.journal.outcomes.items() if known.status == "fetched")
+        given = self._given or next(((url, self.journal.newest_line(url)["page_url"]) for url in had), None)
+        try:
+            if given:
+                self.downloader.fetch(*given)
+            return False
+        except (Refused, Failed):
+            kinds = Counter(kind_of(line["reason"]) for line in lines)
+            with self.lock:
+                self.stats.refused -= kinds
+                self.stats.failed += kinds
+                for line in lines:
+                    self.journal.append(line | {"status": "failed"})
+            return True
 
 
 def names_of(listing: Listing, site: Site, journal: Journal) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Collection, Iterator
 from html import unescape
 from importlib.util import find_spec
@@ -13,10 +14,10 @@ from PIL import features
 LAZY_ATTRIBUTES = (
     "data-scraper-source",  # set by `early.js` on a picture in memory: where its bytes came from
     *("data-src", "data-original", "data-lazy-src", "data-lazy"),
-    *("data-image", "data-background-image", "data-bg", "data-url"),
+    *("data-image", "data-background-image", "data-bg"),
 )
 LARGE = re.compile("data-.*(zoom|large|full|big|hi-?res|high|retina).*")
-LIKELY = re.compile("data-.*(orig|lazy|src).*")
+LIKELY = re.compile("data-.*(orig|lazy|src|url).*")
 SMALL_SIZE = re.compile(
     "data-.*(thumb|small|mini|preview|placeholder|low|blur|lqip|icon|logo|avatar|hover|next|prev).*"
 )
@@ -114,6 +115,8 @@ def _plain(tag: Tag, stand_ins: Collection[str]) -> str | None:
         value = _unwrap(value) if isinstance(value, str) else ""
         if not is_address(value) or STAND_IN.fullmatch(value.rpartition("/")[2]):
             continue
+        if name != "src" and not re.search("[/.]", value):  # data-lazy="true", data-image="2"
+            continue
         if name == "src" and value in stand_ins or name in own and not IMAGE_FILE.fullmatch(value):
             continue
         return value
@@ -148,7 +151,8 @@ def _unwrap(value: str) -> str:
 
 
 def _background(tag: Tag) -> list[str]:
-    styles = (tag.get(name) or "" for name in ("style", "data-style", BACKGROUND))
+    # as the browser reads it, without escapes, comes first
+    styles = (tag.get(name) or "" for name in (BACKGROUND, "style", "data-style"))
     return list(filter(is_address, (_unwrap(style) for style in styles if STYLE_URL.search(style))))[:1]
 
 
@@ -213,6 +217,11 @@ def read_json(text: str) -> Iterator[dict | list]:
     """
     text = unescape(text) if "&quot;" in text else text
     texts: list[str] = []
+    lists = defaultdict(list)  # as old scripts write them, one line for each photo
+    for name, _, address in LIST_ENTRY.findall(text):
+        lists[name].append(address)
+    yield from lists.values()
+    text = NEW_ARRAY.sub(r"[\1]", text)
     values, is_json = _decode_all(text)
     if not is_json:
         values += _decode_all(JAVASCRIPT.sub(lambda match: _as_json(match, texts), text))[0]
@@ -236,6 +245,8 @@ def _decode_all(text: str) -> tuple[list[dict | list], bool]:
     return values, not failures
 
 
+LIST_ENTRY = re.compile(r"""([\w.$]+)(?:\[\d+\]\s*=|\.push\()\s*(['"])(.*?)\2""")  # pics[1] = "…", pics.push("…")
+NEW_ARRAY = re.compile(r"""\bnew Array\(\s*(['"][^()]*)\)""")
 # What JavaScript writes otherwise than JSON: texts, comments, names without quotes, what is not defined.
 JAVASCRIPT = re.compile(
     r"""(?P<text>"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`)|/\*.*?\*/|//[^\n]*"""

@@ -4,7 +4,7 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -191,8 +191,20 @@ def parse_retry_after(text: str) -> float | None:
 
 
 def forbidding_word(text: str) -> str | None:
-    """Return the word of a `robots` header or tag that keeps photos out of data sets, or None."""
+    """Return the word of a `robots` tag that keeps photos out of data sets, or None."""
     return min({word.strip().lower() for word in text.split(",")} & AI_REFUSALS, default=None)
+
+
+def forbidding_header(values: Iterable[str]) -> str | None:
+    """Return the word of the `X-Robots-Tag`s that keeps photos out of data sets; other robots' are skipped."""
+    for value in values:
+        robot, colon, rest = value.partition(":")
+        named = colon and "," not in robot and robot.strip().lower() != "unavailable_after"
+        if named and robot.strip().lower() != ROBOT_NAME.lower():
+            continue
+        if word := forbidding_word(rest if named else value):
+            return word
+    return None
 
 
 class Robots:

@@ -111,7 +111,7 @@ class Politeness:
     page_timeout: float = 30.0
     max_bytes: int = 20_000_000
     max_pixels: int = 50_000_000
-    min_width: int = 1  # pixels; smaller pictures are icons
+    min_width: int = 2  # pixels; smaller pictures are icons, and those of one pixel count visitors
     allow_private: tuple[str, ...] = ()  # addresses or networks inside a private network that may be asked
     respect_noai: bool = True  # noai, noimageai, noindex and noimageindex, in headers and in pages
     restart_browser_every: int = 50  # pages
@@ -185,18 +185,20 @@ def load_site(name: str) -> Site:
         raise SiteError(f"no site file {path}; known sites are {', '.join(known)}, or give the path of a .toml file")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Notepad begins a file with a mark
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SiteError(f"{path} is not TOML: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        hint = 'text stands in plain quotes ("), and a backslash in it is written twice'
+        raise SiteError(f"{path} is not TOML: {error}; {hint}") from error
+    except UnicodeDecodeError as error:
+        raise SiteError(f"{path} is not TOML: save it as UTF-8 ({error})") from error
     return replace(parse_site(content, path), source=shlex.quote(name))
 
 
 def parse_site(content: dict, path: Path) -> Site:
     """Return the Site that the content of a site file describes. Raises SiteError, naming `path` and the key."""
     content = {"name": path.stem, "source": path.stem} | content
-    tables = {"paging": Paging, "selectors": Selectors, "detail": Detail, "politeness": Politeness, "request": Request}
     try:
         content["starts"] = _read_starts(content.pop("start", []))
-        content |= {key: _fill(kind, content[key], key) for key, kind in tables.items() if key in content}
+        content |= {key: _fill(kind, content[key], key) for key, kind in TABLES.items() if key in content}
         site = _fill(Site, content, "the file")
         if site.request.ca_file:
             ca_file = path.parent / site.request.ca_file
@@ -231,6 +233,7 @@ def _read_starts(entries: list[dict]) -> tuple[Start, ...]:
     return tuple(starts)
 
 
+TABLES = {"paging": Paging, "selectors": Selectors, "detail": Detail, "politeness": Politeness, "request": Request}
 # What a field's annotation allows in TOML; others are checked by whoever reads them.
 TYPES = {
     "str": (str, "text"),
@@ -251,6 +254,8 @@ def _fill(kind: type, values: dict, where: str):
         if key not in known:
             close = difflib.get_close_matches(key, known, 1)
             meant = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
+            if home := next((name for name, table in TABLES.items() if key in table.__dataclass_fields__), None):
+                meant = f"write it under [{home}]"
             raise SiteError(f"unknown key {key!r} in {where}; {meant}")
         allowed, words = TYPES.get(known[key].type.removesuffix(" | None"), (object, ""))
         parts = value if allowed is list else value.values() if isinstance(value, dict) else ()
@@ -283,7 +288,7 @@ def _check(site: Site) -> None:
     if site.paging.step == 0:
         raise SiteError("step cannot be 0")
     if site.paging.kind not in (None, *PAGING_KINDS):
-        raise SiteError(f"paging kind {site.paging.kind!r} is none of {', '.join(PAGING_KINDS)}")
+        raise SiteError(f"paging kind {site.paging.kind!r} is not known; known are {', '.join(PAGING_KINDS)}")
     if site.paging.kind in ("button", "next") and not getattr(site.paging, site.paging.kind):
         raise SiteError(f"paging kind {site.paging.kind!r} needs the selector {site.paging.kind!r} in [paging]")
     for start in site.starts:
@@ -299,6 +304,11 @@ def _check(site: Site) -> None:
             raise SiteError(f"{left[0]} is left in the start url {start.url!r}; {what}")
     if taken := RESERVED_FIELDS & {*site.fields, *(site.detail.fields if site.detail else ())}:
         raise SiteError(f"fields {', '.join(sorted(taken))} belong to the journal; name them otherwise")
+    for key in ("id", "id_pattern", "link"):
+        if key in site.fields and not getattr(site.selectors, key):
+            raise SiteError(
+                f"{key} stands under [fields]: write it above, under [selectors], or name the field otherwise"
+            )
     if not site.detail and not site.selectors.photos:
         raise SiteError("selectors needs 'photos', which finds the pictures inside a listing")
     if site.detail and not site.selectors.link:
@@ -314,6 +324,7 @@ def _check(site: Site) -> None:
             soupsieve.compile(css or "*")
         except (soupsieve.SelectorSyntaxError, NotImplementedError) as error:
             hint = "; an attribute is written as img@src" if "::" in css else ""
+            hint = "; write CSS, as div.car, instead of XPath" if css.startswith("/") else hint
             raise SiteError(f"selector {name} = {selector!r}: {str(error).splitlines()[0]}{hint}") from error
     id_pattern = site.selectors.id_pattern
     patterns = {**site.selectors.replace, **dict.fromkeys((*site.selectors.ignore_path, id_pattern or ""), "")}

@@ -6,7 +6,7 @@ from urllib.parse import urldefrag, urlsplit
 
 from selenium.webdriver.remote.webdriver import WebDriver
 
-from scraper.politeness import BUSY, Busy, Failed, parse_retry_after
+from scraper.politeness import BUSY, Busy, Failed, forbidding_header, parse_retry_after
 
 LONGEST_REQUEST = 15.0  # seconds after which a script's request counts as one that never ends
 BY_SCRIPT = ("XHR", "Fetch")
@@ -21,6 +21,7 @@ class Traffic:
         self._streams: dict[str, tuple[float, str]] = {}  # the same of what brings one thing after the other
         self._started = 0
         self._retry_after: dict[str, float | None] = {}
+        self._refused_to_us: dict[str, str | None] = {}  # a page's address -> the word of its X-Robots-Tag
         self._refusals: list[tuple[str, int, float | None]] = []  # address, status or 0 for no answer, Retry-After
 
     def started(self) -> int:
@@ -49,6 +50,11 @@ class Traffic:
         """Return the seconds that the answer from `url` asked us to wait, None when it did not."""
         self._read()
         return self._retry_after.get(urldefrag(url).url)
+
+    def forbidding_word(self, url: str) -> str | None:
+        """Return the word of the answer's X-Robots-Tag that keeps photos of the page at `url` out of data sets."""
+        self._read()
+        return self._refused_to_us.get(urldefrag(url).url)
 
     def take_refusal(self, page_url: str, since: float) -> Busy | Failed | None:
         """Return the error that a script of a page got last from the page's site since this was asked; None without.
@@ -95,6 +101,7 @@ class Traffic:
         seconds = parse_retry_after(headers.get("retry-after", ""))
         if kind == "Document":
             self._retry_after[url] = seconds
+            self._refused_to_us[url] = forbidding_header(headers.get("x-robots-tag", "").split("\n"))
         elif kind in BY_SCRIPT and (status in BUSY or status == 403):
             self._refusals.append((url, status, seconds))
         elif kind in BY_SCRIPT and status < 400:  # asked again, it was answered

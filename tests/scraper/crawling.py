@@ -7,11 +7,12 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from selenium.common.exceptions import UnexpectedAlertPresentException
 
 from scraper.browser import CHROMIUM_NAMES, Browser
 from scraper.closing import Stats, closing_table
@@ -41,7 +42,8 @@ class KeptBrowser(Browser):
     def turn_to(self, site: Site, downloader: Downloader, headed: bool = False, remote_url: str | None = None):
         """Take over another site, as a visitor whom it does not know; may stand in for the class `Browser`."""
         if self.driver:
-            self._devtools("Network.clearBrowserCookies", {})
+            with suppress(UnexpectedAlertPresentException):  # a test may cut its answer off
+                self._devtools("Network.clearBrowserCookies", {})
         self.site, self.downloader = site, downloader
         return self
 

@@ -16,7 +16,7 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
-from urllib.parse import parse_qs, parse_qsl, urlsplit
+from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
 
 from PIL import Image
 
@@ -143,6 +143,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             method(site.counts[parts.path])
         elif name.startswith("reported/"):
             self.reported(*name.removeprefix("reported/").partition("/")[::2], dict(parse_qsl(parts.query)))
+        elif name.startswith("photos/visitors-") and "visited=1" not in self.headers.get("Cookie", ""):
+            self.send(b"", status=403)
         elif name.startswith(("photos/", "private/")):
             self.send(jpeg(name))
         else:
@@ -379,6 +381,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def forbidden(self, _) -> None:
         self.send(jpeg("forbidden")) if self.is_member() else self.send(b"", status=403)
 
+    def banned(self, count: int) -> None:
+        self.send(jpeg("banned")) if count <= 5 else self.send(b"", status=403)
+
     def gone(self, _) -> None:
         self.send(b"", status=410)
 
@@ -388,6 +393,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def busy_date(self, count: int) -> None:
         date = email.utils.formatdate(time.time() + 11, usegmt=True)
         self.send(b"", status=429, Retry_After=date) if count == 1 else self.send(jpeg("busy date"))
+
+    def busy_forbidden(self, count: int) -> None:
+        self.send(b"", status=403, Retry_After="7") if count == 1 else self.send(jpeg("busy forbidden"))
 
     def busy_for_a_day(self, _) -> None:
         self.send(b"", status=429, Retry_After="86400")
@@ -403,6 +411,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def not_implemented(self, _) -> None:
         self.send(b"", status=501)
+
+    def not_modified(self, _) -> None:
+        self.send(b"", status=304)
+
+    def to_raw(self, _) -> None:
+        query = urlsplit(self.path).query
+        if query:
+            self.send(jpeg("raw"), status=200 if unquote(query) == "मारुति" else 404)
+        else:
+            self.redirect("/to-raw.jpg?मारुति".encode().decode("latin-1"))
 
     def loop(self, _) -> None:
         self.redirect("/loop-back.jpg")

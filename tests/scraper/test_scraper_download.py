@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import features
 
+from scraper.browser import Browser
 from scraper.closing import CrawlStopped, Stats, closing_table, exit_code
 from scraper.crawl import Crawl, NoListings
 from scraper.download import Downloader, verify_photo
@@ -20,7 +21,7 @@ from scraper.journal import Journal
 from scraper.loading import LoadedPage
 from scraper.politeness import ROBOTS_FORBID, Failed, Pacer, Refused
 from scraper.reparse import reparse
-from scraper.site import Detail, Politeness, Request, parse_site
+from scraper.site import Detail, Paging, Politeness, Request, Site, parse_site
 from tests.scraper.misbehaving_site import MisbehavingSite, _Handler, jpeg, png_claiming
 
 FAULTS = Path(__file__).parent.parent.parent / "scraper" / "FAULTS.md"
@@ -123,7 +124,7 @@ def test_photo_fault_ends_as_the_table_says(row, site, clock, tmp_path):
 
 def test_every_fault_of_the_site_is_in_the_table():
     helpers = {"robots", "card", "cards", "search", "detail", "login", "api_cards"}
-    helpers |= {"send", "start", "stream", "redirect", "needs_cookie", "is_member", "reported", "expiring"}
+    helpers |= {"send", "start", "stream", "redirect", "needs_cookie", "is_member", "reported", "expiring", "banned"}
     own = {
         name for name, value in vars(_Handler).items() if callable(value) and not name.startswith(("_", "do_", "log_"))
     }
@@ -207,6 +208,53 @@ def test_another_car_under_a_known_id_is_counted(site, clock, tmp_path):
     assert (stats.fetched, stats.merged, exit_code(stats)) == (4, 2, 5)
 
 
+@pytest.mark.parametrize("names, merged", [("ab", 0), ("cd", 2)])
+def test_another_car_with_an_id_of_another_search_is_counted(names, merged, site, clock, tmp_path):
+    """As where the id is the number of a row: each city has a first row."""
+
+    class Cities(Pages):
+        def load(self, url, max_listings=None):
+            yield self.pages[url.endswith("pune")]
+
+    cities = Cities(site.base_url, "ab", "ab")
+    html = cities.pages[1].html
+    for old, new in zip("ab", names, strict=True):
+        html = html.replace(f"/photos/{old}", f"/photos/{new}")
+    cities.pages[1] = replace(cities.pages[1], html=html)
+    fetcher = downloader(clock, site.base_url)
+    start = fetcher.site.starts[0]
+    fetcher.site = replace(fetcher.site, starts=(start, replace(start, url=start.url + "?city=pune", city="pune")))
+    with Journal(tmp_path) as journal:
+        stats = Crawl(fetcher.site, journal, [cities], fetcher).run()
+    assert (stats.listings, stats.merged, stats.fetched) == (4, merged, 2 + merged)
+
+
+class Numbered(Browser):
+    """Opens the pages of a numbered search, five listings on each; some fail."""
+
+    def __init__(self, site: Site, *failing: int):
+        self.site, self.failing = site, failing
+
+    def open(self, url: str, is_detail: bool = True, hurry: bool = False, most: int | None = None) -> LoadedPage:
+        number = int(url.rpartition("=")[2])
+        if number in self.failing:
+            raise Failed("status 500: the site answered with a page titled 'error'")
+        html = "".join(CARD.format(5 * number + place) for place in range(5)) if number < 5 else ""
+        return LoadedPage(url, html, "single page", [])
+
+
+@pytest.mark.parametrize("failing, fetched, lost", [((3,), 15, 1), ((2, 3), 5, 2), ((1,), 0, 1)])
+def test_numbered_pages_after_one_that_fails_are_read(failing, fetched, lost, site, clock, tmp_path):
+    fetcher = downloader(clock, site.base_url)
+    start = replace(fetcher.site.starts[0], url=f"{site.base_url}/search?page={{page}}")
+    fetcher.site = replace(fetcher.site, starts=(start,), paging=Paging("numbered"))
+    with Journal(tmp_path) as journal:
+        stats = Crawl(fetcher.site, journal, [Numbered(fetcher.site, *failing)], fetcher).run()
+        reasons = [line["reason"] for line in journal.read_pages() if line["status"] == "failed"]
+    assert [reason[-8:] for reason in reasons] == [f"(page {number})" for number in failing]
+    assert (stats.fetched, stats.pages_lost.total(), exit_code(stats)) == (fetched, lost, 1)
+
+
 @pytest.mark.parametrize("stand_ins, code", [("abc", 5), ("ab", 0)])
 def test_the_same_bytes_under_addresses_of_several_listings_are_counted(stand_ins, code, site, clock, tmp_path):
     search, fetcher = Pages(site.base_url, "abcd"), downloader(clock, site.base_url)
@@ -263,11 +311,89 @@ def test_pages_read_with_other_settings_are_said_until_they_are_read_again(site,
     assert [crawl(".all img"), crawl(".all img"), browser.opened] == [(0, 1), (0, 0), 1]
 
 
+AWAY = {
+    "the same with a name": ("/used/2-swift", 0),
+    "another car of the search": ("/used/3", 1),
+    "the folder above": ("/used", 1),
+    "a folder of another name": ("/cars/2", 0),
+}
+
+
+@pytest.mark.parametrize("led_to, code", AWAY.values(), ids=AWAY)
+def test_where_a_sold_car_leads_is_not_its_page(led_to, code, site, clock, tmp_path):
+    search = OwnPage(site.base_url)
+    html = "".join(search.page.html.replace('"1"', f'"{n}"').replace("/car/1", f"/used/{n}") for n in (2, 3))
+    search.page = replace(search.page, html=html)
+    search.open = lambda url, **_: replace(
+        search.own, url=site.base_url + led_to if url.endswith("/2") else url, html='<img src="/good.jpg">'
+    )
+    fetcher = downloader(clock, site.base_url)
+    selectors = replace(fetcher.site.selectors, link="a")
+    fetcher.site = replace(fetcher.site, selectors=selectors, detail=Detail("img"))
+    with Journal(tmp_path) as journal:
+        stats = Crawl(fetcher.site, journal, [search], fetcher).run()
+        assert len(journal.outcomes[f"{site.base_url}/good.jpg"].shown_by) == 2 - code
+    assert exit_code(stats) == code
+
+
+@pytest.mark.parametrize(
+    "beside, code",
+    {
+        "<button>View all 24 photos</button>": 5,
+        "<a href='#g'>+19 photos</a>": 5,
+        "<button>View all 1 photos</button>": 0,
+        "<article class=listing><a>All 24 photos</a></article>": 0,
+        "<a>24 photos of Pune</a>": 0,
+    }.items(),
+)
+def test_a_gallery_that_promises_more_photos_is_said(beside, code, site, clock, tmp_path):
+    search = OwnPage(site.base_url)
+    search.own = replace(search.own, html='<p class="main"><img src="/photos/1.jpg"></p>' + beside)
+    fetcher = downloader(clock, site.base_url)
+    selectors = replace(fetcher.site.selectors, link="a")
+    fetcher.site = replace(fetcher.site, selectors=selectors, detail=Detail(".main img"))
+    with Journal(tmp_path) as journal:
+        stats = Crawl(fetcher.site, journal, [search], fetcher).run()
+    assert (exit_code(stats), stats.fetched) == (code, 1)
+    assert ("promises more photos" in closing_table(stats, "raw")) == bool(code)
+
+
 def test_twenty_failures_in_a_row_stop_the_crawl(site, clock, tmp_path):
     photos = [f"/error.jpg?{number}" for number in range(30)]
     with pytest.raises(CrawlStopped, match="20 photos in a row.*status 500"):
         crawl_photos(clock, site, tmp_path, *photos, attempts=1)
     assert site.counts["/error.jpg"] == 20
+
+
+def test_a_ban_is_told_from_photos_that_are_forbidden(site, clock, tmp_path):
+    """Twenty refusals in a row stop the crawl, and are not final, where a photo is refused that was given before."""
+    banned = [f"/banned.jpg?{number}" for number in range(30)]
+    with pytest.raises(CrawlStopped, match="20 photos in a row.*status 403"):
+        crawl_photos(clock, site, tmp_path / "ban", *banned)
+    with pytest.raises(CrawlStopped):  # it lasts; what was given is known from the run before
+        crawl_photos(clock, site, tmp_path / "ban", *banned)
+    with Journal(tmp_path / "ban") as journal:
+        assert Counter(known.status for known in journal.outcomes.values()) == {"fetched": 5, "failed": 20}
+    site.counts["/banned.jpg"] = -99
+    code, lines = crawl_photos(clock, site, tmp_path / "ban", *banned)
+    assert (code, {line["status"] for line in lines.values()}) == (0, {"fetched"})
+    code, lines = crawl_photos(
+        clock, site, tmp_path / "forbidden", "/good.jpg", *(f"/forbidden.jpg?{n}" for n in range(30))
+    )
+    assert (code, Counter(line["status"] for line in lines.values())) == (5, {"fetched": 1, "refused": 30})
+
+
+def test_twenty_pages_in_a_row_that_are_not_opened_stop_the_crawl(site, clock, tmp_path):
+    class NoPages:
+        def load(self, url, max_listings=None):
+            raise Failed("status 403: the site answered with a page titled 'Blocked'")
+
+    fetcher = downloader(clock, site.base_url)
+    fetcher.site = replace(fetcher.site, starts=fetcher.site.starts * 30)
+    with Journal(tmp_path) as journal:
+        crawl = Crawl(fetcher.site, journal, [NoPages()], fetcher)
+        code, said = crawl.finish()
+    assert code == 3 and re.match("20 pages in a row .*'Blocked'", said) and crawl.stats.pages_lost.total() == 20
 
 
 def test_requests_keep_their_distance_with_jitter():
@@ -470,6 +596,7 @@ def test_an_address_that_does_not_look_signed_is_renewed_by_its_place(renewed, s
 
 def test_what_is_missing_decides_the_exit_code():
     assert exit_code(Stats(fetched=3)) == exit_code(Stats(fetched=3, refused=Counter({ROBOTS_FORBID: 2}))) == 0
+    assert exit_code(Stats(fetched=3, refused=Counter({"too small": 2}))) == 0
     assert exit_code(Stats(refused=Counter({ROBOTS_FORBID: 2}))) == 5, "robots.txt left nothing at all"
     for missing in ({"without_photos": 1}, {"merged": 2}, {"shared": Counter({"/a": 3})}, {"odd_pages": Counter("x")}):
         assert exit_code(Stats(fetched=3, **missing)) == 5

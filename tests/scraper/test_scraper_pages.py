@@ -173,6 +173,10 @@ PICTURES = {
         '<img lazy="/a.jpg" alt="x.jpg">',
         ["https://cars.example/a.jpg"],
     ),
+    "attributes of a lazy loader that are no addresses, and one of a page": (
+        '<img src="/a.jpg" data-lazy="true"><img src="/b.jpg" data-image="2"><img src="/c.jpg" data-url="/car/7">',
+        [f"https://cars.example/{name}.jpg" for name in "abc"],
+    ),
     "an attribute that nobody knows, no file": ('<img data-pic="/image/7">', ["https://cars.example/image/7"]),
     "JSON in an attribute that nobody knows": (
         """<img data-pics='{"big": "/a.jpg"}' src="data:,">""",
@@ -182,6 +186,10 @@ PICTURES = {
     "an object of JavaScript": (
         "<script>var car = {id: 7, sold: undefined, 'pics': ['/a.jpg', `/b.jpg`], note: \"it's 5' long\",}</script>",
         ["https://cars.example/a.jpg", "https://cars.example/b.jpg"],
+    ),
+    "lists of an old script": (
+        "<script>p = new Array(); p[0] = '/a.jpg'; p[1]='/b.jpg'; q = new Array('/c.jpg'); q.push('/d.jpg')</script>",
+        [f"https://cars.example/{name}.jpg" for name in "abdc"],
     ),
     "JSON in a text of JavaScript": (
         r"""<script>s = JSON.parse('{"t":"it\'s","pics":["\/a.jpg"]}'); t = JSON.parse("[\"\u002fb.jpg\"]")</script>""",
@@ -194,6 +202,10 @@ PICTURES = {
     "CSS background": (
         "<div class='bg' style=\"background: url('/a.jpg') center\"></div>",
         ["https://cars.example/a.jpg"],
+    ),
+    "CSS background with escapes, beside what the browser makes of it": (
+        r"""<p class="bg" style="background: url('/it\'s.jpg')" data-scraper-background='url("/it&#39;s.jpg")'></p>""",
+        ["https://cars.example/it's.jpg"],
     ),
     "CSS background for screens of several densities": (
         '<div class="bg" style="background-image: image-set(url(/1.jpg) 1x, url(/2.jpg) 2x)"></div>',
@@ -394,6 +406,11 @@ VISITS = {
     "/photos/1764422222/7.jpg": "/photos/1764422222/7.jpg",
     "https://pictures-cdn7.example.com/1764422222/7.jpg": "https://pictures-cdn7.example.com/1764422222/7.jpg",
     "/a.jpg?stamp=12&id=7": "/a.jpg?id=7",
+    "/a.jpg?w=9&t=1764422222": "/a.jpg?w=9",
+    "/a.jpg?_=1764422222": "/a.jpg",
+    "/photo?id=7&t=1": "/photo?id=7&t=1",
+    "/photo;jsessionid=A1.x?id=7": "/photo?id=7",
+    "/photo.php?id=7&PHPSESSID=a1": "/photo.php?id=7",
 }
 
 
@@ -480,6 +497,13 @@ def test_listing_fields_and_identity():
     assert listing.fields == {"title": "मारुति स्विफ्ट VXi", "price": "450000"}
 
 
+def test_cards_for_browsers_without_scripts_do_not_count_beside_others():
+    card = '<div class="card" data-id="7"><img src="/{}.jpg"></div>'
+    for html, shown in ((card.format("a"), "a"), ("", "b")):
+        (listing,) = extract_listings(f"{html}<noscript>{card.format('b')}</noscript>", URL, site())
+        assert listing.photos == (f"https://cars.example/{shown}.jpg",) and listing.cards == 1
+
+
 def test_a_card_shown_twice_is_one_listing():
     card = '<div class="card" data-id="7"><img src="/{}.jpg"></div>'
     (listing,) = extract_listings(card.format("a") + card.format("b"), URL, site())
@@ -509,6 +533,18 @@ def test_a_card_whose_clock_ticks_stays_the_same_card():
         cards.take({"token": "page", "serials": [0], "inView": [0], "changed": [(0, card.format(*now))], "base": ""})
     (key,) = cards.keys
     assert key.startswith("Swift 2015, 4 km away")
+
+
+def test_a_card_that_counts_something_else_becomes_no_further_card():
+    cards = Cards(site(selectors={"listing": ".card", "photos": "img"}), False)
+    card = '<div class="card"><h2>Swift</h2><img src="/a.jpg">seen by {} people</div>'
+    for now in range(9):
+        cards.take({"token": "page", "serials": [0], "inView": [0], "changed": [(0, card.format(now))], "base": ""})
+        cards.keep()
+    assert len(cards.keys) == 3 and cards.lost_html() == ""
+    html = card.format(9).replace("/a.jpg", "/b.jpg")
+    cards.take({"token": "page", "serials": [0], "inView": [0], "changed": [(0, html)], "base": ""})
+    assert len(cards.keys) == 4 and "/a.jpg" in cards.lost_html(), "the element shows another car"
 
 
 def test_an_element_that_shows_another_car_waits_for_its_photo():
@@ -591,11 +627,23 @@ def test_start_url_takes_its_label_from_the_entry_it_resembles():
 MISTAKES = {
     "misspelt key": ({"selektors": {}}, "unknown key 'selektors'.*did you mean 'selectors'"),
     "unknown key in a table": ({"paging": {"kind": "scroll", "ende": "#x"}}, "unknown key 'ende' in paging.*'end'"),
+    "a key of another table": (
+        {"selectors": {"listing": ".card", "photos": "img", "next": "a"}},
+        r"unknown key 'next' in selectors; write it under \[paging\]",
+    ),
+    "an id below the fields": (
+        {"selectors": {"listing": ".card", "photos": "img"}, "fields": {"title": "h2", "id": "@data-id"}},
+        r"id stands under \[fields\]: write it above, under \[selectors\]",
+    ),
+    "XPath": (
+        {"selectors": {"listing": "//div[@class='car']", "photos": "img"}},
+        "selectors.listing = .*write CSS, as div.car, instead of XPath",
+    ),
     "missing selector": ({"selectors": {"listing": ".card"}}, "selectors needs 'photos'"),
     "broken selector": ({"selectors": {"listing": ".card[", "photos": "img"}}, r"selectors.listing = '.card\['"),
     "no start": ({"start": []}, r"no \[\[start\]\]"),
     "no contact": ({"contact": "me"}, "contact must be"),
-    "paging kind": ({"paging": {"kind": "infinite"}}, "paging kind 'infinite' is none of"),
+    "paging kind": ({"paging": {"kind": "infinite"}}, "paging kind 'infinite' is not known; known are"),
     "paging without its selector": ({"paging": {"kind": "button"}}, "needs the selector 'button'"),
     "number without {page}": ({"paging": {"kind": "numbered"}}, "needs {page}"),
     "label": (
@@ -683,6 +731,19 @@ def test_selectors_of_fields_may_be_what_only_we_understand():
 def test_a_site_file_by_notepad_is_read(tmp_path):
     (tmp_path / "cars.toml").write_text(SITE_FILE, encoding="utf-8-sig")
     assert load_site(str(tmp_path / "cars.toml")).contact == "test@example.org"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (SITE_FILE.replace('".card"', "“.card”").encode(), "text stands in plain quotes"),
+        (b"\xff\xfe", "save it as UTF-8"),
+    ],
+)
+def test_a_site_file_that_is_no_toml_is_named(content, message, tmp_path):
+    (tmp_path / "cars.toml").write_bytes(content)
+    with pytest.raises(SiteError, match=f"cars.toml is not TOML: .*{message}"):
+        load_site(str(tmp_path / "cars.toml"))
 
 
 def test_unknown_site_names_the_known_ones():

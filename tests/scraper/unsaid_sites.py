@@ -41,6 +41,23 @@ SITES = {
         "a dialog that no page has",
         *("", CARDS, 5, 5, 0, "paging.click = '#accept' found nothing anywhere", LIVELY + 'click = ["#accept"]'),
     ),
+    "numbers-alone": Reported(
+        "links to further pages that are numbers and no more", *("", CARDS, 5, 5, 5, "leads on: '2'", LIVELY)
+    ),
+    "from-nought": Reported(
+        "pages that count from 0, where the site file says nothing of it",
+        *("?page={page}", CARDS, 10, 10, 5, "first page of a search leads back: 'Previous'", NUMBERED),
+    ),
+    "button-then-link": Reported(
+        "a button for more, in whose place there is a link in the end", "", CARDS, 15, 15, 5, "leads on: 'Next'", BUTTON
+    ),
+    "watched": Reported(
+        "cards without an id that say how many people look at them",
+        *("", 'listing = "div.car"\nphotos = "img"', 5, 1),
+        more='[paging]\nkind = "scroll"\npatience = 2.0\nsettle = 0.4',
+    ),
+    "said-in-a-header": Reported("X-Robots-Tag of a page", "", CARDS, 0, 0, 5, "refused: the page says noai"),
+    "cookie-for-photos": Reported("a cookie whose path is that of the photos", "", CARDS, 5, 5),
 }
 
 
@@ -168,3 +185,46 @@ def misspelt_click(path: str, query: dict, count: int) -> str:
 
 def needless_click(path: str, query: dict, count: int) -> str:
     return five_cards(0)
+
+
+def numbers_alone(path: str, query: dict, count: int) -> str:
+    """The number of this page is no link, those of the others are, and no word says more."""
+    return five_cards(0) + '<p class=pager><b>1</b> <a href="?page=2">2</a> <a href="?page=3">3</a>'
+
+
+def from_nought(path: str, query: dict, count: int) -> str:
+    """The first of three pages has the number 0."""
+    number = int(query["page"])
+    more = f'<a href="?page={number + 1}">Next</a>' if number < 2 else ""
+    return five_cards(5 * number) + f'<a href="?page={number - 1}">Previous</a>' + more if number < 3 else "<p>no cars"
+
+
+def button_then_link(path: str, query: dict, count: int) -> str:
+    """A button brings cards twice; then a link to a page of its own has the others."""
+    cards = json.dumps([five_cards(5), five_cards(10)])
+    return f"""<main>{five_cards(0)}</main><button id=more>more</button><script>
+    const cards = {cards};
+    more.onclick = () => {{
+      document.querySelector("main").innerHTML += cards.shift();
+      if (!cards.length) more.outerHTML = "<a href='?page=2'>Next</a>";
+    }};
+    </script>"""
+
+
+def watched(path: str, query: dict, count: int) -> str:
+    """A number in each card changes again and again."""
+    return f"""{five_cards(0)}<script>
+    let people = 10;
+    setInterval(() => document.querySelectorAll("h2").forEach(
+      title => {{ title.textContent = `Swift, ${{people++}} people watch it`; }}), 150);
+    </script>"""
+
+
+def said_in_a_header(path: str, query: dict, count: int) -> tuple[int, dict[str, str], str]:
+    return 200, {"X-Robots-Tag": "noai, noimageai"}, five_cards(0)
+
+
+def cookie_for_photos(path: str, query: dict, count: int) -> tuple[int, dict[str, str], str]:
+    """The page sets a cookie that is not sent with pages."""
+    cards = "".join(card(n, photo(f"visitors-{n}")) for n in range(5))
+    return 200, {"Set-Cookie": "visited=1; Path=/photos"}, cards
