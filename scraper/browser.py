@@ -76,7 +76,7 @@ class Browser(AbstractContextManager):
         """
         paging, page = self.site.paging, None
         if paging.kind == "numbered":
-            for number in range(paging.first_page, paging.first_page + paging.max_pages * paging.step, paging.step):
+            for number in range(paging.first, paging.first + paging.max_pages * paging.step, paging.step):
                 try:
                     page = self.open(url.replace("{page}", str(number)), is_detail=False, most=max_listings)
                 except Failed as error:

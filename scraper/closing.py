@@ -45,7 +45,7 @@ ADVICE = {
     "pages: cards kept coming": "the list may have no end: give `end`, or more exact selectors",
     "pages: a script's request": "run again, slower: raise delay under [politeness]",
     "pages: the last page": "to further listings, perhaps: name it under [paging]; is this all: kind = 'none'",
-    "pages: the first page": "it is not the first, perhaps: first_page = 0 under [paging]",
+    "pages: the first page": "it is not the first, perhaps: first_page = 0 under [paging], else 1",
     "pages: the second page": "{page} may be in the wrong place of the address; is there one page only: max_pages = 1",
     "pages: status 404": "are they the search's own, click to get there: kind = 'button' under [paging]",
     "pages: status 410": "are they the search's own, click to get there: kind = 'button' under [paging]",

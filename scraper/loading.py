@@ -47,7 +47,7 @@ class Loading:
         May be called again after an alert box cut an answer off. Raises Busy where the page, or what its scripts
         ask for, is to be asked for later, and Failed where the site refuses.
         """
-        page, listing = self.page, self.site.selectors.listing
+        page = self.page
         page.begin()
         url, status = self._check_answer()
         has_frame = self.site.selectors.frame and not page.is_detail
@@ -62,6 +62,7 @@ class Loading:
             url, status = self._check_answer()
         if not page.cards.keys and not page.shows(self.paging.empty) and is_busy(self.driver.page_source):
             raise Busy(f"a page titled {title_of(self.driver.page_source)!r} asks to come later", page.url)
+        is_numbered = self.paging.kind == "numbered" and not page.is_detail
         following = self._following() if self.paging.kind == "next" and not page.is_detail else ""
         return LoadedPage(
             url=url,
@@ -75,7 +76,7 @@ class Loading:
             odd=odd or page.odd,
             following=following if following != "#" else "",
             more="" if self.hurry else self._more(stopped_by, following),
-            back="" if page.is_detail or self.paging.kind != "numbered" else page.run("more", listing, True),
+            back=self._find_more(back=True) if is_numbered and self.paging.first_page is None else "",
         )
 
     def _check_answer(self) -> tuple[str, int | None]:
@@ -133,12 +134,9 @@ class Loading:
             page.walk()
             while kind != "scroll" and page.cards.has_lost() and not page.is_enough() and page.scroll_on(0):
                 page.walk()
-            if (
-                self._beside_button is None
-                and kind != "scroll"
-                and self.driver.find_elements(By.CSS_SELECTOR, selector)
-            ):
-                self._beside_button = page.run("more", self.site.selectors.listing)
+            is_button = kind != "scroll" and self.driver.find_elements(By.CSS_SELECTOR, selector)
+            if is_button and self._beside_button is None:
+                self._beside_button = self._find_more()
             if not page.at_end():
                 if page.is_enough():
                     return "bound"
@@ -188,8 +186,12 @@ class Loading:
         is_used = self.paging.kind == "none" or following
         if self.page.is_detail or is_used or stopped_by in ("bound", "end marker"):
             return ""
-        found = self.page.run("more", self.site.selectors.listing)
+        found = self._find_more()
         return "" if found == self._beside_button else found
+
+    def _find_more(self, back: bool = False) -> str:
+        own = self.paging.button or self.paging.next or ""
+        return self.page.run("more", self.site.selectors.listing, own, back)
 
     def _html(self) -> str:
         """Return the page's HTML, open shadow roots included, with the cards at its end that it no longer shows."""

@@ -57,8 +57,8 @@ function press(selector, intoView, size) {
 }
 
 // What seems to lead to further listings, or `back` to those before, in words; empty where nothing does. `cards` selects
-// the listings.
-function more(cards, back) {
+// the listings, `own` what the site file names to lead on.
+function more(cards, own, back) {
   const rel = back ? "prev" : "next";
   const words = back ? /^[←‹«<]*\s*prev(ious)?( page)?$/i : new RegExp("^(load|show) (\\d+ )?more\\b.{0,20}$|^(see|view)? ?(\\d+ )?more (cars|vehicles|listings|results|ads|offers)"
     + "|^next( page)?\\s*[→›»>]*$|^[→›»>]$", "i");
@@ -66,7 +66,7 @@ function more(cards, back) {
   const disabled = ".disabled, .inactive, [disabled], [aria-disabled=true]";
   const here = location.href.split("#")[0];
   const leadsOn = e => {
-    if (e.closest(cards)) return false;
+    if (e.closest(cards) || all(own).some(other => other.contains(e))) return false;
     const isNext = e.matches(`[rel~=${rel}]`), text = (e.innerText || e.ariaLabel || "").trim();
     const isHere = e.href && e.href.split("#")[0] === here && !e.onclick && !/#[/!]/.test(e.href);
     if (e.localName === "link") return isNext && !isHere;

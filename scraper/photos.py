@@ -67,9 +67,7 @@ class Photos:
         self._shown: Counter = Counter()  # photo -> listings that show it
         self._trials: Counter = Counter()  # host -> addresses that were refused, and shown again unchanged
         self._failures_in_a_row = self._pages_lost_in_a_row = 0
-        self._turned_away: list[
-            dict
-        ] = []  # lines of photos, one after the other, that the site may want to keep from us
+        self._turned_away: list[dict] = []  # the last refusals in a row, which may mean us and not these photos
         self._given: tuple[str, str] | None = None  # the last photo's address, and the page that showed it
 
     def shared(self) -> Counter:

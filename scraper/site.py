@@ -54,13 +54,17 @@ class Paging:
     next: str | None = None
     end: str | None = None  # present when everything is loaded
     empty: str | None = None  # present when a search finds nothing
-    first_page: int = 1
+    first_page: int | None = None  # None: 1, and it is said where that page leads back to another
     step: int = 1  # from one {page} to the next: 20 where a site counts 0, 20, 40
     click: tuple[str, ...] = ()  # clicked once where they show, on every page: consent dialogs, "enter" gates
     settle: float = 1.0  # seconds without a new card or photo after which a page with scripts is taken
     max_pages: int = 500  # pages, scrolls or clicks per start entry: a page that never ends must end
     max_listings: int = 20_000  # per page
     patience: float = 8.0  # seconds without a new listing after which a page counts as complete
+
+    @property
+    def first(self) -> int:
+        return 1 if self.first_page is None else self.first_page
 
 
 @dataclass(frozen=True)

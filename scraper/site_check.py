@@ -34,7 +34,7 @@ def check_site(site: Site, browser: Browser) -> tuple[str, bool]:
             own_page = browser.open(example.link)
             example = pages.extract_detail(own_page.html, own_page.url, site, example)
     except (Refused, Failed) as error:
-        return f"{start.replace('{page}', str(site.paging.first_page))}: not opened: {error}", False
+        return f"{start.replace('{page}', str(site.paging.first))}: not opened: {error}", False
     photos = list(dict.fromkeys(url for listing in listings for url in listing.photos))
     lines = [f"{page.url} ({page.stopped_by})", *_describe(page, site, photos, is_detail=False)]
     if site.paging.kind is None:
