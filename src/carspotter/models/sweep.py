@@ -22,7 +22,8 @@ import pandas as pd
 
 from carspotter.models.cluster import RayEngine
 from carspotter.models.experiments import SERIES, TRAINING_DTYPES, Experiment, quick
-from carspotter.models.runs import FRAMEWORKS, estimate_seconds, find_run, load_or_train, read_runs, starting_experiment
+from carspotter.models.runs import estimate_seconds, find_run, load_or_train, starting_experiment
+from carspotter.models.store import FRAMEWORKS, read_runs
 from carspotter.paths import Study
 from carspotter.progress import progress_bar
 
