@@ -63,7 +63,7 @@ def recorded_steps(studies: Mapping[str, Study], before: str, after: str) -> dic
     """Return what a step of the series changed in each study that has comparable runs of both sides."""
     steps = {}
     for name, study in studies.items():
-        recipes = recorded_recipes(study) if len(read_runs(study)) else {}
+        recipes = recorded_recipes(study)
         pair = _pair(recipes, before, after)
         if pair and _are_alike(*pair):
             earlier, later = recipes[pair[0]], recipes[pair[1]]

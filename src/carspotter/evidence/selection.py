@@ -52,7 +52,7 @@ def find_runs(study: Study, experiment: str, **settings) -> list[Run]:
     wanted = {"experiment": experiment, **settings}
     recipes = [
         runs
-        for runs in (recorded_recipes(study).values() if len(read_runs(study)) else [])
+        for runs in recorded_recipes(study).values()
         if all(runs[0].row[column] == value for column, value in wanted.items())
     ]
     return max(recipes, key=lambda runs: (runs[0].row["epochs"], runs[0].row["image_size"], len(runs)), default=[])
