@@ -108,8 +108,6 @@ def one_standard_error_rule(
     error of the best). Method: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984,
     section 3.4.3.
     """
-    if not correct or set(correct) != set(costs):
-        raise ValueError(f"need a cost for each model, found models {sorted(correct)} and costs {sorted(costs)}")
     rows = []
     for model, values in correct.items():
         values = np.atleast_2d(np.asarray(values, float)).mean(axis=0, keepdims=True)
