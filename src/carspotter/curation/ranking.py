@@ -2,8 +2,7 @@
 
 Three questions are put to each photo, answered without its own group (its listing and its copies):
 
-1. Do the others' labels agree with its label? Out-of-fold probabilities of a logistic regression: confident learning
-(Northcutt, Jiang & Chuang 2021).
+1. Do the others' labels agree with its label? A logistic regression out of fold: confident learning (Northcutt 2021).
 
 2. Do its nearest look-alikes carry its label? This finds clusters of one wrong model with mixed labels.
 
@@ -53,8 +52,7 @@ def rank_photos(features, labels, groups, rejected=None, apart=None, listings=No
     `features`: float (N, F). `labels`, `groups`: N names each. `rejected`: float (N,), by people: 1 rejected, 0 kept,
     nan otherwise. `apart`: ranks (N, K), 0 … 1 or nan, of how far each stands apart from its listing, the most telling
     first; with `listings` (N names, "" for none) features are compared with the listing too. `doubts` in the label:
-    float (N,), 0 … 1. Scores are ranks: the worst fifth has .5 and more. Fewer than FEWEST photos, or FOLDS groups, all
-    score 0.
+    float (N,), 0 … 1. Scores are ranks: the worst fifth has .5 and more; all are 0 below FEWEST photos or FOLDS groups.
     """
     features = np.asarray(features, dtype=np.float32)
     labels, groups = np.asarray(labels, dtype=str), np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]

@@ -105,8 +105,7 @@ def runs_report(study: Study) -> pd.DataFrame:
 def recipes_report(study: Study) -> pd.DataFrame:
     """Return one row per recipe of `recorded_recipes`, all its seeds together, in the order of the series.
 
-    Validation accuracy is the mean of the last five epochs, with an interval over seeds and groups of photos. ± is the
-    standard deviation between seeds.
+    Validation accuracy is the mean of the last five epochs; its interval is over seeds and groups, ± between seeds.
     """
     places = {name: place for place, name in enumerate(SERIES)}
 

@@ -104,9 +104,8 @@ def one_standard_error_rule(
     """Choose the cheapest model whose validation accuracy lies within one standard error of the best one's.
 
     `correct`: model -> bool (N,), or (seeds, N), on the same photos; `groups`: (N,); `costs`: model -> any cost.
-    Returns the name and a table, best first: model, accuracy, standard_error (over groups), cost, within (one standard
-    error of the best). Method: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984,
-    section 3.4.3.
+    Returns the name and a table, best first: model, accuracy, standard_error (over groups), cost, within (that range).
+    Method: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984, section 3.4.3.
     """
     rows = []
     for model, values in correct.items():
