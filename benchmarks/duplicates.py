@@ -17,6 +17,7 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import random
 import resource
 import subprocess
@@ -35,7 +36,6 @@ from PIL import Image, ImageDraw, ImageOps
 
 from benchmarks.machine import describe
 from carspotter.evidence.plots import BLUE, GREEN, GREY, ORANGE, STYLE
-from carspotter.paths import real_photos
 from carspotter.photos.alignment import CLOSE_SIDE
 from carspotter.photos.duplicates import compare_all, confirm, find_candidates, find_duplicates, hash_windows
 from carspotter.photos.fingerprints import FINGERPRINT, SIDE
@@ -66,8 +66,8 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path, help="a Python that has imagededup")
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    folder = real_photos()
-    if folder is None:
+    folder = Path(os.environ.get("CARSPOTTER_REAL_PHOTOS") or "-")
+    if not folder.is_dir():
         parser.error("CARSPOTTER_REAL_PHOTOS names no folder of photos")
     files = sorted(folder.rglob("*.jpg"))
     files = random.Random(0).sample(files, options.photos) if options.photos else files

@@ -165,12 +165,11 @@ def sweep_runs(options) -> int:
     from carspotter.evidence.report import to_markdown
     from carspotter.models.sweep import read_sweep, run_sweep
 
-    cells = read_sweep(options.sweep)
-    table = run_sweep(study_of(options), cells, options.processes, options.on, options.cpus)
+    table = run_sweep(study_of(options), read_sweep(options.sweep), options.processes, options.on, options.cpus)
     print(to_markdown(table), end="")
     failed = table["error"] != ""
-    cells = f"{(~failed & (table['seconds'] > 0)).sum()} cells trained now, {failed.sum()} failed"
-    print(f"cost: {table['seconds'].sum() / 3600:.2f} cell-hours; {cells}")
+    trained, hours = (~failed & (table["seconds"] > 0)).sum(), table["seconds"].sum() / 3600
+    print(f"cost: {hours:.2f} cell-hours; {trained} cells trained now, {failed.sum()} failed")
     return int(failed.any())
 
 

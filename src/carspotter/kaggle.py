@@ -1,7 +1,6 @@
 """Fetch a data set from Kaggle with its published split; open a study on the data that Kaggle mounts.
 
-All traffic is that of Kaggle's own client, in a process that can be ended. The published parts lie in `data/raw/` as
-the sites kaggle-train and so on.
+All traffic is that of Kaggle's own client, in a process of its own. Published parts are sites, as kaggle-train.
 """
 
 import importlib.util

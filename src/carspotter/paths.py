@@ -64,12 +64,6 @@ def find_archive(data: Path) -> Path | None:
     return next((place for place in candidates if place.exists()), None)
 
 
-def real_photos() -> Path | None:
-    """Return the folder named by `CARSPOTTER_REAL_PHOTOS`, or None when there is none."""
-    folder = os.environ.get("CARSPOTTER_REAL_PHOTOS")
-    return Path(folder) if folder and Path(folder).is_dir() else None
-
-
 def find_kaggle_dataset(owner: str, slug: str) -> Path | None:
     """Return the folder where Kaggle mounted the data set `owner/slug`, or None."""
     return next(iter(_mounted(slug, owner)), None)

@@ -198,7 +198,7 @@ def test_a_drop_is_the_difference_of_two_sets_of_photos_at_the_level_of_the_seco
 def test_labels_that_are_not_those_of_curation_are_not_scored_against(study):
     sealed = pd.read_csv(study.sealed)
     curation = pd.concat([sealed, read_splits(study).loc[lambda t: t["label"] != "", ["sha256", "label"]]])
-    columns = ["sha256", "label", "verdict", "reason", "score", "duplicate_cluster", "decided_by"]
+    columns = ["sha256", "label", "verdict", "reason", "score", "duplicate_cluster", "car", "decided_by"]
     curation.assign(score=0).reindex(columns=columns).to_csv(study.curation, index=False)
     first, last = sealed.index[sealed["label"] == "swift"][0], sealed.index[sealed["label"] == "wagonr"][0]
     sealed.loc[[first, last], "label"] = ["wagonr", "swift"]

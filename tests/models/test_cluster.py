@@ -19,7 +19,7 @@ import pytest
 from carspotter.models import cluster as sweeping
 from carspotter.models.cluster import pack_run, pack_study, unpack_run, unpack_study
 from carspotter.models.experiments import BASELINE, quick
-from carspotter.models.runs import load_run, read_runs
+from carspotter.models.store import load_run, read_runs
 from carspotter.models.sweep import Cell, run_sweep
 from carspotter.photos.splitting import split_version
 

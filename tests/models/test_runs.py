@@ -51,7 +51,7 @@ def test_a_run_is_recorded_and_its_checkpoint_gives_the_recorded_probabilities(t
 
     assert list(run.history.columns) == HISTORY and list(run.history["epoch"]) == [1, 2, 3]
     assert list(run.validation.columns) == ["sha256", "label", "bright", "dark"] and len(run.validation) == 10
-    table = runs.read_runs(toy_study)
+    table = store.read_runs(toy_study)
     assert list(table.columns) == store.COLUMNS and len(table) == 1
     assert (run.row["train_photos"], run.row["validation_photos"], run.row["classes"]) == (30, 10, "bright dark")
     labels = (run.validation["label"] == "dark").to_numpy()
@@ -82,8 +82,8 @@ def test_a_run_is_recorded_and_its_checkpoint_gives_the_recorded_probabilities(t
 def test_asking_twice_trains_once_and_the_second_time_needs_no_photos(toy_study, monkeypatch):
     pytest.importorskip("torch")
     first = runs.load_or_train(toy_study, TINY, "torch", show_progress=False)
-    for name in ("load_images", "read_photos", "import_framework"):
-        monkeypatch.setattr(runs, name, lambda *_, **__: pytest.fail("photos or a framework were asked for"))
+    for module, name in ((runs, "load_images"), (runs, "read_photos"), (store, "import_framework")):
+        monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("photos or a framework were asked for"))
     second = runs.load_or_train(toy_study, TINY, "torch", show_progress=False)
     assert second.id == first.id
     pd.testing.assert_frame_equal(second.history, first.history)
@@ -123,7 +123,7 @@ def test_a_quick_run_takes_few_photos_small_and_two_epochs(toy_study):
 
 
 def test_a_run_can_be_trained_on_some_photos_and_on_some_twice(toy_study, framework, monkeypatch):
-    lesson, seen = runs.import_framework(framework), []
+    lesson, seen = store.import_framework(framework), []
     batches = lesson.PhotoBatches
 
     def spy(images, labels, *rest):
@@ -230,7 +230,7 @@ def test_a_process_killed_by_the_system_leaves_a_state_that_resumes(toy_study):
         capture_output=True,
     )
     assert killed.returncode == -9, killed.stderr.decode()
-    assert runs.read_runs(toy_study).empty
+    assert store.read_runs(toy_study).empty
     run_id = runs.specify_run(toy_study, STATEFUL, "torch")["run"]
     (toy_study.runs / run_id / ".part-1-checkpoint.pt").touch()
     assert store.load_state(toy_study.runs / run_id)[0] == 1
@@ -243,7 +243,7 @@ def test_a_run_that_diverges_stops_and_says_what_to_do(toy_study, framework):
     wild = replace(TINY, name="wild", learning_rate=3e38, epochs=10)
     with pytest.raises(TrainingDiverged, match=r"wild-.*epoch \d+.*[Ll]ower learning_rate"):
         runs.train_run(toy_study, wild, framework, show_progress=False)
-    assert runs.read_runs(toy_study).empty
+    assert store.read_runs(toy_study).empty
 
 
 def test_a_run_without_a_gpu_says_why(monkeypatch, tmp_path):
@@ -273,7 +273,7 @@ def test_rows_written_at_the_same_time_are_all_kept(toy_study):
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(append, range(40)))
-    assert set(runs.read_runs(toy_study)["run"]) == {f"run-{number}" for number in range(40)}
+    assert set(store.read_runs(toy_study)["run"]) == {f"run-{number}" for number in range(40)}
 
 
 @pytest.mark.parametrize(
@@ -308,9 +308,9 @@ def test_a_recorded_run_without_its_checkpoint_says_how_to_get_it(toy_study):
     run = runs.train_run(toy_study, TINY, "torch", show_progress=False)
     run.checkpoint.unlink()
     with pytest.raises(FileNotFoundError, match="train_run"):
-        runs.load_run(toy_study, run.id).predict(np.zeros((1, 24, 24, 3), np.uint8))
+        store.load_run(toy_study, run.id).predict(np.zeros((1, 24, 24, 3), np.uint8))
     with pytest.raises(ValueError, match=f"no run 'tiny-torch-s0-1'; did you mean {run.id}"):
-        runs.load_run(toy_study, "tiny-torch-s0-1")
+        store.load_run(toy_study, "tiny-torch-s0-1")
 
 
 def test_a_run_whose_files_are_gone_is_named(toy_study):
@@ -344,10 +344,10 @@ def test_runs_of_an_older_recipe_are_read_and_their_experiment_is_refused(toy_st
     run = runs.train_run(toy_study, TINY, "torch", show_progress=False)
     old = run.spec | {"recipe_version": 1, "experiment": {"name": "tiny", "averaged": False}}
     (run.folder / "spec.json").write_text(json.dumps(old))
-    table = runs.read_runs(toy_study).drop(columns=["processor_seconds"])
+    table = store.read_runs(toy_study).drop(columns=["processor_seconds"])
     table.to_csv(toy_study.runs_table, index=False)
-    read = runs.load_run(toy_study, run.id)
-    assert list(runs.read_runs(toy_study).columns) == store.COLUMNS
+    read = store.load_run(toy_study, run.id)
+    assert list(store.read_runs(toy_study).columns) == store.COLUMNS
     assert read.image_size == 24 and len(read.history) == 3 and read.epoch_probabilities.shape == (3, 10, 2)
     with pytest.raises(ValueError, match=r"recipe 1.*train it anew"):
         _ = read.experiment

@@ -15,7 +15,7 @@ import pytest
 
 from carspotter.models import sweep
 from carspotter.models.experiments import DROPOUT, FAST_RECIPE, VGG16_FEATURES, VGG16_FINE_TUNE, quick
-from carspotter.models.runs import read_runs
+from carspotter.models.store import read_runs
 from carspotter.models.sweep import Cell, LocalEngine, read_sweep, run_sweep, train_cell
 
 SMALL = quick(replace(DROPOUT, image_size=48))

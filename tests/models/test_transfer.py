@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from carspotter.models import runs, transfer
+from carspotter.models import runs, store, transfer
 from carspotter.models.experiments import MOBILENET_FEATURES, VGG16_FEATURES, VGG16_FINE_TUNE, Experiment, draw_epoch
 from carspotter.models.store import import_builder, load_run
 
@@ -114,7 +114,7 @@ def test_the_two_parts_of_a_cut_model_are_the_model(builder, experiment):
     maps = builder.compute_maps(frozen, images)
     # frozen: the mean and the maximum of each of the 512 maps
     assert maps.shape == {0: (4, 1, 1, 1024), 1: (4, 2, 2, 512)}[experiment.tuned_blocks]
-    lesson = runs.import_framework("torch" if "torch" in builder.__name__ else "keras")
+    lesson = store.import_framework("torch" if "torch" in builder.__name__ else "keras")
     plain = replace(experiment, average_mirror_images=False)
     whole, parts = lesson.predict(model, images, plain), lesson.predict(learning, maps, plain)
     np.testing.assert_allclose(whole, parts, atol=1e-5)
@@ -172,7 +172,7 @@ def test_fine_tuning_goes_on_from_the_trained_head(toy_study):
     pytest.importorskip("torch")
     tuned = replace(VGG16_FINE_TUNE, **SMALL, learning_rate=1e-7, augmentation="none", cached_copies=0)
     run = runs.load_or_train(toy_study, tuned, "torch", show_progress=False)
-    table = runs.read_runs(toy_study).set_index("experiment")
+    table = store.read_runs(toy_study).set_index("experiment")
     assert list(table.index) == ["vgg16_features", "vgg16_fine_tune"]
     # At a rate this low the first epoch is still about where the head had come to: only the running averages of its
     # batch norm go on. A fresh head would start near log 2 = .69.
@@ -197,7 +197,7 @@ def test_weights_that_are_not_there_stop_the_run_before_photos_are_decoded(toy_s
 
 def test_a_run_with_pretrained_weights_is_found_without_them(toy_study, monkeypatch):
     spec = runs.specify_run(toy_study, replace(VGG16_FEATURES, weights="0123456789ab"), "torch")
-    row = dict.fromkeys(runs.read_runs(toy_study).columns, "")
+    row = dict.fromkeys(store.read_runs(toy_study).columns, "")
     row |= {
         "run": spec["run"],
         "experiment": "vgg16_features",
@@ -205,7 +205,7 @@ def test_a_run_with_pretrained_weights_is_found_without_them(toy_study, monkeypa
         "weights": "0123456789ab",
         "seed": 0,
     }
-    runs.append_row(toy_study, row)
+    store.append_row(toy_study, row)
     monkeypatch.setattr(transfer, "find_weights", lambda experiment: pytest.fail("weights were looked for"))
     assert runs.find_run(toy_study, VGG16_FEATURES, "torch") == spec["run"]
     assert runs.find_run(toy_study, VGG16_FEATURES, "keras") is None
@@ -246,7 +246,7 @@ def test_features_are_computed_once_and_name_their_photos(tmp_path):
 def test_what_the_last_layer_sees(framework):
     pytest.importorskip(framework)
     experiment = Experiment("tiny", conv_channels=(4, 8), dense_units=8, image_size=24)
-    model = runs.import_framework(framework).build_model(experiment, 2)
+    model = store.import_framework(framework).build_model(experiment, 2)
     images = np.random.default_rng(0).integers(0, 255, (5, 24, 24, 3), dtype=np.uint8)
     features = transfer.read_features(framework, model, images)
     assert features.shape == (5, 8) and features.dtype == np.float32

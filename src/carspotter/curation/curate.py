@@ -63,9 +63,8 @@ def curate_study(
 ) -> pd.DataFrame:
     """Describe, rank and judge all photos of the study's data folder, and write `data/curation.csv`; return the table.
 
-    `weights`: a file of MobileNetV2's, whose features rank far better. `train`: a framework in which models also learn
-    from the photos themselves and doubt labels. Without `with_reviews` people's decisions do not count and nothing is
-    written.
+    `weights`: a file of MobileNetV2's, whose features rank far better. `train`: a framework in which models learn from
+    the photos and doubt labels. Without `with_reviews` people's decisions do not count and nothing is written.
     """
     photos = read_photos(study.data)
     features, doubts = describe_photos(study.data, photos, weights, show_progress), None
@@ -135,7 +134,7 @@ def judge_photos(
 
 
 def write_curation(study: Study, curation: pd.DataFrame) -> None:
-    """Write `data/curation.csv`."""
+    """Write the table of `judge_photos` to `data/curation.csv`."""
     write_table(study.curation, curation, float_format="%.4f")
 
 

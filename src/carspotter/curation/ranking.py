@@ -2,8 +2,7 @@
 
 Three questions are put to each photo, answered without its own group (its listing and its copies):
 
-1. Do the others' labels agree with its label? Out-of-fold probabilities of a logistic regression: confident learning
-(Northcutt, Jiang & Chuang 2021).
+1. Do the others' labels agree with its label? A logistic regression out of fold: confident learning (Northcutt 2021).
 
 2. Do its nearest look-alikes carry its label? This finds clusters of one wrong model with mixed labels.
 
@@ -23,6 +22,7 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
+from sklearn.preprocessing import normalize
 from sklearn.svm import SVC
 
 COMPONENTS = 100  # what 1,280 features hold beyond them is noise to a few thousand photos
@@ -52,8 +52,7 @@ def rank_photos(features, labels, groups, rejected=None, apart=None, listings=No
     `features`: float (N, F). `labels`, `groups`: N names each. `rejected`: float (N,), by people: 1 rejected, 0 kept,
     nan otherwise. `apart`: ranks (N, K), 0 … 1 or nan, of how far each stands apart from its listing, the most telling
     first; with `listings` (N names, "" for none) features are compared with the listing too. `doubts` in the label:
-    float (N,), 0 … 1. Scores are ranks: the worst fifth has .5 and more. Fewer than FEWEST photos, or FOLDS groups, all
-    score 0.
+    float (N,), 0 … 1. Scores are ranks: the worst fifth has .5 and more; all are 0 below FEWEST photos or FOLDS groups.
     """
     features = np.asarray(features, dtype=np.float32)
     labels, groups = np.asarray(labels, dtype=str), np.unique(np.asarray(groups, dtype=str), return_inverse=True)[1]
@@ -110,7 +109,7 @@ class _Evidence:
 
 
 def _gather(features, labels, groups, bad) -> _Evidence:
-    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    unit = normalize(features)
     components, whitened = _principal_components(unit)
     folds = list(GroupKFold(FOLDS, shuffle=True, random_state=0).split(components, groups=groups))
     distance = _distance_to_class(unit, labels, groups, ~bad)
@@ -141,8 +140,7 @@ def _principal_components(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     pca = PCA(min(COMPONENTS, unit.shape[1], len(unit) - 1), svd_solver="covariance_eigh")
     components = pca.fit_transform(unit.astype(np.float64))
     variance = pca.explained_variance_
-    whitened = components / np.sqrt(variance + variance.mean() + 1e-12)  # small directions are mostly noise
-    whitened /= np.maximum(np.linalg.norm(whitened, axis=1, keepdims=True), 1e-12)
+    whitened = normalize(components / np.sqrt(variance + variance.mean() + 1e-12))  # small directions are mostly noise
     return components * np.sqrt(40 / max(variance.sum(), 1e-12)), whitened
 
 

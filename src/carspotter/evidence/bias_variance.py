@@ -19,8 +19,7 @@ WINDOW = 5  # epochs over which losses are smoothed
 class Decomposition:
     """The error of models trained on resampled training sets, taken apart: error = bias + variance.
 
-    Both are shares of photos with intervals over groups of photos, for these models. Noise (wrong labels, photos that
-    nobody could classify) counts as bias.
+    Both are shares of photos with intervals over groups, for these models. Noise, as of wrong labels, counts as bias.
     """
 
     error: float
@@ -100,8 +99,7 @@ def diagnose(name: str, training: Interval | float, validation: Interval, overfi
     """Say in a plain sentence what is wrong with an experiment, bias or variance, and what to try next.
 
     `training`: accuracy on the training photos, see `generalisation_gap`; `overfits_from`: see `overfitting_start`.
-    What training accuracy lacks to TARGET_ACCURACY is avoidable bias, the gap is variance; the larger is the one to
-    work on.
+    What training accuracy lacks to TARGET_ACCURACY is avoidable bias, the gap is variance; the larger comes first.
 
     Method: Ng, "Machine Learning Yearning", 2018, ch. 20–27 (avoidable bias and variance).
     """

@@ -20,8 +20,7 @@ SEEDS_FOR_A_CLAIM, SEEDS_FOR_EQUALITY = 3, 5
 class Comparison:
     """Two recipes or models on the same photos: accuracies, difference (B − A), wins and losses, p, verdict.
 
-    `difference` is at level 1 − .05/m. `wins`: photos that B alone classifies correctly, `losses`: A alone (means over
-    seeds). `reason` explains the verdict in a sentence.
+    `difference` is at level 1 − .05/m. `wins`: photos that B alone classifies correctly, `losses`: A alone; over seeds.
     """
 
     name_a: str
@@ -95,8 +94,7 @@ def compare(y, a, b, groups=None, comparisons: int = 1, names=("A", "B")) -> Com
 def judge(difference: Interval, within: Interval, seeds: int) -> tuple[str, str]:
     """Return the verdict and the sentence that gives its reason; `within` is the 90 % interval, for equality.
 
-    Method of equality: two one-sided tests, Schuirmann 1987. The number of photos assumes that the difference stays as
-    it is and gives an even chance.
+    Equality is by two one-sided tests, Schuirmann 1987. The number of photos assumes that the difference stays.
     """
     points, zero = f"± {MARGIN * 100:g} points", f"the {_percent(difference.level)} interval excludes zero"
     differs = difference.low > 0 or difference.high < 0

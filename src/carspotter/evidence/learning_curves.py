@@ -37,8 +37,7 @@ class Forecast:
 class LearningCurve:
     """What is known of a learning curve: draws of error(n) = a + b·g(n), as likely as the data make them.
 
-    `sizes`, `errors`: float (K,), what was measured. `form`: int (draws,), index into `FORMS`; `shape`, `a`, `b`: float
-    (draws,), the parameters.
+    `sizes`, `errors`: float (K,), measured. `form`: int (draws,), place in `FORMS`; `shape`, `a`, `b`: float (draws,).
     """
 
     sizes: np.ndarray

@@ -160,11 +160,7 @@ def confusion_matrix(confusion: np.ndarray, class_names: Sequence[str], title: s
 
 @drawn
 def interval_chart(intervals: dict, title: str = "", unit: str = "validation accuracy", margin: float = 0) -> Figure:
-    """Draw named intervals, one line each.
-
-    With `margin` they are differences, drawn in points; a green band from −`margin` to `margin` shows what counts as
-    equal.
-    """
+    """Draw named intervals; with `margin` they are differences, in points, and a green band is what counts as equal."""
     figure, axis = plt.subplots(figsize=(7, 1.0 + 0.4 * len(intervals)))
     scale = 100 if margin else 1
     for row, interval in enumerate(intervals.values()):

@@ -63,7 +63,7 @@ def recorded_steps(studies: Mapping[str, Study], before: str, after: str) -> dic
     """Return what a step of the series changed in each study that has comparable runs of both sides."""
     steps = {}
     for name, study in studies.items():
-        recipes = recorded_recipes(study) if len(read_runs(study)) else {}
+        recipes = recorded_recipes(study)
         pair = _pair(recipes, before, after)
         if pair and _are_alike(*pair):
             earlier, later = recipes[pair[0]], recipes[pair[1]]
@@ -105,8 +105,7 @@ def runs_report(study: Study) -> pd.DataFrame:
 def recipes_report(study: Study) -> pd.DataFrame:
     """Return one row per recipe of `recorded_recipes`, all its seeds together, in the order of the series.
 
-    Validation accuracy is the mean of the last five epochs, with an interval over seeds and groups of photos. ± is the
-    standard deviation between seeds.
+    Validation accuracy is the mean of the last five epochs; its interval is over seeds and groups, ± between seeds.
     """
     places = {name: place for place, name in enumerate(SERIES)}
 

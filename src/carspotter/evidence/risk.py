@@ -61,9 +61,8 @@ def certify_risk(confidence, correct, groups, risk: float = 0.01, seed: int = 0)
     ends = np.flatnonzero(np.r_[confidence[1:] != confidence[:-1], True])
     answered = ends + 1
     needed = int(np.ceil(np.log(DELTA) / np.log1p(-risk)))
-    start = int(
-        np.searchsorted(answered, min(photos, max(np.ceil(COVERAGE * photos), needed if needed <= photos else 0)))
-    )
+    fewest = max(np.ceil(COVERAGE * photos), needed if needed <= photos else 0)
+    start = int(np.searchsorted(answered, fewest))
     passed = stats.binom.cdf(wrong[ends], answered, risk)[start:] <= DELTA
     if passed[0]:
         last = start + (len(passed) if passed.all() else int(passed.argmin())) - 1
@@ -80,9 +79,8 @@ def certify_risk(confidence, correct, groups, risk: float = 0.01, seed: int = 0)
     at = ends[last]
     reason += f", with {_percent(1 - DELTA)} confidence; {answered[last]} of {photos} photos were answered, "
     reason += f"{wrong[at]} wrongly"
-    coverage = answered[last] / photos
-    found = photos, int(answered[last]), int(wrong[at])
-    return Certificate(float(confidence[at]), float(certified), float(coverage), *found, reason)
+    coverage, counts = float(answered[last] / photos), (photos, int(answered[last]), int(wrong[at]))
+    return Certificate(float(confidence[at]), float(certified), coverage, *counts, reason)
 
 
 def _percent(share: float) -> str:

@@ -52,7 +52,7 @@ def find_runs(study: Study, experiment: str, **settings) -> list[Run]:
     wanted = {"experiment": experiment, **settings}
     recipes = [
         runs
-        for runs in (recorded_recipes(study).values() if len(read_runs(study)) else [])
+        for runs in recorded_recipes(study).values()
         if all(runs[0].row[column] == value for column, value in wanted.items())
     ]
     return max(recipes, key=lambda runs: (runs[0].row["epochs"], runs[0].row["image_size"], len(runs)), default=[])
@@ -104,12 +104,9 @@ def one_standard_error_rule(
     """Choose the cheapest model whose validation accuracy lies within one standard error of the best one's.
 
     `correct`: model -> bool (N,), or (seeds, N), on the same photos; `groups`: (N,); `costs`: model -> any cost.
-    Returns the name and a table, best first: model, accuracy, standard_error (over groups), cost, within (one standard
-    error of the best). Method: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984,
-    section 3.4.3.
+    Returns the name and a table, best first: model, accuracy, standard_error (over groups), cost, within (that range).
+    Method: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984, section 3.4.3.
     """
-    if not correct or set(correct) != set(costs):
-        raise ValueError(f"need a cost for each model, found models {sorted(correct)} and costs {sorted(costs)}")
     rows = []
     for model, values in correct.items():
         values = np.atleast_2d(np.asarray(values, float)).mean(axis=0, keepdims=True)

@@ -33,6 +33,7 @@ RETRIES = 5  # of a cell whose worker or node died; a cell that fails by itself 
 # its first moment, and Ray gives it up after half a minute, or finds it dead. The next one is another.
 CONNECTIONS = 5
 NO_SERVER = "Initialization failure from server"
+THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")  # how many a framework uses
 BESIDE_IMAGES = 1_500_000_000  # bytes that a framework and its model take, next to the images
 
 
@@ -87,7 +88,7 @@ class RayEngine:
         return result
 
     def _connect(self) -> None:
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), str(self.cpus))
+        threads = dict.fromkeys(THREADS, str(self.cpus))
         environment = {"py_modules": [str(Path(__file__).parents[1])], "env_vars": threads}
         for left in reversed(range(CONNECTIONS)):
             try:

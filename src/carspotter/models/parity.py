@@ -11,10 +11,9 @@ from torch.nn import functional
 
 
 def definition_differences() -> pd.DataFrame:
-    """Return what the two frameworks define differently, measured here and now.
+    """Return what the two define differently, measured now: definition, keras, torch and torch_set.
 
-    Columns: definition; keras; torch, with its default arguments; torch_set, with the stock arguments of torch_cnn.py
-    or the nearest ones.
+    torch has its default arguments, torch_set the stock arguments of torch_cnn.py or the nearest ones.
     """
     rows = [
         (

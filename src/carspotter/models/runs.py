@@ -15,32 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from carspotter.models import transfer
+from carspotter.models import history, store, transfer
 from carspotter.models.experiments import SERIES, Experiment, changed_fields
-from carspotter.models.history import (
-    Recorder,
-    as_callback,
-    best_epoch,
-    describe_model,
-    explain_device,
-    set_random_seed,
-)
 from carspotter.models.metrics import accuracy
-from carspotter.models.store import (
-    CHECKPOINTS,
-    FRAMEWORKS,
-    RECIPE_VERSION,
-    STATE,
-    Run,
-    append_row,
-    import_builder,
-    import_framework,
-    load_run,
-    load_weights,
-    read_runs,
-    save_weights,
-    subset_digest,
-)
+from carspotter.models.store import Run
 from carspotter.paths import Study, atomic_write, git
 from carspotter.photos.images import PREPROCESSING, load_images
 from carspotter.photos.journal import hold
@@ -53,7 +31,7 @@ def load_or_train(
 ) -> Run:
     """Return the recorded run of `experiment`; where there is none, train it as `train_run` does."""
     if run := find_run(study, experiment, framework, seed):
-        return load_run(study, run)
+        return store.load_run(study, run)
     return train_run(study, experiment, framework, seed, show_progress=show_progress)
 
 
@@ -62,7 +40,7 @@ def find_run(study: Study, experiment: Experiment, framework: str, seed: int = 0
 
     With weights "imagenet" a run recorded with any file of pretrained weights counts.
     """
-    recorded = read_runs(study)
+    recorded = store.read_runs(study)
     weights = [experiment.weights]
     if experiment.backbone and experiment.weights == "imagenet":
         same = recorded[(recorded["experiment"] == experiment.name) & (recorded["framework"] == framework)]
@@ -86,7 +64,7 @@ def train_run(study: Study, experiment: Experiment, framework: str, seed: int = 
     folder = study.runs / spec["run"]
     busy = f"{spec['run']} is being trained by another process; wait for it or end it"
     with hold(folder / ".lock", busy), explain_memory(spec["run"], experiment):
-        lesson, builder = import_framework(framework), import_builder(experiment, framework)
+        lesson, builder = store.import_framework(framework), store.import_builder(experiment, framework)
         training, validation = read_training_photos(study, experiment)
         chosen = np.arange(len(training))
         if (subset := experiment.training_subset) is not None:  # a photo counts as often as it is named
@@ -99,10 +77,10 @@ def train_run(study: Study, experiment: Experiment, framework: str, seed: int = 
                 f"{', '.join(sorted(validation['label'].unique()))}; both need the same two or more: split again"
             )
         # Before the photos are decoded: weights or a size that do not fit are said at once.
-        set_random_seed(framework, seed)
+        history.set_random_seed(framework, seed)
         model = builder.build_model(experiment, len(classes))
         if start:
-            load_weights(framework, model, start)
+            store.load_weights(framework, model, start)
         elif weights := transfer.find_weights(experiment):
             builder.load_backbone(model, weights, experiment)
         images, asked = (
@@ -115,14 +93,14 @@ def train_run(study: Study, experiment: Experiment, framework: str, seed: int = 
             copies = [copy[chosen] for copy in copies]
         learned = copies[0] if len(copies) == 1 else np.concatenate(copies)
         batches = lesson.PhotoBatches(learned, np.tile(labels[chosen], len(copies)), experiment, seed)
-        facts = describe_model(framework, learner.trained)
+        facts = history.describe_model(framework, learner.trained)
         if show_progress:
             _say_what_begins(study, spec["run"], experiment, framework, len(chosen), facts["device"])
         groups, epochs = validation["group"].to_numpy(), experiment.epochs
         predict = partial(learner.predict, seen)
-        recorder = Recorder(folder, framework, asked_labels, groups, predict, epochs, show_progress)
+        recorder = history.Recorder(folder, framework, asked_labels, groups, predict, epochs, show_progress)
         with recorder.bar:
-            callbacks = [as_callback(framework, learner.trained, recorder)]
+            callbacks = [history.as_callback(framework, learner.trained, recorder)]
             lesson.train(learner.trained, batches, experiment, None, recorder.finished, callbacks)
         # In evaluation mode, on the photos as they are: the history's training figures have augmentation in them.
         known = [view[chosen] for view in learner.views(training, images)]
@@ -130,7 +108,7 @@ def train_run(study: Study, experiment: Experiment, framework: str, seed: int = 
         recorder.finish()
         facts["best_inference_train_accuracy"] = round(accuracy(labels[chosen], learner.predict(known)), 6)
         probabilities = learner.predict(seen)
-        save_weights(framework, model, folder / CHECKPOINTS[framework])
+        store.save_weights(framework, model, folder / store.CHECKPOINTS[framework])
         with atomic_write(folder / "spec.json") as part:
             part.write_text(json.dumps(spec, indent=2) + "\n", encoding="utf-8")
         predictions = validation[["sha256", "label"]].reset_index(drop=True)
@@ -141,23 +119,23 @@ def train_run(study: Study, experiment: Experiment, framework: str, seed: int = 
             "validation_photos": len(validation),
             "photos_per_second": round(len(chosen) / recorder.history["seconds"].mean(), 1),
         }
-        append_row(study, _summarise(spec, experiment, recorder.history) | facts)
+        store.append_row(study, _summarise(spec, experiment, recorder.history) | facts)
         # What only a killed training needs, and parts of what it was writing.
-        for path in (folder / STATE, *folder.glob(".part-*")):
+        for path in (folder / store.STATE, *folder.glob(".part-*")):
             path.unlink(missing_ok=True)
-    return load_run(study, spec["run"])
+    return store.load_run(study, spec["run"])
 
 
 def specify_run(study: Study, experiment: Experiment, framework: str, seed: int = 0) -> dict[str, Any]:
     """Return everything that makes a run this run and no other, with its id."""
-    if framework not in FRAMEWORKS:
-        raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(FRAMEWORKS)}")
+    if framework not in store.FRAMEWORKS:
+        raise ValueError(f"framework {framework!r} is unknown; use one of {', '.join(store.FRAMEWORKS)}")
     # What is named by its content: a path or 2,000 hashes would say nothing on another machine.
     by_content = {"weights": transfer.identify_weights(experiment) if experiment.backbone else "imagenet"}
     if (subset := experiment.training_subset) is not None:
-        by_content["training_subset"] = subset_digest(subset)
+        by_content["training_subset"] = store.subset_digest(subset)
     identity = {"framework": framework, "seed": seed, "split_version": split_version(study)[:12]}
-    identity |= {"recipe_version": RECIPE_VERSION}
+    identity |= {"recipe_version": store.RECIPE_VERSION}
     # Without what is at its default, so that a new field of Experiment gives no recorded run another name.
     spec = changed_fields(experiment) | {"name": experiment.name} | by_content
     named = {"experiment": spec} | identity
@@ -173,7 +151,7 @@ def specify_run(study: Study, experiment: Experiment, framework: str, seed: int 
 
 def estimate_seconds(study: Study, experiment: Experiment, framework: str) -> float | None:
     """Return about how long training will take, by recorded runs of this experiment on as many processors, or None."""
-    runs = read_runs(study)
+    runs = store.read_runs(study)
     runs = runs[(runs["experiment"] == experiment.name) & (runs["framework"] == framework)]
     runs = runs[(runs["dtype"] == experiment.dtype) & runs["device"].str.startswith(f"CPU, {os.cpu_count()} cores")]
     if runs.empty or not study.splits.exists():
@@ -270,11 +248,11 @@ def _say_what_begins(study: Study, run: str, experiment: Experiment, framework: 
     seconds = estimate_seconds(study, experiment, framework)
     about = f", about {seconds / 60:.0f} min by recorded runs" if seconds and seconds > 60 else ""
     what = f"{photos} photos of {experiment.image_size} px, {experiment.epochs} epochs"
-    print(f"{run}: {what}, {explain_device(device, framework)}{about}", file=sys.stderr, flush=True)
+    print(f"{run}: {what}, {history.explain_device(device, framework)}{about}", file=sys.stderr, flush=True)
 
 
-def _summarise(spec: dict, experiment: Experiment, history: pd.DataFrame) -> dict[str, Any]:
-    best, last, seconds = best_epoch(history), history.iloc[-1], history["seconds"].sum()
+def _summarise(spec: dict, experiment: Experiment, epochs: pd.DataFrame) -> dict[str, Any]:
+    best, last, seconds = history.best_epoch(epochs), epochs.iloc[-1], epochs["seconds"].sum()
     return {
         "run": spec["run"],
         "experiment": experiment.name,
@@ -287,16 +265,16 @@ def _summarise(spec: dict, experiment: Experiment, history: pd.DataFrame) -> dic
         "image_size": experiment.image_size,
         "dtype": experiment.dtype,
         "split_version": spec["split_version"],
-        "recipe_version": RECIPE_VERSION,
+        "recipe_version": store.RECIPE_VERSION,
         "classes": " ".join(spec["class_names"]),
         "best_epoch": int(best["epoch"]),
         "best_validation_accuracy": round(best["validation_accuracy"], 6),
         "best_validation_loss": round(best["validation_loss"], 6),
         "last_train_accuracy": round(last["train_accuracy"], 6),
         "last_validation_accuracy": round(last["validation_accuracy"], 6),
-        "mean_last_five_validation_accuracy": round(history["validation_accuracy"].tail(5).mean(), 6),
+        "mean_last_five_validation_accuracy": round(epochs["validation_accuracy"].tail(5).mean(), 6),
         "seconds": round(seconds, 1),
-        "processor_seconds": round(history["processor_seconds"].sum(), 1),
+        "processor_seconds": round(epochs["processor_seconds"].sum(), 1),
         "commit": find_commit(),
         "finished_time": datetime.now(UTC).isoformat(timespec="seconds"),
     }

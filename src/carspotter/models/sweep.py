@@ -20,9 +20,10 @@ from typing import Any, Self
 
 import pandas as pd
 
-from carspotter.models.cluster import RayEngine
+from carspotter.models.cluster import THREADS, RayEngine
 from carspotter.models.experiments import SERIES, TRAINING_DTYPES, Experiment, quick
-from carspotter.models.runs import FRAMEWORKS, estimate_seconds, find_run, load_or_train, read_runs, starting_experiment
+from carspotter.models.runs import estimate_seconds, find_run, load_or_train, starting_experiment
+from carspotter.models.store import FRAMEWORKS, read_runs
 from carspotter.paths import Study
 from carspotter.progress import progress_bar
 
@@ -107,8 +108,8 @@ def run_sweep(
     cells = list(dict.fromkeys(cell for asked in cells for cell in (asked.start, asked) if cell))
     results = {cell: {"run": run, "seconds": 0.0, "error": ""} for cell in cells if (run := _recorded(study, cell))}
     missing = [cell for cell in cells if cell not in results]
-    asked = missing if show_progress else []
-    if known := list(filter(None, (estimate_seconds(study, cell.experiment, cell.framework) for cell in asked))):
+    estimates = (estimate_seconds(study, cell.experiment, cell.framework) for cell in missing)
+    if show_progress and (known := list(filter(None, estimates))):
         about = f"about {sum(known) / processes / 60:.0f} min for {len(known)} of them, by recorded runs"
         print(f"{len(missing)} runs to make, {about}", file=sys.stderr, flush=True)
     with progress_bar(len(cells), "sweep", "runs", show_progress, done=len(results)) as progress:
@@ -199,8 +200,7 @@ class LocalEngine(contextlib.AbstractContextManager):
         return task.result()
 
     def _run(self, cell: Cell) -> dict:
-        threads = str(max(1, (os.cpu_count() or 1) // self.processes))
-        limits = dict.fromkeys(("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"), threads)
+        threads = dict.fromkeys(THREADS, str(max(1, (os.cpu_count() or 1) // self.processes)))
         # The package may be on this process' path only, in a checkout that is not installed.
         found_from = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
         started = time.perf_counter()
@@ -210,7 +210,7 @@ class LocalEngine(contextlib.AbstractContextManager):
             with subprocess.Popen(
                 [sys.executable, "-c", "from carspotter.models import sweep; sweep.main()", asked, answer],
                 stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                env=limits | os.environ | {"PYTHONPATH": found_from},
+                env=threads | os.environ | {"PYTHONPATH": found_from},
             ) as process:  # fmt: skip
                 said = process.stderr.read().decode(errors="replace").strip()
             if answer.exists():

@@ -11,7 +11,7 @@ import re
 import sys
 import urllib.request
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -88,24 +88,22 @@ def width_in_name(weights: Path) -> float:
     return float(found[1])
 
 
+@dataclass
 class Learner:
     """What is trained and on what: the whole model on images, or its head, with shared weights, on maps."""
 
-    def __init__(
-        self,
-        study: Study,
-        spec: dict[str, Any],
-        experiment: Experiment,
-        lesson: ModuleType,
-        builder: ModuleType,
-        model: Any,
-        show_progress: bool = True,
-    ):
-        self.study, self.spec, self.experiment, self.lesson = study, spec, experiment, lesson
-        self.builder, self.show_progress = builder, show_progress
-        self.body, self.trained = None, model
-        if experiment.cached:
-            self.body, self.trained = builder.split_model(model, experiment)
+    study: Study
+    spec: dict[str, Any]
+    experiment: Experiment
+    lesson: ModuleType
+    builder: ModuleType
+    model: Any
+    show_progress: bool
+
+    def __post_init__(self):
+        self.body, self.trained = None, self.model
+        if self.experiment.cached:
+            self.body, self.trained = self.builder.split_model(self.model, self.experiment)
 
     def views(self, photos: pd.DataFrame, images: np.ndarray) -> list[np.ndarray]:
         """Return what `trained` sees of photos: images uint8 (N, S, S, 3), or their maps, plain and mirrored."""

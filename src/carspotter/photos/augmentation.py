@@ -78,14 +78,12 @@ def warp_images(images: np.ndarray, matrices: np.ndarray) -> np.ndarray:
     """Apply `draw_affine` matrices (N, 3, 3) to images (N, S, S, 3), bilinear, as float32; for figures and tests."""
     from scipy import ndimage  # noqa: PLC0415 - a figure needs it, training does not
 
-    y, x = np.mgrid[: images.shape[1], : images.shape[2]]
     warped = np.empty(images.shape, np.float32)
-    for number, matrix in enumerate(matrices):
-        source_x, source_y, _ = matrix @ np.stack([x.ravel(), y.ravel(), np.ones(x.size)])
+    order = [1, 0, 2]  # SciPy's first axis is y
+    for number, matrix in enumerate(matrices[:, order][:, :, order]):
         for channel in range(3):
             pixels = images[number, :, :, channel].astype(np.float64)
-            found = ndimage.map_coordinates(pixels, [source_y, source_x], order=1, mode="nearest")
-            warped[number, :, :, channel] = found.reshape(x.shape)
+            warped[number, :, :, channel] = ndimage.affine_transform(pixels, matrix, order=1, mode="nearest")
     return warped
 
 

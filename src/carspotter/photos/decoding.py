@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -202,12 +203,13 @@ def _check_whole(header: Header, limits: Limits) -> None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Turn a photo upright and into RGB; transparent pixels show a white background."""
-    if image.mode == "F" or image.mode.startswith("I"):
-        image = _to_eight_bits(image)
+    tags = getattr(image, "tag_v2", {})  # of a TIFF; turning it loses them
     with contextlib.suppress(Exception):  # a damaged EXIF block costs the rotation, not the photo
         # Pillow's own `exif_transpose` also writes the block anew, and fails where another value of it is odd.
         if (orientation := image.getexif().get(0x0112)) in range(2, 9):
             image = image.transpose(_TURNS[orientation - 2])
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_eight_bits(image, tags)
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, (*BACKGROUND, 255))
@@ -215,11 +217,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
+def _to_eight_bits(image: Image.Image, tags: Mapping) -> Image.Image:
     """Scale grey pixels of more than 8 bits to 0 … 255, by a TIFF's range or their own; Pillow would clip them."""
     import numpy as np  # noqa: PLC0415 - few photos need it, and a child process starts quicker without
 
-    tags = getattr(image, "tag_v2", {})
     grey = np.asarray(image)
     low, high = 0, tags.get(281, (2 ** tags.get(258, (16,))[0] - 1,))[0]  # MaxSampleValue, BitsPerSample
     if image.mode == "F" or high > 65535 or image.mode == "I" and grey.max(initial=0) > 65535:
@@ -232,11 +233,7 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     else:
         scaled = np.subtract(grey, low, dtype=np.float32) * (255 / max(high - low, 1e-30))
         eight = np.nan_to_num(scaled).clip(0, 255).round().astype(np.uint8)
-    orientation = image.getexif().get(0x0112)
-    image = Image.fromarray(eight)
-    if orientation:
-        image.getexif()[0x0112] = orientation
-    return image
+    return Image.fromarray(eight)
 
 
 class _Children:

@@ -215,8 +215,7 @@ def find_candidates(hashes: np.ndarray, show_progress: bool = True) -> np.ndarra
 
     `hashes` as from `hash_windows`; returns a sorted array of CANDIDATE, the nearest per pair. Each of TABLES hash
     tables puts photos that agree in some of the 63 low bits into one slot; the key grows with the number of photos, so
-    that slots stay small. WITHOUT_EDGE windows are compared too: a banner along an edge changes every hash of the
-    whole.
+    that slots stay small. WITHOUT_EDGE windows are compared too, since a banner changes every hash of the whole.
     """
     count = len(hashes)
     key_bits = max(12, (max(count, 1) - 1).bit_length() + SPARE_BITS)

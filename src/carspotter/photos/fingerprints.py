@@ -87,8 +87,7 @@ def readable_photos(data: Path, photos: pd.DataFrame, show_progress: bool = True
 def _measure(data: Path, job: tuple[str, str]) -> np.ndarray | str:
     """Fingerprint one photo (sha256, path), or return why it cannot be read.
 
-    sharpness: the 98th percentile of the Laplacian of grey at 128 × 128 over the spread of grey; out-of-focus photos
-    have less than .8 whatever their size and light.
+    sharpness: the 98th percentile of the Laplacian of grey at 128 × 128 over the spread of grey; below .8 out of focus.
     """
     sha256, path = job
     content = (data / path).read_bytes()

@@ -35,9 +35,8 @@ def read_test_labels(
     """Return the test (or "shifted") labels for one run, sorted by sha256, and the number k of this evaluation.
 
     `predictions`: sha256 and predicted (class names), one row per photo, recorded before any label is read.
-    `labels_known`: curation's labels, see `find_label_faults`. Print the score with an interval at 1 − .05/2^k. Raises
-    SealedTestRefused for an empty reason, a second run unless `again` says why, predictions of other photos, a test set
-    drawn anew, faulty labels, and a changed ledger.
+    `labels_known`: see `find_label_faults`. Show the score at 1 − .05/2^k. Raises SealedTestRefused: no reason,
+    a second run without `again`, predictions of other photos, another test set, faulty labels, a changed ledger.
     """
     if split not in ("test", "shifted"):
         raise ValueError(f"split {split!r} is not sealed; only test and shifted are")

@@ -121,8 +121,6 @@ def split_study(
     `previous`: a split to go on from, by default the study's own. Test photos are frozen once the study has runs.
     """
     photos, curation = read_photos(study.data), read_curation(study)
-    if "car" not in curation:
-        raise ValueError(f"{study.curation}: does not say which photos show one car; run `curate` again")
     if uncurated := set(photos["sha256"]) - set(curation["sha256"]):
         raise ValueError(f"{study.curation}: {len(uncurated)} photos are not curated yet; run `curate` first")
     try:

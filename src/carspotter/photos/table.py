@@ -168,7 +168,8 @@ def read_curation(study: Study) -> pd.DataFrame:
     """Read `data/curation.csv`; empty cells are empty strings."""
     if not study.curation.exists():
         raise FileNotFoundError(f"{study.curation}: not curated yet; run `python -m carspotter curate` first")
-    return read_table(study.curation, ["sha256", "label", "verdict", "reason", "score"]).astype({"score": float})
+    columns = ["sha256", "label", "verdict", "reason", "score", "duplicate_cluster", "car"]
+    return read_table(study.curation, columns).astype({"score": float})
 
 
 def read_table(file: Path, columns: list[str]) -> pd.DataFrame:
