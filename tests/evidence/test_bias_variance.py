@@ -124,6 +124,14 @@ def test_each_experiment_gets_a_plain_sentence(training, validation, says):
     assert says in sentence
 
 
+def test_a_pretrained_recipe_is_not_told_to_take_a_pretrained_network():
+    validation = Interval(0.956, 0.93, 0.97, 800, 130)
+    for training in (0.999, 0.90):
+        following = diagnose("mobilenet_features", training, validation).split("next, ")[1]
+        assert "pretrained" not in following and "more" in following
+        assert "pretrained" in diagnose("baseline_cnn", training, validation)
+
+
 def test_a_loss_that_climbs_far_is_overfitting_whatever_its_spikes():
     epochs = np.arange(1, 41)
     rng = np.random.default_rng(0)

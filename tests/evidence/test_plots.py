@@ -33,7 +33,8 @@ def test_the_dot_of_a_recorded_run_is_the_epoch_that_was_kept():
     history = pd.DataFrame({"epoch": [1, 2, 3]} | {column: [0.9, 0.8, 0.7] for column in columns})
     history = history.assign(validation_accuracy=[0.7, 0.8, 0.9], choosing_accuracy=[0.6, 0.9, 0.8])
     left, _ = training_curves({"cnn": history}).axes
-    assert [list(line.get_xdata()) for line in left.get_lines() if line.get_marker() == "o"] == [[2]]
+    dots = [line for line in left.get_lines() if line.get_marker() == "o"]
+    assert [list(line.get_xdata()) for line in dots] == [[2], []] and dots[1].get_label().startswith("dot: best epoch")
 
 
 def test_training_curves_take_what_fit_returns():

@@ -57,7 +57,8 @@ def standing_lines(lines: Iterable[dict], field: str, *more_keys: str) -> dict[t
 def draw_audit(study: Study, count: int, seed: int = 0) -> pd.DataFrame:
     """Draw `count` of the kept photos at random, to be reviewed once more: the columns of `read_curation`.
 
-    The order is by a hash of seed and photo, so the draw stays when others come or go, as do photos that it rejected.
+    Photos are ordered by a hash of seed and SHA-256, so the draw stays the same when other photos come or go; photos
+    that this very audit rejected stay in it.
     """
     reviews = standing_lines(_lines_of_audit(study, seed), "verdict")
     table = read_curation(study)

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from carspotter.evidence.intervals import Interval, paired_difference
+from carspotter.models.experiments import PRETRAINED
 
 TARGET_ACCURACY = 0.97  # what the series aims at
 WINDOW = 5  # epochs over which losses are smoothed
@@ -19,7 +20,8 @@ WINDOW = 5  # epochs over which losses are smoothed
 class Decomposition:
     """The error of models trained on resampled training sets, taken apart: error = bias + variance.
 
-    Both are shares of photos with intervals over groups, for these models. Noise, as of wrong labels, counts as bias.
+    Both are shares of photos with intervals over groups of photos, for these models: how far others would spread is
+    left out. Noise (wrong labels, photos that nobody could classify) counts as bias.
     """
 
     error: float
@@ -28,7 +30,8 @@ class Decomposition:
     models: int
 
     def __str__(self) -> str:
-        return f"error {self.error:.3f} = bias {self.bias} + variance {self.variance} ({self.models} models)"
+        of = f"{self.models} models; the intervals are for these models"
+        return f"error {self.error:.3f} = bias {self.bias} + variance {self.variance} ({of})"
 
 
 def decompose(labels, predictions, groups) -> Decomposition:
@@ -99,13 +102,15 @@ def diagnose(name: str, training: Interval | float, validation: Interval, overfi
     """Say in a plain sentence what is wrong with an experiment, bias or variance, and what to try next.
 
     `training`: accuracy on the training photos, see `generalisation_gap`; `overfits_from`: see `overfitting_start`.
-    What training accuracy lacks to TARGET_ACCURACY is avoidable bias, the gap is variance; the larger comes first.
+    What training accuracy lacks to TARGET_ACCURACY is avoidable bias, the gap is variance; the larger is the one to
+    work on. To an experiment of PRETRAINED, by its `name`, no pretrained network is recommended.
 
     Method: Ng, "Machine Learning Yearning", 2018, ch. 20–27 (avoidable bias and variance).
     """
     gap = generalisation_gap(training, validation)
     trained = training.estimate if isinstance(training, Interval) else training
     lacking = max(0.0, TARGET_ACCURACY - trained)
+    pretrained = name in {experiment.name for experiment in PRETRAINED}
     if validation.low >= TARGET_ACCURACY:
         finding = f"good enough, as even the low end of its interval reaches {TARGET_ACCURACY:.0%}"
         following = "test it on harder photos"
@@ -114,13 +119,14 @@ def diagnose(name: str, training: Interval | float, validation: Interval, overfi
         following = "more validation photos"
     elif lacking >= gap.estimate:
         finding = f"bias, as it lacks {lacking:.1%} even on its training photos"
-        following = "a larger or a pretrained model, more epochs, less regularisation"
+        model = "a larger model" if pretrained else "a larger or a pretrained model"
+        following = f"{model}, more epochs, less regularisation"
     elif gap.low <= 0:
         finding = f"undetermined, as the gap's interval [{gap.low:+.3f}, {gap.high:+.3f}] contains zero"
         following = "more validation photos"
     else:
         since = f", overfitting from epoch {overfits_from}" if overfits_from is not None else ""
         finding = f"variance, a gap of {gap.estimate:.1%}{since}"
-        following = "more photos, augmentation, dropout or pretrained features"
+        following = "more photos, augmentation" + (" or dropout" if pretrained else ", dropout or pretrained features")
     facts = f"{name} classifies {trained:.1%} of the training and {validation.estimate:.1%} of the validation photos"
     return f"{facts} correctly: {finding}; next, {following}."

@@ -20,7 +20,8 @@ SEEDS_FOR_A_CLAIM, SEEDS_FOR_EQUALITY = 3, 5
 class Comparison:
     """Two recipes or models on the same photos: accuracies, difference (B − A), wins and losses, p, verdict.
 
-    `difference` is at level 1 − .05/m. `wins`: photos that B alone classifies correctly, `losses`: A alone; over seeds.
+    `difference` is at level 1 − .05/m. `wins`: photos that B alone classifies correctly, `losses`: A alone (means over
+    seeds). `reason` explains the verdict in a sentence.
     """
 
     name_a: str

@@ -127,6 +127,7 @@ def training_curves(
         if (start := (overfits_from or {}).get(name)) is not None:
             right.axvline(start, color=colour, linestyle=":", label=f"{name} overfits from epoch {start}")
     left.plot([], [], "--", color=GREY, label="dashed: training photos")
+    left.plot([], [], "o", color=GREY, label="dot: best epoch on validation")
     left.set(xlabel="epoch", ylabel="accuracy", title="Accuracy", ylim=(None, min(1.01, left.get_ylim()[1])))
     right.set(xlabel="epoch", ylabel="log loss (nats)", title="Loss")
     for axis in (left, right):
@@ -196,7 +197,8 @@ def reliability_diagram(tables: dict[str, pd.DataFrame], title: str = "") -> Fig
         axis.scatter(table["confidence"], table["accuracy"], 20 + 300 * share, color=colour, alpha=0.6)
     lowest = min(float(table["low"].min()) for table in tables.values())
     axis.set(xlim=(lowest - 0.02, 1.02), ylim=(-0.04, 1.04), title=title)
-    axis.set(xlabel="confidence (probability of the predicted class)", ylabel="share classified correctly")
+    axis.set(xlabel="confidence (probability of the predicted class)\nlarger dots hold more photos")
+    axis.set(ylabel="share classified correctly")
     axis.legend(fontsize=8, loc="upper left")
     return figure
 
@@ -214,7 +216,7 @@ def decomposition_bars(decompositions: dict, title: str = "") -> Figure:
     axis.set_yticks(rows, [f"{name} ({one.models} models)" for name, one in decompositions.items()])
     axis.axvline(0, color="black", linewidth=0.8)
     axis.invert_yaxis()
-    axis.set(xlabel="share of validation photos, with 95 % intervals", title=title)
+    axis.set(xlabel="share of validation photos; 95 % intervals over photos, for these models", title=title)
     axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
