@@ -57,7 +57,8 @@ def add_verbs(verbs) -> None:
 
 def check_photos(options) -> None:
     from carspotter.progress import progress_bar
-    from carspotter_check.listing import combine, read_listings
+    from carspotter_check.bundle import sha256_of
+    from carspotter_check.listing import combine, mark_copies, read_listings
     from carspotter_check.photo_check import photos_in, printable
 
     if bool(options.photos) == bool(options.listing):
@@ -68,16 +69,26 @@ def check_photos(options) -> None:
     if not asked:
         raise FileNotFoundError(f"no photos in {', '.join(map(str, options.photos or [options.listing]))}")
     check = _load(options)
-    for claim in dict.fromkeys(claim for _, _, claim in asked):
-        check.know(claim)
+    for listing, _, claim in asked:
+        try:
+            check.know(claim)
+        except ValueError as error:
+            where = "--claim" if listing is None else f"{options.listing}: listing {printable(listing)}"
+            raise ValueError(f"{where}: {error}") from None
     rows = csv.writer(sys.stdout, lineterminator="\n")
     total = sum(len(photos) for _, photos, _ in asked)
     with progress_bar(total, "check", "photos", shown=total > 20) as progress:
         for number, (listing, photos, claim) in enumerate(asked):
             answers = [check.check(photo, claim) for photo in photos]
             progress.update(len(photos))
-            answer = answers[0] if listing is None else combine(check, answers, claim)
-            name = {} if listing is None else {"listing": printable(listing)}
+            answer, name = answers[0], {}
+            if listing is not None:
+                usable = [one.verdict != "unusable" for one in answers]
+                contents = [
+                    sha256_of(photo) if good else str(photo) for photo, good in zip(photos, usable, strict=True)
+                ]
+                answer = combine(check, mark_copies(check, answers, contents), claim)
+                name = {"listing": printable(listing)}
             if options.json:
                 print(json.dumps(name | asdict(answer)), flush=True)
             elif options.csv:

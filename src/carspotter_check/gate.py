@@ -16,7 +16,7 @@ from email.message import Message
 import h11
 from python_multipart.multipart import MultipartParser
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, RedirectResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from carspotter_check.workers import Refused, Workers
@@ -87,7 +87,9 @@ class Gate:
                 await say_error(request_id, status, sentence)(scope, receive, answer)
 
         try:
-            if method == "POST":
+            if self.root_path and path == self.root_path:  # the page's own addresses are relative to "/"
+                await RedirectResponse(path + "/")(scope, receive, answer)
+            elif method == "POST":
                 await self._take_in(scope, headers, receive, answer)
             else:
                 await self.app(scope, receive, answer)
@@ -132,12 +134,20 @@ class Gate:
             scope["facts"]["bytes"] = read
             if refusal is not None:
                 raise refusal
-            await self.app({**scope, "body": bytes(body)}, receive, send)
+            await self._answer({**scope, "body": bytes(body)}, receive, send)
         except TimeoutError:
             sentence = f"the upload took longer than {limits.body_seconds:.0f} s"
             raise refusal or Refused(408, sentence) from None
         finally:
             self.buffered -= len(body)
+
+    async def _answer(self, scope, receive, send) -> None:
+        seconds = self.limits.answer_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                await self.app(scope, receive, send)
+        except TimeoutError:
+            raise Refused(503, f"no answer within {seconds:.0f} s; try again later, or with fewer photos") from None
 
     def _refuse_by_headers(self, headers) -> Refused | None:
         length = headers.get(b"content-length", b"0")
@@ -171,7 +181,7 @@ def read_form(scope) -> list[tuple[str, str | None, bytes]]:
 
     def begin() -> None:
         if len(parts) > MOST_PARTS:
-            raise Refused(400, f"the form has more than {MOST_PARTS} parts")
+            raise Refused(400, f"the form has more than {MOST_PARTS} parts; send fewer photos")
         head.__init__()
         content.clear()
 
@@ -251,6 +261,13 @@ class Protocol(H11Protocol):
             self.since = self.loop.time()
             # Uvicorn's own clock stops at the first byte, also of one who goes on sending after the answer.
             self._end_within(self.limits.body_seconds)
+
+    def eof_received(self):
+        if self.resting or self.conn.their_state is not h11.DONE:
+            return None  # asyncio closes the connection
+        # Whoever has asked all may end its own side: the answer still goes out, and then the connection ends.
+        self.cycle.keep_alive = False
+        return True
 
     def connection_lost(self, exc):
         super().connection_lost(exc)

@@ -75,6 +75,20 @@ def combine(check: PhotoCheck, answers: Sequence[Answer], claim: str | None = No
     return say(verdict, label, probability, decided, claimed + words)
 
 
+def mark_copies(check: PhotoCheck, answers: Sequence[Answer], contents: Sequence[bytes | str]) -> list[Answer]:
+    """Return the answers, in which a photo that was there before is unusable: seen twice, it says nothing more.
+
+    `contents`: the bytes of each photo, or what stands for them.
+    """
+    first: dict[bytes | str, Answer] = {}
+    marked = []
+    for answer, content in zip(answers, contents, strict=True):
+        original = first.setdefault(content, answer)
+        copy = original is not answer and original.verdict != "unusable"
+        marked.append(check.unusable(f"the same photo as {original.photo}", answer.photo) if copy else answer)
+    return marked
+
+
 def read_listings(source: Path) -> list[tuple[str, list[Path], str | None]]:
     """Return name, photos and claim (None where none is made) of each car in a folder, or in a table.
 
@@ -88,6 +102,8 @@ def read_listings(source: Path) -> list[tuple[str, list[Path], str | None]]:
         folders = sorted(path for path in source.iterdir() if path.is_dir() and not is_system_name(path.name))
         cars = [(folder.name, list(photos_in([folder])), None) for folder in folders or [source]]
         return [car for car in cars if car[1]]
+    if not source.is_file():
+        raise FileNotFoundError(f"{source} does not exist; name a folder of photos or a table")
     cars: dict[str, tuple[list[Path], str | None]] = {}
     for row in read_rows(source, ("listing", "photo"), ("claim",)):
         listing, photo, claim = row.values()
@@ -98,6 +114,9 @@ def read_listings(source: Path) -> list[tuple[str, list[Path], str | None]]:
             raise FileNotFoundError(f"{source}: {path} of listing {listing} does not exist; correct its row")
         photos, claimed = cars.setdefault(listing, ([], claim))
         if claim != claimed:
-            raise ValueError(f"{source}: listing {listing} claims both {claimed} and {claim}; keep one")
+            raise ValueError(
+                f"{source}: listing {listing} claims {claimed or 'nothing'} in one row and {claim or 'nothing'} in "
+                "another; write the same claim in each"
+            )
         photos.append(path)
     return [(name, *car) for name, car in cars.items()]

@@ -100,7 +100,7 @@ def _test_lines(study: Study, run: Run) -> list[str]:
     for split in sorted({look["split"] for look in looks}, reverse=True):  # test, then shifted
         there = [look for look in looks if look["split"] == split]
         of_run = [look for look in there if look["run"] == run.id]
-        lines.append(f"- sealed {split} photos: {len(there)} evaluations so far, {len(of_run)} of this run")
+        lines.append(f"- evaluations so far on the sealed {split} photos: {len(there)}, of this run: {len(of_run)}")
         for look in of_run:
             interval = scores.get((split, look["look"]))
             found = (

@@ -95,9 +95,7 @@ class PhotoCheck:
     def know(self, claim: str | None) -> None:
         """Raise ValueError when the model has no class of that name."""
         if claim is not None and claim not in self.class_names:
-            raise ValueError(
-                f"claim {claim[:100]!r} is not a class of {self.run_id}; it knows {', '.join(self.class_names)}"
-            )
+            raise ValueError(f"{claim[:100]!r} is not a class of {self.run_id}; it knows {', '.join(self.class_names)}")
 
     def read(self, photo: Path | bytes) -> np.ndarray:
         """Decode a photo as the model sees it, uint8 (S, S, 3); raises UnreadablePhoto, also for tiny pictures."""

@@ -33,7 +33,7 @@ from carspotter import __version__
 from carspotter.photos.decoding import UnreadablePhoto, is_plain
 from carspotter_check.explain import occlusion_covers, occlusion_heat
 from carspotter_check.gate import Gate, Limits, OnceAMinute, bounded_protocol, rare, read_form, say_error
-from carspotter_check.listing import ListingAnswer, combine
+from carspotter_check.listing import ListingAnswer, combine, mark_copies
 from carspotter_check.photo_check import Answer, PhotoCheck
 from carspotter_check.workers import Refused, Workers, usable_cores
 
@@ -109,11 +109,10 @@ def create_app(check: PhotoCheck, limits: Limits = LIMITS, threads: int | None =
         docs_url=None,  # its pages load scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,
-        root_path=root_path,
     )
 
     async def compute(unit: Callable[[], Any], threads: Workers = workers) -> Any:
-        return (await threads.run([unit], limits.answer_seconds))[0]
+        return (await threads.run([unit]))[0]
 
     async def take(request: Request, photos: str, most: int, field: str) -> tuple[list[tuple[bytes, str]], str | None]:
         """Return the photos of a form, (bytes, name) each, and its text field; Refused for anything else in it."""
@@ -166,7 +165,7 @@ def create_app(check: PhotoCheck, limits: Limits = LIMITS, threads: int | None =
             except Refused as refusal:
                 return unusable(refusal, name)
 
-        answers = await workers.run([partial(answer_plain, *photo) for photo in photos], limits.answer_seconds)
+        answers = await workers.run([partial(answer_plain, *photo) for photo in photos])
         for place, (photo, name) in enumerate(photos):
             if answers[place] is None:  # decoding it may take a child process and seconds, while others pass
                 try:
@@ -201,7 +200,8 @@ def create_app(check: PhotoCheck, limits: Limits = LIMITS, threads: int | None =
     @post("/v1/listing", ListingAnswer, "photos", "claim", f"One verdict on up to {limits.batch} photos of one car")
     async def check_listing(request: Request):
         photos, claim = await take(request, "photos", limits.batch, "claim")
-        verdict = combine(check, await judge(photos, claim, strict=False), claim)
+        answers = await judge(photos, claim, strict=False)
+        verdict = combine(check, mark_copies(check, answers, [photo for photo, _ in photos]), claim)
         request.scope["facts"]["verdict"] = verdict.verdict
         return JSONResponse(asdict(verdict))
 
@@ -297,6 +297,7 @@ def serve(
     threads: int | None = None,
     root_path: str = "",
     allow_origins: Sequence[str] = (),
+    limits: Limits = LIMITS,
 ) -> None:
     """Serve the bundle until SIGTERM or SIGINT; what can be answered within 1.5 seconds then is answered still.
 
@@ -310,13 +311,13 @@ def serve(
     for noisy in (rare, logging.getLogger("uvicorn.error"), logging.getLogger("asyncio")):
         noisy.setLevel(logging.WARNING)
         noisy.addFilter(OnceAMinute())
-    gate = create_app(check, LIMITS, threads, root_path)
+    gate = create_app(check, limits, threads, root_path)
     origins, named = [origin.rstrip("/") for origin in allow_origins], ["X-Request-ID"]
     shared = {"allow_methods": ["GET", "POST"], "allow_headers": named, "expose_headers": named}
     app = CORSMiddleware(gate, origins, **shared) if origins else gate
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_keep_alive=int(LIMITS.idle_seconds), ws="none",
-        timeout_graceful_shutdown=1.5, backlog=16, server_header=False, lifespan="off", http=bounded_protocol(LIMITS),
+        app, log_config=None, access_log=False, timeout_keep_alive=int(limits.idle_seconds), ws="none",
+        timeout_graceful_shutdown=1.5, backlog=16, server_header=False, lifespan="off", http=bounded_protocol(limits),
     )  # fmt: skip
     listening = _listen(host, port)
     address = f"[{host}]" if ":" in host else host
@@ -351,9 +352,10 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listening.bind(address)
     except OSError as error:
-        if error.errno != errno.EADDRINUSE:
-            raise
-        raise OSError(f"port {port} of {host} is in use; stop what listens there or take another: --port") from error
+        words = f"cannot be used ({error.strerror}); name others with --host and --port"
+        if error.errno == errno.EADDRINUSE:
+            words = "is in use; stop what listens there or take another: --port"
+        raise OSError(f"port {port} of {host} {words}") from error
     listening.listen(2048)  # before "Serving" invites anybody
     listening.setblocking(False)
     return listening

@@ -50,10 +50,10 @@ class Workers:
         stuck = time.monotonic() - max(began) if len(began) == self.count else 0.0
         return max(in_order, stuck)
 
-    async def run(self, units: Sequence[Callable[[], Any]], seconds: float) -> list[Any]:
-        """Compute the units and return their results in order.
+    async def run(self, units: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Compute the units and return their results in order; what has not begun when it is cancelled never does.
 
-        Raises Refused when there is no room for all of them, or no answer within `seconds`; what a unit raises.
+        Raises Refused when there is no room for all of them, and what a unit raises.
         """
         if self.admitted + len(units) > self.waiting:
             raise Refused(503, f"busy: {self.admitted} photos are waiting; try again in a second")
@@ -66,10 +66,7 @@ class Workers:
         waited = [asyncio.wrap_future(future) for future in futures]
         for future in waited:
             future.add_done_callback(self._leave)
-        try:
-            return await asyncio.wait_for(asyncio.gather(*waited), seconds)
-        except TimeoutError:
-            raise Refused(503, f"no answer within {seconds:.0f} s; try again later") from None
+        return await asyncio.gather(*waited)
 
     def _leave(self, future: asyncio.Future) -> None:
         self.admitted -= 1

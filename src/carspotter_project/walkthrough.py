@@ -151,13 +151,13 @@ def page_body(study: Study, run: Run, checked: Sequence[Checked], names: dict[st
         "photos collected": f"{len(table):,}",
         "copies and junk put aside": f"{(table['verdict'] == 'reject').sum():,}",
         "photos to learn from": f"{int(run.row['train_photos']):,}",
-        "classified correctly, of photos of other cars": f"{accuracy.estimate:.1%}",
+        "classified correctly, of photos of other cars": f"{100 * accuracy.estimate:.1f} %",
         f"to train, on {run.row['device']}": f"{run.row['seconds'] / 60:.1f} min",
     }
     figures = "".join(f"<div><dt>{name}</dt><dd>{figure}</dd></div>" for name, figure in numbers.items())
     caution = (
-        f"The accuracy is {accuracy.low:.1%} to {accuracy.high:.1%} at 95 %, over cars, at the best epoch: a little "
-        "optimistic."
+        f"The accuracy is {100 * accuracy.low:.1f} % to {100 * accuracy.high:.1f} % at 95 %, over cars, at the best "
+        "epoch: a little optimistic."
     )
     shown = [(row.sha256, names.get(row.label, row.label)) for row in kept.head(SHOWN).itertuples()]
     aside = [(row.sha256, row.why) for row in rejected.head(SHOWN).itertuples()]

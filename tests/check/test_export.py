@@ -258,8 +258,8 @@ def test_the_card_counts_evaluations_of_each_sealed_set_apart_and_gives_the_runs
     write_card(tmp_path / "card.md", seen, run, manifest)
 
     card = (tmp_path / "card.md").read_text()
-    assert "- sealed test photos: 2 evaluations so far, 1 of this run" in card
-    assert "- sealed shifted photos: 1 evaluations so far, 1 of this run" in card
+    assert "- evaluations so far on the sealed test photos: 2, of this run: 1" in card
+    assert "- evaluations so far on the sealed shifted photos: 1, of this run: 1" in card
     assert "final: accuracy 0.750 [0.500, 0.900] (95 % interval)" in card and "final: no score was written" in card
 
 

@@ -315,8 +315,13 @@ def test_listings_come_from_folders_or_a_table(tmp_path):
     with pytest.raises(FileNotFoundError, match="gone.jpg of listing x does not exist"):
         read_listings(table)
     table.write_text("listing,photo,claim\nx,one/a.jpg,swift\nx,one/b.jpg,wagonr\n")
-    with pytest.raises(ValueError, match="listing x claims both swift and wagonr"):
+    with pytest.raises(ValueError, match="listing x claims swift in one row and wagonr in another"):
         read_listings(table)
+    table.write_text("listing,photo,claim\nx,one/a.jpg,swift\nx,one/b.jpg,\n")
+    with pytest.raises(ValueError, match="claims swift in one row and nothing in another; write"):
+        read_listings(table)
+    with pytest.raises(FileNotFoundError, match="none.csv does not exist; name"):
+        read_listings(tmp_path / "none.csv")
 
 
 def test_temperature_undoes_overconfidence():
@@ -538,17 +543,18 @@ def test_where_a_study_has_no_run_the_shipped_model_answers_and_says_so(tmp_path
 
 def test_the_command_answers_in_lines_and_in_tables_by_photo_and_by_car(tmp_path, capsys):
     bundle = str(write_bundle(tmp_path / "bundle"))
-    for name in ("one/a.png", "one/b.png", "two/c.png"):
+    for name, seed in (("one/a.png", 0), ("one/b.png", 1), ("two/c.png", 2), ("two/copy.png", 2)):
         (tmp_path / "cars" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "cars" / name).write_bytes(as_png(noise()))
+        (tmp_path / "cars" / name).write_bytes(as_png(noise(seed)))
     asked = ["check", "--model", bundle, "--claim", "wagonr"]
     by_car = [*asked, "--listing", str(tmp_path / "cars")]
     assert main([*asked, str(tmp_path / "cars"), "--csv"]) == main(by_car) == main([*by_car, "--csv"]) == 0
     lines = capsys.readouterr().out.splitlines()
     header = "photo,verdict,label,reason,decided_by,run,version,unlike,p_swift,p_wagonr"
-    assert lines[0] == header and lines[1].startswith("a.png,match,wagonr,") and len(lines) == 9
-    assert lines[4].startswith("one: match: 2 of 2 photos look like wagonr") and lines[5].startswith("two: match: ")
-    assert lines[6] == "listing,verdict,label,probability,decided,unusable,reason" and "a.png; b.png" in lines[7]
+    assert lines[0] == header and lines[1].startswith("a.png,match,wagonr,") and len(lines) == 10
+    assert lines[5].startswith("one: match: 2 of 2 photos look like wagonr")
+    assert lines[6].startswith("two: match: 1 of 1 photos look like wagonr") and "1 of 2 photos unusable" in lines[6]
+    assert lines[7] == "listing,verdict,label,probability,decided,unusable,reason" and "; " in lines[8]
 
 
 def test_what_cannot_be_checked_is_said_before_anything_is_answered(tmp_path, capsys, monkeypatch):
@@ -557,7 +563,7 @@ def test_what_cannot_be_checked_is_said_before_anything_is_answered(tmp_path, ca
     (tmp_path / "cars.csv").write_text("listing,photo,claim\nx\x1b[31m,a.png,swift\ny,a.png,nano\n")
     assert main(["check", "--model", bundle, "--listing", str(tmp_path / "cars.csv")]) == 2
     said = capsys.readouterr()
-    assert "'nano' is not a class" in said.err and not said.out
+    assert "cars.csv: listing y: 'nano' is not a class" in said.err and not said.out
     (tmp_path / "cars.csv").write_text("listing,photo\nx\x1b[31m,a.png\n")
     assert main(["check", "--model", bundle, "--listing", str(tmp_path / "cars.csv")]) == 0
     assert "\x1b" not in capsys.readouterr().out

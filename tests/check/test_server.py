@@ -29,6 +29,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnx")
 
 from carspotter_check import photo_check
+from carspotter_check.gate import Limits
 from carspotter_check.photo_check import PhotoCheck
 from carspotter_check.rejection import Rejection
 from carspotter_check.server import create_app
@@ -61,16 +62,12 @@ class Server:
         self.temporary = folder / "temporary"
         self.temporary.mkdir(exist_ok=True)
         self.log = folder / "log.txt"
-        code = f"import sys; from carspotter_check import server; server.LIMITS = server.Limits(**{limits!r}); "
-        code += f"server.serve(server.Path(sys.argv[1]), port=int(sys.argv[2]), **{arguments or {}!r})"
+        code = (
+            "import sys; from carspotter_check.server import Limits, Path, serve; "
+            f"serve(Path(sys.argv[1]), port={port}, limits=Limits(**{limits!r}), **{arguments or {}!r})"
+        )
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                code,
-                str(bundle),
-                str(port),
-            ],
+            [sys.executable, "-c", code, str(bundle)],
             env={name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
             | {"PYTHONPATH": str(SOURCE), "TMPDIR": str(self.temporary), "PYTHONWARNINGS": "ignore"},
             cwd=self.temporary,
@@ -334,6 +331,14 @@ def test_photos_of_one_car_get_one_verdict(server):
     assert (answer["verdict"], answer["label"], answer["unusable"]) == ("match", "swift", ["b.jpg"])
     assert sorted(answer["decided"]) == ["a.jpg", "c.jpg"] and answer["probability"] > 0.9
     assert [one["photo"] for one in answer["answers"]] == ["a.jpg", "b.jpg", "c.jpg"]
+    twice = requests.post(f"{server.url}/v1/listing", files=files[:1] * 2 + files[1:2] * 2, timeout=30).json()
+    assert (twice["probability"], len(twice["unusable"])) == (twice["answers"][0]["probabilities"]["swift"], 3)
+    assert [one["reason"].startswith("the same photo as a.jpg") for one in twice["answers"]] == [
+        False,
+        True,
+        False,
+        False,
+    ]
     nothing = requests.post(f"{server.url}/v1/listing", files=files[1:2], timeout=30).json()
     assert nothing["verdict"] == "unusable" and nothing["probability"] is None
 
@@ -381,6 +386,8 @@ def test_answers_on_one_connection_wait_for_no_acknowledgement(server):
 def test_behind_a_proxy_and_asked_by_another_site(bundle, tmp_path):
     site = "https://cars.example"
     with running(bundle, tmp_path, arguments={"root_path": "cars/", "allow_origins": [site + "/"]}) as server:
+        page = requests.get(f"{server.url}/cars", timeout=10)  # as people type it
+        assert page.url == f"{server.url}/cars/" and "photo check" in page.text
         for prefix in ("", "/cars"):  # a proxy may strip it
             assert requests.get(f"{server.url}{prefix}/v1/model", timeout=10).status_code == 200
         assert requests.get(f"{server.url}/cars/openapi.json", timeout=10).json()["servers"] == [{"url": "/cars"}]
@@ -391,6 +398,9 @@ def test_behind_a_proxy_and_asked_by_another_site(bundle, tmp_path):
         assert (
             requests.options(f"{server.url}/v1/check", headers={"Origin": site} | asked, timeout=10).status_code == 200
         )
+        assert server.log.read_text().splitlines() == [
+            line for line in server.log.read_text().splitlines() if line[0] == "{"
+        ]
 
 
 def test_another_site_may_not_ask_unless_it_is_allowed(server):
@@ -398,11 +408,13 @@ def test_another_site_may_not_ask_unless_it_is_allowed(server):
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_a_port_in_use_is_named(bundle, server):
+def test_an_address_that_cannot_be_used_is_named(bundle, server):
     from carspotter_check.server import serve
 
     with pytest.raises(OSError, match=f"port {server.port} of 127.0.0.1 is in use"):
         serve(bundle, port=server.port)
+    with pytest.raises(OSError, match=r"of 203\.0\.113\.5 cannot be used .*--host"):  # an address for documentation
+        serve(bundle, host="203.0.113.5", port=0)
 
 
 def multipart(photo):
@@ -452,6 +464,44 @@ def test_a_fault_of_ours_is_an_error_in_json_and_logged(tmp_path, caplog):
     head, answer = sent
     assert head["status"] == 500 and "our fault" in json.loads(answer["body"])["error"]
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_who_ends_its_own_side_after_the_request_gets_the_answer(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        connection.sendall(multipart(car("red")).replace(b"Connection: close\r\n", b""))
+        connection.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 200 ") and b'"verdict":"named"' in answer
+
+
+@pytest.mark.parametrize("path", ["/v1/check-batch", "/v1/listing", "/v1/explain"])
+def test_what_takes_longer_than_it_may_is_told_so_and_computed_no_further(tmp_path, path):
+    check, released, computed = PhotoCheck.load(write_bundle(tmp_path / "bundle")), threading.Event(), []
+    predict = check.predict
+
+    def slow(images):
+        computed.append(len(images))
+        released.wait(0.1)  # each piece is within the bound, all of them together are not
+        return predict(images)
+
+    check.predict = slow
+    photos = [("photo", car("red"))] if path == "/v1/explain" else [("photos", car("red"))] * 20
+    request = requests.Request("POST", "http://x" + path, files=photos).prepare()
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": request.body}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(name.lower().encode(), value.encode()) for name, value in request.headers.items()]
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+    asyncio.run(create_app(check, Limits(answer_seconds=0.3), threads=1)(scope, receive, send))
+    released.set()
+    head, answer = sent
+    assert head["status"] == 503 and "no answer within" in json.loads(answer["body"])["error"]
+    assert len(computed) < 6
 
 
 def test_a_slow_client_is_sent_away_and_holds_nobody_up(bundle, tmp_path):
@@ -539,9 +589,9 @@ def test_a_single_photo_overtakes_a_batch_and_both_are_answered():
         def unit(name):
             return lambda: order.append(name) or time.sleep(0.01)
 
-        batch = asyncio.create_task(workers.run([unit("batch")] * 20, 30))
+        batch = asyncio.create_task(workers.run([unit("batch")] * 20))
         await asyncio.sleep(0)
-        await workers.run([unit("single")], 30)
+        await workers.run([unit("single")])
         await batch
         assert workers.admitted == 0 and not workers._began, "no thread computes any more"
         return order
@@ -556,19 +606,19 @@ def test_work_beyond_the_bound_is_refused_and_what_nobody_waits_for_is_dropped()
     async def measure():
         workers, done = Workers(1, 4), []
         release = threading.Event()
-        blocking = asyncio.create_task(workers.run([release.wait], 30))
+        blocking = asyncio.create_task(workers.run([release.wait]))
         while not workers._began:
             await asyncio.sleep(0.001)
         with pytest.raises(Refused, match="busy"):
-            await workers.run([lambda: None] * 4, 30)
-        with pytest.raises(Refused, match="no answer within"):
-            await workers.run([lambda: done.append("late")], 0.05)
+            await workers.run([lambda: None] * 4)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(workers.run([lambda: done.append("late")]), 0.05)
         release.set()
         await blocking
-        await workers.run([lambda: None], 30)
+        await workers.run([lambda: None])
         assert done == [] and workers.admitted == 0
         with pytest.raises(ZeroDivisionError):
-            await workers.run([lambda: 1 / 0], 30)
+            await workers.run([lambda: 1 / 0])
 
     asyncio.run(measure())
 
@@ -578,7 +628,7 @@ def test_not_ready_while_every_thread_is_held(bundle, tmp_path):
 
     async def measure():
         workers, release = Workers(1, 64), threading.Event()
-        held = asyncio.create_task(workers.run([release.wait], 30))
+        held = asyncio.create_task(workers.run([release.wait]))
         while workers.expected_seconds() < 0.1:
             await asyncio.sleep(0.01)
         release.set()

@@ -149,6 +149,13 @@ def test_a_row_with_too_many_cells_is_named_with_its_line(tmp_path):
         read_rows(file, ("file", "listing"))
 
 
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    file = tmp_path / "listings.csv"
+    file.write_text("file,listing,price,File\ncivic/0.jpg,7,1,civic/1.jpg\n")
+    with pytest.raises(ValueError, match="listings.csv: its first line names file 2 times; keep one"):
+        read_rows(file, ("file", "listing"))
+
+
 def test_a_photo_moved_to_the_right_class_changes_its_label(data, folder):
     bring_in(data, folder)
     (folder / "civic/3.jpg").rename(folder / "altima/c3.jpg")

@@ -82,6 +82,8 @@ def read_rows(file: Path, needed: tuple[str, ...], wanted: tuple[str, ...] = ())
             f"{file}: needs the columns {' and '.join(needed)}, has {', '.join(filter(None, names))[:200]!r}; "
             f"add {' and '.join(missing)} to its first line"
         )
+    if twice := [name for name in (*needed, *wanted) if names.count(name) > 1]:
+        raise ValueError(f"{file}: its first line names {twice[0]} {names.count(twice[0])} times; keep one")
     table = []
     for cells in rows:
         if any(cell.strip() for cell in cells[len(names) :]):
