@@ -73,7 +73,7 @@ def check_manifest(manifest: dict[str, Any]) -> None:
         table = manifest
         for key in path.split("."):
             table = table.get(key)
-        require(isinstance(table, dict), f"{path} is no table of numbers")
+        require(isinstance(table, dict), f"{path} is missing, or no table of numbers")
         for key, (low, high) in (ranges or dict.fromkeys(table, (0, 1e5))).items():
             value = table.get(key)
             number = type(value) in (int, float) and low <= value <= high  # which NaN is not
