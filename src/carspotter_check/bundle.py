@@ -17,10 +17,11 @@ MANIFEST, ONNX_MODEL, KNOWN = "manifest.json", "model.onnx", "known.npz"
 MANIFEST_VERSION = 4
 LARGEST_MANIFEST = 2**20  # bytes
 LARGEST_IMAGE = 1_024  # pixels on a side
-TABLES = {  # of a manifest: what each is, and the ranges of its numbers, None for 0 … 100,000
-    "rejection": ("the table of thresholds", {"temperature": (1e-3, 1e3), "confidence": (0, 2), "risk": (1e-6, 1)}),
-    "listing": ("the rule for the photos of one car", {"correlation": (0, 1), "unlike": (0, 1), "confidence": (0, 2)}),
-    "rejection.limits": ("the table of the smallest brightness and so on", None),
+SMALLEST_RISK = 1e-6
+RANGES = {  # of the numbers in a manifest's tables; None: 0 … 100,000 for each
+    "rejection": {"temperature": (1e-3, 1e3), "confidence": (0, 2), "risk": (SMALLEST_RISK, 1)},
+    "listing": {"correlation": (0, 1), "unlike": (0, 1), "confidence": (0, 2)},
+    "rejection.limits": None,
 }
 
 # images uint8 (N, S, S, 3) -> probabilities float32 (N, classes), features float32 (N, D) or None
@@ -36,48 +37,47 @@ def read_manifest(bundle: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; make a bundle with: python -m carspotter export RUN --to onnx")
     try:
-        if path.stat().st_size > LARGEST_MANIFEST:
-            raise ValueError("it is larger than 1 MB")
+        require(path.stat().st_size <= LARGEST_MANIFEST, "it is larger than 1 MB")
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        _require(isinstance(manifest, dict), "it is no JSON object")
+        require(isinstance(manifest, dict), "it is no JSON object")
         version = manifest.get("manifest_version")
         known = type(version) is int and version == MANIFEST_VERSION
-        _require(known, f"it has version {version!r}, this program reads {MANIFEST_VERSION}")
+        require(known, f"it has version {version!r}, this program reads {MANIFEST_VERSION}")
         check_manifest(manifest)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be used: {str(error)[:200]}; export the run again") from error
+        raise ValueError(f"{path} cannot be used: {str(error)[:200]}") from error
     for name, expected in manifest["files"].items():
         file = bundle / name
-        if bundle.resolve() not in file.resolve().parents:
-            raise ValueError(f"{path} names {name!r}, which lies outside the bundle; export the run again")
+        inside = bundle.resolve() in file.resolve().parents
+        require(inside, f"{path} names {name!r}, which lies outside the bundle")
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing; export the run again")
-        if sha256_of(file) != expected:
-            raise ValueError(f"{file} is not the file that was exported (its SHA-256 differs); export the run again")
+        same = sha256_of(file) == expected
+        require(same, f"{file} is not the file that was exported (its SHA-256 differs)")
     return manifest
 
 
 def check_manifest(manifest: dict[str, Any]) -> None:
     """Raise ValueError, in one sentence, for a value that no export writes."""
     for key in ("run", "format", "preprocessing"):
-        _require(is_name(manifest.get(key)), f"{key} is {manifest.get(key)!r}, not a name")
+        require(is_name(manifest.get(key)), f"{key} is {manifest.get(key)!r}, not a name")
     classes, size, files = (manifest.get(key) for key in ("classes", "image_size", "files"))
     names = isinstance(classes, list) and len(classes) >= 2 and all(map(is_name, classes))
-    _require(names, f"classes are {classes!r}, not a list of two or more names")
-    _require(len(set(classes)) == len(classes), f"classes are {classes!r}, of which two are equal")
+    require(names, f"classes are {classes!r}, not a list of two or more names")
+    require(len(set(classes)) == len(classes), f"classes are {classes!r}, of which two are equal")
     pixels = type(size) is int and 16 <= size <= LARGEST_IMAGE
-    _require(pixels, f"image_size is {size!r}, not a number of pixels from 16 to {LARGEST_IMAGE}")
+    require(pixels, f"image_size is {size!r}, not a number of pixels from 16 to {LARGEST_IMAGE}")
     hashes = isinstance(files, dict) and all(is_name(name) and isinstance(value, str) for name, value in files.items())
-    _require(hashes, "files is no table of file names and SHA-256")
-    for path, (about, ranges) in TABLES.items():
+    require(hashes, "files is no table of file names and SHA-256")
+    for path, ranges in RANGES.items():
         table = manifest
         for key in path.split("."):
             table = table.get(key)
-        _require(isinstance(table, dict), f"{path}, {about}, is missing")
+        require(isinstance(table, dict), f"{path} is missing, or no table of numbers")
         for key, (low, high) in (ranges or dict.fromkeys(table, (0, 1e5))).items():
             value = table.get(key)
             number = type(value) in (int, float) and low <= value <= high  # which NaN is not
-            _require(number, f"{path}.{key} is {value!r}, not a number from {low:g} to {high:g}")
+            require(number, f"{path}.{key} is {value!r}, not a number from {low:g} to {high:g}")
 
 
 def write_manifest(bundle: Path, manifest: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ def load_onnx(path: Path, threads: int = 0, classes: list[str] | None = None, im
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3  # its warnings are about the graph, not for the person who checks a photo
     try:
-        # Weights outside the file have no hash in the manifest: none are found in a folder that cannot be there.
+        # Weights in another file have no hash in the manifest: they are looked for in a folder that does not exist.
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path / "none"))
         session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
         inputs = {one.name: (one.type, one.shape) for one in session.get_inputs()}
@@ -119,12 +119,12 @@ def load_onnx(path: Path, threads: int = 0, classes: list[str] | None = None, im
         raise ValueError(f"{path} is not a model that ONNX Runtime can load: {str(error).splitlines()[0]}") from error
     kind, shape = inputs.get("image", (None, ()))
     fits = kind == "tensor(uint8)" and len(shape) == 4 and {"logits", "features"} <= set(widths)
-    _require(fits, f"{path} does not take images and give logits and features; export the run again")
-    words = f"takes images of {shape[1]} pixels, the manifest says {image_size}; export the run again"
-    _require(image_size in (None, shape[1]), f"{path} {words}")
+    require(fits, f"{path} does not take images and give logits and features")
+    fits = image_size in (None, shape[1])
+    require(fits, f"{path} takes images of {shape[1]} pixels, the manifest says {image_size}")
     width = len(classes) if classes and len(classes) > 2 else 1
     fits = classes is None or (widths["logits"] == width and about.get("classes") == classes)
-    _require(fits, f"{path} was made for other classes than the manifest's {classes}; export the run again")
+    require(fits, f"{path} was made for other classes than the manifest's {classes}")
     # A batch's memory is given back after it; single photos keep theirs, for the next one.
     shrinking = onnxruntime.RunOptions()
     shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
@@ -146,6 +146,7 @@ def is_name(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable()
 
 
-def _require(holds: bool, sentence: str) -> None:
+def require(holds: bool, sentence: str) -> None:
+    """Raise ValueError with the sentence unless it holds."""
     if not holds:
         raise ValueError(sentence)

@@ -6,7 +6,7 @@ is covered than when another of the same shape is?
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,28 +25,18 @@ def occlusion_map(predict: Probabilities, image: np.ndarray, label: int) -> np.n
     A window of 2×2 cells, in the image's mean colour, takes every position; a cell gets the mean of the windows over
     it, in probability. Negative values: the class gains without it. Zeiler & Fergus 2014.
     """
-    whole = predict(image[np.newaxis])[0, label]
-    return occlusion_heat(whole - np.concatenate([predict(images)[:, label] for images in occlusion_covers(image)]))
-
-
-def occlusion_covers(image: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the covered images of `occlusion_map`, uint8 (at most 8, S, S, 3): more at once would take a gigabyte."""
     edges = np.linspace(0, len(image), CELLS + 1).round().astype(int)
     mean = image.reshape(-1, 3).mean(axis=0).astype(np.uint8)
-    for start in range(0, len(PLACES), 8):
+    whole = predict(image[np.newaxis])[0, label]
+    total, windows = np.zeros((2, CELLS, CELLS), np.float32)
+    for start in range(0, len(PLACES), 8):  # all at once would take a gigabyte
         places = PLACES[start : start + 8]
         covered = np.repeat(image[np.newaxis], len(places), axis=0)
         for picture, (row, column) in zip(covered, places, strict=True):
             picture[edges[row] : edges[row + 2], edges[column] : edges[column + 2]] = mean
-        yield covered
-
-
-def occlusion_heat(drops: np.ndarray) -> np.ndarray:
-    """Return the map, float32 (CELLS, CELLS), from how much each cover costs the class, in the order of the covers."""
-    total, windows = np.zeros((2, CELLS, CELLS), np.float32)
-    for drop, (row, column) in zip(drops, PLACES, strict=True):
-        total[row : row + 2, column : column + 2] += drop
-        windows[row : row + 2, column : column + 2] += 1
+        for drop, (row, column) in zip(whole - predict(covered)[:, label], places, strict=True):
+            total[row : row + 2, column : column + 2] += drop
+            windows[row : row + 2, column : column + 2] += 1
     return total / windows
 
 

@@ -1,8 +1,8 @@
 """From a run to a bundle that others can run: Keras, SavedModel, ONNX or LiteRT, with its thresholds and a model card.
 
 A bundle is a folder: the model, `manifest.json` (classes, preprocessing, temperature, thresholds, hashes), for ONNX
-`known.npz` (the feature space of known photos), and `model_card.md`. It is written beside its place and moved
-there only when the parity gate has let it through: a bundle that is there is one that answers as its run does.
+`known.npz` (the feature space of known photos), and `model_card.md`. It is written beside its place and moved there
+after the parity gate: every bundle on disk answers as its run does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from carspotter.photos.decoding import PREPROCESSING
 from carspotter.photos.images import load_images
 from carspotter.photos.splitting import read_splits
 from carspotter.photos.table import kind_of, read_curation, read_photos
-from carspotter_check.bundle import KNOWN, MANIFEST, ONNX_MODEL, Predict, load_onnx, write_manifest
+from carspotter_check.bundle import KNOWN, MANIFEST, ONNX_MODEL, SMALLEST_RISK, Predict, load_onnx, write_manifest
 from carspotter_check.model_card import write_card
 from carspotter_check.onnx_graph import build_graph
 from carspotter_check.open_world import OTHER_MODEL, Known, measure_kinds
@@ -53,10 +53,12 @@ def export_run(
 
     `to`: "onnx", "keras", "savedmodel" or "litert". `risk`: at most this share of the answers may be wrong; what can be
     certified stands in the manifest. Models of precision bfloat16 or float64 are exported, and compared, in float32. A
-    bundle that is already at `out` is replaced. Raises ValueError for a format that the run's framework cannot write,
-    FileNotFoundError without photos or checkpoint, FileExistsError where `out` is something else, ParityError when the
-    gate closes.
+    bundle that is already at `out` is replaced. Raises ValueError for a format that the run's framework cannot write
+    and for a risk that is no share, FileNotFoundError without photos or checkpoint, FileExistsError where `out` is
+    something else, ParityError when the gate closes.
     """
+    if not SMALLEST_RISK <= risk < 1:
+        raise ValueError(f"risk is {risk:g}, not a share from {SMALLEST_RISK:g} to 1; 0.01 is one wrong answer in 100")
     run = store.load_run(study, run_id)
     if to not in FORMATS[run.framework]:
         formats = ", ".join(FORMATS[run.framework])

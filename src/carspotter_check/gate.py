@@ -52,16 +52,13 @@ class Limits:
 
 
 class Gate:
-    """The door of the app: request ids, one log line per request, bodies bounded in size and time, no trace outside."""
+    """The app within bounds of size and time: each request gets an id, a log line, and never a traceback."""
 
     def __init__(self, app, limits: Limits, workers: Workers, metrics, root_path: str):
         self.app, self.limits, self.workers, self.metrics, self.buffered = app, limits, workers, metrics, 0
         self.root_path = root_path
 
     async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
         headers = dict(scope["headers"])
         offered = headers.get(b"x-request-id", b"").decode("latin-1")
         request_id = offered if re.fullmatch(r"[\w.-]{1,64}", offered, re.ASCII) else uuid.uuid4().hex
@@ -151,8 +148,6 @@ class Gate:
 
     def _refuse_by_headers(self, headers) -> Refused | None:
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit():
-            return Refused(400, "the header Content-Length is not a number")
         if len(length) > 15 or int(length) > self.limits.body:  # Python refuses numbers of thousands of digits
             return Refused(413, f"the request is larger than {self.limits.body / 2**20:.0f} MB")
         content_type = headers.get(b"content-type", b"").decode("latin-1").lower()
@@ -166,7 +161,7 @@ class Gate:
 def read_form(scope) -> list[tuple[str, str | None, bytes]]:
     """Return the parts of a request's form in their order: name, filename (None for a plain field), content.
 
-    Raises Refused for what is no whole form.
+    Raises Refused for a form that is damaged or incomplete.
     """
     kind = Message()
     kind["content-type"] = dict(scope["headers"]).get(b"content-type", b"").decode("latin-1")
@@ -176,7 +171,7 @@ def read_form(scope) -> list[tuple[str, str | None, bytes]]:
     parts: list[tuple[str, str | None, bytes]] = []
     names, head, content, ended = [], Message(), bytearray(), []
 
-    def keep_header(data: bytes, start: int, stop: int) -> None:  # whole, as the body is written at once
+    def keep_header(data: bytes, start: int, stop: int) -> None:  # all of it, as the parser gets the body at once
         head[names.pop()] = data[start:stop].decode("utf-8", "replace")
 
     def begin() -> None:
@@ -227,7 +222,7 @@ class Pieces(h11.Connection):
 
 
 class Protocol(H11Protocol):
-    """Uvicorn's protocol, in which every connection has an end: a deadline for each thing that it waits for."""
+    """Uvicorn's protocol with a deadline for everything that a connection waits for."""
 
     limits = Limits()
     most = 1_000  # connections at once
@@ -263,7 +258,7 @@ class Protocol(H11Protocol):
             self._end_within(self.limits.body_seconds)
 
     def eof_received(self):
-        if self.resting or self.conn.their_state is not h11.DONE:
+        if self.resting or self.conn.their_state not in (h11.DONE, h11.MUST_CLOSE):
             return None  # asyncio closes the connection
         # Whoever has asked all may end its own side: the answer still goes out, and then the connection ends.
         self.cycle.keep_alive = False
@@ -284,7 +279,7 @@ class Protocol(H11Protocol):
 
     def _end(self) -> None:
         if not self.transport.is_closing() and self.resting and self.conn.their_state is h11.IDLE:
-            self._say(408, "no request within the time that there is")
+            self._say(408, f"no request came within {self.limits.body_seconds:.0f} s")
             self._end_within(1.0)  # for one who does not read
         else:
             self.transport.abort()
@@ -319,7 +314,7 @@ class OnceAMinute(logging.Filter):
         self.last: dict[str, float] = {}
 
     def filter(self, record) -> bool:
-        now, record.exc_info = time.monotonic(), None  # where asyncio accepts connections says nothing
+        now, record.exc_info = time.monotonic(), None  # a traceback of asyncio's own says nothing
         if now - self.last.get(str(record.msg), -60.0) < 60.0:
             return False
         self.last[str(record.msg)] = now

@@ -18,58 +18,55 @@ from carspotter_check.rejection import digits, read_groups
 
 def write_card(path: Path, study: Study, run: Run, manifest: dict[str, Any]) -> None:
     """Write the model card of an export, in Markdown."""
-    row, rejection, listing = run.row, manifest["rejection"], manifest["listing"]
+    row, rejection, listing, parity = run.row, manifest["rejection"], manifest["listing"], manifest["parity"]
     names = run.class_names
     correct = run.validation[names].idxmax(axis=1) == run.validation["label"]
     interval = accuracy_interval(correct, read_groups(study, run.validation))
     halved = "choosing_accuracy" in run.history  # older runs chose their epoch on all validation photos
     quick = " (a quick run: it shows that the code runs, no more)" * (str(row["quick"]) == "True")
-    lines = [
-        f"# Model card: {run.id}",
-        "",
-        f"Says which of {' and '.join(names)} a photo shows, from outside. Made to compare a listing's photo with the "
-        "model that the listing claims; it turns photos away that it cannot tell.",
-        "",
-        "## Made from",
-        "",
-        f"- study `{study.name}`, split version `{run.spec['split_version']}`: {row['train_photos']} training and "
-        f"{row['validation_photos']} validation photos of {', '.join(names)}",
-        f"- experiment `{row['experiment']}`, framework {row['framework']}, seed {row['seed']}, {row['epochs']} epochs"
-        f"{quick}",
-        f"- {row['versions']}; commit `{row['commit'] or 'unknown'}`; {row['device']}",
-        f"- preprocessing `{manifest['preprocessing']}`, {manifest['image_size']} × {manifest['image_size']} pixels",
-        "",
-        "## Scores",
-        "",
-        f"- validation accuracy {interval} (95 % interval over groups of photos), at the best epoch, which was chosen "
-        f"on {'half' if halved else 'all'} of these photos and is therefore optimistic",
-        f"- validation accuracy at the last epoch: {row['last_validation_accuracy']:.3f}",
-        *_test_lines(study, run),
-        f"- export: {manifest['format']}, probabilities within {manifest['parity']['largest_difference']:.1e} of the "
-        f"run's on {manifest['parity']['photos']} photos, {manifest['parity']['flipped_labels']} labels flipped",
-        "",
-        "## When it answers",
-        "",
-        f"- temperature {rejection['temperature']:.3f}, fitted on one half of the validation groups",
-        f"- one photo: confidence of {digits(rejection['confidence'])} or more, certified on the other half, on "
-        f"{rejection['photos']} photos, one of each group (asked for: at most {100 * rejection['risk']:g} % of the "
-        f"answers wrong): {rejection['reason']}",
-        f"- all photos of one car: confidence of {digits(listing['confidence'])} or more, certified on "
-        f"{listing['listings']} listings of the other half (correlation of two photos {listing['correlation']:.2f}, "
-        f"fitted on the first): {listing['reason']}",
-        f"- photos whose shorter side has at least {rejection['limits']['shorter_side']} pixels, as in training",
-        *_kinds_lines(manifest.get("kinds")),
-        "",
-        "## Limits",
-        "",
-        "- It knows no other models: one that resembles neither class is turned away at best, and misnamed at worst.",
-        "- Its thresholds hold for photos like those of the study; another site, country or camera needs new ones.",
-        "- The best epoch was chosen on one half of the validation photos; the other half certifies the risk."
-        if halved
-        else "- The best epoch was chosen on all validation photos, those that certify too: a small optimism.",
-        "- It looks at cars, not at people or plates; do not use it to find or follow anybody.",
-    ]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    sections = {
+        f"# Model card: {run.id}": [
+            f"Says which of {' and '.join(names)} a photo shows, from outside. Made to compare a listing's photo with "
+            "the model that the listing claims; it turns photos away that it cannot tell.",
+        ],
+        "## Made from": [
+            f"- study `{study.name}`, split version `{run.spec['split_version']}`: {row['train_photos']} training and "
+            f"{row['validation_photos']} validation photos of {', '.join(names)}",
+            f"- experiment `{row['experiment']}`, framework {row['framework']}, seed {row['seed']}, {row['epochs']} "
+            f"epochs{quick}",
+            f"- {row['versions']}; commit `{row['commit'] or 'unknown'}`; {row['device']}",
+            "- preprocessing `{preprocessing}`, {image_size} × {image_size} pixels".format(**manifest),
+        ],
+        "## Scores": [
+            f"- validation accuracy {interval} (95 % interval over groups of photos), at the best epoch, which was "
+            f"chosen on {'half' if halved else 'all'} of these photos and is therefore optimistic",
+            f"- validation accuracy at the last epoch: {row['last_validation_accuracy']:.3f}",
+            *_test_lines(study, run),
+            f"- export: {manifest['format']}, probabilities within {parity['largest_difference']:.1e} of the run's on "
+            f"{parity['photos']} photos, {parity['flipped_labels']} labels flipped",
+        ],
+        "## When it answers": [
+            f"- temperature {rejection['temperature']:.3f}, fitted on one half of the validation groups",
+            f"- one photo: confidence of {digits(rejection['confidence'])} or more, certified on the other half, on "
+            f"{rejection['photos']} photos, one of each group (asked for: at most {100 * rejection['risk']:g} % of the "
+            f"answers wrong): {rejection['reason']}",
+            f"- all photos of one car: confidence of {digits(listing['confidence'])} or more, certified on "
+            f"{listing['listings']} listings of the other half (correlation of two photos "
+            f"{listing['correlation']:.2f}, fitted on the first): {listing['reason']}",
+            f"- photos whose shorter side has at least {rejection['limits']['shorter_side']} pixels, as in training",
+            *_kinds_lines(manifest.get("kinds")),
+        ],
+        "## Limits": [
+            "- It knows no other models: at best one that resembles neither class is turned away, else misclassified.",
+            "- Its thresholds hold for photos like those of the study; another site, country or camera needs new ones.",
+            "- The best epoch was chosen on one half of the validation photos; the other half certifies the risk."
+            if halved
+            else "- The best epoch was chosen on all validation photos, those that certify too: a small optimism.",
+            "- It looks at cars, not at people or plates; do not use it to find or follow anybody.",
+        ],
+    }
+    text = "\n".join("\n".join([title, "", *lines, ""]) for title, lines in sections.items())
+    path.write_text(text, encoding="utf-8")
 
 
 def _kinds_lines(measured: dict[str, dict[str, float]] | None) -> list[str]:

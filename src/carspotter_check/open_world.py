@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from carspotter_check.bundle import is_name
+from carspotter_check.bundle import is_name, require
 from carspotter_check.rejection import careful_share
 
 OTHER_MODEL = "other model"  # the kind of photos that show a car, but none of the classes
@@ -105,24 +105,23 @@ class Known:
             with np.load(path, allow_pickle=False) as stored:
                 known = cls(*(stored[field.name] for field in fields(cls)))
         except Exception as error:  # zip, zlib, numpy: each has its own
-            raise ValueError(f"{path} cannot be read: {str(error)[:100]}; export the run again") from error
+            raise ValueError(f"{path} cannot be read: {str(error)[:100]}") from error
         count, width = known.photos.shape if known.photos.ndim == 2 else (0, 0)
         shapes = {"kinds": (count,), "weights": (width + 1,), "scales": (classes, 3, 2), "shares": (classes,)}
         names = set(known.kinds.flat) if known.kinds.dtype.kind == "U" else set()
         sound = set(map(str, range(classes))) <= names and all(map(is_name, names))
         sound = sound and known.good.ndim == 2 and len(known.good) == classes
+        sound = sound and all(getattr(known, name).shape == shape for name, shape in shapes.items())
+        require(sound, f"{path} does not fit the model's {classes} classes")
         numbers = (known.photos, known.weights, known.scales, known.good, known.shares)
-        if not sound or any(getattr(known, name).shape != shape for name, shape in shapes.items()):
-            raise ValueError(f"{path} does not fit the model's {classes} classes; export the run again")
-        if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in numbers):
-            raise ValueError(f"{path} holds what is no number; export the run again")
+        finite = all(array.dtype.kind == "f" and np.isfinite(array).all() for array in numbers)
+        require(finite, f"{path} holds what is no number")
         known = replace(known, photos=known.photos.astype(np.float32))
         lengths = np.linalg.norm(known.photos, axis=1)
-        possible = (
-            np.abs(lengths - 1).max() < 0.1 and np.abs(known.weights).max() < 1e6 and known.scales[:, :, 1].min() > 0
-        )
-        if not (possible and known.shares.min() >= 0 and known.shares.max() <= 1 and np.diff(known.good).min() >= 0):
-            raise ValueError(f"{path} holds numbers that no export writes; export the run again")
+        possible = np.abs(lengths - 1).max() < 0.1 and np.abs(known.weights).max() < 1e6
+        possible = possible and known.scales[:, :, 1].min() > 0 and np.diff(known.good).min() >= 0
+        possible = possible and known.shares.min() >= 0 and known.shares.max() <= 1
+        require(possible, f"{path} holds numbers that no export writes")
         return known
 
     @cached_property

@@ -75,7 +75,12 @@ class PhotoCheck:
         its own framework and its checkpoint, and does not know what is unlike its photos. Raises FileNotFoundError
         when there is no such bundle or run, ValueError for a damaged bundle.
         """
-        return _from_run(source, run_id) if isinstance(source, Study) else _from_bundle(Path(source), threads)
+        if isinstance(source, Study):
+            return _from_run(source, run_id)
+        try:
+            return _from_bundle(Path(source), threads)
+        except ValueError as error:
+            raise ValueError(f"{error}; export the run again") from error
 
     def check(self, photo: Path | bytes, claim: str | None = None) -> Answer:
         """Answer for one photo, given as a file or its bytes, and optionally the class that the listing claims.
@@ -199,18 +204,17 @@ def photos_in(paths: list[Path]) -> Iterator[Path]:
 def _from_bundle(bundle: Path, threads: int) -> PhotoCheck:
     manifest = read_manifest(bundle)
     if ONNX_MODEL not in manifest["files"]:
-        raise ValueError(f"{bundle} holds {manifest['format']}; the check runs ONNX: export RUN --to onnx")
+        raise ValueError(f"{bundle} holds {manifest['format']}, the check needs --to onnx")
     if manifest["preprocessing"] != PREPROCESSING:
         raise ValueError(
-            f"{bundle} was made for the preprocessing {manifest['preprocessing']}, this program does {PREPROCESSING}; "
-            "export the run again"
+            f"{bundle} was made for the preprocessing {manifest['preprocessing']}, this program does {PREPROCESSING}"
         )
     classes, size = manifest["classes"], manifest["image_size"]
     try:
         rejection = read_rule(Rejection, manifest["rejection"])
         listing = read_rule(ListingRule, manifest["listing"])
     except ValueError as error:
-        raise ValueError(f"{bundle / MANIFEST} cannot be used: {error}; export the run again") from error
+        raise ValueError(f"{bundle / MANIFEST} cannot be used: {error}") from error
     version, predict = manifest["files"][ONNX_MODEL][:12], load_onnx(bundle / ONNX_MODEL, threads, classes, size)
     known = Known.load(bundle / KNOWN, len(classes)) if KNOWN in manifest["files"] else None
     check = PhotoCheck(manifest["run"], version, classes, size, predict, rejection, known, listing)
@@ -222,7 +226,7 @@ def _from_bundle(bundle: Path, threads: int) -> PhotoCheck:
             raise ValueError("it computes no number for a picture of noise")
         check.judge(picture)
     except Exception as error:  # ONNX Runtime's, numpy's and ours: the bundle is at fault
-        raise ValueError(f"{bundle} does not work: {str(error).splitlines()[0][:200]}; export the run again") from error
+        raise ValueError(f"{bundle} does not work: {str(error).splitlines()[0][:200]}") from error
     return check
 
 

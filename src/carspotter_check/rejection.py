@@ -1,4 +1,4 @@
-"""When the check keeps quiet: calibrated confidence, distance to known photos, image quality, and their thresholds.
+"""When the check does not answer: calibrated confidence, distance to known photos, image quality, and their thresholds.
 
 A classifier of two cars calls every picture one of the two. Four questions are asked before its answer counts: is there
 a picture at all, does it resemble what people rejected, does it resemble what the model learned from, and is the model
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from carspotter.models.metrics import apply_temperature as calibrate
 from carspotter.models.metrics import softmax
 
 if TYPE_CHECKING:
@@ -163,9 +164,9 @@ def _certify(probabilities: np.ndarray, labels, groups: np.ndarray, risk: float)
 
 
 def careful_share(count: int) -> float:
-    """Return which share of `count` good ones passes, so low that of all good ones FLAGGED or more do not.
+    """Return the share of `count` good photos that passes, such that at least FLAGGED of all good photos do not.
 
-    But for the chance UNLUCKY. The fewer there are, the lower it is, and the more careful the check.
+    This holds but for a chance of UNLUCKY. The fewer photos there are, the lower is the share.
     """
     from scipy.stats import binom
 
@@ -188,7 +189,9 @@ def read_rule(kind: type, values: dict[str, Any]):
     """Return the `Rejection` or `ListingRule` of a manifest; raises ValueError for an unknown threshold."""
     if unknown := set(values) - {field.name for field in fields(kind)}:
         raise ValueError(f"unknown {', '.join(sorted(unknown))} among the thresholds")
-    return kind(**values | ({"limits": read_rule(Limits, values["limits"])} if "limits" in values else {}))
+    if "limits" in values:
+        values = values | {"limits": read_rule(Limits, values["limits"])}
+    return kind(**values)
 
 
 def pool(probabilities: np.ndarray, correlation: float) -> np.ndarray:
@@ -230,14 +233,6 @@ def quality_fault(image: np.ndarray, limits: Limits) -> str | None:
         if measured[name] < (limit := getattr(limits, name)):
             return "{} ({} {}, at least {} is needed)".format(words, name, *apart(measured[name], limit, 1))
     return None
-
-
-def calibrate(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Divide the logits behind probabilities (N, classes) by a temperature: float64 (N, classes), rows sum to 1.
-
-    Guo et al. 2017. Logarithms of probabilities are logits up to a constant for each photo, which cancels.
-    """
-    return softmax(np.log(np.maximum(np.asarray(probabilities, np.float64), 1e-30)) / temperature)
 
 
 def coverage_risk(confidence: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,12 +1,11 @@
 """The photo check over HTTP, on ONNX Runtime: a photo, a batch or a listing, a page for people, limits for everybody.
 
-`gate` lets a bounded number of bytes and connections in, `workers` a bounded amount of work. Whoever finds a door
-closed hears so at once, with a status and a sentence. No photo is stored or logged.
+`gate` bounds bytes, connections and seconds, `workers` the work that waits. What is beyond a bound is refused with a
+status and a sentence. No photo is stored or logged.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import html
 import logging
@@ -31,7 +30,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from carspotter import __version__
 from carspotter.photos.decoding import UnreadablePhoto, is_plain
-from carspotter_check.explain import occlusion_covers, occlusion_heat
+from carspotter_check.explain import occlusion_map
 from carspotter_check.gate import Gate, Limits, OnceAMinute, bounded_protocol, rare, read_form, say_error
 from carspotter_check.listing import ListingAnswer, combine, mark_copies
 from carspotter_check.photo_check import Answer, PhotoCheck
@@ -99,8 +98,8 @@ def create_app(check: PhotoCheck, limits: Limits = LIMITS, threads: int | None =
     root_path = "/" + root_path.strip("/") if root_path.strip("/") else ""
     workers = Workers(threads or usable_cores(), limits.waiting)
     hard = Workers(2, limits.hard, "decode")  # photos that a child process has to decode
+    explainer = Workers(1, limits.explained, "explain")  # a thread of its own: no check waits for it
     metrics = Metrics(workers)
-    explaining, one_at_a_time = [], asyncio.Semaphore(1)
     errors = {status: {"model": ErrorBody} for status in (400, 408, 413, 415, 422, 503)}
     app = FastAPI(
         title="Carspotter photo check",
@@ -152,27 +151,20 @@ def create_app(check: PhotoCheck, limits: Limits = LIMITS, threads: int | None =
     async def judge(photos: list[tuple[bytes, str]], claim: str | None, strict: bool) -> list[Answer]:
         """Return the answers; an unreadable photo raises Refused if `strict`, else it is "unusable"."""
 
-        def unusable(refusal: Refused, name: str) -> Answer:
-            if strict or refusal.status == 503:
-                raise refusal
-            return check.unusable(refusal.sentence.removeprefix("unusable: "), name)
-
-        def answer_plain(photo: bytes, name: str) -> Answer | None:
-            if not is_plain(photo):
+        def answer(photo: bytes, name: str, wait: bool) -> Answer | None:
+            if not (wait or is_plain(photo)):
                 return None
             try:
                 return check.judge(read(photo), claim, name)
             except Refused as refusal:
-                return unusable(refusal, name)
+                if strict:
+                    raise
+                return check.unusable(refusal.sentence.removeprefix("unusable: "), name)
 
-        answers = await workers.run([partial(answer_plain, *photo) for photo in photos])
-        for place, (photo, name) in enumerate(photos):
+        answers = await workers.run([partial(answer, *photo, wait=False) for photo in photos])
+        for place, photo in enumerate(photos):
             if answers[place] is None:  # decoding it may take a child process and seconds, while others pass
-                try:
-                    image = await compute(partial(read, photo), hard)
-                    answers[place] = await compute(partial(check.judge, image, claim, name))
-                except Refused as refusal:
-                    answers[place] = unusable(refusal, name)
+                answers[place] = await compute(partial(answer, *photo, wait=True), hard)
         return answers
 
     def post(route: str, body: type, photos: str, field: str, summary: str):
@@ -208,23 +200,13 @@ def create_app(check: PhotoCheck, limits: Limits = LIMITS, threads: int | None =
     @post("/v1/explain", ExplainBody, "photo", "label", "Show which parts of a photo decide")
     async def explain(request: Request):
         ((photo, _),), label = await take(request, "photo", 1, "label")
-        image = await compute(lambda: read(photo) if is_plain(photo) else None)
-        if image is None:
-            image = await compute(partial(read, photo), hard)
-        shares = await compute(lambda: check.predict(image[None])[0][0])
-        number = check.class_names.index(label) if label else int(shares.argmax())
-        if len(explaining) >= limits.explained:
-            raise Refused(503, f"busy: {len(explaining)} photos are being explained; try again in a second")
-        explaining.append(request)
-        try:
-            drops = []
-            async with one_at_a_time:  # and no more than one piece of it before the threads: checks go first
-                for images in occlusion_covers(image):
-                    found, _ = await compute(partial(check.predict, images))
-                    drops.append(shares[number] - found[:, number])
-        finally:
-            explaining.remove(request)
-        heat = occlusion_heat(np.concatenate(drops))
+
+        def look() -> tuple[int, np.ndarray]:
+            image = read(photo)
+            number = check.class_names.index(label) if label else int(check.predict(image[None])[0][0].argmax())
+            return number, occlusion_map(lambda images: check.predict(images)[0], image, number)
+
+        number, heat = await compute(look, explainer)
         return JSONResponse({"label": check.class_names[number], "heat": heat.astype(float).round(4).tolist()})
 
     @app.get("/v1/model", summary="The model and its thresholds")

@@ -298,6 +298,12 @@ def test_a_format_beyond_the_framework_is_refused_with_the_ones_it_can_do(study,
         export.export_run(study, runs_of("torch").id, "litert")
 
 
+@pytest.mark.parametrize("risk", [0, 1e-9, 1, 5, float("nan")])
+def test_a_risk_that_is_no_share_is_refused_before_any_work(study, risk):
+    with pytest.raises(ValueError, match="risk is .*, not a share from 1e-06 to 1; 0.01 is"):
+        export.export_run(study, "no such run", risk=risk)
+
+
 def test_a_folder_that_is_no_bundle_is_not_overwritten_and_a_bundle_is(study, runs_of, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")

@@ -466,16 +466,18 @@ def test_a_fault_of_ours_is_an_error_in_json_and_logged(tmp_path, caplog):
     assert "ZeroDivisionError" in caplog.text
 
 
-def test_who_ends_its_own_side_after_the_request_gets_the_answer(server):
+@pytest.mark.parametrize("kept", [True, False])
+def test_who_ends_its_own_side_after_the_request_gets_the_answer(server, kept):
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
-        connection.sendall(multipart(car("red")).replace(b"Connection: close\r\n", b""))
+        request = multipart(car("red"))
+        connection.sendall(request.replace(b"Connection: close\r\n", b"") if kept else request)
         connection.shutdown(socket.SHUT_WR)
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     assert answer.startswith(b"HTTP/1.1 200 ") and b'"verdict":"named"' in answer
 
 
-@pytest.mark.parametrize("path", ["/v1/check-batch", "/v1/listing", "/v1/explain"])
-def test_what_takes_longer_than_it_may_is_told_so_and_computed_no_further(tmp_path, path):
+@pytest.mark.parametrize(("path", "most"), [("/v1/check-batch", 5), ("/v1/listing", 5), ("/v1/explain", 9)])
+def test_what_takes_longer_than_it_may_is_told_so(tmp_path, path, most):
     check, released, computed = PhotoCheck.load(write_bundle(tmp_path / "bundle")), threading.Event(), []
     predict = check.predict
 
@@ -501,7 +503,7 @@ def test_what_takes_longer_than_it_may_is_told_so_and_computed_no_further(tmp_pa
     released.set()
     head, answer = sent
     assert head["status"] == 503 and "no answer within" in json.loads(answer["body"])["error"]
-    assert len(computed) < 6
+    assert len(computed) <= most  # of a batch's photos, those that had not begun are dropped
 
 
 def test_a_slow_client_is_sent_away_and_holds_nobody_up(bundle, tmp_path):
@@ -524,7 +526,7 @@ def test_a_client_that_never_ends_its_headers_is_sent_away(bundle, tmp_path):
             silent.sendall(b"POST /v1/check HTTP/1.1\r\nHost: x\r\nX-Slow: ")
             assert patient.get(server.url + "/healthz", timeout=10).status_code == 200
             assert silent.recv(100).startswith(b"HTTP/1.1 408 ")
-            assert b"no request within" in silent.recv(1000)
+            assert b"no request came within 1 s" in silent.recv(1000)
             assert silent.recv(100) == b""
         assert server.check(car("red"), "swift").status_code == 200
 

@@ -4,9 +4,8 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special
 
-from carspotter.models.metrics import check_shapes, softmax
-
-SMALLEST = 1e-30  # probabilities are raised to this before their logarithm is taken, in fitting and in applying
+from carspotter.models.metrics import SMALLEST, check_shapes
+from carspotter.models.metrics import apply_temperature as apply_temperature
 
 
 def reliability(labels, probabilities, bins: int = 10) -> pd.DataFrame:
@@ -48,11 +47,6 @@ def fit_temperature(labels, probabilities) -> float:
 
     best = optimize.minimize_scalar(loss, bounds=np.log([0.05, 20]), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(best.x))
-
-
-def apply_temperature(probabilities, temperature: float) -> np.ndarray:
-    """Soften (above 1) or sharpen (below 1) probabilities, float (N, classes); the predicted class stays the same."""
-    return softmax(np.log(np.maximum(np.asarray(probabilities, float), SMALLEST)) / temperature)
 
 
 def _checked(labels, probabilities) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+SMALLEST = 1e-30  # probabilities are raised to this before their logarithm is taken
+
 
 def accuracy(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """Return the share of photos whose most probable class is their label."""
@@ -18,10 +20,10 @@ def confusion(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def log_loss(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the mean negative log-likelihood in nats; a probability of 0 counts as 1e-30."""
+    """Return the mean negative log-likelihood in nats; a probability of 0 counts as SMALLEST."""
     labels, probabilities = check_shapes(labels, probabilities)
     of_label = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.mean(np.log(np.maximum(of_label, 1e-30))))
+    return float(-np.mean(np.log(np.maximum(of_label, SMALLEST))))
 
 
 def probabilities_from_logits(logits: np.ndarray) -> np.ndarray:
@@ -39,6 +41,14 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Return the softmax over the last axis, float64; SciPy's would make a server load SciPy."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Divide the logits behind probabilities by a temperature: above 1 they soften, below 1 they sharpen; float64.
+
+    Guo et al. 2017. Logarithms of probabilities are logits up to a constant for each photo, which cancels.
+    """
+    return softmax(np.log(np.maximum(np.asarray(probabilities, np.float64), SMALLEST)) / temperature)
 
 
 def check_shapes(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
