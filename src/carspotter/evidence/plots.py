@@ -126,8 +126,8 @@ def training_curves(
         left.plot(epochs[best], history["validation_accuracy"][best], "o", color=colour)
         if (start := (overfits_from or {}).get(name)) is not None:
             right.axvline(start, color=colour, linestyle=":", label=f"{name} overfits from epoch {start}")
-    left.plot([], [], "--", color=GREY, label="dashed: training photos")
-    left.plot([], [], "o", color=GREY, label="dot: best epoch on validation")
+    left.plot([], [], "--", color=GREY, label="dashed: training")
+    left.plot([], [], "o", color=GREY, label="dot: best epoch")
     left.set(xlabel="epoch", ylabel="accuracy", title="Accuracy", ylim=(None, min(1.01, left.get_ylim()[1])))
     right.set(xlabel="epoch", ylabel="log loss (nats)", title="Loss")
     for axis in (left, right):
