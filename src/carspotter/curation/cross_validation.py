@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from sklearn.model_selection import GroupKFold
-from sklearn.preprocessing import normalize
 
 from carspotter.curation.ranking import first_listings
 from carspotter.models.experiments import FAST_RECIPE, MOBILENET_FINE_TUNE, Experiment
@@ -105,15 +104,19 @@ def cross_validate(
             if not np.isfinite(said).all():
                 raise TrainingDiverged(f"{experiment.name}, fold {number + 1}: no finite output; train in float32")
             doubts[asked] = 1 - said[np.arange(len(asked)), numbers[asked]]
-            features.append(normalize(read_features(framework, model, images, experiment.average_mirror_images)))
+            features.append(_to_length_1(read_features(framework, model, images, experiment.average_mirror_images)))
     return doubts, np.hstack(features)
 
 
 def join_features(features: pd.DataFrame, learnt: pd.DataFrame) -> pd.DataFrame:
     """Put the `learnt` features of `learn_photos` beside others; both parts have the length 1."""
     both = features.index.intersection(learnt.index)
-    parts = [normalize(part.loc[both].to_numpy(dtype=np.float32)) for part in (features, learnt)]
+    parts = [_to_length_1(part.loc[both].to_numpy(dtype=np.float32)) for part in (features, learnt)]
     return pd.DataFrame(np.hstack(parts), index=both)
+
+
+def _to_length_1(features: np.ndarray) -> np.ndarray:
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 def _digest(*parts: object) -> str:

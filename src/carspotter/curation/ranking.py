@@ -22,7 +22,6 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
-from sklearn.preprocessing import normalize
 from sklearn.svm import SVC
 
 COMPONENTS = 100  # what 1,280 features hold beyond them is noise to a few thousand photos
@@ -109,7 +108,7 @@ class _Evidence:
 
 
 def _gather(features, labels, groups, bad) -> _Evidence:
-    unit = normalize(features)
+    unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     components, whitened = _principal_components(unit)
     folds = list(GroupKFold(FOLDS, shuffle=True, random_state=0).split(components, groups=groups))
     distance = _distance_to_class(unit, labels, groups, ~bad)
@@ -140,7 +139,8 @@ def _principal_components(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     pca = PCA(min(COMPONENTS, unit.shape[1], len(unit) - 1), svd_solver="covariance_eigh")
     components = pca.fit_transform(unit.astype(np.float64))
     variance = pca.explained_variance_
-    whitened = normalize(components / np.sqrt(variance + variance.mean() + 1e-12))  # small directions are mostly noise
+    whitened = components / np.sqrt(variance + variance.mean() + 1e-12)  # small directions are mostly noise
+    whitened /= np.maximum(np.linalg.norm(whitened, axis=1, keepdims=True), 1e-12)
     return components * np.sqrt(40 / max(variance.sum(), 1e-12)), whitened
 
 
