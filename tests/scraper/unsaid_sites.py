@@ -51,6 +51,11 @@ SITES = {
     "button-then-link": Reported(
         "a button for more, in whose place there is a link in the end", "", CARDS, 15, 15, 5, "leads on: 'Next'", BUTTON
     ),
+    "from-one": Reported(
+        "a first page with a link to one before, where the site file says which is the first",
+        *("?page={page}", CARDS, 10, 10, 0, "", NUMBERED + "\nfirst_page = 1"),
+    ),
+    "button-stays": Reported("a button for more that says something else in the end", "", CARDS, 10, 10, more=BUTTON),
     "watched": Reported(
         "cards without an id that say how many people look at them",
         *("", 'listing = "div.car"\nphotos = "img"', 5, 1),
@@ -207,6 +212,21 @@ def button_then_link(path: str, query: dict, count: int) -> str:
     more.onclick = () => {{
       document.querySelector("main").innerHTML += cards.shift();
       if (!cards.length) more.outerHTML = "<a href='?page=2'>Next</a>";
+    }};
+    </script>"""
+
+
+from_one = from_nought
+
+
+def button_stays(path: str, query: dict, count: int) -> str:
+    """The button stays when there are no more cards, and counts those that are left."""
+    return f"""<main>{five_cards(0)}</main><button id=more>Show more</button><script>
+    let cards = {json.dumps(five_cards(5))};
+    more.onclick = () => {{
+      document.querySelector("main").innerHTML += cards;
+      cards = "";
+      more.textContent = "Show more (0 left)";
     }};
     </script>"""
 
