@@ -300,7 +300,7 @@ class Crawl:
         )
         besides = [page.odd] if page.odd else []
         besides += map("paging.click = {!r} found nothing so far".format, self._unclicked)
-        return " ".join([text, *map("Besides, {}.".format, besides), *pages.hints(page.html)])
+        return " ".join([text, *map("Besides, {}.".format, besides), *pages.hints(page.html, name.partition(".")[0])])
 
     def _open_and_fetch(self, listing: Listing, search: LoadedPage, start: Start) -> None:
         """Fetch the photos of one listing from its own page, to which the page `search` leads."""

@@ -50,12 +50,13 @@ class Loading:
         page = self.page
         page.begin()
         url, status = self._check_answer()
-        has_frame = self.site.selectors.frame and not page.is_detail
+        table = "detail" if page.is_detail else "selectors"
+        frame = getattr(self.site, table).frame
         odd = None
-        if has_frame and page.until(self._enter_frame, self.paging.patience):
+        if frame and page.until(lambda: self._enter_frame(frame), self.paging.patience):
             url, status = self._check_answer()
-        elif has_frame:
-            odd = f"selectors.frame = {self.site.selectors.frame!r} finds no frame with a page"
+        elif frame:
+            odd = f"{table}.frame = {frame!r} finds no frame with a page"
         documents = page.cards.documents
         stopped_by = self._gather()
         if page.cards.documents > documents + 1:  # a click or a script led to another page
@@ -101,14 +102,16 @@ class Loading:
             if status in BUSY or status == 403 and seconds is not None:
                 raise Busy(said, self.page.url, seconds)
             raise Failed(f"{said}; it may turn robots away, or ask for a log-in")
-        inside = self.driver.execute_script("return location.href;") if self.page.is_in_frame else ""
+        # a listing's own page is the page around the frame
+        is_elsewhere = self.page.is_in_frame and not self.page.is_detail
+        inside = self.driver.execute_script("return location.href;") if is_elsewhere else ""
         # srcdoc: the frame's page has no address
         return inside if inside.startswith("http") else self.driver.current_url, status or None
 
-    def _enter_frame(self) -> bool:
-        """Look into the frame that holds the listings; tell whether its page is there."""
+    def _enter_frame(self, selector: str) -> bool:
+        """Look into the frame that holds the listings, or one's photos; tell whether its page is there."""
         self.page.click_away()
-        if frames := self.driver.find_elements(By.CSS_SELECTOR, self.site.selectors.frame):
+        if frames := self.driver.find_elements(By.CSS_SELECTOR, selector):
             self.driver.switch_to.frame(frames[0])
             if self.driver.execute_script("return location.href;") != "about:blank":
                 self.page.is_in_frame = True

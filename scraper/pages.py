@@ -147,12 +147,12 @@ def title_of(html: str) -> str:
     return " ".join(found.get_text(" ").split())[:80]
 
 
-def hints(html: str) -> list[str]:
-    """Return what a page without listings holds that may hide them, as sentences."""
+def hints(html: str, table: str = "selectors") -> list[str]:
+    """Return what a page without listings, or without photos, holds that may hide them, as sentences."""
     soup = BeautifulSoup(html, "html.parser")
     found = []
     if frame := soup.find("iframe", src=re.compile("^(?!about:|javascript:|data:).")):
-        found.append(f"A frame ({frame['src']}) may hold the listings: set frame = 'iframe' under [selectors].")
+        found.append(f"A frame ({frame['src']}) may hold what is looked for: set frame = 'iframe' under [{table}].")
     if soup.find("scraper-shadow"):
         found.append("Parts of the page are in shadow roots: write selectors as if their content stood in the page.")
     if soup.find("scraper-closed"):

@@ -220,8 +220,11 @@ class Photos:
             self._outcome_came.wait_for(lambda: url not in self._in_hand)
             self._shown[url] += not is_again
             if self._is_settled(url, about, is_again):
+                if (settled := self.journal.outcomes.get(url)) and settled.status == "fetched":
+                    self._given = self._given or (address, about["page_url"])
                 return None
             self._in_hand.add(url)
+        asked = {"asked": address} if address != url else {}
         try:
             if refusal:
                 raise refusal
@@ -229,9 +232,9 @@ class Photos:
             if photo.sha256 in self.journal.forgotten:
                 raise Refused("forgotten: somebody asked for this photo to be removed")
             self._given = address, about["page_url"]
-            self._keep(photo, about)
+            self._keep(photo, about | asked)
         except (Refused, Failed) as error:
-            about |= {"asked": address} if address != url else {}
+            about |= asked
             is_volatile = self.site.name_of(address) != address
             if str(error) in EXPIRED and (is_volatile or self._trials[urlsplit(address).netloc] < MOST_TRIALS):
                 return Expired(about, address, error, is_volatile)
@@ -312,15 +315,20 @@ class Photos:
             self.report(self.stats, "")
             failures = self._failures_in_a_row = 0 if is_final else self._failures_in_a_row + 1
             self._turned_away = [*self._turned_away, line] if is_final and "request" in error.settings else []
-            is_doubtful = len(self._turned_away) >= MAX_FAILURES_IN_A_ROW
-        if failures >= MAX_FAILURES_IN_A_ROW or is_doubtful and self._is_shut_out():
+            in_doubt = self._turned_away if len(self._turned_away) >= MAX_FAILURES_IN_A_ROW else []
+            self._turned_away = [] if in_doubt else self._turned_away
+        if failures >= MAX_FAILURES_IN_A_ROW or in_doubt and self._is_shut_out(in_doubt):
             raise CrawlStopped(HAD_ENOUGH.format(MAX_FAILURES_IN_A_ROW, "photos", error))
 
-    def _is_shut_out(self) -> bool:
-        """Tell whether the site now refuses a photo that it gave before; what it refused lately is then no outcome."""
-        lines, self._turned_away = self._turned_away, []
+    def _is_shut_out(self, lines: list[dict]) -> bool:
+        """Tell whether the site now refuses a photo that it gave before; then what `lines` refuse has no outcome yet.
+
+        The photo is one that it gave, or showed again, in this crawl; else one of an earlier crawl whose address is its
+        name, since others may have expired.
+        """
         had = (url for url, known in self.journal.outcomes.items() if known.status == "fetched")
-        given = self._given or next(((url, self.journal.newest_line(url)["page_url"]) for url in had), None)
+        lines_of = filter(lambda line: "asked" not in line, map(self.journal.newest_line, had))
+        given = self._given or next(((line["url"], line["page_url"]) for line in lines_of), None)
         try:
             if given:
                 self.downloader.fetch(*given)

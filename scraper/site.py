@@ -89,6 +89,7 @@ class Detail:
 
     photos: str
     photos_path: str | None = None
+    frame: str | None = None  # the <iframe> that holds the gallery
     fields: dict[str, str] = field(default_factory=dict)
 
 
@@ -354,6 +355,6 @@ def named_selectors(site: Site) -> dict[str, str]:
     named |= {f"paging.click {selector}": selector for selector in site.paging.click}
     named |= {f"fields.{key}": value for key, value in site.fields.items()}
     if site.detail:
-        named["detail.photos"] = site.detail.photos
+        named |= {f"detail.{key}": getattr(site.detail, key) for key in ("frame", "photos")}
         named |= {f"detail.fields.{key}": value for key, value in site.detail.fields.items()}
     return {name: selector for name, selector in named.items() if selector}

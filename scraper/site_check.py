@@ -16,7 +16,8 @@ from scraper.site import Site, named_selectors, split_selector
 
 IN_CARDS = ("selectors.id", "selectors.link", "selectors.photos", "fields.")  # where these are looked for
 NOT_AT_FIRST = ("paging.end", "paging.empty")  # what a first page need not show
-GONE = ("selectors.frame", "paging.click")  # what was clicked away, and a frame, whose page does not show it
+# what was clicked away, and a frame, whose page does not show it
+GONE = ("selectors.frame", "detail.frame", "paging.click")
 
 
 def check_site(site: Site, browser: Browser) -> tuple[str, bool]:
@@ -60,6 +61,8 @@ def check_site(site: Site, browser: Browser) -> tuple[str, bool]:
     else:
         lines += pages.hints(page.html)
     is_usable = bool(example and example.photos)
+    if own_page and not is_usable:
+        lines += pages.hints(own_page.html, "detail")
     lines += [] if is_usable else ["a crawl would find nothing: correct the selectors marked with ✗"]
     return "\n".join(lines), is_usable
 

@@ -383,6 +383,13 @@ def test_a_ban_is_told_from_photos_that_are_forbidden(site, clock, tmp_path):
     assert (code, Counter(line["status"] for line in lines.values())) == (5, {"fetched": 1, "refused": 30})
 
 
+def test_an_address_of_an_earlier_crawl_that_expired_is_no_sign_of_a_ban(site, clock, tmp_path):
+    crawl_photos(clock, site, tmp_path, "/banned.jpg?signature=1")
+    site.counts["/banned.jpg"] = 99
+    code, lines = crawl_photos(clock, site, tmp_path, *(f"/forbidden.jpg?{n}" for n in range(25)))
+    assert (code, Counter(line["status"] for line in lines.values())) == (5, {"fetched": 1, "refused": 25})
+
+
 def test_twenty_pages_in_a_row_that_are_not_opened_stop_the_crawl(site, clock, tmp_path):
     class NoPages:
         def load(self, url, max_listings=None):

@@ -61,6 +61,15 @@ SITES = {
         *("", 'listing = "div.car"\nphotos = "img"', 5, 1),
         more='[paging]\nkind = "scroll"\npatience = 2.0\nsettle = 0.4',
     ),
+    "gallery-in-a-frame": Reported(
+        "photos on a page in a frame of a listing's own page",
+        *("", OWN_PAGES.replace("photos = ", 'frame = "iframe.photos"\nphotos = ') + '"img"', 6, 2),
+        more=LIVELY,
+    ),
+    "gallery-in-a-frame-unsaid": Reported(
+        "the same, where the site file says nothing of the frame",
+        *("", OWN_PAGES + '"#gallery img"', 0, 0, 1, r"A frame \(.*set frame = 'iframe' under \[detail\]", LIVELY),
+    ),
     "said-in-a-header": Reported("X-Robots-Tag of a page", "", CARDS, 0, 0, 5, "refused: the page says noai"),
     "cookie-for-photos": Reported("a cookie whose path is that of the photos", "", CARDS, 5, 5),
 }
@@ -171,6 +180,23 @@ def recommended(path: str, query: dict, count: int) -> str:
 def always_none(path: str, query: dict, count: int) -> str:
     """What the site file takes for the marker of an empty search is on every page."""
     return numbered(query)
+
+
+def gallery_in_a_frame(path: str, query: dict, count: int) -> str:
+    """A listing's own page holds its gallery in a frame, with addresses of its own; one photo comes late."""
+    if not path:
+        return "".join(card(n, f'<a href="/reported/gallery-in-a-frame/car-{n}">more</a>') for n in range(2))
+    if car := path.partition("gallery/")[2]:
+        return f"""<base href="/photos/"><main><img src="{car}-0.jpg"><img src="{car}-1.jpg"></main><script>
+        setTimeout(() => document.querySelector("main").innerHTML += "<img src={car}-2.jpg>", 400);
+        </script>"""
+    return f'<h1>Swift</h1><iframe class=photos src="/reported/gallery-in-a-frame/gallery/{path}"></iframe>'
+
+
+def gallery_in_a_frame_unsaid(path: str, query: dict, count: int) -> str:
+    if not path:
+        return "".join(card(n, f'<a href="/reported/gallery-in-a-frame-unsaid/car-{n}">more</a>') for n in range(3))
+    return f'<h1>Swift</h1><iframe src="/reported/gallery-in-a-frame/gallery/{path}"></iframe>'
 
 
 def misspelt_frame(path: str, query: dict, count: int) -> str:
