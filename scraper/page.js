@@ -222,7 +222,7 @@ function survey(selector, photos, move, again, background, target, within, redra
     state.drawn = false;
     requestAnimationFrame(() => requestAnimationFrame(() => { state.drawn = true; }));
   }
-  const serials = [], changed = [], inView = [];
+  const serials = [], changed = [], inView = [], spans = [];
   let unseen = 0, bare = 0;
   for (const element of found) {
     if (!state.serials.has(element)) state.serials.set(element, state.next++);
@@ -230,7 +230,10 @@ function survey(selector, photos, move, again, background, target, within, redra
     serials.push(serial);
     const where = place(element);
     if (where === 0) state.seen.add(element);
-    if (where === 0 || where === 0.5) inView.push(serial);
+    if (where === 0 || where === 0.5) {
+      inView.push(serial);
+      spans.push(element.getBoundingClientRect());
+    }
     if (where > 0 && !state.seen.has(element)) unseen++;
     const inside = () => photos === null ? [element] : photos ? element.querySelectorAll(photos) : [];
     const shows = state.plain.has(element) ? [] : inside();
@@ -261,6 +264,31 @@ function survey(selector, photos, move, again, background, target, within, redra
     }
     bare += openStrips(element).length;
   }
+  // Whether a part of the list that is in view, as high as a card, shows nothing: its cards are still to be drawn.
+  const isBlank = () => {
+    if (found.length > 1) {
+      const uppers = new Set();
+      for (let e = above(found[found.length - 1]); e; e = above(e)) uppers.add(e);
+      state.list = above(found[0]);
+      while (!uppers.has(state.list)) state.list = above(state.list);
+    }
+    const list = state.list;
+    if (!list?.isConnected) return false;
+    const own = list.getBoundingClientRect(), box = clip(list);
+    const bottom = Math.min(own.bottom, box.bottom), x = (Math.max(own.left, box.left) + Math.min(own.right, box.right)) / 2;
+    const heights = spans.map(span => span.height).sort((a, b) => a - b);
+    state.height = heights[heights.length >> 1] ?? state.height;
+    const isContent = e => e !== list && list.contains(e)
+      && (e.childElementCount || e.textContent.trim() || /^(img|iframe|svg|canvas|video)$/.test(e.localName));
+    let end = Math.max(own.top, box.top);
+    for (const span of [...spans.sort((a, b) => a.top - b.top), {top: bottom, bottom}]) {
+      if (span.top - end >= state.height)
+        return !list.getRootNode().elementsFromPoint(x, (end + span.top) / 2).some(isContent);
+      end = Math.max(end, span.bottom);
+    }
+    return false;
+  };
+  const blank = photos !== null && isBlank();
   const alive = [...document.scripts].some(s => !/json|template|html/.test(s.type))
     || document.querySelector("meta[http-equiv=refresh i]") !== null;
   state.dirty.clear();
@@ -268,5 +296,5 @@ function survey(selector, photos, move, again, background, target, within, redra
   const due = Boolean(window.__scraperIsDue?.(redraw));  // a timer may be about to draw what scrolling brought into view
   const ended = Boolean(end) && marks(end).length > 0;
   const cards = {token: state.token, base: document.baseURI, serials, changed, inView};
-  return {...cards, unseen, bare, moved, drawn, due, alive, ready, ended};
+  return {...cards, unseen, bare, blank, moved, drawn, due, alive, ready, ended};
 }

@@ -53,6 +53,7 @@ class Settling:
         self._frames_at = 0.0  # when frames were looked into for what is to be clicked
         self._paid = -1  # requests that had been started at the last permit
         self._bare_patience = self._longest_for_bare = max(self.paging.settle, self.paging.patience / 2)
+        self._blank_patience = self.paging.patience
 
     def run(self, function: str, *arguments: object) -> object:
         """Call a function of page.js in the page."""
@@ -196,7 +197,8 @@ class Settling:
     def _move(self, move: str, target: int | None = None, may_load: bool = False) -> str:
         """Move, wait until the page was drawn, longer where the last known card is in view; return what moved.
 
-        A list may draw what came into view by a timer, or when a script has it, and would lose it if we went on.
+        A list may draw what came into view by a timer, or when a script has it, and would lose it if we went on. So a
+        part of it that shows nothing is waited for, each time in vain for half as long.
         Near the end of a list a step needs the site's permission, unless none has caused a request lately.
         """
         started = self.traffic.started()
@@ -214,12 +216,15 @@ class Settling:
             if self.answer["unseen"] or self.answer["bare"] or self.cards.changed_at != changed_at:
                 return is_drawn or now - began > LONGEST_FRAME
             is_late = not is_drawn and now - began < LONGEST_FRAME
-            if is_late or self.answer["due"] or self.traffic.are_pending(self.url, began):
+            is_blank = self.answer["blank"] and moved != "end" and now - began < self._blank_patience
+            if is_late or is_blank or self.answer["due"] or self.traffic.are_pending(self.url, began):
                 busy_at = now
             return now - busy_at > REDRAW
 
         if moved or target is None:
             self.until(is_over, max(LONGEST_FRAME, self.paging.patience))
+            if self.answer["blank"] and moved != "end":
+                self._blank_patience /= 2
         return moved
 
     def _look(self) -> None:
@@ -265,7 +270,7 @@ class Settling:
         """Scroll to the end of what scrolls, and no further than to where new cards come."""
         may_be_late = self.cards.has_lost()  # as a list that holds only what is in view, on a busy machine
         for _ in range(MAX_STEPS):
-            is_over = len(self.cards.keys) > known or self._move("on", may_load=True) != "further"
+            is_over = len(self.cards.keys) > known or self._move("on", may_load=True) == "end"
             if is_over or self.at_end():
                 return
             if may_be_late and len(self.cards.keys) == known:

@@ -61,6 +61,7 @@ SITES = {
     "rows-by-worker": Reported(
         "the same, with rows of which nothing tells that they will come", "", CARDS, 40, 40, more=PATIENT
     ),
+    "rows-by-late-worker": Reported("the same, some of them far too late", "", CARDS, 40, 40, more=PATIENT),
     "rows-every-other-time": Reported("the same, where every second step is missed", "", CARDS, 40, 40, more=LIVELY),
     "rows-missed-once": Reported("the same, where some rows are missed the first time", "", CARDS, 40, 40, more=LIVELY),
     "carousel": Reported("github.com/dkern/jquery.lazy/issues/223", "", OWN_PAGES + '".slide img"', 16, 2, more=LIVELY),
@@ -260,12 +261,18 @@ def rows_on_request(path: str, query: dict, count: int) -> str:
     return rows_at_rest(path, query, count, WHEN_AT_REST.replace("draw", ask))
 
 
-def rows_by_worker(path: str, query: dict, count: int) -> str:
+def rows_by_worker(path: str, query: dict, count: int, milliseconds: str = "1000") -> str:
     """All but the first rows come a second after scrolling has ceased, from a worker."""
-    worker = "let timer; onmessage = () => { clearTimeout(timer); timer = setTimeout(postMessage, 1000, 0); };"
+    wait = f"clearTimeout(timer); timer = setTimeout(postMessage, {milliseconds}, 0);"
+    worker = f"let timer, top = 0; onmessage = event => {{ top = Math.max(top, event.data); {wait} }};"
     make = f"""window.worker ??= new Worker("data:text/javascript," + encodeURIComponent("{worker}"));"""
-    later = f"{make} worker.onmessage = draw; worker.postMessage(0);"
+    later = f"{make} worker.onmessage = draw; worker.postMessage(box.scrollTop);"
     return rows_at_rest(path, query, count, later)
+
+
+def rows_by_late_worker(path: str, query: dict, count: int) -> str:
+    """Some in the middle come only after the scraper has lost its patience, until what is below them was seen."""
+    return rows_by_worker(path, query, count, "top > 2000 && top < 3500 ? 20000 : 1000")
 
 
 def rows_every_other_time(path: str, query: dict, count: int) -> str:
