@@ -165,7 +165,7 @@ class Settling:
             elif not self._visit_unseen():
                 if self.is_detail or not self.cards.has_lost() or self.cards.count() == in_all:
                     return
-                in_all = self.cards.count()
+                in_all, self._blank_patience = self.cards.count(), self.paging.patience
                 self._move("top")  # the list may have been late with some of its cards
         self.odd = f"cards kept coming after {MAX_ROUNDS} times through the page"
 
