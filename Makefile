@@ -73,7 +73,7 @@ lint: $(INSTALLED)  ## check and format-check the code
 	$(PYTHON) -m ruff format --check .
 
 lab: $(LIGHT)  ## open the notebooks in Jupyter
-	$(VENV)/bin/jupyter lab notebooks
+	$(VENV)/bin/jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) notebooks
 
 book: $(BOOK)/.installed  ## build the web edition of the notebooks -> build/book/_build/html/index.html
 	rm -rf build/book && mkdir -p build/book/results build/book/scraper build/book/data

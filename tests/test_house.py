@@ -134,6 +134,7 @@ def test_the_light_installation_never_replaces_the_whole_one(tmp_path, goal):
         ["make", "--dry-run", f"--makefile={ROOT / 'Makefile'}", goal], capture_output=True, text=True, cwd=tmp_path
     )
     assert "-r requirements.txt" in planned.stdout and "light.txt" not in planned.stdout
+    assert ("--allow-root" in planned.stdout) == (goal == "lab" and os.geteuid() == 0)  # Jupyter asks root for it
 
 
 def test_no_tracked_file_holds_a_path_of_a_machine():

@@ -126,10 +126,12 @@ def _load(options):
 
 
 def export_model(options) -> None:
+    from carspotter_check.bundle import read_manifest
     from carspotter_check.export import export_run
 
     bundle = export_run(study_of(options), options.run, options.to, out=options.out, risk=options.risk)
     print(f"Exported {options.run} to {bundle}; it gives the same answers as the run")
+    print(f"How far to trust its answers ({bundle / 'model_card.md'}): {read_manifest(bundle)['rejection']['reason']}")
 
 
 def serve_check(options) -> None:

@@ -29,7 +29,7 @@ def add_verbs(verbs) -> None:
     study = add_verb(verbs, "study", run_study, text, f"the classes joined by _; without classes {LAST}")
     study.add_argument("photos", nargs="?", type=Path, metavar="FOLDER", help="class folders (default: data/)")
     study.add_argument("--classes", nargs="+", default=[], metavar="CLASS")
-    study.add_argument("--epochs", type=positive, help="default: the experiments' own")
+    study.add_argument("--epochs", type=positive, help="of baseline_cnn alone (default: its own)")
 
 
 def kaggle_fetch(options) -> None:

@@ -68,7 +68,7 @@ class Steps:
 def run_study(study: Study, folder: Path, photos: Path | None, classes: Sequence[str], epochs: int | None) -> Path:
     """Import a folder of photos (or take what `study.data` holds), do all steps on them and return the page.
 
-    The page and the exported model go to `folder`. `epochs` shortens the baseline's training.
+    The page and the exported model go to `folder`. `epochs` are the baseline's alone.
     """
     steps = Steps(6 + (photos is not None))
     chosen = ["--classes", *classes] if classes else []
@@ -195,4 +195,6 @@ def answer_card(checked: Checked) -> str:
 
 
 def _grid(files: dict[str, Path], photos: Sequence[tuple[str, str]]) -> str:
+    if not photos:
+        return "<p>None.</p>"
     return f'<div class="photos">{"".join(figure(files[sha256], caption) for sha256, caption in photos)}</div>'

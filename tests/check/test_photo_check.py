@@ -541,6 +541,15 @@ def test_where_a_study_has_no_run_the_shipped_model_answers_and_says_so(tmp_path
     assert main([*asked, "--run", "this_one"]) == 2  # who names a run gets that one or an error
 
 
+def test_the_export_command_says_what_was_certified_and_where_that_is_written(tmp_path, monkeypatch, capsys):
+    bundle = write_bundle(tmp_path / "bundle")
+    monkeypatch.setattr("carspotter_check.export.export_run", lambda *_, **__: bundle)
+    assert main(["export", "run", "--data", str(tmp_path), "--study", "toy"]) == 0
+    said = capsys.readouterr().out
+    assert str(bundle / "model_card.md") in said
+    assert json.loads((bundle / "manifest.json").read_text())["rejection"]["reason"] in said
+
+
 def test_the_command_answers_in_lines_and_in_tables_by_photo_and_by_car(tmp_path, capsys):
     bundle = str(write_bundle(tmp_path / "bundle"))
     for name, seed in (("one/a.png", 0), ("one/b.png", 1), ("two/c.png", 2), ("two/copy.png", 2)):

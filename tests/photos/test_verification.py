@@ -130,6 +130,19 @@ def test_deleted_and_moved_rows_and_photos_rejected_since_are_noticed(make_study
     assert any("1 photos were rejected by the curation since" in text for text in problems)
 
 
+def test_after_a_split_that_was_killed_between_its_files_splitting_again_helps_and_says_so(make_study):
+    study = make_study(1)
+    assert not any("had changed" in note for note in split_study(study).notes)
+    written = study.splits.read_bytes()
+    study.splits_checksum.write_text(f"{'0' * 64}  splits.csv\n")
+    problems = verify_split(study, show_progress=False).problems
+    assert len(problems) == 1 and "stopped while it wrote, split again" in problems[0]
+    assert any("had changed since `split` last finished" in note for note in split_study(study).notes)
+    assert study.splits.read_bytes() == written
+    assert verify_split(study, show_progress=False).ok
+    assert not any("had changed" in note for note in split_study(study).notes)
+
+
 def test_unusable_photos_and_other_models_are_rejected_with_their_kind_and_take_no_part(make_study, tmp_path):
     study = make_study(4)
     for number, name in enumerate(("unusable/dashboard", "other-model/mustang/front")):

@@ -52,6 +52,10 @@ def test_the_four_questions_are_about_photos_of_ads_that_the_demo_has_not_collec
     assert len(collected) == listings and collected.isdisjoint(row["listing"] for row in asked)
 
 
+def test_a_part_of_the_page_without_photos_says_so(tmp_path):
+    assert walkthrough._grid({}, []) == "<p>None.</p>"
+
+
 def test_a_bundle_of_another_run_is_exported_anew(tmp_path, monkeypatch):
     done = []
     monkeypatch.setattr(walkthrough, "run_command", lambda verb, *_: done.append(verb))

@@ -65,7 +65,8 @@ class Audit:
         lines += [f"NOTE {note}" for note in self.notes]
         lines += [f"Page with pictures: {self.page}", f"Table: {self.page.with_name('findings.csv')}"]
         script = shlex.quote(str(self.page.with_name("fix.sh")))
-        return "\n".join([*lines, f"Commands that move what is certain aside: sh {script}"])
+        certain = self.findings.loc[self.findings["kind"].isin(SURE) & (self.findings["command"] != ""), "file"]
+        return "\n".join([*lines, f"Commands that move what is certain aside ({certain.nunique()} files): sh {script}"])
 
 
 def audit_folder(

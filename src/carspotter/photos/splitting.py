@@ -135,18 +135,32 @@ def split_study(
         )
     except ValueError as error:
         raise ValueError(f"{study.folder}: {error}") from None
+    notes = list(_question(splits))
+    if previous is None and is_changed(study):
+        notes.insert(
+            0,
+            f"{study.splits.name} had changed since `split` last finished, by hand or because `split` was stopped "
+            f"while it wrote; photos stayed on the sides that it names",
+        )
     # The labels first: a kill between the two writes leaves the old split, whose labels are all still here.
     write_table(study.sealed, splits.loc[splits["split"].isin(SEALED), ["sha256", "label"]])
     open_rows = splits["split"].isin(("train", "validation"))
     write_table(study.splits, splits.assign(label=splits["label"].where(open_rows, "")))
     study.splits_checksum.write_text(checksum(study), encoding="utf-8")
-    return NewSplit(pd.crosstab(splits["label"], splits["split"]), tuple(_question(splits)))
+    return NewSplit(pd.crosstab(splits["label"], splits["split"]), tuple(notes))
 
 
 def checksum(study: Study) -> str:
     """Return the content of `splits.sha256`, by which a manual change of `splits.csv` is noticed."""
     content = study.splits.read_bytes().replace(b"\r\n", b"\n")  # git may have turned the line ends
     return f"{hashlib.sha256(content).hexdigest()}  {study.splits.name}\n"
+
+
+def is_changed(study: Study) -> bool:
+    """Return whether `splits.csv` is not the file that `splits.sha256` names: edited, or `split` was killed."""
+    if not (study.splits.exists() and study.splits_checksum.exists()):
+        return False
+    return study.splits_checksum.read_text(encoding="utf-8") != checksum(study)
 
 
 def _question(splits: pd.DataFrame) -> Iterator[str]:

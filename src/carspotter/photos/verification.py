@@ -8,7 +8,7 @@ from carspotter.paths import Study
 from carspotter.photos.duplicates import relate_photos
 from carspotter.photos.fingerprints import measure_photos
 from carspotter.photos.sealed_test import find_label_faults
-from carspotter.photos.splitting import SEALED, STUDIED, checksum, read_splits, split_version
+from carspotter.photos.splitting import SEALED, STUDIED, is_changed, read_splits, split_version
 from carspotter.photos.table import kind_of, read_curation, read_photos, read_table
 
 
@@ -43,10 +43,10 @@ def verify_split(study: Study, show_progress: bool = True) -> SplitReport:
     splits = read_splits(study)
     photos = read_photos(study.data)
     problems, notes = [], []
-    if study.splits_checksum.exists() and study.splits_checksum.read_text(encoding="utf-8") != checksum(study):
+    if is_changed(study):
         problems.append(
             f"{study.splits.name} is not the file that `split` wrote: rows were added, deleted, moved or relabelled; "
-            f"restore it from git or from a backup"
+            f"restore it from git or from a backup. If `split` was stopped while it wrote, split again instead"
         )
     if twice := splits["sha256"].duplicated().sum():
         problems.append(f"{twice} photos are listed twice")
