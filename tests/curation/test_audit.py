@@ -42,7 +42,7 @@ def test_a_sound_folder_has_no_findings_and_is_not_written_to(folder, tmp_path):
     before = contents(folder)
     kinds, audit = found(folder, tmp_path / "out")
     assert kinds == {}
-    assert "aside (0 files)" in str(audit)
+    assert "aside (files: 0)" in str(audit)
     assert audit.photos.loc["civic"].to_dict() == {"test": 3, "train": 6}
     assert audit.notes == ("1 files are no photos by name and content, and were left alone",)
     assert contents(folder) == before
@@ -80,7 +80,7 @@ def test_the_script_moves_what_is_certain_aside_and_leaves_doubts(folder, tmp_pa
     write(folder / "train" / "altima" / "contradicts.jpg", scene(2), quality=70)
     shutil.copy(folder / odd, folder / "train" / "civic" / "line\nbreak.jpg")
     _, audit = found(folder, tmp_path / "out")
-    assert "what is certain aside (1 files): sh" in str(audit)
+    assert "what is certain aside (files: 1): sh" in str(audit)
     for _ in range(2):  # again: what has moved already is no error
         subprocess.run(["sh", tmp_path / "out" / "fix.sh"], check=True)
     assert not (folder / odd).exists()

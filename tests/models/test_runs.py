@@ -76,7 +76,10 @@ def test_a_run_is_recorded_and_its_checkpoint_gives_the_recorded_probabilities(t
     training = training_photos(toy_study)
     hits = run.predict(images_of(toy_study, training, 24)).argmax(axis=1) == (training["label"] == "dark").to_numpy()
     assert run.row["best_inference_train_accuracy"] == pytest.approx(hits.mean(), abs=1e-6)
-    assert run.summary().loc["epochs", run.id].startswith("3, best")
+    summary = run.summary()[run.id]
+    assert summary["epochs"].startswith("3, best")
+    trained, validated = run.row["last_inference_train_accuracy"], run.row["mean_last_five_validation_accuracy"]
+    assert float(summary["gap, the first minus the second"]) == pytest.approx(trained - validated, abs=1e-3)
 
 
 def test_asking_twice_trains_once_and_the_second_time_needs_no_photos(toy_study, monkeypatch):

@@ -65,8 +65,9 @@ class Audit:
         lines += [f"NOTE {note}" for note in self.notes]
         lines += [f"Page with pictures: {self.page}", f"Table: {self.page.with_name('findings.csv')}"]
         script = shlex.quote(str(self.page.with_name("fix.sh")))
-        certain = self.findings.loc[self.findings["kind"].isin(SURE) & (self.findings["command"] != ""), "file"]
-        return "\n".join([*lines, f"Commands that move what is certain aside ({certain.nunique()} files): sh {script}"])
+        is_moved = self.findings["kind"].isin(SURE) & (self.findings["command"] != "")
+        count = self.findings.loc[is_moved, "file"].nunique()
+        return "\n".join([*lines, f"Commands that move what is certain aside (files: {count}): sh {script}"])
 
 
 def audit_folder(

@@ -113,14 +113,13 @@ class Run:
 
     def summary(self) -> pd.DataFrame:
         """Return accuracies, gap, epochs, minutes and device as a table of one column."""
-        row = self.row
+        row, last_five = self.row, self.row["mean_last_five_validation_accuracy"]
+        trained = float(row["last_inference_train_accuracy"] or "nan")  # runs recorded with 0.1.0 may not have it
         lines = {
-            "training accuracy, last epoch": f"{row['last_train_accuracy']:.3f}",
-            "validation accuracy, mean of the last five epochs": f"{row['mean_last_five_validation_accuracy']:.3f}",
+            "training accuracy, last epoch, in evaluation mode": f"{trained:.3f}",
+            "validation accuracy, mean of the last five epochs": f"{last_five:.3f}",
             "validation accuracy, best epoch (chosen on validation)": f"{row['best_validation_accuracy']:.3f}",
-            "gap, training - validation, last epoch": (
-                f"{row['last_train_accuracy'] - row['last_validation_accuracy']:.3f}"
-            ),
+            "gap, the first minus the second": f"{trained - last_five:.3f}",
             "epochs": f"{len(self.history)}, best {row['best_epoch']}",
             "processor minutes": f"{self.minutes:.1f}",
             "device": row["device"],
