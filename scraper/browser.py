@@ -276,8 +276,10 @@ GUARD = """
 if read -r _; then kill -KILL 0; fi
 trap '' TERM
 kill -TERM 0
-sleep 1
-rm -rf "$1"
+for second in 1 2 3 4 5 6 7 8 9 10; do
+  sleep 1
+  if rm -rf "$1"; then break; fi  # not while the browser, on its way out, still writes into it
+done
 kill -KILL 0
 """
 

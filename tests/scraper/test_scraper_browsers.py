@@ -4,13 +4,14 @@ import json
 import re
 import shutil
 import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import pytest
 
-from scraper.browser import CHROMIUM_NAMES
+from scraper.browser import CHROMIUM_NAMES, GUARD
 from scraper.politeness import Pacer, Stopped
 from scraper.site import Politeness
 from tests.scraper.misbehaving_site import MisbehavingSite
@@ -117,6 +118,21 @@ def test_killed_with_two_browsers_it_goes_on_where_it_stopped(short_path):
         asked = site.photo_requests()
     assert len(stored(short_path)) == 10 and len(asked) - len(set(asked)) <= 2, "at most one again for each browser"
     assert len(journaled(short_path)) == len(set(journaled(short_path))) == 10
+
+
+def test_a_profile_into_which_a_browser_still_writes_is_removed_later(tmp_path):
+    """The guard of a killed scraper meets an `rm` that fails at first, as where files come while it works."""
+    profile, programs = tmp_path / "profile", tmp_path / "programs"
+    profile.mkdir()
+    programs.mkdir()
+    failing = programs / "rm"
+    failing.write_text(f'#!/bin/sh\n{shutil.which("rm")} -f "$0"\nexit 1\n')
+    failing.chmod(0o700)
+    path = {"PATH": f"{programs}:/usr/bin:/bin"}
+    command = ["/bin/sh", "-c", GUARD, "guard", profile]
+    guard = subprocess.Popen(command, stdin=subprocess.PIPE, process_group=0, env=path)
+    guard.communicate()
+    assert not failing.exists() and not profile.exists()
 
 
 def test_ctrl_c_does_not_wait_for_a_page_that_hangs(short_path):
