@@ -327,8 +327,8 @@ class Photos:
         name, since others may have expired.
         """
         had = (url for url, known in self.journal.outcomes.items() if known.status == "fetched")
-        lines_of = filter(lambda line: "asked" not in line, map(self.journal.newest_line, had))
-        given = self._given or next(((line["url"], line["page_url"]) for line in lines_of), None)
+        known = map(self.journal.newest_line, had)
+        given = self._given or next(((line["url"], line["page_url"]) for line in known if "asked" not in line), None)
         try:
             if given:
                 self.downloader.fetch(*given)

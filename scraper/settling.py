@@ -209,6 +209,9 @@ class Settling:
             moved = self.survey(move, target)
         changed_at = self.cards.changed_at
 
+        def is_blank() -> bool:
+            return self.answer["blank"] and moved != "end"
+
         def is_over() -> bool:
             nonlocal busy_at
             self.survey()
@@ -216,14 +219,14 @@ class Settling:
             if self.answer["unseen"] or self.answer["bare"] or self.cards.changed_at != changed_at:
                 return is_drawn or now - began > LONGEST_FRAME
             is_late = not is_drawn and now - began < LONGEST_FRAME
-            is_blank = self.answer["blank"] and moved != "end" and now - began < self._blank_patience
-            if is_late or is_blank or self.answer["due"] or self.traffic.are_pending(self.url, began):
+            is_awaited = is_blank() and now - began < self._blank_patience
+            if is_late or is_awaited or self.answer["due"] or self.traffic.are_pending(self.url, began):
                 busy_at = now
             return now - busy_at > REDRAW
 
         if moved or target is None:
             self.until(is_over, max(LONGEST_FRAME, self.paging.patience))
-            if self.answer["blank"] and moved != "end":
+            if is_blank():
                 self._blank_patience /= 2
         return moved
 

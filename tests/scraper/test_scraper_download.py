@@ -388,6 +388,8 @@ def test_an_address_of_an_earlier_crawl_that_expired_is_no_sign_of_a_ban(site, c
     site.counts["/banned.jpg"] = 99
     code, lines = crawl_photos(clock, site, tmp_path, *(f"/forbidden.jpg?{n}" for n in range(25)))
     assert (code, Counter(line["status"] for line in lines.values())) == (5, {"fetched": 1, "refused": 25})
+    with pytest.raises(CrawlStopped):  # a photo of an earlier crawl at the address that a page shows now is one
+        crawl_photos(clock, site, tmp_path, "/banned.jpg?signature=2", *(f"/forbidden.jpg?more={n}" for n in range(25)))
 
 
 def test_twenty_pages_in_a_row_that_are_not_opened_stop_the_crawl(site, clock, tmp_path):
