@@ -63,7 +63,10 @@ SITES = {
     ),
     "rows-by-late-worker": Reported("the same, some of them far too late", "", CARDS, 40, 40, more=PATIENT),
     "rows-every-other-time": Reported("the same, where every second step is missed", "", CARDS, 40, 40, more=LIVELY),
-    "rows-missed-once": Reported("the same, where some rows are missed the first time", "", CARDS, 40, 40, more=LIVELY),
+    "rows-missed-once": Reported(
+        "the same, where some rows are missed the first time", "", CARDS, 40, 40, more=PATIENT
+    ),
+    "rows-recycled": Reported("the same, drawn into the same elements", "", CARDS, 40, 40, more=LIVELY),
     "carousel": Reported("github.com/dkern/jquery.lazy/issues/223", "", OWN_PAGES + '".slide img"', 16, 2, more=LIVELY),
     # 4: a page is taken when it has settled
     "gallery-by-script": Reported(
@@ -261,12 +264,12 @@ def rows_on_request(path: str, query: dict, count: int) -> str:
     return rows_at_rest(path, query, count, WHEN_AT_REST.replace("draw", ask))
 
 
-def rows_by_worker(path: str, query: dict, count: int, milliseconds: str = "1000") -> str:
+def rows_by_worker(path: str, query: dict, count: int, milliseconds: str = "1000", draw: str = "draw()") -> str:
     """All but the first rows come a second after scrolling has ceased, from a worker."""
     wait = f"clearTimeout(timer); timer = setTimeout(postMessage, {milliseconds}, 0);"
     worker = f"let timer, top = 0; onmessage = event => {{ top = Math.max(top, event.data); {wait} }};"
     make = f"""window.worker ??= new Worker("data:text/javascript," + encodeURIComponent("{worker}"));"""
-    later = f"{make} worker.onmessage = draw; worker.postMessage(box.scrollTop);"
+    later = f"{make} worker.onmessage = () => {{ {draw} }}; worker.postMessage(box.scrollTop);"
     return rows_at_rest(path, query, count, later)
 
 
@@ -283,7 +286,25 @@ def rows_every_other_time(path: str, query: dict, count: int) -> str:
 def rows_missed_once(path: str, query: dict, count: int) -> str:
     """Some rows show only once the end of the list was seen, as those that a busy machine drew too late before."""
     draw = "draw(); if (box.scrollTop > 5300) steps = 1; if (!steps) for (const n of [11, 12, 25, 33]) rows"
-    return rows_at_rest(path, query, count, f"""{draw}.querySelector(`[data-id="${{n}}"]`)?.remove();""")
+    return rows_by_worker(path, query, count, draw=f"""{draw}.querySelector(`[data-id="${{n}}"]`)?.remove();""")
+
+
+def rows_recycled(path: str, query: dict, count: int) -> str:
+    """The rows are drawn into the same elements; the first time, some still show their neighbour's car."""
+    return rows_at_rest(
+        path,
+        query,
+        count,
+        """
+      if (box.scrollTop > 5300) steps = 1;
+      const first = Math.min(35, Math.floor(box.scrollTop / 150));
+      [...rows.children].forEach((row, i) => {
+        const n = first + i - (!steps && [11, 12, 25, 33].includes(first + i));
+        row.style.top = `${150 * (first + i)}px`;
+        row.dataset.id = n;
+        row.innerHTML = `<h2>Car ${n}</h2><img src="/photos/${n}.jpg">`;
+      });""",
+    )
 
 
 def carousel(path: str, query: dict, count: int) -> str:
