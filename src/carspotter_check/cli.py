@@ -75,6 +75,9 @@ def check_photos(options) -> None:
         except ValueError as error:
             where = "--claim" if listing is None else f"{options.listing}: listing {printable(listing)}"
             raise ValueError(f"{where}: {error}") from None
+    promised = check.rejection
+    if promised.certified is None or promised.certified > promised.risk:
+        print(f"how far to trust {check.run_id}: {promised.reason}", file=sys.stderr)
     rows = csv.writer(sys.stdout, lineterminator="\n")
     total = sum(len(photos) for _, photos, _ in asked)
     with progress_bar(total, "check", "photos", shown=total > 20) as progress:

@@ -550,6 +550,15 @@ def test_the_export_command_says_what_was_certified_and_where_that_is_written(tm
     assert json.loads((bundle / "manifest.json").read_text())["rejection"]["reason"] in said
 
 
+@pytest.mark.parametrize(("certified", "is_said"), [(0.01, False), (0.03, True), (None, True)])
+def test_the_check_command_says_what_a_model_falls_short_of(certified, is_said, tmp_path, monkeypatch, capsys):
+    promised = Rejection(risk=0.01, certified=certified, reason="1 % cannot be certified")
+    monkeypatch.setattr("carspotter_check.photo_check.PhotoCheck.load", lambda *_: make_check(rejection=promised))
+    (tmp_path / "a.png").write_bytes(as_png(noise()))
+    assert main(["check", str(tmp_path / "a.png")]) == 0
+    assert ("cannot be certified" in capsys.readouterr().err) is is_said
+
+
 def test_the_command_answers_in_lines_and_in_tables_by_photo_and_by_car(tmp_path, capsys):
     bundle = str(write_bundle(tmp_path / "bundle"))
     for name, seed in (("one/a.png", 0), ("one/b.png", 1), ("two/c.png", 2), ("two/copy.png", 2)):
