@@ -1,21 +1,17 @@
 """The photo check: verdicts, thresholds and what they promise, quality, and explanations that hold."""
 
-import io
 import json
 import re
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from carspotter.cli import main
 from carspotter.models.history import halves
-from carspotter_check import cli, explain
-from carspotter_check.bundle import sha256_of
+from carspotter_check import explain
 from carspotter_check.listing import combine, read_listings
 from carspotter_check.open_world import OTHER_MODEL, Known, measure_kinds
-from carspotter_check.photo_check import PhotoCheck, photos_in
+from carspotter_check.photo_check import photos_in
 from carspotter_check.rejection import (
     Limits,
     ListingRule,
@@ -28,28 +24,7 @@ from carspotter_check.rejection import (
     quality_fault,
     read_rule,
 )
-from tests.check.toy import write_colour_bundle
-
-SIZE = 32
-NAMES = ["swift", "wagonr"]
-
-
-def as_png(pixels):
-    stream = io.BytesIO()
-    Image.fromarray(np.asarray(pixels, np.uint8)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def noise(seed=0, size=64, low=0, high=256):
-    return np.random.default_rng(seed).integers(low, high, (size, size, 3), dtype=np.uint8)
-
-
-def make_check(probabilities=(0.1, 0.9), features=None, rejection=None, known=None):
-    def predict(images):
-        rows = np.tile(np.asarray(probabilities, np.float32), (len(images), 1))
-        return rows, None if features is None else np.tile(np.asarray(features, np.float32), (len(images), 1))
-
-    return PhotoCheck("a-run", "v1", NAMES, SIZE, predict, rejection or Rejection(confidence=0.6), known)
+from tests.check.toy import NAMES, SIZE, as_png, make_check, noise
 
 
 def cloud(centre, count, seed, spread=0.05, dimensions=8):
@@ -381,121 +356,6 @@ def test_folders_are_opened_sorted_and_without_hidden_files(tmp_path):
         list(photos_in([tmp_path, tmp_path / "nowhere"]))
 
 
-def write_bundle(folder, change=None, weight=(25, 0, 0)):
-    """A bundle; `change` alters its manifest after its files were hashed."""
-    write_colour_bundle(folder, SIZE, weight, Rejection(), NAMES, "r")
-    if change:
-        path = folder / "manifest.json"
-        manifest = json.loads(path.read_text())
-        changed = change(manifest)
-        path.write_text(json.dumps(manifest if changed is None else changed))
-    return folder
-
-
-def put(*path, value):
-    def change(manifest):
-        for key in path[:-1]:
-            manifest = manifest[key]
-        manifest[path[-1]] = value
-
-    return change
-
-
-def remove(key):
-    return lambda manifest: manifest.pop(key) and None
-
-
-FAULTS = {
-    "no such version": (put("manifest_version", value=99), "version 99"),
-    "version true": (put("manifest_version", value=True), "version True"),
-    "a list": (lambda manifest: [], "no JSON object"),
-    "no run": (remove("run"), "run is None"),
-    "run with escapes": (put("run", value="a\x1b[31m\nforged"), "run is"),
-    "no classes": (remove("classes"), "classes are None"),
-    "one class": (put("classes", value=["a"]), "two or more names"),
-    "equal classes": (put("classes", value=["a", "a"]), "two are equal"),
-    "numbers as classes": (put("classes", value=[1, 2]), "two or more names"),
-    "text as classes": (put("classes", value="ab"), "two or more names"),
-    "three classes": (put("classes", value=["a", "b", "c"]), "other classes"),
-    "swapped classes": (lambda manifest: manifest["classes"].reverse(), "other classes"),
-    "image size 0": (put("image_size", value=0), "image_size is 0"),
-    "image size as text": (put("image_size", value="32"), "image_size is '32'"),
-    "another image size": (put("image_size", value=100), "takes images of 32 pixels"),
-    "huge image size": (put("image_size", value=100_000), "image_size is 100000"),
-    "no thresholds": (remove("rejection"), "rejection is missing"),
-    "temperature 0": (put("rejection", "temperature", value=0), "temperature is 0"),
-    "temperature -1": (put("rejection", "temperature", value=-1), "temperature is -1"),
-    "temperature NaN": (put("rejection", "temperature", value=float("nan")), "temperature is nan"),
-    "temperature endless": (put("rejection", "temperature", value=float("inf")), "temperature is inf"),
-    "confidence as text": (put("rejection", "confidence", value="0.9"), "confidence is '0.9'"),
-    "confidence NaN": (put("rejection", "confidence", value=float("nan")), "confidence is nan"),
-    "confidence -1": (put("rejection", "confidence", value=-1), "confidence is -1"),
-    "limit NaN": (put("rejection", "limits", "sharpness", value=float("nan")), "sharpness is nan"),
-    "unknown threshold": (put("rejection", "x", value=1), "manifest.json cannot be used: unknown x"),
-    "unknown limit": (put("rejection", "limits", "x", value=1), "unknown x"),
-    "no rule for listings": (remove("listing"), "listing is missing"),
-    "correlation 2": (put("listing", "correlation", value=2), "correlation is 2"),
-    "correlation NaN": (put("listing", "correlation", value=float("nan")), "correlation is nan"),
-    "files as a list": (put("files", value=["model.onnx"]), "files is no table"),
-    "another file": (put("files", "model.onnx", value="0" * 64), "SHA-256 differs"),
-    "outside": (put("files", "../secret", value="0" * 64), "outside the bundle"),
-    "absolute": (put("files", "/etc/hosts", value="0" * 64), "outside the bundle"),
-    "a file's name with escapes": (put("files", "a\x1b[31m", value="0" * 64), "files is no table"),
-    "missing file": (put("files", "gone.onnx", value="0" * 64), "gone.onnx is missing"),
-    "another format": (lambda m: m.update(files={}, format="keras"), "holds keras"),
-    "another preprocessing": (put("preprocessing", value="other-9"), "made for the preprocessing other-9"),
-    "no preprocessing": (remove("preprocessing"), "preprocessing is None"),
-}
-
-
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_damaged_bundle_is_refused_with_one_sentence(tmp_path, fault):
-    change, words = FAULTS[fault]
-    with pytest.raises((ValueError, FileNotFoundError), match=words) as refusal:
-        PhotoCheck.load(write_bundle(tmp_path / "bundle", change))
-    assert "\n" not in str(refusal.value) and "\x1b" not in str(refusal.value)
-
-
-def test_weights_outside_the_model_are_not_loaded_since_nothing_vouches_for_them(tmp_path):
-    import onnx
-
-    folder = write_bundle(tmp_path / "bundle")
-    model = onnx.load(folder / "model.onnx")
-    onnx.save_model(
-        model, folder / "model.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0,
-        convert_attribute=True,
-    )  # fmt: skip
-    assert (folder / "weights.bin").stat().st_size > 0
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"] = {"model.onnx": sha256_of(folder / "model.onnx")}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="not a model that ONNX Runtime can load"):
-        PhotoCheck.load(folder)
-
-
-def test_a_sound_bundle_is_loaded_and_answers(tmp_path):
-    answer = PhotoCheck.load(write_bundle(tmp_path / "bundle")).check(as_png(noise()), "wagonr")
-    assert answer.verdict == "match" and answer.run == "r"
-
-
-def test_a_model_that_computes_nan_is_refused_before_it_is_used(tmp_path):
-    with pytest.raises(ValueError, match="computes no number"):
-        PhotoCheck.load(write_bundle(tmp_path / "bundle", weight=(np.nan, 0, 0)))
-
-
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\0", b"[" * 100_000, b"x" * 2_000_000])
-def test_a_manifest_that_is_no_json_is_refused(tmp_path, content):
-    folder = write_bundle(tmp_path / "bundle")
-    (folder / "manifest.json").write_bytes(content)
-    with pytest.raises(ValueError, match="cannot be used"):
-        PhotoCheck.load(folder)
-
-
-def test_a_bundle_that_is_not_there_is_refused_with_advice(tmp_path):
-    with pytest.raises(FileNotFoundError, match="export RUN --to onnx"):
-        PhotoCheck.load(tmp_path)
-
-
 def bright_corner(images):
     """A model that looks at the upper left quarter alone."""
     half = images.shape[1] // 2
@@ -523,75 +383,3 @@ def test_the_deletion_check_tells_a_true_map_from_a_wrong_one():
     assert marked > 2 * random > 0
     wrongly_marked, random = explain.deletion_check(bright_corner, image, heat[::-1, ::-1], 1)
     assert wrongly_marked < random
-
-
-def test_where_a_study_has_no_run_the_shipped_model_answers_and_says_so(tmp_path, monkeypatch, capsys):
-    photo = tmp_path / "photo.png"
-    photo.write_bytes(as_png(noise(size=200)))
-    monkeypatch.setenv("CARSPOTTER_HOME", str(tmp_path))
-    asked = ["check", str(photo), "--study", "unheard_of", "--json"]
-    monkeypatch.setattr(cli, "SHIPPED", tmp_path / "none")
-    assert main(asked) == 2  # a checkout in which no model ships
-    capsys.readouterr()
-    monkeypatch.setattr(cli, "SHIPPED", write_bundle(tmp_path / "bundle"))
-    assert main(asked) == 0
-    answered = capsys.readouterr()
-    assert json.loads(answered.out)["photo"] == "photo.png"
-    assert "unheard_of" in answered.err and "comes with Carspotter" in answered.err
-    assert main([*asked, "--run", "this_one"]) == 2  # who names a run gets that one or an error
-
-
-def test_the_export_command_says_what_was_certified_and_where_that_is_written(tmp_path, monkeypatch, capsys):
-    bundle = write_bundle(tmp_path / "bundle")
-    monkeypatch.setattr("carspotter_check.export.export_run", lambda *_, **__: bundle)
-    assert main(["export", "run", "--data", str(tmp_path), "--study", "toy"]) == 0
-    said = capsys.readouterr().out
-    assert str(bundle / "model_card.md") in said
-    assert json.loads((bundle / "manifest.json").read_text())["rejection"]["reason"] in said
-
-
-@pytest.mark.parametrize(("certified", "is_said"), [(0.01, False), (0.03, True), (None, True)])
-def test_the_check_command_says_what_a_model_falls_short_of(certified, is_said, tmp_path, monkeypatch, capsys):
-    promised = Rejection(risk=0.01, certified=certified, reason="1 % cannot be certified")
-    monkeypatch.setattr("carspotter_check.photo_check.PhotoCheck.load", lambda *_: make_check(rejection=promised))
-    (tmp_path / "a.png").write_bytes(as_png(noise()))
-    assert main(["check", str(tmp_path / "a.png")]) == 0
-    assert ("cannot be certified" in capsys.readouterr().err) is is_said
-
-
-def test_the_command_answers_in_lines_and_in_tables_by_photo_and_by_car(tmp_path, capsys):
-    bundle = str(write_bundle(tmp_path / "bundle"))
-    for name, seed in (("one/a.png", 0), ("one/b.png", 1), ("two/c.png", 2), ("two/copy.png", 2)):
-        (tmp_path / "cars" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "cars" / name).write_bytes(as_png(noise(seed)))
-    asked = ["check", "--model", bundle, "--claim", "wagonr"]
-    by_car = [*asked, "--listing", str(tmp_path / "cars")]
-    assert main([*asked, str(tmp_path / "cars"), "--csv"]) == main(by_car) == main([*by_car, "--csv"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    header = "photo,verdict,label,reason,decided_by,run,version,unlike,p_swift,p_wagonr"
-    assert lines[0] == header and lines[1].startswith("a.png,match,wagonr,") and len(lines) == 10
-    assert lines[5].startswith("one: match: 2 of 2 photos look like wagonr")
-    assert lines[6].startswith("two: match: 1 of 1 photos look like wagonr") and "1 of 2 photos unusable" in lines[6]
-    assert lines[7] == "listing,verdict,label,probability,decided,unusable,reason" and "; " in lines[8]
-
-
-def test_what_cannot_be_checked_is_said_before_anything_is_answered(tmp_path, capsys, monkeypatch):
-    bundle = str(write_bundle(tmp_path / "bundle"))
-    (tmp_path / "a.png").write_bytes(as_png(noise()))
-    (tmp_path / "cars.csv").write_text("listing,photo,claim\nx\x1b[31m,a.png,swift\ny,a.png,nano\n")
-    assert main(["check", "--model", bundle, "--listing", str(tmp_path / "cars.csv")]) == 2
-    said = capsys.readouterr()
-    assert "cars.csv: listing y: 'nano' is not a class" in said.err and not said.out
-    (tmp_path / "cars.csv").write_text("listing,photo\nx\x1b[31m,a.png\n")
-    assert main(["check", "--model", bundle, "--listing", str(tmp_path / "cars.csv")]) == 0
-    assert "\x1b" not in capsys.readouterr().out
-    (tmp_path / "none").mkdir()
-    assert main(["check", "--model", bundle, str(tmp_path / "none")]) == 2
-    assert "no photos in" in capsys.readouterr().err
-
-    def forbid(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr("carspotter_check.photo_check.decode", forbid)
-    assert main(["check", "--model", bundle, str(tmp_path / "a.png")]) == 0
-    assert "a.png: unusable: cannot be opened: Permission denied" in capsys.readouterr().out

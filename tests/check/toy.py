@@ -1,14 +1,38 @@
-"""A bundle whose model looks at a photo's mean colour, written by hand."""
+"""Pictures of noise, a check with given answers, and a bundle whose model looks at a photo's mean colour."""
 
+import io
 import json
 from dataclasses import asdict
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from carspotter.photos.decoding import PREPROCESSING
 from carspotter_check.bundle import write_manifest
-from carspotter_check.rejection import ListingRule
+from carspotter_check.photo_check import PhotoCheck
+from carspotter_check.rejection import ListingRule, Rejection
+
+SIZE = 32
+NAMES = ["swift", "wagonr"]
+
+
+def as_png(pixels):
+    stream = io.BytesIO()
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def noise(seed=0, size=64, low=0, high=256):
+    return np.random.default_rng(seed).integers(low, high, (size, size, 3), dtype=np.uint8)
+
+
+def make_check(probabilities=(0.1, 0.9), features=None, rejection=None, known=None):
+    def predict(images):
+        rows = np.tile(np.asarray(probabilities, np.float32), (len(images), 1))
+        return rows, None if features is None else np.tile(np.asarray(features, np.float32), (len(images), 1))
+
+    return PhotoCheck("a-run", "v1", NAMES, SIZE, predict, rejection or Rejection(confidence=0.6), known)
 
 
 def write_colour_bundle(folder, size, weight, rejection, classes=("swift", "wagonr"), run="colours-by-hand"):
@@ -40,4 +64,15 @@ def write_colour_bundle(folder, size, weight, rejection, classes=("swift", "wago
     listing = ListingRule(confidence=rejection.confidence)
     manifest = {"preprocessing": PREPROCESSING, "run": run, "classes": list(classes), "image_size": size}
     write_manifest(folder, manifest | {"format": "onnx", "rejection": asdict(rejection), "listing": asdict(listing)})
+    return folder
+
+
+def write_bundle(folder, change=None, weight=(25, 0, 0)):
+    """A bundle; `change` alters its manifest after its files were hashed."""
+    write_colour_bundle(folder, SIZE, weight, Rejection(), NAMES, "r")
+    if change:
+        path = folder / "manifest.json"
+        manifest = json.loads(path.read_text())
+        changed = change(manifest)
+        path.write_text(json.dumps(manifest if changed is None else changed))
     return folder
