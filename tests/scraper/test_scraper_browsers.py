@@ -25,7 +25,7 @@ from tests.scraper.test_scraper_crawl import (
     wait_until,
     write_site_file,
 )
-from tests.scraper.test_scraper_download import Clock, downloader
+from tests.scraper.without_browser import Clock, downloader
 
 pytestmark = [
     pytest.mark.slow,

@@ -21,7 +21,7 @@ from scraper.browser import ANSWERED, Browser
 from scraper.cli import main
 from tests.scraper.crawling import KeptBrowser, crawl, needs_browser, selected, short_folder, side_by_side
 from tests.scraper.misbehaving_site import MisbehavingSite
-from tests.scraper.test_scraper_download import table_rows
+from tests.scraper.without_browser import table_rows
 
 pytestmark = needs_browser
 

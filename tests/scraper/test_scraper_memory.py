@@ -10,7 +10,7 @@ from scraper.crawl import Crawl
 from scraper.download import Photo
 from scraper.journal import Journal
 from scraper.loading import LoadedPage
-from tests.scraper.test_scraper_download import Clock, downloader
+from tests.scraper.without_browser import Clock, downloader
 
 PER_PAGE = 25
 CARD = '<article class="listing" data-listing-id="{0}"><h2>Swift {0}</h2><img class="photo" src="/{0}.jpg"></article>'
