@@ -193,6 +193,9 @@ def import_framework(framework: str) -> ModuleType:
         # pages with zeros, which cost PyTorch a third of its time.
         libc = ctypes.CDLL(None)
         libc.mallopt(-4, 0), libc.mallopt(-1, 2**31 - 1)
+    # PyTorch's threads sleep while they wait for one another. By default they spin, which on a busy machine takes up
+    # the time that the others need: an epoch took five times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with without_banner():
             return importlib.import_module(f"carspotter.models.{framework}_cnn")
