@@ -6,9 +6,7 @@ import pytest
 
 from carspotter.cli import main
 from carspotter_check import cli
-from carspotter_check.rejection import (
-    Rejection,
-)
+from carspotter_check.rejection import Rejection
 from tests.check.toy import as_png, make_check, noise, write_bundle
 
 

@@ -3,12 +3,9 @@
 import tomllib
 from pathlib import Path
 
-from scraper.pages import (
-    extract_listings,
-)
+from scraper.pages import extract_listings
 from scraper.site import parse_site
 
-DATA_URI = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 URL = "https://cars.example/used/swift?city=pune"
 SITE_FILE = """
 contact = "test@example.org"

@@ -291,11 +291,7 @@ def rows_missed_once(path: str, query: dict, count: int) -> str:
 
 def rows_recycled(path: str, query: dict, count: int) -> str:
     """The rows are drawn into the same elements; the first time, some still show their neighbour's car."""
-    return rows_at_rest(
-        path,
-        query,
-        count,
-        """
+    recycle = """
       if (box.scrollTop > 5300) steps = 1;
       const first = Math.min(35, Math.floor(box.scrollTop / 150));
       [...rows.children].forEach((row, i) => {
@@ -303,8 +299,8 @@ def rows_recycled(path: str, query: dict, count: int) -> str:
         row.style.top = `${150 * (first + i)}px`;
         row.dataset.id = n;
         row.innerHTML = `<h2>Car ${n}</h2><img src="/photos/${n}.jpg">`;
-      });""",
-    )
+      });"""
+    return rows_at_rest(path, query, count, recycle)
 
 
 def carousel(path: str, query: dict, count: int) -> str:

@@ -23,7 +23,8 @@ from scraper.pictures import parse_srcset
 from scraper.settling import Settling
 from scraper.site_check import _describe, nearest_selector
 from scraper.traffic import Traffic
-from tests.scraper.reading import DATA_URI, URL, site
+from tests.scraper.misbehaving_site import DATA_URI
+from tests.scraper.reading import URL, site
 
 LINKS = {
     "by path": (["/car/a-1", "/car/b-2"], ["car/a-1", "car/b-2"]),

@@ -4,10 +4,9 @@ import json
 
 import pytest
 
-from scraper.pages import (
-    extract_listings,
-)
-from tests.scraper.reading import DATA_URI, URL, photos_of, site
+from scraper.pages import extract_listings
+from tests.scraper.misbehaving_site import DATA_URI
+from tests.scraper.reading import URL, photos_of, site
 
 PICTURES = {
     "plain src": ('<img src="/a.jpg">', ["https://cars.example/a.jpg"]),

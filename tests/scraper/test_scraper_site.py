@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scraper.pages import (
-    extract_listings,
-)
+from scraper.pages import extract_listings
 from scraper.site import SITES, SiteError, load_site, parse_site
 from tests.scraper.reading import SITE_FILE, URL, site
 
